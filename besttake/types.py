@@ -1,0 +1,57 @@
+"""The names of what crosses a border between rooms: videos, latents, times, conditions, scores.
+
+Conventions, everywhere in the library: a video is float `b f c h w` in [-1, 1]; latents are `b c f h w`; diffusion
+time is a float in [0, 1] with 0 = data and 1 = noise. Files hold uint8 `f h w c`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+Video = Float[Tensor, "b f c h w"]
+"""Videos in [-1, 1]."""
+
+Latent = Float[Tensor, "b c f h w"]
+"""What the denoiser works on."""
+
+Time = Float[Tensor, "b"]
+"""Diffusion time: 0 = data, 1 = noise."""
+
+Condition = dict[str, Tensor]
+"""What a denoiser is told besides time: named tensors whose first axis is the batch (text embeddings, first frame)."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """What a critic says of `b` videos.
+
+    Attributes:
+        values: float32 (b, d), finite; higher is better in every dimension.
+        dimensions: the names of the d columns.
+    """
+
+    values: Float[Tensor, "b d"]
+    dimensions: tuple[str, ...]
+
+    def __getitem__(self, dimension: str) -> Float[Tensor, "b"]:
+        return self.values[:, self.dimensions.index(dimension)]
+
+    def combine(self, weights: Mapping[str, float]) -> Float[Tensor, "b"]:
+        """The weighted sum of the dimensions named in `weights`."""
+        return torch.stack([weight * self[dimension] for dimension, weight in weights.items()]).sum(0)
+
+
+class Reward(Protocol):
+    """A critic: videos and their prompts in, a score out. Local, in another process or over HTTP: the same call."""
+
+    name: str
+    dimensions: tuple[str, ...]
+    differentiable: bool
+
+    def __call__(self, videos: Video, prompts: list[str]) -> Score: ...
