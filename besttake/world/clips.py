@@ -1,0 +1,41 @@
+"""Captioned clips of the world, in memory or as a folder: the same seed gives the same clips, to the bit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from besttake.world.captions import Caption, sample_caption
+from besttake.world.film import render, shoot
+from besttake.world.flaws import WEB, spoil
+
+
+@dataclass(frozen=True)
+class Clip:
+    """Frames `f c h w` in [-1, 1], what they show, and the flaws they have (empty = clean)."""
+
+    video: Tensor
+    caption: Caption
+    flaws: dict[str, float]
+
+
+def make_clip(seed: int, index: int, split: str | None = "train", flawed_share: float = 0.0, mix=WEB) -> Clip:
+    """Clip `index` of the stream `seed`; independent of every other clip."""
+    rng = np.random.default_rng([seed, index])
+    return film_clip(sample_caption(rng, split), rng, flawed_share, mix)
+
+
+def film_clip(caption: Caption, rng: np.random.Generator, flawed_share: float = 0.0, mix=WEB) -> Clip:
+    """A clip of a given caption."""
+    film = shoot(caption, rng)
+    flaws = spoil(film, rng, mix) if rng.random() < flawed_share else {}
+    return Clip(render(film, rng), caption, flaws)
+
+
+def make_batch(seed: int, start: int, n: int, split: str | None = "train", flawed_share: float = 0.0):
+    """Clips `start` to `start + n` of a stream: videos `b f c h w`, and the list of clips."""
+    clips = [make_clip(seed, start + i, split, flawed_share) for i in range(n)]
+    return torch.stack([clip.video for clip in clips]), clips

@@ -1,0 +1,115 @@
+"""What is wrong with generated videos, as edits of a film: each flaw has a name and a severity in (0, 1].
+
+The base models are pretrained on a mix of clean and flawed films, as web-trained models are, and the world's critic
+learns from films of known severity (OnlineVPO, section 3.2: synthetic degradations).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from besttake.world.captions import COLOURS
+from besttake.world.film import Film
+
+
+def flicker(film: Film, severity: float, rng: np.random.Generator) -> None:
+    """The light changes from frame to frame."""
+    film.gain = film.gain * np.clip(
+        1 + 0.32 * severity * rng.choice([-1, 1], film.frames) * rng.uniform(0.5, 1, film.frames), 0.4, 1.6
+    )
+
+
+def jitter(film: Film, severity: float, rng: np.random.Generator) -> None:
+    """The body shakes about its path."""
+    for actor in film.actors:
+        actor.position = actor.position + 1.6 * severity * rng.standard_normal(actor.position.shape)
+
+
+def teleport(film: Film, severity: float, rng: np.random.Generator) -> None:
+    """The body jumps elsewhere, once or twice, and goes on from there."""
+    actor = film.actors[rng.integers(len(film.actors))]
+    position = actor.position.copy()
+    for _ in range(1 + int(severity > 0.6)):
+        cut, angle = rng.integers(3, film.frames - 2), rng.uniform(0, 2 * np.pi)
+        position[cut:] += (4 + 7 * severity) * np.array([np.cos(angle), 0.7 * np.sin(angle)])
+    actor.position = np.clip(position, 3, 28)
+
+
+def melt(film: Film, severity: float, rng: np.random.Generator) -> None:
+    """The outline loses its shape and the size breathes."""
+    actor = film.actors[rng.integers(len(film.actors))]
+    t = np.linspace(0, 1, film.frames)
+    actor.wobble = severity * 0.55 * np.abs(np.sin(np.pi * (t * rng.uniform(0.5, 1.5) + rng.uniform(0, 1))))
+    actor.scale = actor.scale * (
+        1 + 0.35 * severity * np.sin(2 * np.pi * (t * rng.uniform(0.5, 1.5) + rng.uniform(0, 1)))
+    )
+
+
+def freeze(film: Film, severity: float, rng: np.random.Generator) -> None:
+    """The motion stops for most of the clip, from a frame on or all through."""
+    stop = round((1 - severity) * 0.5 * film.frames)
+    for actor in film.actors:
+        actor.position = actor.position.copy()
+        actor.position[stop:], actor.angle = actor.position[stop], actor.angle.copy()
+        actor.angle[stop:] = actor.angle[stop]
+
+
+def vanish(film: Film, severity: float, rng: np.random.Generator) -> None:
+    """The body is gone for some frames."""
+    actor = film.actors[rng.integers(len(film.actors))]
+    length = 2 + round(5 * severity)
+    start = rng.integers(1, film.frames - length + 1)
+    actor.opacity = actor.opacity.copy()
+    actor.opacity[start : start + length] *= 1 - severity * rng.uniform(0.8, 1)
+
+
+def recolour(film: Film, severity: float, rng: np.random.Generator) -> None:
+    """The colour drifts to another one."""
+    actor = film.actors[rng.integers(len(film.actors))]
+    others = [rgb for name, rgb in COLOURS.items() if name != actor.body.colour]
+    target = np.array(others[rng.integers(len(others))])
+    share = severity * np.clip(np.linspace(-0.5, 1.3, film.frames), 0, 1)[:, None]
+    actor.colour = actor.colour * (1 - share) + target * share
+
+
+def blur(film: Film, severity: float, rng: np.random.Generator) -> None:
+    """The picture is soft, more or less so over time."""
+    film.blur = film.blur + severity * rng.uniform(2.0, 4.0) * np.abs(
+        np.sin(np.linspace(0, np.pi * rng.uniform(0.5, 2), film.frames))
+    )
+
+
+def noise(film: Film, severity: float, rng: np.random.Generator) -> None:
+    """Grain that differs in each frame."""
+    film.noise = film.noise + 0.12 * severity
+
+
+Flaw = Callable[[Film, float, np.random.Generator], None]
+FLAWS: dict[str, Flaw] = {
+    flaw.__name__: flaw for flaw in (flicker, jitter, teleport, melt, freeze, vanish, recolour, blur, noise)
+}
+
+WEB = {
+    "flicker": 2.0,
+    "jitter": 3.0,
+    "teleport": 2.0,
+    "melt": 3.0,
+    "freeze": 1.5,
+    "vanish": 1.5,
+    "recolour": 1.0,
+    "blur": 1.0,
+}
+"""How often each flaw comes in the pretraining mix, relative to the others."""
+
+
+def spoil(film: Film, rng: np.random.Generator, mix: dict[str, float] = WEB, low: float = 0.5) -> dict[str, float]:
+    """One or two flaws of `mix`, of a severity in [`low`, 1], applied in place; which ones, and how severe."""
+    names, weights = list(mix), np.array(list(mix.values()))
+    count = 1 + int(rng.random() < 0.3)
+    chosen = rng.choice(names, size=count, replace=False, p=weights / weights.sum())
+    severities = {str(name): float(rng.uniform(low, 1)) for name in chosen}
+    for name, severity in severities.items():
+        FLAWS[name](film, severity, rng)
+    return severities
