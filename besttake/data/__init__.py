@@ -1,0 +1,1 @@
+"""Reading and writing video, prompts, real clips and preference pairs."""

@@ -1,0 +1,75 @@
+"""Prompts: read from a file, and dealt to the steps of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from besttake.data.files import read_jsonl, read_text
+
+
+def read_prompts(path: str | Path) -> list[str]:
+    """The prompts of a `.txt` (one per line) or a `.jsonl` (objects with "prompt"); blank lines are skipped.
+
+    Raises:
+        ValueError: the file is missing, of another kind, without prompts, or a line has no prompt.
+    """
+    suffix = Path(path).suffix.lower()
+    if suffix == ".jsonl":
+        prompts = [_prompt(path, number, row) for number, row in read_jsonl(path)]
+    elif suffix == ".txt":
+        prompts = [line.strip() for line in read_text(path).split("\n") if line.strip()]
+    else:
+        raise ValueError(f'{path}: expected a .txt (one prompt per line) or a .jsonl (objects with "prompt")')
+    if not prompts:
+        raise ValueError(f"{path} holds no prompts")
+    return prompts
+
+
+def prompt_batches(prompts: Sequence[str], batch: int, seed: int, step: int) -> list[tuple[int, str]]:
+    """The prompts of one step, each with its index in `prompts`.
+
+    Every epoch deals all prompts once, in an order of its own. The answer depends on the arguments alone, so any step
+    can be asked for, in any process. A batch that straddles two epochs holds no prompt twice, unless there are fewer
+    prompts than two batches.
+
+    Args:
+        batch: prompts per step, over all processes.
+        seed: 0 or above.
+        step: 0 or above.
+    """
+    if not prompts or batch < 1:
+        raise ValueError(f"{len(prompts)} prompts in batches of {batch}: expected at least one of each")
+    chosen: list[tuple[int, str]] = []
+    for position in range(step * batch, (step + 1) * batch):
+        epoch, place = divmod(position, len(prompts))
+        if not chosen or place == 0:
+            order = _order(len(prompts), batch, seed, epoch)
+        index = int(order[place])
+        chosen.append((index, prompts[index]))
+    return chosen
+
+
+def _order(n: int, batch: int, seed: int, epoch: int) -> np.ndarray:
+    """The shuffle of one epoch; prompts that the first batch has from the epoch before go right behind that batch."""
+    order = _shuffle(n, seed, epoch)
+    shared = epoch * n % batch
+    if shared == 0 or n < 2 * batch:
+        return order
+    before = _shuffle(n, seed, epoch - 1)[-shared:]
+    head, rest = order[:batch], order[batch:]
+    clash = np.isin(head, before)
+    return np.concatenate([head[~clash], head[clash], rest])
+
+
+def _shuffle(n: int, seed: int, epoch: int) -> np.ndarray:
+    return np.random.default_rng([seed, epoch]).permutation(n)
+
+
+def _prompt(path: str | Path, number: int, row: dict) -> str:
+    prompt = row.get("prompt")
+    if not isinstance(prompt, str) or not prompt.strip():
+        raise ValueError(f'{path}, line {number}: expected text under "prompt", got {prompt!r}')
+    return prompt.strip()

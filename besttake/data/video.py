@@ -1,0 +1,279 @@
+"""Video files: read by time, cut to size without distortion, written so that a browser plays them.
+
+Inside the library a video is float `f c h w` in [-1, 1]; in a file it is uint8 `f h w c`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import torch
+import torch.nn.functional as F
+from av.container import InputContainer
+from av.video.reformatter import ColorRange, Colorspace
+from av.video.stream import VideoStream
+from jaxtyping import Float, UInt8
+from PIL import Image
+from torch import Tensor
+
+from besttake.data.files import atomic
+
+SLACK = 5e-4
+"""Seconds. Matroska rounds a frame's time to the millisecond: a frame due half of one later is on screen already."""
+
+QUALITY = "12"
+"""x264's constant rate factor: no difference to be seen, and little to be measured."""
+
+BT709 = 1
+"""The number of BT.709 in H.264's tables of matrices, primaries and transfers."""
+
+
+@dataclass(frozen=True)
+class VideoInfo:
+    """Width and height in pixels as displayed (turned upright), mean frames per second, frame count, seconds."""
+
+    width: int
+    height: int
+    fps: float
+    frames: int
+    duration: float
+
+
+def to_uint8(video: Float[Tensor, "*b c h w"]) -> UInt8[Tensor, "*b h w c"]:
+    """From [-1, 1] (clipped) to 0..255, channels last."""
+    return ((video.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).movedim(-3, -1)
+
+
+def to_float(frames: UInt8[Tensor, "*b h w c"]) -> Float[Tensor, "*b c h w"]:
+    """From 0..255, channels last, to float32 in [-1, 1], channels first; `to_uint8` undoes it exactly."""
+    return frames.movedim(-1, -3).float() / 127.5 - 1
+
+
+def read_video(
+    path: str | Path,
+    *,
+    fps: float | None = None,
+    frames: int | None = None,
+    size: tuple[int, int] | None = None,
+    start_seconds: float = 0.0,
+) -> Float[Tensor, "f c h w"]:
+    """A clip of a video file as float32 in [-1, 1].
+
+    Args:
+        fps: frame k of the clip is the one on screen at `start_seconds + k / fps`, whatever the file's own rate,
+            constant or not. None: the file's frames as they come.
+        frames: length of the clip. None: to the end of the file.
+        size: (height, width): cut from the centre at this aspect ratio, then resized with antialiasing. None: as
+            displayed, so turned upright and with square pixels.
+        start_seconds: where the clip starts, from the file's first frame.
+
+    Raises:
+        ValueError: the file is missing, unreadable, truncated, without frames, or too short for the clip.
+    """
+    if (fps is not None and fps <= 0) or (frames is not None and frames < 1) or (size is not None and min(size) < 1):
+        raise ValueError(f"fps={fps}, frames={frames}, size={size}: expected positive numbers, or None")
+    clip: list[Tensor] = []
+    duration = 0.0
+    with _opened(path) as (container, stream):
+        for frame, duration in _timeline(container, stream):
+            copies = _copies(len(clip), fps, start_seconds, duration)
+            if copies:
+                clip += [_picture(frame, stream, size)] * copies
+            if frames is not None and len(clip) >= frames:
+                break
+    if frames is not None and len(clip) < frames:
+        needed = f"{frames} frames" + (f" at {fps:g} fps" if fps else "") + f" from {start_seconds:g} s"
+        seconds = f", which need more than {start_seconds + (frames - 1) / fps:.3f} s" if fps else ""
+        raise ValueError(f"{path} is too short: it lasts {duration:.3f} s and gives {len(clip)} of {needed}{seconds}")
+    if not clip:
+        raise ValueError(f"{path} lasts {duration:.3f} s: it has no frame at {start_seconds:g} s")
+    return to_float(torch.stack(clip[:frames]))
+
+
+def write_video(path: str | Path, video: Tensor, fps: float, upscale: int = 1) -> None:
+    """Writes an H.264 mp4 that browsers play; atomic: the file appears whole or not at all.
+
+    Args:
+        video: float `f c h w` in [-1, 1], or uint8 `f h w c`. An odd height or width is padded by one pixel (the
+            edge repeated), since 4:2:0 video has even sides.
+        upscale: every pixel becomes a square of this many; a video of 32 x 32 wants 8 to be looked at.
+
+    Raises:
+        ValueError: the shape, the type or a number is not as above.
+    """
+    pixels = _pixels(video)
+    if pixels.ndim != 4 or pixels.shape[-1] != 3 or 0 in pixels.shape:
+        raise ValueError(f"video is {tuple(video.shape)} {video.dtype}, expected float f 3 h w or uint8 f h w 3")
+    if fps <= 0 or upscale < 1:
+        raise ValueError(f"fps={fps}, upscale={upscale}: expected fps above 0 and upscale of 1 or more")
+    pixels = _enlarge(pixels, upscale)
+    _, height, width, _ = pixels.shape
+    pixels = np.pad(pixels, [(0, 0), (0, height % 2), (0, width % 2), (0, 0)], mode="edge")
+    with (
+        atomic(path) as temporary,
+        av.open(str(temporary), "w", format="mp4", options={"movflags": "faststart"}) as out,
+    ):
+        stream = out.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001), options={"crf": QUALITY})
+        stream.height, stream.width = pixels.shape[1:3]
+        stream.pix_fmt = "yuv420p"
+        context = stream.codec_context
+        context.colorspace = context.color_primaries = context.color_trc = BT709
+        context.color_range = ColorRange.MPEG
+        for picture in pixels:
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
+            frame = frame.reformat(format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG)
+            out.mux(stream.encode(frame))
+        out.mux(stream.encode())
+
+
+def probe(path: str | Path) -> VideoInfo:
+    """What a file holds, found by reading all of it and decoding its first frame.
+
+    Raises:
+        ValueError: the file is missing, unreadable, truncated or without frames.
+    """
+    first, frames, starts, ends = None, 0, [], []
+    with _opened(path) as (container, stream):
+        for packet in _packets(container, stream):
+            first = first or next(iter(packet.decode()), None)
+            frames += packet.size > 0 and not packet.is_discard
+            if packet.pts is not None and not packet.is_discard:
+                starts.append(float(packet.pts * packet.time_base))
+                ends.append(float((packet.pts + (packet.duration or 0)) * packet.time_base))
+        if first is None:
+            raise _BrokenError("it has no frames")
+        rate = _rate(stream)
+        height, width = _picture(first, stream, None).shape[:2]
+    duration = max(ends) - min(starts) if starts else frames / rate
+    return VideoInfo(width, height, frames / duration if duration else rate, frames, duration)
+
+
+def contact_sheet(videos: Tensor | Sequence[Tensor], path: str | Path, upscale: int = 1) -> None:
+    """Writes a PNG with one row per video, its frames from left to right; shorter videos leave their row's end black.
+
+    Args:
+        videos: `b f c h w` in [-1, 1], or a sequence of `f c h w` of one height and width; uint8 `f h w c` as well.
+    """
+    gap = 1
+    rows = [_pixels(video) for video in videos]
+    if not rows or len({row.shape[1:] for row in rows}) > 1:
+        raise ValueError(f"videos are {[tuple(row.shape) for row in rows]} (f h w c), expected some of one size")
+    _, height, width, channels = rows[0].shape
+    across = max(len(row) for row in rows)
+    sheet = np.zeros((len(rows) * (height + gap) - gap, across * (width + gap) - gap, channels), np.uint8)
+    for i, row in enumerate(rows):
+        for j, picture in enumerate(row):
+            top, left = i * (height + gap), j * (width + gap)
+            sheet[top : top + height, left : left + width] = picture
+    with atomic(path) as temporary:
+        Image.fromarray(_enlarge(sheet[None], upscale)[0]).save(temporary, format="PNG")
+
+
+def _pixels(video: Tensor) -> np.ndarray:
+    video = video.detach().cpu()
+    return (to_uint8(video) if video.is_floating_point() else video).numpy()
+
+
+def _enlarge(pixels: np.ndarray, upscale: int) -> np.ndarray:
+    return pixels.repeat(upscale, axis=1).repeat(upscale, axis=2)
+
+
+@contextmanager
+def _opened(path: str | Path) -> Iterator[tuple[InputContainer, VideoStream]]:
+    """A file and its video stream; whatever FFmpeg or the body says against it is a ValueError with its name."""
+    if not Path(path).is_file():
+        raise ValueError(f"{path} is not a file")
+    if Path(path).stat().st_size == 0:
+        raise ValueError(f"{path} is empty: 0 bytes")
+    try:
+        with av.open(str(path)) as container:
+            stream = container.streams.best("video")
+            if not isinstance(stream, VideoStream):
+                raise _BrokenError("it has no video stream")
+            stream.thread_type = "AUTO"
+            yield container, stream
+    except _BrokenError as error:
+        raise ValueError(f"{path} cannot be read as a video: {error}") from error
+    except av.FFmpegError as error:
+        raise ValueError(f"{path} cannot be read as a video: {error.strerror} (is it truncated?)") from error
+
+
+class _BrokenError(Exception):
+    """What is wrong with a file, for `_opened` to put the name to."""
+
+
+def _packets(container: InputContainer, stream: VideoStream) -> Iterator[av.Packet]:
+    """The packets of `stream`; at the end of the file, asks whether it came before the length its header tells.
+
+    The other streams are read along: the header's length is that of the longest.
+    """
+    end = 0.0
+    for packet in container.demux():
+        if packet.is_corrupt:
+            raise _BrokenError("it is truncated or damaged, a frame is cut off")
+        time = packet.pts if packet.pts is not None else packet.dts
+        if time is not None and packet.time_base is not None:
+            end = max(end, float((time + (packet.duration or 0)) * packet.time_base))
+        if packet.stream is stream:
+            yield packet
+    told = ((container.start_time or 0) + (container.duration or 0)) / av.time_base
+    if end < told - max(0.1, 2 / _rate(stream)):
+        raise _BrokenError(f"it is truncated, its header tells of {told:.3f} s, the frames end at {end:.3f} s")
+
+
+def _timeline(container: InputContainer, stream: VideoStream) -> Iterator[tuple[av.VideoFrame, float]]:
+    """Frames in the order shown, each with the second (from the first frame) at which it leaves the screen."""
+    held, held_time, first_time = None, 0.0, 0.0
+    for packet in _packets(container, stream):
+        for frame in packet.decode():
+            time = frame.time if frame.time is not None else held_time + 1 / _rate(stream)
+            if held is None:
+                first_time = time
+            else:
+                yield held, time - first_time
+            held, held_time = frame, time
+    if held is None:
+        raise _BrokenError("it has no frames")
+    length = float(held.duration * held.time_base) if held.duration and held.time_base else 1 / _rate(stream)
+    yield held, held_time - first_time + length
+
+
+def _rate(stream: VideoStream) -> float:
+    return float(stream.average_rate or stream.guessed_rate or 25)
+
+
+def _copies(k: int, fps: float | None, start: float, leaves: float) -> int:
+    """How many frames of the clip, from the k-th on, are due before a frame leaves the screen."""
+    if fps is None:
+        return int(leaves > start + SLACK)
+    copies = 0
+    while start + (k + copies) / fps + SLACK < leaves:
+        copies += 1
+    return copies
+
+
+def _picture(frame: av.VideoFrame, stream: VideoStream, size: tuple[int, int] | None) -> UInt8[Tensor, "h w 3"]:
+    """A frame upright, with square pixels, cut to the aspect ratio of `size` and resized to it."""
+    rgb = frame.to_ndarray(format="rgb24")
+    quarters = round(frame.rotation / 90) % 4
+    rgb = np.rot90(rgb, quarters)
+    pixel = float(stream.sample_aspect_ratio or 1)  # width over height of one pixel
+    if quarters % 2:
+        pixel = 1 / pixel
+    height, width = rgb.shape[:2]
+    size = size or (height, round(width * pixel))
+    aspect = size[1] / size[0] / pixel
+    cut_height = min(height, max(1, round(width / aspect)))
+    cut_width = min(width, max(1, round(height * aspect)))
+    top, left = (height - cut_height) // 2, (width - cut_width) // 2
+    cut = torch.from_numpy(rgb[top : top + cut_height, left : left + cut_width].copy())
+    if cut.shape[:2] == size:
+        return cut
+    resized = F.interpolate(cut.movedim(-1, 0)[None].float(), size, mode="bicubic", antialias=True)
+    return resized[0].movedim(0, -1).round().clamp(0, 255).to(torch.uint8)

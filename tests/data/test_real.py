@@ -1,0 +1,204 @@
+import json
+import logging
+
+import pytest
+import torch
+
+from besttake.data.real import RealClip, find_clips, load_real
+
+
+@pytest.fixture
+def clips(tmp_path, film):
+    """Two small videos in a folder, and the clips they should be found as."""
+    film("one.mp4", n=24, fps=24)
+    film("two.avi", n=20, fps=10, codec="mpeg4")
+    return [RealClip(tmp_path / "one.mp4", "the first, clip"), RealClip(tmp_path / "two.avi", "the second clip")]
+
+
+def lines(folder, captions="the first, clip\nthe second clip\n", videos="one.mp4\ntwo.avi\n"):
+    (folder / "prompt.txt").write_text(captions)
+    (folder / "video.txt").write_text(videos)
+
+
+def beside(folder, one="the first, clip", two="the second\nclip\n"):
+    (folder / "one.txt").write_text(one)
+    (folder / "two.txt").write_text(two)
+
+
+def jsonl(folder, *rows, name="clips.jsonl"):
+    rows = rows or ({"path": "one.mp4", "text": "the first, clip"}, {"path": "two.avi", "text": "the second clip"})
+    (folder / name).write_text("\n".join(json.dumps(row) for row in rows))
+
+
+def test_line_by_line(tmp_path, clips):
+    lines(tmp_path)
+    assert find_clips(tmp_path) == clips
+
+
+def test_a_text_beside_each_video(tmp_path, clips):
+    beside(tmp_path)
+    assert find_clips(tmp_path) == clips
+
+
+@pytest.mark.parametrize("path", ["path", "video", "file", "file_name"])
+@pytest.mark.parametrize("caption", ["caption", "prompt", "text"])
+def test_csv(tmp_path, clips, path, caption):
+    table = f'id,{path},{caption}\n1,one.mp4,"the first, clip"\n2,{tmp_path}/two.avi,the second clip\n'
+    (tmp_path / "metadata.csv").write_text("\ufeff" + table, encoding="utf-8")
+    assert find_clips(tmp_path) == clips
+    assert find_clips(tmp_path / "metadata.csv") == clips
+
+
+def test_json_lines(tmp_path, clips):
+    jsonl(tmp_path)
+    assert find_clips(tmp_path) == clips
+
+
+def test_parquet(tmp_path, clips):
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    columns = {"video": ["one.mp4", "two.avi"], "caption": [clip.caption for clip in clips]}
+    parquet.write_table(pyarrow.table(columns), tmp_path / "clips.parquet")
+    assert find_clips(tmp_path) == clips
+    (tmp_path / "clips.parquet").write_bytes(b"nonsense")
+    with pytest.raises(ValueError, match=r"clips\.parquet cannot be read as parquet"):
+        find_clips(tmp_path)
+
+
+def test_parquet_without_pyarrow_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
+    (tmp_path / "clips.parquet").touch()
+    with pytest.raises(ValueError, match=r"needs pyarrow.*besttake\[parquet\]"):
+        find_clips(tmp_path)
+
+
+def test_no_folder_or_nothing_in_it(tmp_path):
+    with pytest.raises(ValueError, match=r"gone does not exist; expected a folder of clips or a table"):
+        find_clips(tmp_path / "gone")
+    with pytest.raises(ValueError, match=r"is empty; expected prompt\.txt \+ video\.txt"):
+        find_clips(tmp_path)
+    (tmp_path / "notes.md").touch()
+    with pytest.raises(ValueError, match=r"has no captioned clips"):
+        find_clips(tmp_path)
+    with pytest.raises(ValueError, match=r"notes\.md: expected a folder of clips or a table \(\.csv"):
+        find_clips(tmp_path / "notes.md")
+
+
+@pytest.mark.parametrize("layouts", [(lines, beside), (lines, jsonl), (beside, jsonl)])
+def test_several_layouts_are_ambiguous(tmp_path, clips, layouts):
+    for write in layouts:
+        write(tmp_path)
+    with pytest.raises(ValueError, match="holds several layouts"):
+        find_clips(tmp_path)
+
+
+def test_several_tables_are_ambiguous_until_one_is_named(tmp_path, clips):
+    jsonl(tmp_path)
+    jsonl(tmp_path, name="more.jsonl")
+    with pytest.raises(ValueError, match=r"several layouts \(clips\.jsonl; more\.jsonl\)"):
+        find_clips(tmp_path)
+    assert find_clips(tmp_path / "more.jsonl") == clips
+
+
+def test_half_a_layout(tmp_path, clips):
+    (tmp_path / "prompt.txt").write_text("a ball\n")
+    with pytest.raises(ValueError, match=r"video\.txt is not a file"):
+        find_clips(tmp_path)
+
+
+def test_line_counts_differ(tmp_path, clips):
+    lines(tmp_path, captions="only one\n")
+    with pytest.raises(ValueError, match=r"prompt\.txt has 1 lines, video\.txt has 2"):
+        find_clips(tmp_path, skip_bad=True)
+
+
+def test_a_line_without_a_path(tmp_path, clips):
+    lines(tmp_path, videos="\ntwo.avi\n")
+    with pytest.raises(ValueError, match=r"line 1 of prompt\.txt \+ video\.txt has no path"):
+        find_clips(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ("", "has no rows"),
+        ("path,caption\n", "has no rows"),
+        ("where,caption\none.mp4,x\n", "has the columns where, caption; expected exactly one of path, video"),
+        ("path,label\none.mp4,x\n", "has the columns path, label; expected exactly one of caption, prompt"),
+        ("path,caption,text\none.mp4,x,y\n", "expected exactly one of caption, prompt, text"),
+        ("path,caption\none.mp4,the first, clip\n", "row 1: more cells than columns"),
+        ("path,caption\none.mp4,x\n,y\n", r"row 2 of metadata\.csv has no path"),
+    ],
+)
+def test_bad_tables(tmp_path, clips, table, message):
+    (tmp_path / "metadata.csv").write_text(table)
+    with pytest.raises(ValueError, match=message):
+        find_clips(tmp_path)
+
+
+def test_a_caption_must_be_text(tmp_path, clips):
+    jsonl(tmp_path, {"path": "one.mp4", "text": "x"}, {"path": "two.avi", "text": 3})
+    with pytest.raises(ValueError, match=r"clips\.jsonl, row 2: text is int, expected text"):
+        find_clips(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("write", "place"),
+    [
+        (lambda folder: lines(folder, captions="\nthe second clip\n"), r"line 1 of prompt\.txt"),
+        (lambda folder: beside(folder, one=" \n"), r"one\.txt is missing or empty"),
+        (lambda folder: (folder / "two.txt").write_text("the second clip"), r"one\.txt is missing or empty"),
+        (lambda folder: jsonl(folder, {"path": "one.mp4", "text": ""}, {"path": "two.avi", "text": "x"}), r"row 1 of"),
+        (lambda folder: jsonl(folder, {"path": "one.mp4"}, {"path": "two.avi", "text": "x"}), r"row 1 of clips\.jsonl"),
+    ],
+)
+def test_a_clip_without_a_caption_is_named(tmp_path, clips, write, place):
+    write(tmp_path)
+    with pytest.raises(ValueError, match=rf"1 of 2 clips .*\n .*one\.mp4 has no caption \({place}"):
+        find_clips(tmp_path)
+    assert [clip.path.name for clip in find_clips(tmp_path, skip_bad=True)] == ["two.avi"]
+
+
+def test_a_caption_without_a_video_is_named(tmp_path, clips):
+    beside(tmp_path)
+    (tmp_path / "three.txt").write_text("the third clip")
+    with pytest.raises(ValueError, match=r"no video beside three\.txt"):
+        find_clips(tmp_path)
+
+
+def test_all_bad_videos_are_named_at_once_and_skipped_only_on_request(tmp_path, clips, caplog):
+    (tmp_path / "empty.mp4").touch()
+    (tmp_path / "text.mp4").write_text("not a video" * 99)
+    (tmp_path / "cut.avi").write_bytes((tmp_path / "two.avi").read_bytes()[:-3000])
+    names = ["empty.mp4", "one.mp4", "lost.mp4", "text.mp4", "cut.avi"]
+    lines(tmp_path, captions="a\n" * 5, videos="\n".join(names))
+    with pytest.raises(ValueError, match=r"4 of 5 clips of .* cannot be used") as caught:
+        find_clips(tmp_path)
+    bad = [name for name in names if name != "one.mp4"]
+    assert all(name in str(caught.value) for name in bad)
+    assert "/one.mp4" not in str(caught.value)
+    with caplog.at_level(logging.WARNING):
+        assert [clip.path.name for clip in find_clips(tmp_path, skip_bad=True)] == ["one.mp4"]
+    assert [name for record in caplog.records for name in names if name in record.getMessage()] == bad
+
+
+def test_skipping_must_leave_something(tmp_path):
+    lines(tmp_path, captions="a\n", videos="gone.mp4\n")
+    with pytest.raises(ValueError, match=r"gone\.mp4 is not a file\nNo clip is left"):
+        find_clips(tmp_path, skip_bad=True)
+
+
+def test_load_real(clips, numbers):
+    videos = load_real(clips, fps=8, frames=8, size=(16, 16))
+    assert videos.shape == (2, 8, 3, 16, 16)
+    assert videos.dtype == torch.float32
+    assert numbers(videos[0]) == [0, 3, 6, 9, 12, 15, 18, 21]
+    assert numbers(videos[1]) == [0, 1, 2, 3, 5, 6, 7, 8]
+
+
+def test_load_real_names_every_short_clip(clips):
+    with pytest.raises(ValueError, match=r"1 of 2 clips cannot be used:\n .*one\.mp4 is too short") as caught:
+        load_real(clips, fps=8, frames=12, size=(16, 16))
+    assert "two.avi" not in str(caught.value)
+    with pytest.raises(ValueError, match=r"2 of 2 clips .*\n .*one\.mp4 .*\n .*two\.avi"):
+        load_real(clips, fps=8, frames=99, size=(16, 16))
