@@ -1,0 +1,42 @@
+"""Video models, one file per family. A new family is one new file here; it is found by its `pipelines`."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+
+import torch
+from diffusers import DiffusionPipeline
+
+from besttake.models.base import VideoModel, pipeline_class
+
+__all__ = ["VideoModel", "families", "load_model"]
+
+
+def families() -> list[type[VideoModel]]:
+    """Every model class in this folder."""
+    classes: list[type[VideoModel]] = []
+    for module in pkgutil.iter_modules(__path__):
+        contents = vars(importlib.import_module(f"{__name__}.{module.name}")).values()
+        classes += [c for c in contents if isinstance(c, type) and issubclass(c, VideoModel) and c is not VideoModel]
+    return classes
+
+
+def load_model(source: str, dtype: torch.dtype = torch.float32, device: str = "cpu") -> VideoModel:
+    """The model in a diffusers pipeline folder, or on the hub.
+
+    Raises:
+        ValueError: there is no such model, its files are broken, or no file here knows its pipeline.
+    """
+    name = pipeline_class(source)
+    for family in families():
+        if name in family.pipelines:
+            try:
+                pipeline = DiffusionPipeline.from_pretrained(source, dtype=dtype)
+            except Exception as error:
+                raise ValueError(f"the model in '{source}' does not load: {error}") from error
+            return family(pipeline.to(device), source)
+    known = sorted(name for family in families() for name in family.pipelines)
+    raise ValueError(
+        f"'{source}' is a {name}; besttake knows {', '.join(known)}. Add a file to besttake/models/ for it"
+    )

@@ -1,0 +1,190 @@
+"""A model plus what is trained of it, and the reference it is held against.
+
+With LoRA the base model exists once: policy and reference are two adapters on it, and predicting only changes which
+one is active. With full fine-tuning the reference is a frozen copy of the denoiser.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from peft import LoraConfig, get_peft_model_state_dict
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+
+from besttake.models import VideoModel
+from besttake.types import Condition, Latent, Time
+
+
+@dataclass(frozen=True)
+class PolicyConfig:
+    """What of the model is trained."""
+
+    train: Literal["lora", "full"] = "lora"
+    rank: int = 32
+    """Rank of the LoRA matrices."""
+    alpha: float | None = None
+    """LoRA's scale is alpha / rank; by default alpha = rank."""
+    average: float = 0.0
+    """Decay of an exponential moving average of the policy, which is what is saved and evaluated; 0 = none."""
+    gradient_checkpointing: bool = False
+
+    def __post_init__(self):
+        if self.rank < 1:
+            raise ValueError(f"policy.rank is {self.rank}; a LoRA needs a rank of at least 1")
+        if self.alpha is not None and self.alpha <= 0:
+            raise ValueError(f"policy.alpha is {self.alpha}; it must be positive, or left out")
+        if not 0 <= self.average < 1:
+            raise ValueError(f"policy.average is {self.average}; a decay lies in [0, 1)")
+
+
+class Policy:
+    """The model being trained.
+
+    Attributes:
+        trainable: name -> parameter, all float32.
+        reference: what the policy is held against; equal to the policy until the first update.
+    """
+
+    def __init__(self, model: VideoModel, config: PolicyConfig, seed: int = 0):
+        self.model, self.config = model, config
+        denoiser = model.denoiser
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            twin = _add_adapters(model, config) if config.train == "lora" else None
+        self.reference = Reference(self, twin)
+        if twin is None:
+            denoiser.requires_grad_(True).float()
+            self.trainable = dict(denoiser.named_parameters())
+        else:
+            self.trainable = {n.replace(".policy.", "."): p for n, p in denoiser.named_parameters() if ".policy." in n}
+        if config.gradient_checkpointing:
+            denoiser.enable_gradient_checkpointing()
+        self.average = {n: p.detach().clone() for n, p in self.trainable.items()} if config.average else {}
+
+    def predict(self, x_t: Latent, t: Time, condition: Condition) -> Latent:
+        """What the policy predicts at `x_t`."""
+        return self.model.predict(self.model.denoiser, x_t, t, condition)
+
+    @contextmanager
+    def base(self) -> Iterator[None]:
+        """Within this context the policy is the base model (LoRA only: a full fine-tune has overwritten it)."""
+        if self.config.train != "lora":
+            raise ValueError("the base model is gone after full fine-tuning; load it anew")
+        layers = _adapter_layers(self.model.denoiser)
+        for layer in layers:
+            layer._disable_adapters = True
+        try:
+            yield
+        finally:
+            for layer in layers:
+                layer._disable_adapters = False
+
+    @torch.no_grad()
+    def update_average(self) -> None:
+        """One step of the moving average, in float32."""
+        for name, kept in self.average.items():
+            kept.lerp_(self.trainable[name].detach(), 1 - self.config.average)
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Within this context the policy's weights are their moving average, if one is kept."""
+        current = {name: parameter.detach().clone() for name, parameter in self.trainable.items() if self.average}
+        _copy(self.average, self.trainable)
+        try:
+            yield
+        finally:
+            _copy(current, self.trainable)
+
+    def save(self, folder: Path) -> None:
+        """Write what was trained as users load it: for `pipe.load_lora_weights(folder)`, or `folder/transformer`."""
+        with self.averaged():
+            if self.config.train == "full":
+                self.model.denoiser.save_pretrained(folder / "transformer")
+                return
+            layers = get_peft_model_state_dict(self.model.denoiser, adapter_name="policy")
+            layers = {name: tensor.detach().clone() for name, tensor in layers.items()}
+            config = self.model.denoiser.peft_config["policy"].to_dict()
+            self.model.pipeline.save_lora_weights(
+                folder, transformer_lora_layers=layers, transformer_lora_adapter_metadata=config
+            )
+
+
+class Reference:
+    """The frozen side of DPO: a twin adapter (`trainable` names -> parameters), or a frozen copy of the denoiser."""
+
+    def __init__(self, policy: Policy, twin: dict[str, nn.Parameter] | None):
+        self.policy, self.denoiser = policy, policy.model.denoiser
+        if twin is None:
+            self.denoiser = copy.deepcopy(self.denoiser).requires_grad_(False).eval()
+            twin = dict(self.denoiser.named_parameters())
+        self.weights = twin
+        self.smooth: dict[str, Tensor] = {}
+
+    @torch.no_grad()
+    def predict(self, x_t: Latent, t: Time, condition: Condition) -> Latent:
+        """What the reference predicts at `x_t`; never carries a gradient."""
+        if self.policy.config.train == "full":
+            return self.policy.model.predict(self.denoiser, x_t, t, condition)
+        _activate(self.denoiser, "reference")
+        try:
+            return self.policy.model.predict(self.denoiser, x_t, t, condition)
+        finally:
+            _activate(self.denoiser, "policy")
+
+    def refresh(self) -> None:
+        """Become the current policy: OnlineVPO's curriculum preference update (section 3.3)."""
+        _copy(self.policy.trainable, self.weights)
+        self.smooth = {}
+
+    @torch.no_grad()
+    def ema(self, decay: float) -> None:
+        """theta_ref <- decay theta_ref + (1 - decay) theta, kept in float32 (RealDPO): in bf16 .999 rounds away."""
+        self.smooth = self.smooth or {name: weight.detach().float().clone() for name, weight in self.weights.items()}
+        for name, kept in self.smooth.items():
+            kept.lerp_(self.policy.trainable[name].detach(), 1 - decay)
+        _copy(self.smooth, self.weights)
+
+
+def _add_adapters(model: VideoModel, config: PolicyConfig) -> dict[str, nn.Parameter]:
+    """Add the adapters `policy` and `reference` to the denoiser, equal and without effect; the reference's weights."""
+    denoiser = model.denoiser
+    lora = LoraConfig(r=config.rank, lora_alpha=config.alpha or config.rank, target_modules=list(model.lora_targets))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Already found a `peft_config` attribute")  # two adapters are what we want
+        for adapter in ("reference", "policy"):
+            denoiser.add_adapter(copy.deepcopy(lora), adapter_name=adapter)
+    named = dict(denoiser.named_parameters())
+    twin = {n.replace(".reference.", "."): p for n, p in named.items() if ".reference." in n}
+    if not twin:
+        raise ValueError(f"{model.source} has no module named like {', '.join(model.lora_targets)} to adapt")
+    for name, parameter in named.items():
+        if ".policy." in name or ".reference." in name:
+            parameter.data = parameter.data.float()
+        parameter.requires_grad_(".policy." in name)
+    _copy({n.replace(".policy.", "."): p for n, p in named.items() if ".policy." in n}, twin)
+    _activate(denoiser, "policy")
+    return twin
+
+
+def _adapter_layers(denoiser: nn.Module) -> list[BaseTunerLayer]:
+    return [module for module in denoiser.modules() if isinstance(module, BaseTunerLayer)]
+
+
+def _activate(denoiser: nn.Module, adapter: str) -> None:
+    """Make one adapter the active one, and nothing else: PEFT's own `set_adapter` also toggles gradients."""
+    for layer in _adapter_layers(denoiser):
+        layer._active_adapter = [adapter]
+
+
+@torch.no_grad()
+def _copy(source: dict, target: dict) -> None:
+    for name, tensor in source.items():
+        target[name].copy_(tensor)

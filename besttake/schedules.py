@@ -1,0 +1,137 @@
+"""The two noise processes of video diffusion: v-prediction DDPM and rectified flow, one class each.
+
+Both follow one convention: `x_t = alpha(t) x_0 + sigma(t) noise` with t = 0 data and t = 1 noise. Sampling and
+training share the schedule, so that rollouts and losses cannot disagree about it.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+from besttake.types import Latent, Time
+
+
+class Schedule(ABC):
+    """A noise process together with what its network regresses."""
+
+    @abstractmethod
+    def alpha_sigma(self, t: Time) -> tuple[Time, Time]:
+        """Scale of the data and of the noise at time `t`, each of shape (b,), float32."""
+
+    @abstractmethod
+    def target(self, x_0: Latent, noise: Latent, t: Time) -> Latent:
+        """What the network should predict at time `t`."""
+
+    @abstractmethod
+    def split(self, prediction: Latent, x_t: Latent, t: Time) -> tuple[Latent, Latent]:
+        """The (x_0, noise) that a prediction at `x_t` stands for."""
+
+    @abstractmethod
+    def sample_times(self, n: int, generator: torch.Generator, low: float = 0.0, high: float = 1.0) -> Time:
+        """`n` training times in [low, high], as this schedule distributes them; ValueError if there are none there."""
+
+    @abstractmethod
+    def timestep(self, t: Time) -> Tensor:
+        """The number the network is given for time `t`."""
+
+    @abstractmethod
+    def time(self, timestep: Tensor) -> Time:
+        """The time a sampler's timestep stands for: the inverse of `timestep`."""
+
+    def add_noise(self, x_0: Latent, noise: Latent, t: Time) -> Latent:
+        """x_t, the noised latents."""
+        alpha, sigma = self.alpha_sigma(t)
+        return _like(alpha, x_0) * x_0 + _like(sigma, x_0) * noise
+
+
+class VPrediction(Schedule):
+    """Variance-preserving DDPM whose network predicts v = alpha noise - sigma x_0 (Salimans and Ho 2022, section 4).
+
+    Time is discrete: t = (k + 1) / K stands for timestep k of K, t = 0 for clean data.
+
+    Args:
+        alphas_cumprod: (K,) products of the alphas, ending in 0 for zero terminal SNR (Lin et al. 2024).
+    """
+
+    def __init__(self, alphas_cumprod: Tensor):
+        self.alphas_cumprod = torch.cat([torch.ones(1), alphas_cumprod.float().cpu()])
+
+    @property
+    def steps(self) -> int:
+        return len(self.alphas_cumprod) - 1
+
+    def alpha_sigma(self, t: Time) -> tuple[Time, Time]:
+        alpha_bar = self.alphas_cumprod.to(t.device)[(t * self.steps).round().long()]
+        return alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
+
+    def target(self, x_0: Latent, noise: Latent, t: Time) -> Latent:
+        alpha, sigma = self.alpha_sigma(t)
+        return _like(alpha, x_0) * noise - _like(sigma, x_0) * x_0
+
+    def split(self, prediction: Latent, x_t: Latent, t: Time) -> tuple[Latent, Latent]:
+        alpha, sigma = (_like(scale, x_t) for scale in self.alpha_sigma(t))
+        return alpha * x_t - sigma * prediction, sigma * x_t + alpha * prediction
+
+    def sample_times(self, n: int, generator: torch.Generator, low: float = 0.0, high: float = 1.0) -> Time:
+        """Uniform over the discrete times in (low, high]."""
+        first, last = (math.floor(round(bound * self.steps, 6)) for bound in (low, high))  # .57 * 100 is 56.99...
+        if not 0 <= first < last <= self.steps:
+            raise ValueError(
+                f"no training time in ({low}, {high}]: expected a range within [0, 1], of 1/{self.steps} at least"
+            )
+        return torch.randint(first + 1, last + 1, (n,), generator=generator) / self.steps
+
+    def timestep(self, t: Time) -> Tensor:
+        return (t * self.steps).round().long() - 1
+
+    def time(self, timestep: Tensor) -> Time:
+        return (timestep.float() + 1) / self.steps
+
+
+class RectifiedFlow(Schedule):
+    """Straight paths x_t = (1 - t) x_0 + t noise; the network predicts the velocity noise - x_0 (Liu et al. 2022).
+
+    Args:
+        shift: training times are u -> shift u / (1 + (shift - 1) u) of uniform u, more noise for larger values.
+        scale: the network's timestep is `scale * t`.
+    """
+
+    def __init__(self, shift: float = 1.0, scale: float = 1000.0):
+        self.shift, self.scale = shift, scale
+
+    def alpha_sigma(self, t: Time) -> tuple[Time, Time]:
+        t = t.float()
+        return 1 - t, t
+
+    def target(self, x_0: Latent, noise: Latent, t: Time) -> Latent:
+        return noise - x_0
+
+    def split(self, prediction: Latent, x_t: Latent, t: Time) -> tuple[Latent, Latent]:
+        time = _like(t.float(), x_t)
+        return x_t - time * prediction, x_t + (1 - time) * prediction
+
+    def sample_times(self, n: int, generator: torch.Generator, low: float = 0.0, high: float = 1.0) -> Time:
+        """Shifted uniform times; `low` and `high` bound the time itself, not the uniform number behind it."""
+        if not 0 <= low < high <= 1:
+            raise ValueError(f"no training time in [{low}, {high}]: expected a range within [0, 1]")
+        lower, upper = self._unshift(low), self._unshift(high)
+        u = lower + (upper - lower) * torch.rand(n, generator=generator)
+        return self.shift * u / (1 + (self.shift - 1) * u)
+
+    def _unshift(self, t: float) -> float:
+        return t / (self.shift - (self.shift - 1) * t)
+
+    def timestep(self, t: Time) -> Tensor:
+        return t * self.scale
+
+    def time(self, timestep: Tensor) -> Time:
+        return timestep.float() / self.scale
+
+
+def _like(scale: Time, x: Tensor) -> Tensor:
+    """(b,) -> (b, 1, 1, ...), to multiply `x` with."""
+    return scale.to(x.device).view(-1, *[1] * (x.ndim - 1))
