@@ -1,0 +1,56 @@
+"""What a run looks at while it trains: fixed prompts, fixed seeds, and critics it does not train on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from besttake.data.prompts import read_prompts
+from besttake.data.video import write_video
+from besttake.embedded import embedded_prompts
+from besttake.policy import Policy
+from besttake.rewards import load_reward
+from besttake.rewards.checks import checked
+from besttake.rollout import RolloutConfig, generate
+
+
+@dataclass(frozen=True)
+class MonitorConfig:
+    """How a run is watched."""
+
+    every: int = 20
+    """Steps between two looks; 0 = never."""
+    prompts: str = "world-validation"
+    """File of prompts, one a line, or an embedded list."""
+    count: int = 16
+    """How many of them are shot."""
+    rewards: tuple[str, ...] = ("world", "heldout", "dynamic-degree")
+    """Critics whose mean scores are logged; none of them is trained on for being here."""
+    samples: int = 4
+    """How many of the videos are kept as mp4."""
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+
+
+class Monitor:
+    """Looks at a policy: the same prompts and noise every time, so that curves and clips can be compared."""
+
+    def __init__(self, config: MonitorConfig, policy: Policy, folder: Path, seed: int, device: str):
+        self.config, self.policy, self.folder, self.seed = config, policy, folder / "samples", seed
+        if config.every:
+            self.prompts = read_prompts(embedded_prompts(config.prompts))[: config.count]
+            self.rewards = [load_reward(name, device) for name in config.rewards]
+
+    def look(self, step: int) -> dict[str, float]:
+        """Shoot the prompts, keep a few of the videos, and say what the critics say of all."""
+        with self.policy.averaged():
+            takes = generate(self.policy, self.prompts, self.config.rollout, seed=(self.seed, 1_000_000_007))
+        target = self.folder / f"step-{step:08d}"
+        target.mkdir(parents=True, exist_ok=True)
+        for i in range(min(self.config.samples, len(self.prompts))):
+            write_video(target / f"{i:02d}.mp4", takes.videos[i], self.policy.model.fps)
+        row = {}
+        for reward in self.rewards:
+            score = checked(reward, takes.videos, takes.prompts)
+            for dimension in score.dimensions:
+                row[f"monitor/{reward.name}/{dimension}"] = score[dimension].mean().item()
+        return row

@@ -1,0 +1,308 @@
+"""The machine under an algorithm: devices, optimizer, accumulation, logging, checkpoints and resume.
+
+The algorithm owns the loop; `Run` owns everything that is the same for all of them. All randomness is keyed on the
+seed and the step, so a checkpoint is the weights, the optimizer and the step: on CPU a resumed run goes on bit by bit.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import logging
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import Tensor, nn
+from torch.utils.tensorboard import SummaryWriter
+
+from besttake.checkpoint import load_newest, save_checkpoint
+from besttake.configuration import fingerprint, write_config
+from besttake.data.prompts import prompt_batches
+from besttake.embedded import embedded_model
+from besttake.models import load_model
+from besttake.monitor import Monitor, MonitorConfig
+from besttake.policy import Policy, PolicyConfig
+from besttake.types import Latent, Video
+
+log = logging.getLogger(__name__)
+Item = TypeVar("Item")
+
+LOWER = "lower optim.lr, and give another --out: the checkpoints are of these settings"
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """AdamW and what surrounds it."""
+
+    lr: float = 1e-4
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 0.0
+    warmup: int = 10
+    """Updates over which the learning rate rises to `lr`."""
+    clip: float = 1.0
+    """Largest norm of the gradient."""
+    accumulate: int = 1
+    """Steps whose gradients are summed into one update."""
+
+    def __post_init__(self):
+        if self.lr <= 0 or self.clip <= 0 or self.accumulate < 1:
+            raise ValueError(
+                f"optim: lr {self.lr} and clip {self.clip} must be positive, accumulate {self.accumulate} >= 1"
+            )
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """What every training recipe has."""
+
+    model: str = "tiny-cogvideox"
+    """Folder or hub id of a diffusers pipeline, or the name of an embedded one."""
+    out: Path = Path("runs/run")
+    """Run folder; the same command on the same folder resumes."""
+    steps: int = 100
+    seed: int = 0
+    minutes: float = 0.0
+    """Stop after so many minutes of training, if that comes before `steps`; 0 = no limit."""
+    device: str = "auto"
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """What the frozen part of the model is held in; what is trained, and every loss, is float32."""
+    save_every: int = 50
+    """Steps between checkpoints."""
+    policy: PolicyConfig = field(default_factory=PolicyConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    monitor: MonitorConfig = field(default_factory=MonitorConfig)
+
+    def __post_init__(self):
+        if self.steps < 1 or self.save_every < 1:
+            raise ValueError(f"steps is {self.steps} and save_every {self.save_every}; both must be at least 1")
+        if self.seed < 0:
+            raise ValueError(f"seed is {self.seed}; it must be 0 or more")
+
+
+class Run:
+    """A training run in a folder: `config.yaml`, `metrics.jsonl`, TensorBoard, samples, checkpoints, adapter."""
+
+    def __init__(self, config: TrainConfig):
+        keep_freed_memory()
+        self.config, self.folder = config, Path(config.out)
+        found = self._open_folder()
+        device = _device(config.device)
+        self.model = load_model(embedded_model(config.model), getattr(torch, config.dtype), device)
+        self.policy = Policy(self.model, config.policy, config.seed)
+        optim = config.optim
+        self.optimizer = torch.optim.AdamW(
+            self.policy.trainable.values(), optim.lr, betas=optim.betas, weight_decay=optim.weight_decay
+        )
+        self.monitor = Monitor(config.monitor, self.policy, self.folder, config.seed, device)
+        self.step, self.updates, self.seconds = 0, 0, 0.0
+        if found:
+            self._restore(*found)
+        self._metrics = self._open_metrics()
+        self._board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=self.step or None)
+
+    def steps(self, items: Sequence[Item], batch: int) -> Iterator[tuple[int, list[Item]]]:
+        """The steps that are left, each with its batch of items; saves, watches and shows progress on the way."""
+        if len(items) < batch:
+            log.warning("a step takes %d items and there are only %d: some come twice", batch, len(items))
+        limit = self.config.minutes * 60 or float("inf")
+        with _progress() as bar:
+            task = bar.add_task("training", total=self.config.steps, completed=self.step)
+            while self.step < self.config.steps and self.seconds < limit:
+                self._watch()
+                began = time.perf_counter()
+                yield self.step, [item for _, item in prompt_batches(items, batch, self.config.seed, self.step)]
+                self.seconds += time.perf_counter() - began
+                self.step += 1
+                bar.update(task, completed=self.step)
+                if self.step % self.config.save_every == 0:
+                    self.save()
+        self._watch(last=True)
+        if self.step % self.config.save_every:
+            self.save()
+        self.policy.save(self.folder / "adapter")
+        self._board.close()
+        self._metrics.close()
+
+    def update(self, loss: Tensor | None, **watched: float | Tensor) -> bool:
+        """Take the gradient of a step's loss, and an optimizer step when enough of them are summed.
+
+        Args:
+            loss: None when a step has nothing to learn from (every pair was a tie): it is counted as skipped.
+            watched: numbers to log.
+
+        Returns:
+            Whether the weights were changed.
+        """
+        optim, changed = self.config.optim, False
+        row: dict[str, Any] = {name: float(value) for name, value in watched.items()}
+        if loss is None:
+            row["skipped"] = 1.0
+        else:
+            if not torch.isfinite(loss):
+                raise FloatingPointError(f"the loss of step {self.step} is {loss.item()}; {LOWER}")
+            (loss / optim.accumulate).backward()
+            row["loss"] = loss.item()
+        if (self.step + 1) % optim.accumulate == 0:
+            changed = self._optimizer_step(row)
+        self._log(row)
+        return changed
+
+    def every(self, interval: int) -> bool:
+        """Whether the update just made completes an interval; never for an interval of 0."""
+        return interval > 0 and self.updates % interval == 0
+
+    def generator(self, step: int) -> torch.Generator:
+        """The random numbers of a step's loss."""
+        return torch.Generator().manual_seed(self.config.seed * 1_000_003 + step)
+
+    @torch.no_grad()
+    def encode(self, videos: Video, batch: int = 8) -> Latent:
+        """Latents of videos, a few at a time."""
+        device = self.model.device
+        return torch.cat([self.model.encode(part.to(device)).float() for part in videos.split(batch)])
+
+    def save(self) -> None:
+        """Write a checkpoint of the state after the current step."""
+        state = {"updates": self.updates, "seconds": self.seconds, "config": fingerprint(self.config)}
+        save_checkpoint(self.folder / "checkpoints", self.step, self._tensors(), state)
+
+    def _optimizer_step(self, row: dict[str, Any]) -> bool:
+        parameters = [p for p in self.policy.trainable.values() if p.grad is not None]
+        if not parameters:
+            return False
+        rate = self.config.optim.lr * min(1.0, (self.updates + 1) / max(1, self.config.optim.warmup))
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        norm = float(nn.utils.clip_grad_norm_(parameters, self.config.optim.clip))
+        if not math.isfinite(norm):
+            raise FloatingPointError(f"the gradient of step {self.step} has norm {norm}; {LOWER}")
+        row |= {"gradient_norm": norm, "lr": rate}
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.policy.update_average()
+        self.updates += 1
+        return True
+
+    def _watch(self, last: bool = False) -> None:
+        every = self.config.monitor.every
+        if every and (last or self.step % every == 0):
+            self._log(self.monitor.look(self.step))
+
+    def _log(self, row: dict[str, Any]) -> None:
+        row = {"step": self.step, "minutes": round(self.seconds / 60, 4), **row}
+        self._metrics.write(json.dumps(row) + "\n")
+        self._metrics.flush()
+        for name, value in row.items():
+            if isinstance(value, float):
+                self._board.add_scalar(name, value, self.step)
+
+    def _tensors(self) -> dict[str, Tensor]:
+        policy = self.policy
+        tensors: dict[str, Tensor] = {}
+        groups = {"policy": policy.trainable, "reference": policy.reference.weights, "smooth": policy.reference.smooth}
+        for group, weights in (groups | {"average": policy.average}).items():
+            tensors |= {f"{group}/{name}": weight for name, weight in weights.items()}
+        for name, parameter in policy.trainable.items():
+            if parameter.grad is not None:  # of steps that wait for the rest of their update
+                tensors[f"gradient/{name}"] = parameter.grad
+            for key, value in self.optimizer.state.get(parameter, {}).items():
+                tensors[f"optimizer.{key}/{name}"] = value
+        return tensors
+
+    @torch.no_grad()
+    def _restore(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+        self.step, self.updates, self.seconds = state["step"], state["updates"], state["seconds"]
+        policy = self.policy
+        saved = {key.partition("/")[2]: tuple(t.shape) for key, t in tensors.items() if key.startswith("policy/")}
+        different = saved.items() ^ {(name, tuple(weight.shape)) for name, weight in policy.trainable.items()}
+        if different:
+            name, shape = min(different)
+            raise ValueError(
+                f"the checkpoint in {self.folder} is of another model than {self.config.model}: only one of them has "
+                f"'{name}' of shape {shape}; give another --out"
+            )
+        for key, tensor in tensors.items():
+            group, _, name = key.partition("/")
+            if group == "smooth":
+                policy.reference.smooth[name] = tensor.to(policy.trainable[name].device)
+            elif group == "gradient":
+                policy.trainable[name].grad = tensor.to(policy.trainable[name])
+            elif group.startswith("optimizer."):
+                # a step count stays on the CPU, as the optimizer keeps it
+                value = tensor.clone() if tensor.ndim == 0 else tensor.to(policy.trainable[name])
+                self.optimizer.state[policy.trainable[name]][group.removeprefix("optimizer.")] = value
+            else:
+                where = {"policy": policy.trainable, "reference": policy.reference.weights, "average": policy.average}
+                where[group][name].copy_(tensor)
+        log.info("resuming %s from step %d", self.folder, self.step)
+
+    def _open_folder(self):
+        """Make the run folder, or check that the run in it is this one; what there is to resume from."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            (self.folder / ".writable").touch()
+            (self.folder / ".writable").unlink()
+        except OSError as error:
+            raise ValueError(
+                f"the run folder {self.folder} cannot be written to ({error}); give another --out"
+            ) from error
+        found = load_newest(self.folder / "checkpoints")
+        if found and found[1]["config"] != fingerprint(self.config):
+            raise ValueError(
+                f"{self.folder} holds a run with other settings (see its config.yaml); give another --out, "
+                "or the same settings to resume it"
+            )
+        write_config(self.config, self.folder / "config.yaml")
+        return found
+
+    def _open_metrics(self):
+        """`metrics.jsonl`, cut back to the step the run goes on from."""
+        path = self.folder / "metrics.jsonl"
+        if path.exists():
+            rows = [line for line in path.read_text().splitlines() if _step_of(line) < self.step]
+            path.write_text("".join(f"{line}\n" for line in rows))
+        return path.open("a")
+
+
+def _step_of(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except (json.JSONDecodeError, KeyError):
+        return float("inf")  # a line that a kill cut short
+
+
+def _progress() -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    return Progress(*columns, TextColumn("left"), TimeRemainingColumn(), console=Console(stderr=True))
+
+
+def _device(name: str) -> str:
+    """The device asked for, "auto" resolved; ValueError if this machine has no such device."""
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(
+            f"device '{name}' is not there ({str(error).splitlines()[0]}); give cpu, cuda or auto"
+        ) from error
+    return name
+
+
+def keep_freed_memory() -> None:
+    """Have glibc keep the memory that tensors free: on a CPU a training step is a quarter faster for it."""
+    try:
+        libc = ctypes.CDLL("libc.so.6")
+    except OSError:
+        return
+    m_trim_threshold, m_top_pad, m_mmap_max = -1, -2, -4
+    libc.mallopt(m_trim_threshold, 2**31 - 1)
+    libc.mallopt(m_top_pad, 100_000_000)
+    libc.mallopt(m_mmap_max, 0)
