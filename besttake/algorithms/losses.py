@@ -1,0 +1,91 @@
+"""The DPO family as pure functions of denoising errors, and the one function that measures those errors.
+
+Notation: l = mean squared error of the network's prediction at time t, one number per clip; w = l_theta - l_ref of the
+winner, v of a loser. w < 0 says that the policy has got better at the winner than its reference.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from besttake.policy import Policy
+from besttake.types import Condition, Time
+
+Clips = Float[Tensor, "b k c f h w"]
+"""Latents of `k` clips of each of `b` prompts: the winner first, then its losers."""
+
+
+@dataclass(frozen=True)
+class Errors:
+    """Mean squared prediction errors, float32 (b, k), of the same clips, noise and times.
+
+    `distance` is the mean squared difference of the two predictions, (b, k): how far policy and reference are apart.
+    """
+
+    policy: Float[Tensor, "b k"]
+    reference: Float[Tensor, "b k"]
+    distance: Float[Tensor, "b k"]
+
+
+def denoising_errors(
+    policy: Policy, clips: Clips, condition: Condition, t: Time, noise: Float[Tensor, "b c f h w"]
+) -> Errors:
+    """Errors of policy and reference on clips that share, row by row, their time `t` (b,) and their noise."""
+    b, k = clips.shape[:2]
+    x_0, flat_noise, flat_t = clips.flatten(0, 1), noise.repeat_interleave(k, 0), t.repeat_interleave(k, 0)
+    told = {name: value.repeat_interleave(k, 0) for name, value in condition.items()}
+    schedule = policy.model.schedule
+    x_t, target = schedule.add_noise(x_0, flat_noise, flat_t), schedule.target(x_0, flat_noise, flat_t)
+    reference = policy.reference.predict(x_t, flat_t, told).float()
+    prediction = policy.predict(x_t, flat_t, told).float()
+    return Errors(
+        _mean_square(prediction - target).view(b, k),
+        _mean_square(reference - target).view(b, k),
+        _mean_square(prediction.detach() - reference).view(b, k),
+    )
+
+
+def sft_error(policy: Policy, x_0: Tensor, condition: Condition, t: Time, noise: Tensor) -> Float[Tensor, "b"]:
+    """The plain diffusion loss of each clip."""
+    schedule = policy.model.schedule
+    prediction = policy.predict(schedule.add_noise(x_0, noise, t), t, condition).float()
+    return _mean_square(prediction - schedule.target(x_0, noise, t))
+
+
+def dpo(errors: Errors, beta: float) -> tuple[Float[Tensor, "b"], dict[str, Tensor]]:
+    """Diffusion-DPO (Wallace et al. 2023, equation 14) with one or more losers per winner, as in RealDPO.
+
+    L = sum_n -log sigmoid(-beta/2 (w - v_n)): ln 2 per loser while policy and reference are equal. On rectified flow
+    the errors are of the velocity and beta is constant, as Flow-DPO (Liu et al. 2025) recommends.
+
+    Returns:
+        The loss of each row, and what to watch: the winner's and the losers' errors apart (a loser's error may grow
+        alone, or drag the winner's along), margin, implicit accuracy, and the distance to the reference.
+    """
+    gain = errors.policy - errors.reference
+    w, v = gain[:, :1], gain[:, 1:]
+    margin = -beta / 2 * (w - v)
+    watched = {
+        "winner_error": errors.policy[:, 0].mean(),
+        "loser_error": errors.policy[:, 1:].mean(),
+        "winner_gain": -w.mean(),
+        "loser_gain": -v.mean(),
+        "margin": margin.mean(),
+        "implicit_accuracy": (margin > 0).float().mean(),
+        "drift": errors.distance.mean(),
+    }
+    return -F.logsigmoid(margin).sum(1), {name: value.detach() for name, value in watched.items()}
+
+
+def _mean_square(x: Tensor) -> Float[Tensor, "b"]:
+    return x.square().flatten(1).mean(1)
+
+
+def draw_noise(shape: tuple[int, ...] | torch.Size, generator: torch.Generator, like: Tensor) -> Tensor:
+    """Standard normal noise, drawn on the CPU so that it is the same on every device."""
+    return torch.randn(shape, generator=generator).to(like)

@@ -1,0 +1,77 @@
+"""Diffusion-DPO (Wallace et al. 2023, arXiv 2311.12908) on a file of preference pairs made before training.
+
+`besttake generate` and `besttake score` write such a file; pairs of people's votes have the same form.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from besttake.algorithms.losses import denoising_errors, dpo, draw_noise
+from besttake.data.pairs import PreferencePair, read_pairs
+from besttake.data.video import read_video
+from besttake.rollout import RolloutConfig
+from besttake.run import Run, TrainConfig
+
+
+@dataclass(frozen=True)
+class Config(TrainConfig):
+    """Offline Diffusion-DPO."""
+
+    data: str = "pairs.jsonl"
+    """File of preference pairs: a prompt, a winner and its losers a line."""
+    pairs_per_step: int = 4
+    beta: float = 500.0
+    margin: float = 0.0
+    """Pairs whose scores differ by no more are left out."""
+    refresh_every: int = 0
+    """Updates between hard copies of the policy into the reference; 0 = the reference stays, as in the paper."""
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    """Gives the size of the clips."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.pairs_per_step < 1:
+            raise ValueError(f"pairs_per_step is {self.pairs_per_step}; a step needs at least 1")
+        if self.beta <= 0:
+            raise ValueError(f"beta is {self.beta}; it must be positive")
+
+
+def train(config: Config) -> Run:
+    pairs = usable(read_pairs(config.data), config)
+    run = Run(config)
+    policy, model = run.policy, run.model
+    model.check_prompts([pair.prompt for pair in pairs])
+    clips = torch.stack([encode_pair(run, pair, config.rollout) for pair in pairs])
+    for step, batch in run.steps(range(len(pairs)), config.pairs_per_step):
+        rows, generator = clips[batch], run.generator(step)
+        t = model.schedule.sample_times(len(rows), generator).to(rows.device)
+        condition = model.encode_prompts([pairs[i].prompt for i in batch])
+        noise = draw_noise(rows[:, 0].shape, generator, like=rows)
+        loss, watched = dpo(denoising_errors(policy, rows, condition, t, noise), config.beta)
+        if run.update(loss.mean(), **watched) and run.every(config.refresh_every):
+            policy.reference.refresh()
+    return run
+
+
+def usable(pairs: list[PreferencePair], config: Config) -> list[PreferencePair]:
+    """The pairs above the margin; all must have the same number of losers."""
+    kept = [pair for pair in pairs if pair.margin > config.margin]
+    if not kept:
+        raise ValueError(
+            f"none of the {len(pairs)} pairs in {config.data} has a margin above {config.margin}; lower margin"
+        )
+    if len({len(pair.losers) for pair in kept}) > 1:
+        raise ValueError(f"the pairs in {config.data} have different numbers of losers; give each the same number")
+    return kept
+
+
+def encode_pair(run: Run, pair: PreferencePair, config: RolloutConfig) -> Tensor:
+    """Latents (1 + n, c, f, h, w) of a pair's clips, the winner first."""
+    frames, height, width = config.size(run.model)
+    files = [pair.winner, *pair.losers]
+    videos = [read_video(f, fps=run.model.fps, frames=frames, size=(height, width)) for f in files]
+    return run.encode(torch.stack(videos))

@@ -1,0 +1,84 @@
+"""RealDPO (arXiv 2510.14955): real footage is the winner, the model's own takes of its caption are the losers.
+
+What differs from the public code, and why:
+- Real clips and takes pass through the same scaling ([-1, 1]); there, negatives were encoded from 0..255.
+- The winner's forward serves all of its losers: 2 + 2N forwards instead of 4N.
+- Losers are made anew from the current policy every `renew_every` steps, as the abstract promises.
+- The moving average of the reference is kept in float32; in bf16 a decay of .999 rounds to 1.
+- `sft_weight` adds the diffusion loss on the real clip, so that the winner's own error cannot rise.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from besttake.algorithms.losses import denoising_errors, dpo, draw_noise
+from besttake.algorithms.takes import Takes
+from besttake.data.real import find_clips, load_real
+from besttake.rollout import RolloutConfig
+from besttake.run import Run, TrainConfig
+
+
+@dataclass(frozen=True)
+class Config(TrainConfig):
+    """RealDPO."""
+
+    data: str = "world"
+    """Folder or table of real clips and their captions."""
+    skip_bad: bool = False
+    """Leave unreadable clips out, with a warning, instead of stopping."""
+    clips_per_step: int = 4
+    negatives: int = 3
+    """Takes of the model that each real clip is held against."""
+    renew_every: int = 50
+    """Steps after which the takes of a clip are made anew by the current policy; 0 = made once, before training."""
+    beta: float = 100.0
+    sft_weight: float = 0.0
+    """Weight of the diffusion loss on the real clip."""
+    t_low: float = 0.0
+    """Training times are drawn from [t_low, t_high]; the paper takes the low-noise half, [0, 0.5]."""
+    t_high: float = 1.0
+    reference: Literal["ema", "refresh", "fixed"] = "ema"
+    reference_every: int = 10
+    """Updates between two changes of the reference."""
+    reference_decay: float = 0.9
+    """theta_ref <- decay theta_ref + (1 - decay) theta, for `reference = "ema"`."""
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.clips_per_step < 1:
+            raise ValueError(f"clips_per_step is {self.clips_per_step}; a step needs at least 1")
+        if self.beta <= 0:
+            raise ValueError(f"beta is {self.beta}; it must be positive")
+        if self.negatives < 1:
+            raise ValueError(f"negatives is {self.negatives}; a real clip needs at least 1 take to be held against")
+        if not 0 <= self.t_low < self.t_high <= 1:
+            raise ValueError(f"t_low = {self.t_low} and t_high = {self.t_high} are no range within [0, 1]")
+
+
+def train(config: Config) -> Run:
+    clips = find_clips(config.data, skip_bad=config.skip_bad)
+    run = Run(config)
+    policy, model = run.policy, run.model
+    frames, height, width = config.rollout.size(model)
+    captions = [clip.caption for clip in clips]
+    model.check_prompts(captions)
+    real = run.encode(load_real(clips, fps=model.fps, frames=frames, size=(height, width)))
+    takes = Takes(policy, captions, config.rollout, config.negatives, config.seed, run.folder / "negatives")
+    for step, batch in run.steps(range(len(clips)), config.clips_per_step):
+        losers = takes.of(batch, step, config.renew_every)
+        rows = takes.with_winner(real[batch], losers)
+        condition = model.encode_prompts([captions[i] for i in batch])
+        generator = run.generator(step)
+        t = model.schedule.sample_times(len(rows), generator, config.t_low, config.t_high).to(rows.device)
+        errors = denoising_errors(policy, rows, condition, t, draw_noise(rows[:, 0].shape, generator, like=rows))
+        loss, watched = dpo(errors, config.beta)
+        loss = loss + config.sft_weight * errors.policy[:, 0]
+        if run.update(loss.mean(), **watched) and run.every(config.reference_every):
+            if config.reference == "ema":
+                policy.reference.ema(config.reference_decay)
+            elif config.reference == "refresh":
+                policy.reference.refresh()
+    return run

@@ -1,0 +1,44 @@
+"""Supervised fine-tuning on real clips: the baseline that every preference method has to beat."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from besttake.algorithms.losses import draw_noise, sft_error
+from besttake.data.real import find_clips, load_real
+from besttake.rollout import RolloutConfig
+from besttake.run import Run, TrainConfig
+
+
+@dataclass(frozen=True)
+class Config(TrainConfig):
+    """SFT."""
+
+    data: str = "world"
+    """Folder or table of real clips and their captions."""
+    skip_bad: bool = False
+    """Leave unreadable clips out, with a warning, instead of stopping."""
+    clips_per_step: int = 8
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    """Gives the size of the clips."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.clips_per_step < 1:
+            raise ValueError(f"clips_per_step is {self.clips_per_step}; a step needs at least 1")
+
+
+def train(config: Config) -> Run:
+    clips = find_clips(config.data, skip_bad=config.skip_bad)
+    run = Run(config)
+    policy, model = run.policy, run.model
+    model.check_prompts([clip.caption for clip in clips])
+    frames, height, width = config.rollout.size(model)
+    real = run.encode(load_real(clips, fps=model.fps, frames=frames, size=(height, width)))
+    for step, batch in run.steps(range(len(clips)), config.clips_per_step):
+        x_0, generator = real[batch], run.generator(step)
+        t = model.schedule.sample_times(len(x_0), generator).to(x_0.device)
+        condition = model.encode_prompts([clips[i].caption for i in batch])
+        error = sft_error(policy, x_0, condition, t, draw_noise(x_0.shape, generator, like=x_0))
+        run.update(error.mean())
+    return run
