@@ -1,0 +1,89 @@
+"""Which curves of a run are drawn, and what each of them tells."""
+
+from __future__ import annotations
+
+import math
+
+from besttake.report.chart import MOST_POINTS, Level, Line, chart
+from besttake.report.critics import HELDOUT, looks, trained_critic, watching_critics
+from besttake.report.folder import RunFolder
+from besttake.report.verdict import values
+
+PAIRWISE = "implicit_accuracy"
+"""Logged by the algorithms that learn from pairs."""
+
+DYNAMIC = "dynamic-degree"
+
+
+def reward_charts(run: RunFolder) -> list[str]:
+    """The critic the run learned from, the held-out one, and whatever other critic watched."""
+    trained = trained_critic(run)
+    others = [critic for critic in watching_critics(run) if critic not in (trained, HELDOUT, DYNAMIC)]
+    charts = [_trained(run, trained)] if trained else [_watching(run, critic, "not trained on") for critic in others]
+    charts.append(_watching(run, HELDOUT, "never trained on", _real(run, "heldout_reward")))
+    charts += [_watching(run, critic, "not trained on") for critic in others] if trained else []
+    return [drawn for drawn in charts if drawn]
+
+
+def training_charts(run: RunFolder) -> list[str]:
+    """Small charts of what happened to the policy."""
+    half = Level("chance", 0.5)
+    equal = Level("ln 2: no preference yet", math.log(2)) if run.points(PAIRWISE) and not _negatives(run) else None
+    long = len(run.points("drift")) > MOST_POINTS
+    charts = [
+        _chart(
+            run, "Winner and loser error", "Should fall for winners; losers' may rise", ["winner_error", "loser_error"]
+        ),
+        _chart(
+            run, "Winner and loser gain", "Over the reference; above 0 = better at it", ["winner_gain", "loser_gain"]
+        ),
+        _chart(run, "Margin", "By how much the winner is preferred", ["margin"], Level("none", 0.0)),
+        _chart(run, "Implicit accuracy", "Share of pairs the policy ranks rightly", ["implicit_accuracy"], half),
+        _chart(run, "Drift", "Distance of policy and reference; falls at each refresh", ["drift"], noisy=long),
+        chart(
+            "Dynamic degree",
+            [Line("dynamic degree", looks(run, DYNAMIC))],
+            "Of the fixed prompts' clips; falls when motion freezes",
+        ),
+        _chart(run, "Ties", "Share of prompts whose takes score alike, or nearly", ["ties", "below_margin"]),
+        _chart(run, "Score spread", "Best minus worst take of a prompt", ["score_spread"]),
+        _chart(run, "Loss", "", ["loss"], equal),
+        _chart(run, "Gradient norm", "Before clipping", ["gradient_norm"]),
+        _chart(run, "Learning rate", "", ["lr"], noisy=False),
+    ]
+    return [drawn for drawn in charts if drawn]
+
+
+def _trained(run: RunFolder, critic: str) -> str:
+    lines = [
+        Line("fixed prompts", looks(run, critic), "one"),
+        Line("each step's own takes", run.points("reward"), "two", noisy=True),
+    ]
+    return chart(f"Training critic: {critic}", lines, "What the run learns from", big=True)
+
+
+def _watching(run: RunFolder, critic: str, word: str, level: Level | None = None) -> str:
+    title = "Held-out critic" if critic == HELDOUT else f"Critic: {critic}"
+    return chart(title, [Line("fixed prompts", looks(run, critic))], word.capitalize(), level, big=True)
+
+
+def _real(run: RunFolder, name: str) -> Level | None:
+    value = values(run, name)[2]
+    return None if value is None else Level("real clips", value)
+
+
+def _chart(
+    run: RunFolder, title: str, note: str, names: list[str], level: Level | None = None, noisy: bool = True
+) -> str:
+    colours = ("one", "two")
+    lines = [
+        Line(name.replace("_", " "), run.points(name), colour, noisy)
+        for name, colour in zip(names, colours, strict=False)
+    ]
+    return chart(title, lines, note, level)
+
+
+def _negatives(run: RunFolder) -> bool:
+    """Whether a winner has several losers, so that the loss starts at a multiple of ln 2."""
+    negatives = run.config.get("negatives", 1)
+    return isinstance(negatives, int) and negatives > 1

@@ -1,0 +1,132 @@
+"""What a run folder holds, as the report reads it; what is missing is empty, what is broken is an error."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from besttake.configuration import read_yaml
+from besttake.data.files import read_text
+
+COLUMNS = ("before", "after", "real")
+
+Numbers = dict[str, float]
+Points = list[tuple[float, float]]
+"""(step, value), in the order of the steps."""
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A run.
+
+    Attributes:
+        config: `config.yaml`, its first key `algorithm`.
+        rows: of `metrics.jsonl`.
+        summary: finite numbers by column (`before`, `after`, `real`) and name; None before the run is evaluated.
+        about: how the summary was measured.
+        prompts: of the evaluation's clips, by number.
+        clips: column -> number -> mp4.
+    """
+
+    path: Path
+    config: dict[str, Any]
+    rows: list[dict[str, Any]]
+    summary: dict[str, Numbers] | None
+    about: dict[str, Any]
+    prompts: list[str]
+    clips: dict[str, dict[int, Path]]
+
+    def points(self, name: str) -> Points:
+        """What was logged under a name."""
+        return sorted((row["step"], row[name]) for row in self.rows if _is_number(row.get(name)))
+
+    @property
+    def names(self) -> list[str]:
+        """What was logged, in the order in which it came."""
+        return list(dict.fromkeys(name for row in self.rows for name in row))
+
+    @property
+    def steps_done(self) -> int:
+        """Training steps behind the last row; a row of a look is written before its step, one of training after."""
+        return max((int(row["step"]) + ("loss" in row or "skipped" in row) for row in self.rows), default=0)
+
+    @property
+    def critic(self) -> dict[str, Any] | None:
+        """The section of the config that names the critic the run learned from, if it learned from one."""
+        section = self.config.get("reward")
+        return section if isinstance(section, dict) and "name" in section else None
+
+
+def read_run(path: Path) -> RunFolder:
+    """
+    Raises:
+        ValueError: the folder holds no run, or one of its files is broken.
+    """
+    path = Path(path)
+    if not (path / "config.yaml").is_file():
+        what = "holds no config.yaml" if path.is_dir() else "is no folder"
+        raise ValueError(f"{path} {what}; expected a run folder, as `besttake train ... --out` makes it")
+    config = read_yaml(path / "config.yaml")
+    if "algorithm" not in config:
+        raise ValueError(f"{path / 'config.yaml'} has no key 'algorithm'; expected the config of a training run")
+    summary = _read_json(path / "summary.json", dict)
+    prompts = _read_json(path / "evaluation" / "prompts.json", list) or []
+    return RunFolder(
+        path,
+        config,
+        _read_metrics(path / "metrics.jsonl"),
+        None if summary is None else {column: _numbers(summary.get(column)) for column in COLUMNS},
+        _about(summary),
+        [str(prompt) for prompt in prompts],
+        {column: _clips(path / "evaluation" / column) for column in COLUMNS},
+    )
+
+
+def _read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The rows that have a step; a last line that is cut short (the run goes on, or was killed) is left out."""
+    lines = [line for line in read_text(path).split("\n") if line.strip()] if path.exists() else []
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            if number == len(lines):
+                break
+            raise ValueError(f"{path}, line {number}: not JSON ({error}); mend or remove the line") from error
+        if isinstance(row, dict) and _is_number(row.get("step")):
+            rows.append(row)
+    return rows
+
+
+def _read_json(path: Path, kind: type) -> Any:
+    """The content of a file, None where there is no file."""
+    if not path.exists():
+        return None
+    try:
+        content = json.loads(read_text(path))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not JSON ({error}); evaluate the run again") from error
+    if not isinstance(content, kind):
+        raise ValueError(f"{path} holds a {type(content).__name__}, expected a {kind.__name__}; evaluate the run again")
+    return content
+
+
+def _about(summary: dict[str, Any] | None) -> dict[str, Any]:
+    about = (summary or {}).get("about")
+    return about if isinstance(about, dict) else {}
+
+
+def _numbers(column: Any) -> Numbers:
+    values = column if isinstance(column, dict) else {}
+    return {name: float(value) for name, value in values.items() if _is_number(value)}
+
+
+def _clips(folder: Path) -> dict[int, Path]:
+    return {int(file.stem): file for file in sorted(folder.glob("*.mp4")) if file.stem.isdecimal()}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
