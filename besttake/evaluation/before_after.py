@@ -1,0 +1,90 @@
+"""A run's videos before and after training: the same prompts, the same noise, and critics that did not train it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+
+from besttake.configuration import read_yaml
+from besttake.data.video import write_video
+from besttake.embedded import embedded_model
+from besttake.models import VideoModel, load_model
+from besttake.rewards import load_reward
+from besttake.rewards.checks import checked
+from besttake.rollout import Rollout, RolloutConfig, generate
+from besttake.types import Video
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """How a run is looked at when it is over."""
+
+    prompts: str = "world-test"
+    """File of prompts, one a line, or an embedded list."""
+    count: int = 128
+    """How many of them are shot, one video each."""
+    seed: int = 777
+    shown: int = 12
+    """How many of the videos the report shows."""
+    rewards: tuple[str, ...] = ("world", "heldout", "dynamic-degree", "temporal-flicker", "motion-smoothness")
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+
+
+def trained_model(run: Path) -> VideoModel:
+    """The model a run has trained, from its folder.
+
+    Raises:
+        ValueError: the folder holds no finished run, or its adapter is broken or of another model.
+    """
+    source, adapter = read_yaml(run / "config.yaml")["model"], run / "adapter"
+    return with_adapter(load_model(embedded_model(source)), adapter)
+
+
+def with_adapter(model: VideoModel, adapter: Path) -> VideoModel:
+    """The model with what was trained: LoRA weights, or a whole denoiser under `transformer/`."""
+    try:
+        if (adapter / "transformer").is_dir():
+            model.pipeline.transformer = type(model.denoiser).from_pretrained(adapter / "transformer").eval()
+        else:
+            if not any(adapter.glob("*.safetensors")):
+                raise ValueError("there are no weights in it; has the run finished?")
+            model.pipeline.load_lora_weights(str(adapter))
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise ValueError(f"the adapter in {adapter} does not load into {model.source}: {error}") from error
+    return model
+
+
+def shoot_before_after(run: Path, prompts: list[str], config: EvaluateConfig) -> tuple[Rollout, Rollout]:
+    """Takes of the base model and of the trained one, from the same noise."""
+    base = load_model(embedded_model(read_yaml(run / "config.yaml")["model"]))
+    before, after = (generate(m, prompts, config.rollout, seed=(config.seed,)) for m in (base, trained_model(run)))
+    return before, after
+
+
+def critics_say(rewards: tuple[str, ...], videos: Video, prompts: list[str]) -> dict[str, float]:
+    """Mean score of each dimension of each critic, as "reward/critic/dimension"."""
+    said: dict[str, float] = {}
+    for name in rewards:
+        score = checked(load_reward(name), videos, prompts)
+        said |= {f"reward/{name}/{dimension}": score[dimension].mean().item() for dimension in score.dimensions}
+    return said
+
+
+def write_evaluation(run: Path, videos: dict[str, Video], prompts: list[str], shown: int, fps: float) -> None:
+    """`evaluation/{before,after,...}/NN.mp4` and `evaluation/prompts.json`, as the report reads them."""
+    folder = run / "evaluation"
+    for name, clips in videos.items():
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        upscale = max(1, 256 // clips.shape[-1])
+        for i, clip in enumerate(clips[:shown]):
+            write_video(folder / name / f"{i:02d}.mp4", clip, fps, upscale=upscale)
+    (folder / "prompts.json").write_text(json.dumps(prompts[:shown], indent=1))
+
+
+def write_summary(run: Path, summary: dict[str, Any]) -> None:
+    """`summary.json`: "before", "after", "real", each name -> number, and "about"."""
+    (run / "summary.json").write_text(json.dumps(summary, indent=1))

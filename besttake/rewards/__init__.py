@@ -1,0 +1,42 @@
+"""Critics, one file each: videos and prompts in, scores out. A new critic is one new file with a `load`."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import pkgutil
+from pathlib import Path
+
+from besttake.types import Reward
+
+__all__ = ["critics", "load_reward"]
+
+
+def critics() -> list[str]:
+    """The names of the critics in this folder: the modules that have a `load`."""
+    names = [module.name for module in pkgutil.iter_modules(__path__)]
+    return [name for name in names if hasattr(importlib.import_module(f"{__name__}.{name}"), "load")]
+
+
+def load_reward(name_or_path: str | Path, device: str = "cpu") -> Reward:
+    """The critic of a name ("world", "temporal-flicker"), or the one in a folder whose `config.json` names it.
+
+    Raises:
+        ValueError: there is no such critic, or its files are broken.
+    """
+    folder = Path(name_or_path)
+    path = folder if (folder / "config.json").is_file() else None
+    name = _named_in(folder) if path else str(name_or_path)
+    module = name.replace("-", "_").replace(" ", "_")
+    if module not in critics():
+        known = ", ".join(critic.replace("_", "-") for critic in critics())
+        raise ValueError(f"there is no critic {name!r}; there are {known}, or a folder with a critic's config.json")
+    return importlib.import_module(f"{__name__}.{module}").load(path=path, device=device)
+
+
+def _named_in(folder: Path) -> str:
+    try:
+        return str(json.loads((folder / "config.json").read_text())["critic"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{folder / 'config.json'} does not name its critic: {error!r}") from error

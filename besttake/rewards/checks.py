@@ -1,0 +1,64 @@
+"""What every critic must give before its word is used: finite numbers of the right shape, or an error says so."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+
+from besttake.types import Reward, Score, Video
+
+
+def checked(reward: Reward, videos: Video, prompts: list[str]) -> Score:
+    """Ask a critic, and pass on its score only if it is one.
+
+    Raises:
+        ValueError: the scores are not a finite float32 (b, d) tensor with the critic's dimensions; the message names
+            the critic and, for a number that is not finite, the prompt and the dimension.
+    """
+    if len(videos) != len(prompts):
+        raise ValueError(f"critic {reward.name}: {len(videos)} videos but {len(prompts)} prompts; give one for each")
+    score = reward(videos, prompts)
+    if not isinstance(score, Score):
+        raise ValueError(f"critic {reward.name} returned {type(score).__name__}, expected a Score")
+    if tuple(score.dimensions) != tuple(reward.dimensions):
+        raise ValueError(
+            f"critic {reward.name} scored {score.dimensions}, but says its dimensions are {reward.dimensions}"
+        )
+    values, expected = score.values, (len(prompts), len(reward.dimensions))
+    if tuple(values.shape) != expected:
+        raise ValueError(
+            f"critic {reward.name} returned scores of shape {tuple(values.shape)}, expected {expected}: "
+            f"a row for each video, a column for each of {', '.join(reward.dimensions)}"
+        )
+    if values.dtype != torch.float32:
+        raise ValueError(f"critic {reward.name} returned {values.dtype} scores, expected torch.float32")
+    for row, column in (~values.detach().isfinite()).nonzero().tolist():
+        raise ValueError(
+            f"critic {reward.name} returned {float(values[row, column])} for {reward.dimensions[column]!r} "
+            f"of the video of {prompts[row]!r}; a score must be finite"
+        )
+    return score
+
+
+def parse_weights(reward: Reward, weights: str | Mapping[str, float]) -> dict[str, float]:
+    """How much each dimension of a critic counts.
+
+    Args:
+        weights: the name of the only dimension that counts, or dimension -> weight; empty = all of them, equally.
+
+    Raises:
+        ValueError: the critic has no such dimension, or a weight is not a finite number.
+    """
+    chosen = {weights: 1.0} if isinstance(weights, str) and weights else dict(weights or {})
+    chosen = chosen or {dimension: 1 / len(reward.dimensions) for dimension in reward.dimensions}
+    for dimension, weight in chosen.items():
+        if dimension not in reward.dimensions:
+            known = ", ".join(reward.dimensions)
+            raise ValueError(f"critic {reward.name} has no dimension {dimension!r}; it has: {known}")
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight):
+            raise ValueError(f"the weight of {dimension!r} is {weight!r}, expected a finite number")
+    if not any(chosen.values()):
+        raise ValueError(f"all weights are 0 ({chosen}): every video would score the same")
+    return {dimension: float(weight) for dimension, weight in chosen.items()}

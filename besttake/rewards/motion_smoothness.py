@@ -1,0 +1,35 @@
+"""Analytic critic: how near each frame is to the mean of its neighbours.
+
+VBench drops every second frame and lets a learned interpolator fill it in; here the mean of the frames before and after
+fills it in, so this is no optical flow: it sees shaking, flicker and jumps, but fast smooth motion costs something
+too, and a still picture scores highest. Compare takes of one prompt with it, not prompts with each other.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from besttake.rewards.shipped import check_videos
+from besttake.types import Score, Video
+
+
+def load(path: str | Path | None = None, device: str = "cpu") -> MotionSmoothness:
+    return MotionSmoothness()
+
+
+class MotionSmoothness:
+    """A `Reward` in [0, 1]; 1 = each frame is the mean of its neighbours."""
+
+    name = "motion-smoothness"
+    dimensions = ("motion smoothness",)
+    differentiable = True
+
+    def __call__(self, videos: Video, prompts: list[str]) -> Score:
+        """
+        Raises:
+            ValueError: the videos are not `b f 3 h w` with three frames or more, or the prompts are not `b`.
+        """
+        check_videos(self.name, videos, prompts, least_frames=3)
+        videos = videos.float()
+        error = (videos[:, 1:-1] - (videos[:, :-2] + videos[:, 2:]) / 2).abs() / 2  # of the range
+        return Score(1 - error.mean((1, 2, 3, 4))[:, None], self.dimensions)
