@@ -1,0 +1,7 @@
+"""`python -m besttake`."""
+
+import sys
+
+from besttake.cli import main
+
+sys.exit(main())

@@ -1,0 +1,211 @@
+"""`besttake`: the commands, their help, and plain words for errors."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import tyro
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.table import Table
+from safetensors import SafetensorError
+
+from besttake import __version__
+from besttake.configuration import from_dict, read_yaml, to_yaml
+
+RECIPES = Path(__file__).parent / "recipes"
+console = Console()
+
+USAGE = f"""besttake {__version__}: post-train video diffusion models on preferences
+
+  besttake demo                    the main job on an embedded model, in minutes on two CPU cores
+  besttake train RECIPE [flags]    train; the same command again resumes
+  besttake generate [flags]        shoot takes of prompts
+  besttake score [flags]           score takes with a critic; write preference pairs
+  besttake report RUN              measure a finished run and write its report.html
+  besttake world clips|pretrain    the embedded world: write clean clips, train the shipped weights
+
+  besttake COMMAND --help          what a command takes
+"""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command; the exit status: 0 done, 1 the machine failed, 2 the input was wrong."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    logging.basicConfig(
+        level=logging.INFO, format="%(message)s", handlers=[RichHandler(console=Console(stderr=True), show_path=False)]
+    )
+    for chatty in ("httpx", "diffusers", "transformers", "peft"):
+        logging.getLogger(chatty).setLevel(logging.ERROR)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(USAGE)
+        return 0
+    name, rest = arguments[0], arguments[1:]
+    if name == "--version":
+        console.print(__version__)
+        return 0
+    if name not in COMMANDS:
+        return _complain(f"there is no command '{name}'; there are {', '.join(COMMANDS)}", 2)
+    try:
+        COMMANDS[name](rest)
+    except (ValueError, FileNotFoundError) as error:
+        return _complain(str(error), 2)
+    except (OSError, FloatingPointError, SafetensorError) as error:
+        return _complain(
+            f"{error}\nnothing before the last checkpoint is lost: mend it and run the same command again", 1
+        )
+    except KeyboardInterrupt:
+        return _complain("stopped; run the same command again to go on from the last checkpoint", 130)
+    return 0
+
+
+def _complain(message: str, status: int) -> int:
+    Console(stderr=True).print("error:", message, style="bold red", highlight=False, markup=False, soft_wrap=True)
+    return status
+
+
+def train(arguments: list[str]) -> None:
+    """besttake train RECIPE [--field value ...] [--print-config]"""
+    if not arguments or arguments[0].startswith("-"):
+        _list_recipes()
+        if arguments and arguments[0] not in ("-h", "--help"):
+            raise ValueError("give a recipe before the flags: besttake train RECIPE [flags]")
+        return
+    recipe, *flags = arguments
+    config = read_recipe(recipe)
+    printing = "--print-config" in flags
+    flags = [flag for flag in flags if flag != "--print-config"]
+    config = tyro.cli(
+        type(config), default=config, args=flags, prog=f"besttake train {recipe}", config=(tyro.conf.FlagConversionOff,)
+    )
+    if printing:
+        print(to_yaml(config, algorithm=type(config).__module__.rpartition(".")[2]), end="")
+        return
+    train_and_report(config)
+
+
+def train_and_report(config: Any) -> None:
+    """Train, measure before and after on test prompts, write the report."""
+    module = importlib.import_module(type(config).__module__)
+    if getattr(config, "data", None) == "world":
+        config = replace(config, data=str(_world_clips()))
+    run = module.train(config)
+    _report(run.folder, minutes=run.seconds / 60)
+
+
+def read_recipe(name: str) -> Any:
+    """The config of a shipped recipe, or of a YAML file.
+
+    Raises:
+        ValueError: there is no such recipe or algorithm, a key is unknown, or a value has the wrong type.
+    """
+    path = Path(name) if name.endswith((".yaml", ".yml")) else RECIPES / f"{name}.yaml"
+    if not path.exists():
+        known = ", ".join(sorted(file.stem for file in RECIPES.glob("*.yaml")))
+        raise ValueError(f"there is no recipe '{name}'; there are {known}, or give the path of a .yaml file")
+    from besttake.algorithms import algorithms
+
+    values = read_yaml(path)
+    algorithm = values.pop("algorithm", None)
+    if algorithm not in algorithms():
+        raise ValueError(f"{path} names the algorithm {algorithm!r}; there are {', '.join(algorithms())}")
+    try:
+        return from_dict(algorithms()[algorithm].Config, values)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def demo(arguments: list[str]) -> None:
+    """besttake demo: OnlineVPO on the embedded model, measured before and after."""
+    console.print(
+        "OnlineVPO on an embedded model: it shoots takes, a critic ranks them, it learns from best against worst."
+    )
+    train(["demo", *arguments])
+
+
+def generate(arguments: list[str]) -> None:
+    from besttake.commands import GenerateConfig, generate_takes
+
+    generate_takes(tyro.cli(GenerateConfig, args=arguments, prog="besttake generate"))
+
+
+def score(arguments: list[str]) -> None:
+    from besttake.commands import ScoreConfig, score_takes
+
+    rows = score_takes(tyro.cli(ScoreConfig, args=arguments, prog="besttake score"))
+    table = Table("dimension", "mean", "lowest", "highest")
+    for dimension, values in rows.items():
+        table.add_row(dimension, *(f"{value:.3f}" for value in values))
+    console.print(table)
+
+
+def report(arguments: list[str]) -> None:
+    """besttake report RUN"""
+    if len(arguments) != 1 or arguments[0].startswith("-"):
+        console.print(
+            "usage: besttake report RUN\n\nMeasure a finished run and write its report.html and summary.json."
+        )
+        return
+    _report(Path(arguments[0]))
+
+
+def _report(folder: Path, **about: float) -> None:
+    from besttake.report import write_report
+    from besttake.world.evaluate import EvaluateConfig, evaluate
+
+    with console.status("measuring before and after on test prompts"):
+        summary = evaluate(folder, EvaluateConfig(), about)
+    page = write_report(folder)
+    table = Table("on test prompts", "before", "after", "real clips")
+    for key in ("flawed_share", "heldout_reward", "frechet_distance", "dynamic_degree", "object_area"):
+        table.add_row(key.replace("_", " "), *(f"{summary[column][key]:.3f}" for column in ("before", "after", "real")))
+    console.print(table)
+    console.print(f"report: {page}")
+
+
+def world(arguments: list[str]) -> None:
+    """besttake world clips|pretrain ..."""
+    from besttake.commands import ClipsConfig, PretrainConfig, pretrain, write_clips
+
+    parts: dict[str, tuple[Any, Callable]] = {
+        "clips": (ClipsConfig, write_clips),
+        "pretrain": (PretrainConfig, pretrain),
+    }
+    if not arguments or arguments[0] not in parts:
+        print("usage: besttake world clips|pretrain [flags]")
+        return
+    config, command = parts[arguments[0]]
+    command(tyro.cli(config, args=arguments[1:], prog=f"besttake world {arguments[0]}"))
+
+
+def _world_clips() -> Path:
+    from besttake.commands import ClipsConfig, write_clips
+
+    return write_clips(ClipsConfig())
+
+
+def _list_recipes() -> None:
+    print("usage: besttake train RECIPE [flags]      besttake train RECIPE --help lists the flags\n")
+    table = Table("recipe", "what it is", box=None)
+    for file in sorted(RECIPES.glob("*.yaml")):
+        table.add_row(file.stem, file.read_text().splitlines()[0].lstrip("# "))
+    console.print(table)
+
+
+COMMANDS: dict[str, Callable[[list[str]], None]] = {
+    "demo": demo,
+    "train": train,
+    "generate": generate,
+    "score": score,
+    "report": report,
+    "world": world,
+}
+
+if __name__ == "__main__":
+    sys.exit(main())

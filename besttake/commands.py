@@ -1,0 +1,175 @@
+"""What the commands beside training do: shoot takes, score them, write clips of the world, train its weights."""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from besttake.data.files import atomic, read_jsonl
+from besttake.data.pairs import PreferencePair, write_pairs
+from besttake.data.prompts import read_prompts
+from besttake.data.video import read_video, write_video
+from besttake.embedded import embedded_model, embedded_prompts
+from besttake.evaluation.before_after import with_adapter
+from besttake.models import load_model
+from besttake.rewards import load_reward
+from besttake.rewards.checks import checked, parse_weights
+from besttake.rollout import RolloutConfig, generate
+
+SIDE = 256
+"""Small videos are written enlarged to this width: a codec halves the resolution of colour."""
+
+
+@dataclass(frozen=True)
+class GenerateConfig:
+    """Shoot takes of prompts: `NNNNN-K.mp4` and `takes.jsonl` in a folder."""
+
+    prompts: str = "world-train"
+    """File of prompts, one a line, or an embedded list."""
+    model: str = "tiny-cogvideox"
+    """Folder or hub id of a diffusers pipeline, or the name of an embedded one."""
+    adapter: Path | None = None
+    """Folder of what a run has trained: its `adapter/`."""
+    out: Path = Path("takes")
+    n: int = 4
+    """Takes of each prompt."""
+    count: int = 0
+    """Only the first so many prompts; 0 = all."""
+    seed: int = 0
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+
+
+def generate_takes(config: GenerateConfig) -> Path:
+    """Shoot, write, and list the takes; the path of `takes.jsonl`."""
+    prompts = read_prompts(embedded_prompts(config.prompts))
+    prompts = prompts[: config.count] if config.count else prompts
+    model = load_model(embedded_model(config.model))
+    model.check_prompts(prompts)
+    if config.adapter:
+        with_adapter(model, config.adapter)
+    config.out.mkdir(parents=True, exist_ok=True)
+    policy, rows = f"{config.model}{' + ' + str(config.adapter) if config.adapter else ''}", []
+    for i, prompt in enumerate(prompts):
+        takes = generate(model, [prompt], config.rollout, n=config.n, seed=(config.seed,))
+        files = [f"{i:05d}-{k}.mp4" for k in range(config.n)]
+        for file, video in zip(files, takes.videos, strict=True):
+            write_video(config.out / file, video, model.fps, upscale=max(1, SIDE // video.shape[-1]))
+        rows.append({"prompt": prompt, "takes": files, "policy": policy, "size": list(takes.videos.shape[-2:])})
+    with atomic(config.out / "takes.jsonl") as part:
+        part.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    print(f"{len(prompts) * config.n} takes of {len(prompts)} prompts: {config.out / 'takes.jsonl'}")
+    return config.out / "takes.jsonl"
+
+
+@dataclass(frozen=True)
+class ScoreConfig:
+    """Score the takes of each prompt; with `--out`, pair the best with the worst."""
+
+    takes: Path
+    """The `takes.jsonl` that `besttake generate` wrote."""
+    reward: str = "world"
+    weights: dict[str, float] = field(default_factory=dict)
+    """Weight of each dimension that counts; empty = all of them, equally."""
+    out: Path | None = None
+    """Where to write the preference pairs, a .jsonl."""
+    margin: float = 0.0
+    """Pairs whose scores differ by no more are dropped."""
+
+
+def score_takes(config: ScoreConfig) -> dict[str, tuple[float, float, float]]:
+    """Score, and write the pairs; mean, lowest and highest score of each dimension."""
+    reward = load_reward(config.reward)
+    weights = parse_weights(reward, config.weights)
+    pairs, values = [], []
+    for number, row in read_jsonl(config.takes):
+        missing = {"prompt", "takes", "size", "policy"} - row.keys()
+        if missing:
+            raise ValueError(
+                f"{config.takes}, line {number}: {', '.join(sorted(missing))} missing; is it of `generate`?"
+            )
+        files = [config.takes.parent / file for file in row["takes"]]
+        videos = torch.stack([read_video(file, size=tuple(row["size"])) for file in files])
+        score = checked(reward, videos, [row["prompt"]] * len(files))
+        values.append(score.values)
+        total = score.combine(weights)
+        best, worst = int(total.argmax()), int(total.argmin())
+        margin = float(total[best] - total[worst])
+        if margin > config.margin:
+            scores = {d: [float(score[d][best]), float(score[d][worst])] for d in score.dimensions}
+            pairs.append(
+                PreferencePair(row["prompt"], files[best], [files[worst]], margin, "offline", scores, row["policy"], 0)
+            )
+    if not values:
+        raise ValueError(f"{config.takes} lists no takes")
+    if config.out:
+        write_pairs(config.out, pairs)
+        print(f"{len(pairs)} pairs, {len(values) - len(pairs)} dropped as ties: {config.out}")
+    table = torch.cat(values)
+    columns = zip(reward.dimensions, table.mean(0), table.amin(0), table.amax(0), strict=True)
+    return {name: (float(mean), float(low), float(high)) for name, mean, low, high in columns}
+
+
+@dataclass(frozen=True)
+class ClipsConfig:
+    """Write clean clips of the world as real data: mp4 files and `metadata.csv`."""
+
+    out: Path = Path("runs/world-clips")
+    split: Literal["train", "validation", "test"] = "train"
+    count: int = 384
+    seed: int = 31
+
+
+def write_clips(config: ClipsConfig) -> Path:
+    """Write what is not yet there; the folder."""
+    from besttake.world.clips import make_clip
+    from besttake.world.physics import FPS, WIDTH
+
+    config.out.mkdir(parents=True, exist_ok=True)
+    table = config.out / "metadata.csv"
+    if table.exists() and len(table.read_text().splitlines()) == config.count + 1:
+        return config.out
+    with atomic(table) as part, part.open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["path", "caption"])
+        for i in range(config.count):
+            clip = make_clip(config.seed, i, config.split)
+            write_video(config.out / f"{i:05d}.mp4", clip.video, FPS, upscale=SIDE // WIDTH)
+            rows.writerow([f"{i:05d}.mp4", str(clip.caption)])
+    print(f"{config.count} clean clips of the world: {config.out}")
+    return config.out
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """Train the embedded weights, part by part; the same command goes on where it stopped."""
+
+    part: Literal["vae", "denoiser", "critic-world", "critic-heldout", "export"]
+    """`export` writes the trained parts of a model into the package."""
+    family: Literal["tiny-cogvideox", "tiny-wan"] = "tiny-cogvideox"
+    out: Path = Path("runs/pretrain")
+    """Where state and loss curves are kept."""
+    threads: int = 2
+
+
+def pretrain(config: PretrainConfig) -> None:
+    """Train one part with its default settings."""
+    from besttake.run import keep_freed_memory
+    from besttake.world import export, pretrain_critics, pretrain_denoiser, pretrain_vae
+
+    keep_freed_memory()
+    torch.set_num_threads(config.threads)
+    if config.part == "vae":
+        pretrain_vae.train_vae(pretrain_vae.VAEConfig(config.family, config.out))
+    elif config.part == "denoiser":
+        pretrain_denoiser.train_denoiser(pretrain_denoiser.DenoiserConfig(config.family, config.out))
+    elif config.part == "export":
+        export.export(config.family, config.out)
+    elif config.part == "critic-world":
+        pretrain_critics.train_world_critic(pretrain_critics.WorldCriticConfig())
+    else:
+        pretrain_critics.train_heldout_critic(pretrain_critics.HeldoutCriticConfig())

@@ -1,0 +1,87 @@
+"""How much better a run has made its videos, measured on the world's test prompts, which no run trains on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from besttake.data.prompts import read_prompts
+from besttake.embedded import embedded_prompts
+from besttake.evaluation.before_after import (
+    EvaluateConfig,
+    critics_say,
+    shoot_before_after,
+    trained_model,
+    write_evaluation,
+    write_summary,
+)
+from besttake.evaluation.frechet import frechet_distance
+from besttake.models import VideoModel
+from besttake.rewards.heldout import HeldoutCritic
+from besttake.rewards.heldout import load as load_heldout
+from besttake.world.captions import Caption
+from besttake.world.clips import film_clip
+from besttake.world.measure import measure_all
+from besttake.world.measure import summary as measured
+from besttake.world.physics import FPS
+
+REFERENCES = 4
+"""Clean clips per prompt that the Frechet distance compares with."""
+
+
+def evaluate(run: Path, config: EvaluateConfig, about: dict[str, Any]) -> dict[str, Any]:
+    """Shoot, measure, and write `summary.json` and the videos of the report; the summary."""
+    prompts = read_prompts(embedded_prompts(config.prompts))
+    prompts = (prompts * (config.count // len(prompts) + 1))[: config.count]
+    before, after = shoot_before_after(run, prompts, config)
+    sets = {"before": before.videos, "after": after.videos, "real": real_clips(prompts, run)}
+    judge = Judge(prompts, config.rewards)
+    summary: dict[str, Any] = {name: judge(videos) for name, videos in sets.items()}
+    summary["about"] = {"prompts": config.prompts, "clips": config.count, "seed": config.seed, **about}
+    write_evaluation(run, sets, prompts, config.shown, FPS)
+    write_summary(run, summary)
+    return summary
+
+
+class Judge:
+    """Everything that is measured of a set of videos, one for each of the prompts."""
+
+    def __init__(self, prompts: list[str], rewards: tuple[str, ...]):
+        self.prompts, self.rewards, self.heldout = prompts, rewards, load_heldout()
+        clean = [clean_clips(prompts, seed) for seed in range(REFERENCES)]
+        self.reference = torch.cat([features(self.heldout, videos, prompts) for videos in clean])
+
+    def __call__(self, videos: Tensor) -> dict[str, float]:
+        seen = measured(measure_all(videos, self.prompts))
+        said = critics_say(self.rewards, videos, self.prompts)
+        distance = frechet_distance(features(self.heldout, videos, self.prompts), self.reference)
+        first = {name: seen.pop(name) for name in ("flawed_share", "dynamic_degree", "object_area")}
+        first |= {"heldout_reward": said["reward/heldout/plausibility"], "frechet_distance": distance}
+        return {**first, **seen, **said}
+
+
+def features(critic: HeldoutCritic, videos: Tensor, prompts: list[str], batch: int = 32) -> Tensor:
+    """The held-out critic's features of many videos, a few at a time."""
+    parts = range(0, len(videos), batch)
+    return torch.cat([critic.features(videos[i : i + batch], prompts[i : i + batch]) for i in parts])
+
+
+def clean_clips(prompts: list[str], seed: int) -> Tensor:
+    """One clean clip of each prompt, `b f c h w`."""
+    captions = [Caption.parse(prompt) for prompt in prompts]
+    return torch.stack([film_clip(c, np.random.default_rng([1000 + seed, i])).video for i, c in enumerate(captions)])
+
+
+def real_clips(prompts: list[str], run: Path) -> Tensor:
+    """Clean clips through the model's autoencoder: the best its videos could look."""
+    return through_autoencoder(trained_model(run), clean_clips(prompts, 99))
+
+
+@torch.no_grad()
+def through_autoencoder(model: VideoModel, videos: Tensor, batch: int = 16) -> Tensor:
+    """Videos encoded and decoded again."""
+    return torch.cat([model.decode(model.encode(part)) for part in videos.split(batch)]).float().clamp(-1, 1)

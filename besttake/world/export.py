@@ -1,0 +1,35 @@
+"""Put what was trained into the package: a pipeline folder in half precision, with the loss curves beside it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import torch
+
+from besttake.embedded import FOLDER
+from besttake.world.captions import SPLITS, prompts
+from besttake.world.pretrain_denoiser import load_parts
+
+
+def export(family: str, out: Path) -> Path:
+    """Write `weights/<family>`, which `DiffusionPipeline.from_pretrained` loads, and the lists of prompts."""
+    target = FOLDER / "weights" / family
+    model = load_parts(family, out, denoiser=True)
+    shutil.rmtree(target, ignore_errors=True)
+    model.pipeline.to(torch.float16)
+    model.pipeline.save_pretrained(target)
+    for part in ("vae", "denoiser"):
+        rows = [json.loads(line) for line in (out / family / part / "log.jsonl").read_text().splitlines()]
+        (target / f"training-{part}.json").write_text(json.dumps(rows[:: max(1, len(rows) // 60)], indent=0))
+    write_prompts()
+    return target
+
+
+def write_prompts(count: int = 512) -> None:
+    """The lists of prompts `world-train`, `world-validation` and `world-test`."""
+    (FOLDER / "prompts").mkdir(exist_ok=True)
+    for split in SPLITS:
+        lines = prompts(split, count if split == "train" else count // 4)
+        (FOLDER / "prompts" / f"world-{split}.txt").write_text("".join(f"{line}\n" for line in lines))

@@ -1,0 +1,196 @@
+"""Training of the tiny base models, as web-trained models are: on captioned clips of which a good share is flawed.
+
+Plain diffusion loss on the schedule that sampling and preference learning use. Matrices are trained with Muon, the
+rest with AdamW; what is kept is a moving average. The bank of clips grows while the training goes on.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from besttake.models import VideoModel, families
+from besttake.world.build import build
+from besttake.world.clips import make_batch
+from besttake.world.training_log import TrainingLog, load_state, save_state
+
+
+@dataclass(frozen=True)
+class DenoiserConfig:
+    """Settings of a base model's training; the defaults are the ones of the shipped weights."""
+
+    family: str = "tiny-cogvideox"
+    out: Path = Path("runs/pretrain")
+    steps: int = 8000
+    batch: int = 16
+    """Clips a step, in each process."""
+    lr: float = 2e-3
+    """Muon's, scaled to AdamW's; AdamW takes half."""
+    decay: float = 0.35
+    """Last share of the steps, over which the learning rate falls to zero."""
+    average: float = 0.998
+    flawed_share: float = 0.4
+    uncaptioned_share: float = 0.1
+    """Share of clips trained without their caption, for classifier-free guidance."""
+    first_clips: int = 1024
+    clips_per_step: int = 1
+    """Clips the bank starts with, and grows by."""
+    seed: int = 23
+
+
+def train_denoiser(config: DenoiserConfig) -> None:
+    """Train, or go on training, one base model on the latents of its trained autoencoder."""
+    rank, world = _process()
+    folder = config.out / config.family / "denoiser"
+    model = load_parts(config.family, config.out)
+    denoiser, bank = model.denoiser.train().requires_grad_(True), Bank(model, config, rank, world)
+    optimizer = _Optimizers(denoiser, config)
+    average = {name: p.detach().clone() for name, p in denoiser.named_parameters()}
+    done = load_state(folder, denoiser, optimizer)
+    if done:
+        average = torch.load(folder / "state.pt", weights_only=True)["average"]
+    log = TrainingLog(folder, config.steps, done)
+    for step in range(done, config.steps):
+        generator = torch.Generator().manual_seed(config.seed * 10_000_019 + step * world + rank)
+        bank.grow_to(config.first_clips + step * config.clips_per_step)
+        loss = diffusion_loss(model, *bank.draw(config, generator), generator)
+        loss.backward()
+        _average_gradients(denoiser, world)
+        nn.utils.clip_grad_norm_(denoiser.parameters(), 1.0)
+        optimizer.step(learning_rate(step, config))
+        decay = min(config.average, (step + 1) / (step + 10))
+        for name, parameter in denoiser.named_parameters():
+            average[name].lerp_(parameter.detach(), 1 - decay)
+        log.add(step + 1, loss=loss.item())
+        if rank == 0 and ((step + 1) % 200 == 0 or step + 1 == config.steps):
+            log.write(step + 1, clips=float(len(bank)))
+            save_state(folder, denoiser, optimizer, step + 1, average=average)
+            save_file({k: v.contiguous() for k, v in average.items()}, folder / "average.safetensors")
+
+
+def learning_rate(step: int, config: DenoiserConfig) -> float:
+    """A factor: linear warm-up over 200 steps, constant, then linear to zero."""
+    left = (config.steps - step) / (config.decay * config.steps)
+    return min(1.0, (step + 1) / 200, left)
+
+
+def diffusion_loss(model: VideoModel, latents: Tensor, text: Tensor, generator: torch.Generator) -> Tensor:
+    """Mean squared error of the prediction at random times."""
+    t = model.schedule.sample_times(len(latents), generator)
+    noise = torch.randn(latents.shape, generator=generator)
+    x_t, target = model.schedule.add_noise(latents, noise, t), model.schedule.target(latents, noise, t)
+    with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):  # the fused backward is slow on CPU
+        prediction = model.predict(model.denoiser, x_t, t, {"text": text})
+    return (prediction.float() - target).square().mean()
+
+
+class Bank:
+    """Latents and text embeddings of a growing set of clips; each process holds a share of its own."""
+
+    def __init__(self, model: VideoModel, config: DenoiserConfig, rank: int, world: int):
+        self.model, self.config, self.rank, self.world = model, config, rank, world
+        self.latents: list[Tensor] = []
+        self.texts: list[Tensor] = []
+        self.empty = model.encode_negative(1)["text"]
+
+    def __len__(self) -> int:
+        return len(self.latents)
+
+    @torch.no_grad()
+    def grow_to(self, n: int, batch: int = 32) -> None:
+        """Film, encode and keep clips until there are `n`, at least half a batch at a time."""
+        while len(self) + batch // 2 <= n:
+            count = min(batch, n - len(self))
+            seed = self.config.seed + 1000 * self.rank
+            videos, clips = make_batch(seed, len(self), count, "train", self.config.flawed_share)
+            with torch.autocast("cpu", torch.bfloat16):
+                self.latents += list(self.model.encode(videos).half())
+            self.texts += list(self.model.embed([str(clip.caption) for clip in clips])["text"].half())
+
+    def draw(self, config: DenoiserConfig, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """A batch of latents and text embeddings, some of them of the empty caption."""
+        rows = torch.randint(len(self), (config.batch,), generator=generator).tolist()
+        text = torch.stack([self.texts[i].float() for i in rows])
+        without = torch.rand(config.batch, generator=generator) < config.uncaptioned_share
+        return torch.stack([self.latents[i].float() for i in rows]), torch.where(
+            without[:, None, None], self.empty, text
+        )
+
+
+class _Optimizers:
+    """Muon on the matrices of the blocks, AdamW on everything else; looks like one optimizer to be saved."""
+
+    def __init__(self, denoiser: nn.Module, config: DenoiserConfig):
+        inside = {n: p for n, p in denoiser.named_parameters() if "blocks" in n and p.ndim == 2 and min(p.shape) > 16}
+        others = [p for n, p in denoiser.named_parameters() if n not in inside]
+        self.parts: list[tuple[torch.optim.Optimizer, float]] = [
+            (
+                torch.optim.Muon(inside.values(), config.lr, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+                config.lr,
+            ),
+            (torch.optim.AdamW(others, config.lr / 2, betas=(0.9, 0.98), weight_decay=0.0), config.lr / 2),
+        ]
+
+    def step(self, factor: float) -> None:
+        for part, lr in self.parts:
+            for group in part.param_groups:
+                group["lr"] = lr * factor
+            part.step()
+            part.zero_grad()
+
+    def state_dict(self) -> dict:
+        return {str(i): part.state_dict() for i, (part, _) in enumerate(self.parts)}
+
+    def load_state_dict(self, state: dict) -> None:
+        for i, (part, _) in enumerate(self.parts):
+            part.load_state_dict(state[str(i)])
+
+
+def load_parts(family: str, out: Path, denoiser: bool = False) -> VideoModel:
+    """The model of a family with its trained autoencoder, latents scaled to unit variance, and its trained denoiser."""
+    pipeline = build(family)
+    state = torch.load(out / family / "vae" / "state.pt", weights_only=True)
+    pipeline.vae.load_state_dict(state["module"])
+    model = next(f for f in families() if type(pipeline).__name__ in f.pipelines)(pipeline, family)
+    set_latent_scale(model)
+    if denoiser:
+        average = torch.load(out / family / "denoiser" / "state.pt", weights_only=True)["average"]
+        model.denoiser.load_state_dict(average, strict=False)
+    return model
+
+
+@torch.no_grad()
+def set_latent_scale(model: VideoModel) -> None:
+    """Write into the autoencoder's config what brings its latents to mean 0 and deviation 1 (CogVideoX: deviation)."""
+    vae = model.pipeline.vae
+    latents = vae.encode(make_batch(5, 0, 64)[0].transpose(1, 2)).latent_dist.mode()
+    if "latents_mean" in vae.config and vae.config.latents_mean is not None:
+        mean, std = latents.mean((0, 2, 3, 4)), latents.std((0, 2, 3, 4))
+        vae.register_to_config(latents_mean=mean.tolist(), latents_std=std.tolist())
+    else:
+        vae.register_to_config(scaling_factor=1 / float(latents.std()))
+        model.pipeline.vae_scaling_factor_image = vae.config.scaling_factor
+
+
+def _process() -> tuple[int, int]:
+    """Rank and number of processes; joins the group that `torchrun` made, if there is one."""
+    if "RANK" not in os.environ:
+        return 0, 1
+    dist.init_process_group("gloo")
+    return dist.get_rank(), dist.get_world_size()
+
+
+def _average_gradients(module: nn.Module, world: int) -> None:
+    if world > 1:
+        gradients = [p.grad for p in module.parameters() if p.grad is not None]
+        flat = torch.cat([g.flatten() for g in gradients])
+        dist.all_reduce(flat)
+        for gradient, mean in zip(gradients, (flat / world).split([g.numel() for g in gradients]), strict=True):
+            gradient.copy_(mean.view_as(gradient))

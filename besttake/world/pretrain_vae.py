@@ -1,0 +1,108 @@
+"""Training of the tiny autoencoders on clips of the world.
+
+L1 + 2 L2 on pixels in which the bodies weigh more than the (mostly empty) background, and a light penalty on the
+latents instead of a KL term. The first stage sees short crops around the body, a third of the cost of whole clips;
+the last stage sees whole clips, as the models will.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from besttake.world.build import VAES
+from besttake.world.clips import make_batch
+from besttake.world.physics import FRAMES, WIDTH
+from besttake.world.training_log import TrainingLog, load_state, save_state
+
+
+@dataclass(frozen=True)
+class VAEConfig:
+    """Settings of an autoencoder's training; the defaults are the ones of the shipped weights."""
+
+    family: str = "tiny-cogvideox"
+    out: Path = Path("runs/pretrain")
+    crop_steps: int = 2400
+    """Steps on crops of 9 frames of 24 x 24 pixels."""
+    full_steps: int = 1800
+    """Steps on whole clips."""
+    encoder_steps: int = 1700
+    """Steps after which the encoder stays as it is: the denoiser can start while the decoder is polished."""
+    batch: int = 8
+    lr: float = 2e-3
+    flawed_share: float = 0.4
+    seed: int = 11
+
+
+def train_vae(config: VAEConfig) -> nn.Module:
+    """Train (or go on training) the autoencoder of one family; state and log lie in `config.out / family / vae`."""
+    torch.manual_seed(config.seed)
+    folder = config.out / config.family / "vae"
+    vae = VAES[config.family]()
+    optimizer = torch.optim.AdamW(vae.parameters(), config.lr, betas=(0.9, 0.99), weight_decay=1e-4)
+    done, total = load_state(folder, vae, optimizer), config.crop_steps + config.full_steps
+    log = TrainingLog(folder, total, done)
+    for step in range(done, total):
+        for group in optimizer.param_groups:
+            group["lr"] = config.lr * min(1, step / 100) * (0.01 + 0.5 * (1 + math.cos(math.pi * step / total)))
+        if step >= config.encoder_steps:
+            vae.encoder.requires_grad_(False)
+        videos, _ = make_batch(config.seed, step * config.batch, config.batch, None, config.flawed_share)
+        if step < config.crop_steps:
+            videos = crop_around_body(videos, 9, 24, torch.Generator().manual_seed(step))
+        loss = reconstruction_loss(vae, videos, torch.Generator().manual_seed(step))
+        loss.backward()
+        nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        log.add(step + 1, loss=loss.item())
+        if (step + 1) % 100 == 0 or step + 1 == total:
+            log.write(step + 1, psnr=psnr(vae))
+            save_state(folder, vae, optimizer, step + 1)
+    return vae
+
+
+def reconstruction_loss(vae: nn.Module, videos: Tensor, generator: torch.Generator) -> Tensor:
+    """The training loss on videos `b f c h w`; a little latent noise keeps the latent space smooth."""
+    x = videos.transpose(1, 2)
+    with torch.autocast("cpu", torch.bfloat16):
+        latents = vae.encode(x).latent_dist.mode()
+        noisy = latents + 0.03 * torch.randn(latents.shape, generator=generator)
+        restored = vae.decode(noisy).sample.float()
+    weight = 1 + 6 * (saturation(x) > 0.2).float()
+    error = restored - x
+    return (weight * error.abs()).mean() + 2 * (weight * error.square()).mean() + 1e-3 * latents.square().mean()
+
+
+def saturation(x: Tensor) -> Tensor:
+    """Distance of each pixel from its grey, for `b c f h w`: large on bodies, zero on the neutral background."""
+    return (x - x.mean(1, keepdim=True)).norm(dim=1, keepdim=True)
+
+
+def crop_around_body(videos: Tensor, frames: int, size: int, generator: torch.Generator) -> Tensor:
+    """A random cut of each video `b f c h w` in which the body's middle frame position lies inside."""
+    crops = []
+    for video in videos:
+        start = int(torch.randint(FRAMES - frames + 1, (), generator=generator))
+        cover = saturation(video[start + frames // 2][None]).clamp(min=1e-6)[0, 0]
+        corner = []
+        for axis in (0, 1):
+            centre = float((cover.sum(1 - axis) * torch.arange(WIDTH)).sum() / cover.sum())
+            jitter = float(torch.rand((), generator=generator) - 0.5) * size * 0.6
+            corner.append(int(min(max(centre - size / 2 + jitter, 0), WIDTH - size)))
+        y, x = corner
+        crops.append(video[start : start + frames, :, y : y + size, x : x + size])
+    return torch.stack(crops)
+
+
+@torch.no_grad()
+def psnr(vae: nn.Module, n: int = 16) -> float:
+    """Mean peak signal-to-noise ratio in dB on clean clips of validation captions, peak-to-peak 2."""
+    x = make_batch(99, 0, n, "validation")[0].transpose(1, 2)
+    restored = vae.decode(vae.encode(x).latent_dist.mode()).sample.clamp(-1, 1)
+    mse = ((restored - x) / 2).square().mean((1, 2, 3, 4))
+    return float((-10 * mse.log10()).mean())
