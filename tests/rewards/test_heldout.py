@@ -1,0 +1,82 @@
+from copy import deepcopy
+
+import numpy as np
+import pytest
+import torch
+
+from besttake.rewards import load_reward
+from besttake.world.captions import sample_caption
+from besttake.world.film import render, shoot
+from besttake.world.flaws import FLAWS
+
+CRITIC = load_reward("heldout")
+CAPTIONS = [sample_caption(np.random.default_rng([1, i]), "test") for i in range(16)]
+FILMS = [shoot(caption, np.random.default_rng([2, i])) for i, caption in enumerate(CAPTIONS)]
+PROMPTS = [str(caption) for caption in CAPTIONS]
+
+
+def spoilt(flaw: str, severity: float) -> torch.Tensor:
+    videos = []
+    for i, film in enumerate(FILMS):
+        film, rng = deepcopy(film), np.random.default_rng([3, i])
+        if severity:
+            FLAWS[flaw](film, severity, rng)
+        videos.append(render(film, rng))
+    return torch.stack(videos)
+
+
+def plausibility(videos: torch.Tensor) -> torch.Tensor:
+    return CRITIC(videos, PROMPTS)["plausibility"]
+
+
+CLEAN = spoilt("blur", 0)
+CLEAN_SCORE = plausibility(CLEAN)
+
+
+@pytest.mark.parametrize("flaw", FLAWS)
+def test_severity_lowers_plausibility(flaw):
+    little, much = plausibility(spoilt(flaw, 0.3)), plausibility(spoilt(flaw, 0.9))
+    assert CLEAN_SCORE.mean() > little.mean() > much.mean()
+
+
+@pytest.mark.parametrize(
+    "bland",
+    [
+        pytest.param(torch.zeros_like(CLEAN), id="grey"),
+        pytest.param(-torch.ones_like(CLEAN), id="black"),
+        pytest.param(CLEAN[:, :1].expand_as(CLEAN), id="still"),
+        pytest.param(CLEAN.roll(1, 0), id="other captions"),
+    ],
+)
+def test_blandness_gains_nothing(bland):
+    assert (plausibility(bland) < CLEAN_SCORE).float().mean() > 0.9
+
+
+def test_clip_without_its_body_is_implausible():
+    empty = deepcopy(FILMS)
+    for film in empty:
+        for actor in film.actors:
+            actor.opacity = 0 * actor.opacity
+    assert (plausibility(torch.stack([render(film) for film in empty])) < CLEAN_SCORE).float().mean() > 0.9
+
+
+def test_one_wild_frame_costs_a_bounded_amount():
+    wild = CLEAN.clone()
+    wild[:, 8] = 1e3
+    assert plausibility(wild).min() > -30
+
+
+@pytest.mark.parametrize(
+    ("flaw", "ratio"),
+    [("flicker", 1.5), ("melt", 1.5), ("teleport", 1.5), pytest.param("jitter", 1.1, id="jitter, seen only weakly")],
+)
+def test_features_tell_flawed_from_clean(flaw, ratio):
+    clean, flawed = CRITIC.features(CLEAN, PROMPTS), CRITIC.features(spoilt(flaw, 1.0), PROMPTS)
+    assert clean.shape == (16, 64)
+    assert 0.6 < clean.square().mean() < 1.5  # white on the clean clips it was fitted on, so about 1 on these
+    assert flawed.square().mean() > ratio * clean.square().mean()
+
+
+def test_too_few_frames_are_refused():
+    with pytest.raises(ValueError, match="critic heldout: videos have 5 frames, it needs 8 or more"):
+        CRITIC(CLEAN[:1, :5], PROMPTS[:1])

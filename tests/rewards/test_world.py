@@ -1,0 +1,105 @@
+import shutil
+from copy import deepcopy
+
+import numpy as np
+import pytest
+import torch
+
+from besttake.rewards import load_reward
+from besttake.rewards.shipped import SHIPPED
+from besttake.world.captions import sample_caption
+from besttake.world.film import render, shoot
+from besttake.world.flaws import FLAWS
+
+CRITIC = load_reward("world")
+CAPTIONS = [sample_caption(np.random.default_rng([1, i]), "test") for i in range(24)]
+FILMS = [shoot(caption, np.random.default_rng([2, i])) for i, caption in enumerate(CAPTIONS)]
+PROMPTS = [str(caption) for caption in CAPTIONS]
+
+
+def spoilt(flaw: str, severity: float) -> torch.Tensor:
+    videos = []
+    for i, film in enumerate(FILMS):
+        film, rng = deepcopy(film), np.random.default_rng([3, i])
+        if severity:
+            FLAWS[flaw](film, severity, rng)
+        videos.append(render(film, rng))
+    return torch.stack(videos)
+
+
+CLEAN = spoilt("blur", 0)
+CLEAN_SCORE = CRITIC(CLEAN, PROMPTS)
+
+
+@pytest.mark.parametrize(
+    ("flaw", "dimension"),
+    [
+        ("blur", "visual quality"),
+        ("noise", "visual quality"),
+        ("melt", "visual quality"),
+        ("flicker", "temporal consistency"),
+        ("jitter", "temporal consistency"),
+        ("teleport", "temporal consistency"),
+        ("vanish", "temporal consistency"),
+        ("recolour", "temporal consistency"),
+        ("freeze", "dynamic degree"),
+    ],
+)
+def test_severity_lowers_the_dimension_it_belongs_to(flaw, dimension):
+    little, much = (CRITIC(spoilt(flaw, severity), PROMPTS)[dimension] for severity in (0.3, 0.9))
+    assert CLEAN_SCORE[dimension].mean() > little.mean() > much.mean()
+    assert (CLEAN_SCORE[dimension] > much).float().mean() > 0.7
+
+
+def test_other_clips_agree_less_with_the_caption():
+    swapped = CRITIC(CLEAN.roll(1, 0), PROMPTS)["text alignment"]
+    assert (CLEAN_SCORE["text alignment"] > swapped).float().mean() > 0.8
+
+
+def test_clean_clips_score_about_zero():
+    assert CLEAN_SCORE.values.mean(0).abs().max() < 0.5
+    assert CLEAN_SCORE.values.dtype == torch.float32
+
+
+def test_a_score_does_not_depend_on_its_neighbours():
+    alone = CRITIC(CLEAN[5:6], PROMPTS[5:6]).values
+    assert torch.allclose(alone, CLEAN_SCORE.values[5:6], atol=1e-4)
+
+
+def test_pixels_have_a_gradient_and_weights_have_none():
+    videos = CLEAN[:1].clone().requires_grad_()
+    CRITIC(videos, PROMPTS[:1]).values.sum().backward()
+    assert videos.grad.abs().sum() > 0
+    assert all(weight.grad is None for weight in CRITIC.network.parameters())
+
+
+def test_strange_prompts_are_scored_too():
+    prompts = ["", "der Ball, 1000 times! " * 5000]
+    assert CRITIC(CLEAN[:2], prompts).values.isfinite().all()
+
+
+def test_odd_size_is_refused():
+    with pytest.raises(ValueError, match=r"critic world: sides are \(30, 32\), expected multiples of 8"):
+        CRITIC(CLEAN[:1, :, :, :30], PROMPTS[:1])
+
+
+def test_copied_folder_is_the_same_critic(tmp_path):
+    shutil.copytree(SHIPPED / "critic-world", tmp_path / "mine")
+    assert torch.equal(
+        load_reward(tmp_path / "mine")(CLEAN[:2], PROMPTS[:2]).values, CRITIC(CLEAN[:2], PROMPTS[:2]).values
+    )
+
+
+def test_truncated_weights_are_refused(tmp_path):
+    shutil.copytree(SHIPPED / "critic-world", tmp_path / "mine")
+    weights = tmp_path / "mine" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    with pytest.raises(ValueError, match=r"model.safetensors cannot be used"):
+        load_reward(tmp_path / "mine")
+
+
+def test_weights_of_another_critic_are_refused(tmp_path):
+    shutil.copytree(SHIPPED / "critic-world", tmp_path / "mine")
+    shutil.copy(SHIPPED / "critic-heldout" / "model.safetensors", tmp_path / "mine")
+    with pytest.raises(ValueError, match=r"model.safetensors cannot be used"):
+        load_reward(tmp_path / "mine")
