@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -52,6 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     if name not in COMMANDS:
         return _complain(f"there is no command '{name}'; there are {', '.join(COMMANDS)}", 2)
+    _quiet()
     try:
         COMMANDS[name](rest)
     except (ValueError, FileNotFoundError) as error:
@@ -63,6 +65,17 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _complain("stopped; run the same command again to go on from the last checkpoint", 130)
     return 0
+
+
+def _quiet() -> None:
+    """No progress bars for loading a file: those of the work are enough."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    for library in (diffusers_logging, transformers_logging):
+        library.disable_progress_bar()
+        library.set_verbosity_error()
 
 
 def _complain(message: str, status: int) -> int:

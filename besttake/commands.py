@@ -43,6 +43,12 @@ class GenerateConfig:
     seed: int = 0
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
 
+    def __post_init__(self):
+        if self.n < 1 or self.count < 0:
+            raise ValueError(
+                f"n is {self.n} and count {self.count}; expected at least 1 take of each, and 0 = all prompts"
+            )
+
 
 def generate_takes(config: GenerateConfig) -> Path:
     """Shoot, write, and list the takes; the path of `takes.jsonl`."""

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from peft import LoraConfig, get_peft_model_state_dict
@@ -156,7 +156,8 @@ class Reference:
 def _add_adapters(model: VideoModel, config: PolicyConfig) -> dict[str, nn.Parameter]:
     """Add the adapters `policy` and `reference` to the denoiser, equal and without effect; the reference's weights."""
     denoiser = model.denoiser
-    lora = LoraConfig(r=config.rank, lora_alpha=config.alpha or config.rank, target_modules=list(model.lora_targets))
+    alpha: Any = config.alpha or config.rank  # PEFT takes fractions, though its annotation does not
+    lora = LoraConfig(r=config.rank, lora_alpha=alpha, target_modules=list(model.lora_targets))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Already found a `peft_config` attribute")  # two adapters are what we want
         for adapter in ("reference", "policy"):

@@ -11,7 +11,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -206,7 +206,11 @@ class Run:
     def _tensors(self) -> dict[str, Tensor]:
         policy = self.policy
         tensors: dict[str, Tensor] = {}
-        groups = {"policy": policy.trainable, "reference": policy.reference.weights, "smooth": policy.reference.smooth}
+        groups: dict[str, Mapping[str, Tensor]] = {
+            "policy": policy.trainable,
+            "reference": policy.reference.weights,
+            "smooth": policy.reference.smooth,
+        }
         for group, weights in (groups | {"average": policy.average}).items():
             tensors |= {f"{group}/{name}": weight for name, weight in weights.items()}
         for name, parameter in policy.trainable.items():
@@ -239,7 +243,11 @@ class Run:
                 value = tensor.clone() if tensor.ndim == 0 else tensor.to(policy.trainable[name])
                 self.optimizer.state[policy.trainable[name]][group.removeprefix("optimizer.")] = value
             else:
-                where = {"policy": policy.trainable, "reference": policy.reference.weights, "average": policy.average}
+                where: dict[str, Mapping[str, Tensor]] = {
+                    "policy": policy.trainable,
+                    "reference": policy.reference.weights,
+                    "average": policy.average,
+                }
                 where[group][name].copy_(tensor)
         log.info("resuming %s from step %d", self.folder, self.step)
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
 from besttake.data.files import read_jsonl, read_text
+
+Item = TypeVar("Item")
 
 
 def read_prompts(path: str | Path) -> list[str]:
@@ -28,8 +31,8 @@ def read_prompts(path: str | Path) -> list[str]:
     return prompts
 
 
-def prompt_batches(prompts: Sequence[str], batch: int, seed: int, step: int) -> list[tuple[int, str]]:
-    """The prompts of one step, each with its index in `prompts`.
+def prompt_batches(prompts: Sequence[Item], batch: int, seed: int, step: int) -> list[tuple[int, Item]]:
+    """The prompts (or other items) of one step, each with its index in `prompts`.
 
     Every epoch deals all prompts once, in an order of its own. The answer depends on the arguments alone, so any step
     can be asked for, in any process. A batch that straddles two epochs holds no prompt twice, unless there are fewer
@@ -42,7 +45,7 @@ def prompt_batches(prompts: Sequence[str], batch: int, seed: int, step: int) -> 
     """
     if not prompts or batch < 1:
         raise ValueError(f"{len(prompts)} prompts in batches of {batch}: expected at least one of each")
-    chosen: list[tuple[int, str]] = []
+    chosen: list[tuple[int, Item]] = []
     for position in range(step * batch, (step + 1) * batch):
         epoch, place = divmod(position, len(prompts))
         if not chosen or place == 0:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import torch
 from diffusers import DiffusionPipeline
-from torch import Tensor, nn
+from torch import Tensor
 
 from besttake.schedules import Schedule
 from besttake.types import Condition, Latent, Time, Video
@@ -29,7 +29,7 @@ class VideoModel(ABC):
     lora_targets: ClassVar[tuple[str, ...]]
     schedule: Schedule
 
-    def __init__(self, pipeline: DiffusionPipeline, source: str):
+    def __init__(self, pipeline: Any, source: str):
         self.pipeline = pipeline
         self.source = source
         for component in (pipeline.vae, pipeline.text_encoder, pipeline.transformer):
@@ -37,7 +37,7 @@ class VideoModel(ABC):
         pipeline.set_progress_bar_config(disable=True)
 
     @property
-    def denoiser(self) -> nn.Module:
+    def denoiser(self) -> Any:
         return self.pipeline.transformer
 
     @property
@@ -85,7 +85,7 @@ class VideoModel(ABC):
         """Videos in [-1, 1] of latents."""
 
     @abstractmethod
-    def predict(self, denoiser: nn.Module, x_t: Latent, t: Time, condition: Condition) -> Latent:
+    def predict(self, denoiser: Any, x_t: Latent, t: Time, condition: Condition) -> Latent:
         """What `denoiser` (the policy's or the reference's) predicts at `x_t`."""
 
     def sampler(self, steps: int) -> Any:

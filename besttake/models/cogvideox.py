@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from diffusers import DiffusionPipeline
-from torch import nn
+from typing import Any
 
 from besttake.models.base import VideoModel, folded
 from besttake.schedules import VPrediction
@@ -14,7 +13,7 @@ class CogVideoX(VideoModel):
     pipelines = ("CogVideoXPipeline",)
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0")
 
-    def __init__(self, pipeline: DiffusionPipeline, source: str):
+    def __init__(self, pipeline: Any, source: str):
         super().__init__(pipeline, source)
         self.schedule = VPrediction(pipeline.scheduler.alphas_cumprod)
 
@@ -49,7 +48,7 @@ class CogVideoX(VideoModel):
     def decode(self, latents: Latent) -> Video:
         return folded(self.pipeline.decode_latents(folded(latents).to(self.pipeline.vae.dtype)))
 
-    def predict(self, denoiser: nn.Module, x_t: Latent, t: Time, condition: Condition) -> Latent:
+    def predict(self, denoiser: Any, x_t: Latent, t: Time, condition: Condition) -> Latent:
         prediction = denoiser(
             hidden_states=folded(x_t).to(denoiser.dtype),
             encoder_hidden_states=condition["text"].to(denoiser.dtype),

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from diffusers import DiffusionPipeline
-from torch import Tensor, nn
+from torch import Tensor
 
 from besttake.models.base import VideoModel, folded
 from besttake.schedules import RectifiedFlow
@@ -15,7 +16,7 @@ class Wan(VideoModel):
     pipelines = ("WanPipeline",)
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0")
 
-    def __init__(self, pipeline: DiffusionPipeline, source: str):
+    def __init__(self, pipeline: Any, source: str):
         super().__init__(pipeline, source)
         config = pipeline.scheduler.config
         self.schedule = RectifiedFlow(config.get("flow_shift") or config.get("shift") or 1.0)
@@ -52,7 +53,7 @@ class Wan(VideoModel):
     def _channel(self, name: str, latents: Latent) -> Tensor:
         return torch.tensor(self.pipeline.vae.config[name]).view(1, -1, 1, 1, 1).to(latents)
 
-    def predict(self, denoiser: nn.Module, x_t: Latent, t: Time, condition: Condition) -> Latent:
+    def predict(self, denoiser: Any, x_t: Latent, t: Time, condition: Condition) -> Latent:
         return denoiser(
             hidden_states=x_t.to(denoiser.dtype),
             encoder_hidden_states=condition["text"].to(denoiser.dtype),

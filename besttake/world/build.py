@@ -8,6 +8,7 @@ apart needs no more.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from diffusers import (
@@ -16,7 +17,6 @@ from diffusers import (
     CogVideoXDDIMScheduler,
     CogVideoXPipeline,
     CogVideoXTransformer3DModel,
-    DiffusionPipeline,
     FlowMatchEulerDiscreteScheduler,
     WanPipeline,
     WanTransformer3DModel,
@@ -25,7 +25,6 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
-from torch import nn
 from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel, UMT5Config, UMT5EncoderModel
 
 from besttake.world.captions import BACKGROUNDS, COLOURS, MOTIONS, SHAPES, SIZES
@@ -40,7 +39,7 @@ LATENT_CHANNELS, SPACE, TIME = 16, 4, 2
 FAMILIES = ("tiny-cogvideox", "tiny-wan")
 
 
-def build(family: str, seed: int = 0) -> DiffusionPipeline:
+def build(family: str, seed: int = 0) -> CogVideoXPipeline | WanPipeline:
     """The pipeline of one family with random weights, the same for the same seed."""
     if family not in FAMILIES:
         raise ValueError(f"family is {family!r}, expected one of {', '.join(FAMILIES)}")
@@ -48,7 +47,7 @@ def build(family: str, seed: int = 0) -> DiffusionPipeline:
     return _cogvideox() if family == "tiny-cogvideox" else _wan()
 
 
-def _cogvideox() -> DiffusionPipeline:
+def _cogvideox() -> CogVideoXPipeline:
     return CogVideoXPipeline(
         tokenizer=tokenizer(),
         text_encoder=_text_encoder(T5Config, T5EncoderModel),
@@ -84,7 +83,7 @@ def _cogvideox() -> DiffusionPipeline:
     )
 
 
-def _wan() -> DiffusionPipeline:
+def _wan() -> WanPipeline:
     return WanPipeline(
         tokenizer=tokenizer(),
         text_encoder=_text_encoder(UMT5Config, UMT5EncoderModel),
@@ -139,7 +138,7 @@ def wan_vae() -> AutoencoderKLWan:
     )
 
 
-VAES: dict[str, Callable[[], nn.Module]] = {"tiny-cogvideox": cogvideox_vae, "tiny-wan": wan_vae}
+VAES: dict[str, Callable[[], Any]] = {"tiny-cogvideox": cogvideox_vae, "tiny-wan": wan_vae}
 
 
 def _text_encoder(config_class, model_class):

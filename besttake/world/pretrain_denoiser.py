@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -28,7 +29,7 @@ class DenoiserConfig:
 
     family: str = "tiny-cogvideox"
     out: Path = Path("runs/pretrain")
-    steps: int = 8000
+    steps: int = 6800
     batch: int = 16
     """Clips a step, in each process."""
     lr: float = 2e-3
@@ -51,7 +52,7 @@ def train_denoiser(config: DenoiserConfig) -> None:
     folder = config.out / config.family / "denoiser"
     model = load_parts(config.family, config.out)
     denoiser, bank = model.denoiser.train().requires_grad_(True), Bank(model, config, rank, world)
-    optimizer = _Optimizers(denoiser, config)
+    optimizer: Any = _Optimizers(denoiser, config)
     average = {name: p.detach().clone() for name, p in denoiser.named_parameters()}
     done = load_state(folder, denoiser, optimizer)
     if done:
@@ -155,7 +156,7 @@ class _Optimizers:
 
 def load_parts(family: str, out: Path, denoiser: bool = False) -> VideoModel:
     """The model of a family with its trained autoencoder, latents scaled to unit variance, and its trained denoiser."""
-    pipeline = build(family)
+    pipeline: Any = build(family)
     state = torch.load(out / family / "vae" / "state.pt", weights_only=True)
     pipeline.vae.load_state_dict(state["module"])
     model = next(f for f in families() if type(pipeline).__name__ in f.pipelines)(pipeline, family)

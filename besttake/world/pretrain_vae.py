@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -38,7 +39,7 @@ class VAEConfig:
     seed: int = 11
 
 
-def train_vae(config: VAEConfig) -> nn.Module:
+def train_vae(config: VAEConfig) -> Any:
     """Train (or go on training) the autoencoder of one family; state and log lie in `config.out / family / vae`."""
     torch.manual_seed(config.seed)
     folder = config.out / config.family / "vae"
@@ -66,7 +67,7 @@ def train_vae(config: VAEConfig) -> nn.Module:
     return vae
 
 
-def reconstruction_loss(vae: nn.Module, videos: Tensor, generator: torch.Generator) -> Tensor:
+def reconstruction_loss(vae: Any, videos: Tensor, generator: torch.Generator) -> Tensor:
     """The training loss on videos `b f c h w`; a little latent noise keeps the latent space smooth."""
     x = videos.transpose(1, 2)
     with torch.autocast("cpu", torch.bfloat16):
@@ -100,7 +101,7 @@ def crop_around_body(videos: Tensor, frames: int, size: int, generator: torch.Ge
 
 
 @torch.no_grad()
-def psnr(vae: nn.Module, n: int = 16) -> float:
+def psnr(vae: Any, n: int = 16) -> float:
     """Mean peak signal-to-noise ratio in dB on clean clips of validation captions, peak-to-peak 2."""
     x = make_batch(99, 0, n, "validation")[0].transpose(1, 2)
     restored = vae.decode(vae.encode(x).latent_dist.mode()).sample.clamp(-1, 1)

@@ -1,0 +1,159 @@
+import math
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from besttake.algorithms.losses import Errors, denoising_errors, dpo, draw_noise, sft_error
+from besttake.policy import Policy, PolicyConfig
+from besttake.schedules import RectifiedFlow
+
+GOLDEN = load_file(Path(__file__).parent.parent / "golden" / "dpo.safetensors")
+"""Numbers of the public Diffusion-DPO and Flow-DPO code; the first half of a batch are the winners."""
+
+
+def pairs(rows):
+    """(2b, ...) with the winners first -> (b, 2, ...)."""
+    return torch.stack(rows.chunk(2), 1)
+
+
+def mean_square(x):
+    return pairs(x.square().flatten(1).mean(1))
+
+
+def errors(policy, reference):
+    policy, reference = torch.tensor(policy), torch.tensor(reference)
+    return Errors(policy, reference, torch.zeros_like(policy))
+
+
+@pytest.mark.parametrize("beta", [500, 2000, 5000])
+def test_loss_margin_and_gradient_are_those_of_the_public_diffusion_dpo(beta):
+    case = {name.removeprefix("diffusion_dpo."): tensor for name, tensor in GOLDEN.items()}
+    prediction = case["model_pred"].clone().requires_grad_()
+    policy, reference = mean_square(prediction - case["target"]), mean_square(case["ref_pred"] - case["target"])
+    loss, watched = dpo(Errors(policy, reference, torch.zeros_like(policy)), beta)
+    loss.mean().backward()
+    expected = {name.removeprefix(f"beta{beta}."): tensor for name, tensor in case.items()}
+    close(loss.mean(), expected["loss"])
+    close(watched["margin"], expected["inside_term"].mean())
+    close(watched["implicit_accuracy"], expected["implicit_acc"])
+    close(prediction.grad, expected["grad_model_pred"])
+
+
+@pytest.mark.parametrize("beta", [100, 2000, 5000])
+def test_the_whole_way_from_latents_to_gradient_is_that_of_the_public_flow_dpo(beta):
+    case = {name.removeprefix("flowdpo."): tensor for name, tensor in GOLDEN.items()}
+    prediction = case["model_pred"].clone().requires_grad_()
+    order = pairs(torch.arange(8)).flatten()  # winner and loser of a pair stand side by side
+    policy = SimpleNamespace(
+        model=SimpleNamespace(schedule=RectifiedFlow()),
+        predict=lambda *_: prediction[order],
+        reference=SimpleNamespace(predict=lambda *_: case["ref_pred"][order]),
+    )
+    found = denoising_errors(policy, pairs(case["x0"]), {}, torch.full((4,), 0.5), case["noise"][:4])
+    close(found.policy, pairs(case["theta_mse"]))
+    close(found.reference, pairs(case["ref_mse"]))
+    loss, _ = dpo(found, beta)
+    loss.mean().backward()
+    close(loss.mean(), case[f"beta{beta}.loss"])
+    close(prediction.grad, case[f"beta{beta}.grad_model_pred"])
+
+
+def close(found, expected):
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_two_losers_by_hand():
+    # w = -.1, v = (+.2, -.3); beta 4: margins -2 (-.1 -.2) = .6 and -2 (-.1 + .3) = -.4
+    loss, watched = dpo(errors([[0.9, 1.2, 0.7]], [[1.0, 1.0, 1.0]]), beta=4)
+    assert loss.item() == pytest.approx(math.log(1 + math.exp(-0.6)) + math.log(1 + math.exp(0.4)), rel=1e-5)
+    assert watched["margin"].item() == pytest.approx(0.1, abs=1e-6)
+    assert watched["implicit_accuracy"].item() == 0.5
+    assert watched["winner_gain"].item() == pytest.approx(0.1, abs=1e-6)
+    assert watched["loser_gain"].item() == pytest.approx(0.05, abs=1e-6)
+    assert watched["winner_error"].item() == pytest.approx(0.9)
+    assert watched["loser_error"].item() == pytest.approx(0.95)
+
+
+def test_rows_are_not_mixed():
+    rows = errors([[0.9, 1.2], [1.5, 0.1]], [[1.0, 1.0], [1.0, 1.0]])
+    alone = [dpo(errors([p.tolist()], [r.tolist()]), 3)[0] for p, r in zip(rows.policy, rows.reference, strict=True)]
+    torch.testing.assert_close(dpo(rows, 3)[0], torch.cat(alone))
+
+
+def test_extreme_margins_stay_finite():
+    loss, _ = dpo(errors([[0.0, 9.0], [9.0, 0.0]], [[1.0, 1.0], [1.0, 1.0]]), beta=1e5)
+    assert loss.isfinite().all()
+    assert loss[0] == 0
+
+
+@pytest.fixture
+def setting(model):
+    """A policy of a random model; a winner and two losers of each of two prompts; condition, times and noise."""
+    policy = Policy(model, PolicyConfig(rank=4))
+    clips = torch.randn(2, 3, *model.latent_shape(*model.default_size()))
+    condition = model.encode_prompts(["a red ball", "a blue ball"])
+    noise = draw_noise(clips[:, 0].shape, torch.Generator().manual_seed(1), like=clips)
+    return policy, clips, condition, torch.tensor([0.3, 0.8]), noise
+
+
+def test_the_loss_starts_at_ln_2_for_each_loser(setting):
+    found = denoising_errors(*setting)
+    assert found.policy.min() > 0.1  # a network that predicts something, and wrongly
+    assert torch.equal(found.policy, found.reference)
+    assert not found.distance.any()
+    for losers in (1, 2):
+        rows = Errors(found.policy[:, : 1 + losers], found.reference[:, : 1 + losers], found.distance)
+        torch.testing.assert_close(dpo(rows, 5000.0)[0], torch.full((2,), losers * math.log(2)))
+
+
+def test_descending_the_loss_sets_the_winner_apart_from_the_losers(setting):
+    policy = setting[0]
+    optimizer = torch.optim.SGD(policy.trainable.values(), lr=0.05)
+    before = denoising_errors(*setting)
+    dpo(before, 100.0)[0].mean().backward()
+    optimizer.step()
+    after, watched = (found := denoising_errors(*setting)), dpo(found, 100.0)[1]
+    gain = (before.policy - after.policy).detach()
+    assert (gain[:, 0] > gain[:, 1:].mean(1)).all()
+    assert watched["margin"] > 0
+    assert watched["drift"] > 0
+    torch.testing.assert_close(after.reference, before.reference)
+
+
+def test_the_reference_and_the_base_carry_no_gradient(setting):
+    policy = setting[0]
+    found = denoising_errors(*setting)
+    assert found.policy.requires_grad
+    assert not found.reference.requires_grad
+    assert not found.distance.requires_grad
+    dpo(found, 100.0)[0].sum().backward()
+    with_gradient = {id(p) for p in policy.model.denoiser.parameters() if p.grad is not None}
+    assert with_gradient == {id(p) for p in policy.trainable.values()}
+
+
+def test_winner_and_losers_share_their_time_and_their_noise(setting):
+    policy, clips, condition, t, noise = setting
+    same = clips[:, :1].expand_as(clips)
+    found = denoising_errors(policy, same, condition, t, noise)
+    torch.testing.assert_close(found.policy, found.policy[:, :1].expand(2, 3))
+    assert found.policy[0, 0] != found.policy[1, 0]
+
+
+def test_each_rows_errors_are_those_of_its_own_prompt_time_and_noise(setting):
+    policy, clips, condition, t, noise = setting
+    together = denoising_errors(policy, clips, condition, t, noise).policy
+    told = {name: value[1:] for name, value in condition.items()}
+    alone = sft_error(policy, clips[1:, 2], told, t[1:], noise[1:])
+    torch.testing.assert_close(alone, together[1:, 2], atol=1e-5, rtol=1e-5)
+
+
+def test_sft_error_is_the_mean_square_distance_to_the_target(model):
+    x_0 = torch.randn(1, *model.latent_shape(*model.default_size()))
+    noise, t, told = torch.randn_like(x_0), torch.tensor([0.4]), model.encode_prompts(["a red ball"])
+    policy = Policy(model, PolicyConfig(rank=2))
+    prediction = policy.predict(model.schedule.add_noise(x_0, noise, t), t, told)
+    expected = ((prediction - model.schedule.target(x_0, noise, t)) ** 2).mean()
+    assert sft_error(policy, x_0, told, t, noise).item() == pytest.approx(expected.item(), rel=1e-5)

@@ -1,0 +1,76 @@
+import pytest
+import torch
+
+from besttake.algorithms.takes import Takes
+from besttake.policy import Policy, PolicyConfig
+from besttake.rollout import RolloutConfig, generate
+
+CAPTIONS = ["a red ball", "a blue ball", "a green ball"]
+
+
+@pytest.fixture
+def policy(cogvideox):
+    return Policy(cogvideox, PolicyConfig(rank=2))
+
+
+@pytest.fixture
+def takes(policy, tmp_path):
+    return Takes(policy, CAPTIONS, RolloutConfig(steps=1), 2, 5, tmp_path)
+
+
+def files(takes):
+    return sorted(path.name for path in takes.folder.iterdir())
+
+
+def disturb(policy):
+    for weight in policy.trainable.values():
+        weight.data += 0.1
+
+
+def test_takes_are_the_policys_own_shots_of_the_captions_keyed_on_seed_and_step(takes, policy):
+    found = takes.of([2, 0], 3, 50)
+    shot = generate(policy, [CAPTIONS[2], CAPTIONS[0]], takes.config, n=2, seed=(5, 3), decode=False)
+    assert torch.equal(found, shot.latents.unflatten(0, (2, 2)))
+    assert files(takes) == ["000000-00000003.safetensors", "000002-00000003.safetensors"]
+
+
+def test_takes_are_kept_until_the_interval_is_over_and_then_made_by_the_policy_as_it_is(takes, policy):
+    first = takes.of([1], 48, 50)
+    disturb(policy)
+    assert torch.equal(takes.of([1], 49, 50), first)
+    renewed = takes.of([1], 50, 50)
+    assert not torch.allclose(renewed, first, atol=1e-3)
+    assert torch.equal(takes.of([1], 99, 50), renewed)
+
+
+def test_made_once_means_all_at_first_and_never_again(takes, policy):
+    first = takes.of([1], 0, 0)
+    assert len(files(takes)) == 3
+    disturb(policy)
+    assert torch.equal(takes.of([1], 500, 0), first)
+    assert len(files(takes)) == 3
+
+
+def test_a_run_that_goes_back_a_few_steps_does_not_see_takes_of_later_ones(takes, policy):
+    takes.of([1], 55, 50)
+    again = takes.of([1], 52, 50)
+    assert files(takes) == ["000001-00000052.safetensors", "000001-00000055.safetensors"]
+    assert torch.equal(takes.of([1], 53, 50), again)
+
+
+def test_a_file_cut_short_is_made_anew(takes):
+    first = takes.of([0], 0, 50)
+    path = next(takes.folder.iterdir())
+    path.write_bytes(path.read_bytes()[:-10])
+    assert torch.equal(takes.of([0], 0, 50), first)
+
+
+def test_a_clip_that_comes_twice_is_shot_once(takes):
+    found = takes.of([1, 1], 0, 50)
+    assert torch.equal(found[0], found[1])
+    assert len(files(takes)) == 1
+
+
+def test_the_winner_stands_before_its_takes(takes):
+    real, losers = torch.zeros(2, 1, 1, 1, 1), torch.ones(2, 2, 1, 1, 1, 1)
+    assert takes.with_winner(real, losers).flatten(1).tolist() == [[0, 1, 1], [0, 1, 1]]

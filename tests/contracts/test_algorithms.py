@@ -1,0 +1,203 @@
+"""What every algorithm must do: train the right weights, leave what a run leaves, and resume as if nothing had been."""
+
+import json
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from besttake.algorithms import algorithms
+from besttake.configuration import from_dict, read_yaml
+from besttake.data.video import probe
+from besttake.models import load_model
+from besttake.monitor import MonitorConfig
+from besttake.policy import PolicyConfig
+from besttake.rewards.critic import RewardConfig
+from besttake.rollout import RolloutConfig
+from besttake.run import OptimConfig, Run
+
+DATA = {"onlinevpo": "prompts.txt", "offline_dpo": "pairs.jsonl"}
+"""What of the test material an algorithm trains on, if not on the clips."""
+
+OWN = {
+    "onlinevpo": {
+        "prompts_per_step": 2,
+        "candidates": 2,
+        "refresh_every": 2,
+        "reward": RewardConfig("temporal-flicker"),
+    },
+    "realdpo": {"clips_per_step": 2, "negatives": 2, "renew_every": 2, "reference_every": 1, "sft_weight": 1.0},
+    "offline_dpo": {"pairs_per_step": 2, "refresh_every": 2},
+    "sft": {"clips_per_step": 2},
+}
+STEPS, SAVED, KILLED = 5, 3, 4
+
+one_family = pytest.mark.parametrize("family", ["tiny-cogvideox"])  # for what does not depend on it
+
+
+@pytest.fixture(params=algorithms())
+def algorithm(request):
+    return request.param
+
+
+@pytest.fixture
+def config(tmp_path, model_folder, material, family, algorithm):
+    """A run of five steps, two to an update: the checkpoint after the third holds half an update."""
+    monitor = MonitorConfig(2, str(material / "prompts.txt"), 2, ("dynamic-degree",), 1, RolloutConfig(steps=1))
+    return algorithms()[algorithm].Config(
+        model=str(model_folder(family)),
+        data=str(material / DATA.get(algorithm, "clips")),
+        out=tmp_path / "run",
+        steps=STEPS,
+        save_every=SAVED,
+        policy=PolicyConfig(rank=2, average=0.5),
+        optim=OptimConfig(lr=1e-2, warmup=2, accumulate=2),
+        monitor=monitor,
+        rollout=RolloutConfig(steps=2),
+        **OWN.get(algorithm, {}),
+    )
+
+
+def train(config):
+    return algorithms()[type(config).__module__.rpartition(".")[2]].train(config)
+
+
+def rows(folder):
+    """`metrics.jsonl` without the wall clock."""
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [{name: value for name, value in json.loads(line).items() if name != "minutes"} for line in lines]
+
+
+def adapter(folder):
+    return load_file(folder / "adapter" / "pytorch_lora_weights.safetensors")
+
+
+def test_a_run_trains_the_policy_alone_and_leaves_what_a_run_leaves(config):
+    before = {name: weight.clone() for name, weight in load_model(config.model).denoiser.named_parameters()}
+    run = train(config)
+    for name, weight in run.model.denoiser.named_parameters():
+        if "lora" not in name:
+            assert torch.equal(weight, before[name.replace(".base_layer", "")]), name
+    assert all(weight.isfinite().all() for weight in run.policy.trainable.values())
+    moved = [name for name, weight in run.policy.trainable.items() if "lora_B" in name and weight.any()]
+    assert len(moved) == sum("lora_B" in name for name in run.policy.trainable)
+    leaves_a_run_folder(run.folder, config)
+
+
+def leaves_a_run_folder(folder, config):
+    values = read_yaml(folder / "config.yaml")
+    assert algorithms()[values.pop("algorithm")].Config is type(config)
+    assert from_dict(type(config), values) == config
+    steps = [row["step"] for row in rows(folder)]
+    assert steps == [0, 0, 1, 2, 2, 3, 4, 4, 5]  # watched at 0, 2, 4 and the end
+    assert all(
+        "loss" in row or "skipped" in row or "monitor/dynamic-degree/dynamic degree" in row for row in rows(folder)
+    )
+    board = EventAccumulator(str(folder / "tensorboard")).Reload()
+    assert [event.step for event in board.Scalars("monitor/dynamic-degree/dynamic degree")] == [0, 2, 4, 5]
+    for step in (0, 2, 4, 5):
+        info = probe(folder / "samples" / f"step-{step:08d}" / "00.mp4")
+        assert (info.frames, info.fps) == (5, 8)
+    assert [path.name for path in sorted((folder / "checkpoints").iterdir())] == ["step-00000003", "step-00000005"]
+    pipeline = load_model(config.model).pipeline
+    pipeline.load_lora_weights(str(folder / "adapter"))
+    assert pipeline.get_active_adapters()
+
+
+def test_weights_change_only_when_an_update_is_full(config, monkeypatch):
+    states, update = [], Run.update
+
+    def watched(run, loss, **numbers):
+        changed = update(run, loss, **numbers)
+        states.append((changed, [weight.detach().clone() for weight in run.policy.trainable.values()]))
+        return changed
+
+    monkeypatch.setattr(Run, "update", watched)
+    train(replace(config, steps=4))
+    assert [changed for changed, _ in states] == [False, True, False, True]
+    same = [all(map(torch.equal, a, b)) for (_, a), (_, b) in pairwise(states)]
+    assert same == [False, True, False]
+
+
+def test_an_interrupted_run_goes_on_bit_by_bit(config, monkeypatch, tmp_path):
+    whole = train(config)
+    assert any("loss" in row for row in rows(whole.folder))
+    cut, update = replace(config, out=tmp_path / "cut"), Run.update
+
+    def killed(run, loss, **numbers):
+        if run.step == KILLED:
+            raise KeyboardInterrupt
+        return update(run, loss, **numbers)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "update", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train(cut)
+    assert [path.name for path in (cut.out / "checkpoints").iterdir()] == ["step-00000003"]
+    resumed = train(cut)
+    assert rows(resumed.folder) == rows(whole.folder)
+    whole_weights, weights = adapter(whole.folder), adapter(resumed.folder)
+    assert whole_weights.keys() == weights.keys()
+    assert all(torch.equal(weights[name], whole_weights[name]) for name in weights)
+    reference, expected = resumed.policy.reference.weights, whole.policy.reference.weights
+    assert all(torch.equal(reference[name], expected[name]) for name in expected)
+
+
+@one_family
+def test_a_short_run_made_longer_is_the_long_run(config, tmp_path):
+    whole, two = train(config), replace(config, out=tmp_path / "two")
+    train(replace(two, steps=1))
+    assert [row["step"] for row in rows(two.out)] == [0, 0, 1]
+    train(two)
+    assert rows(two.out) == rows(whole.folder)
+    assert all(torch.equal(weight, adapter(whole.folder)[name]) for name, weight in adapter(two.out).items())
+
+
+@one_family
+def test_the_same_command_on_a_finished_run_changes_nothing(config):
+    train(config)
+    weights, seen = adapter(config.out), rows(config.out)
+    train(config)
+    assert rows(config.out) == seen
+    assert all(torch.equal(weight, weights[name]) for name, weight in adapter(config.out).items())
+
+
+@one_family
+def test_full_fine_tuning_trains_too(config):
+    run = train(replace(config, steps=2, policy=PolicyConfig(train="full"), optim=OptimConfig(lr=1e-4)))
+    before = dict(load_model(config.model).denoiser.named_parameters())
+    after = dict(type(run.model.denoiser).from_pretrained(run.folder / "adapter" / "transformer").named_parameters())
+    assert not torch.equal(after["proj_out.weight"], before["proj_out.weight"])
+
+
+@one_family
+def test_an_over_long_prompt_stops_before_training(config, tmp_path, material, algorithm):
+    long = "ball " * 10_000
+    data = tmp_path / "data"
+    data.mkdir()
+    for file in (material / "clips").iterdir():
+        (data / file.name).write_bytes(file.read_bytes())
+    if algorithm == "onlinevpo":
+        (data / "prompts.txt").write_text(f"a ball\n{long}\n")
+        source = data / "prompts.txt"
+    elif algorithm == "offline_dpo":
+        row = {"winner": "0.mp4", "losers": ["1.mp4"], "margin": 1.0}
+        (data / "pairs.jsonl").write_text("".join(json.dumps({"prompt": p, **row}) + "\n" for p in ("a ball", long)))
+        source = data / "pairs.jsonl"
+    else:
+        (data / "3.txt").write_text(long)
+        source = data
+    with pytest.raises(ValueError, match="10001 tokens"):
+        train(replace(config, data=str(source)))
+    assert not rows(config.out)
+
+
+def test_numbers_below_their_least_are_refused(algorithm):
+    kind = algorithms()[algorithm].Config
+    least_one = ("prompts_per_step", "clips_per_step", "pairs_per_step", "negatives", "candidates", "beta", "steps")
+    for name in set(least_one) & set(kind.__dataclass_fields__):
+        with pytest.raises(ValueError, match=f"{name} is 0"):
+            kind(**{name: 0})

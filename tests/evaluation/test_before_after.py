@@ -1,0 +1,79 @@
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from besttake.configuration import write_config
+from besttake.data.video import probe
+from besttake.evaluation.before_after import (
+    EvaluateConfig,
+    critics_say,
+    shoot_before_after,
+    trained_model,
+    with_adapter,
+    write_evaluation,
+    write_summary,
+)
+from besttake.models import load_model
+from besttake.policy import Policy, PolicyConfig
+from besttake.rollout import RolloutConfig, generate
+from besttake.run import TrainConfig
+
+PROMPTS = ["a red ball", "a blue ball"]
+
+
+@pytest.fixture(params=["lora", "full"])
+def run(request, tmp_path, model_folder):
+    """The folder of a run whose weights have moved, and what its policy then shot."""
+    source = str(model_folder("tiny-cogvideox"))
+    policy = Policy(load_model(source), PolicyConfig(train=request.param, rank=2))
+    for weight in policy.trainable.values():
+        weight.data += 0.02
+    policy.save(tmp_path / "adapter")
+    write_config(TrainConfig(model=source), tmp_path / "config.yaml")
+    return tmp_path, generate(policy, PROMPTS, RolloutConfig(steps=1), seed=(777,))
+
+
+def test_before_is_the_base_and_after_the_trained_model_from_the_same_noise(run, model_folder):
+    folder, trained = run
+    config = replace(EvaluateConfig(), rollout=RolloutConfig(steps=1))
+    before, after = shoot_before_after(folder, PROMPTS, config)
+    base = generate(load_model(str(model_folder("tiny-cogvideox"))), PROMPTS, config.rollout, seed=(777,))
+    torch.testing.assert_close(before.latents, base.latents)
+    torch.testing.assert_close(after.latents, trained.latents, atol=1e-5, rtol=1e-4)
+    assert not torch.allclose(after.latents, before.latents, atol=1e-3)
+
+
+def test_an_unfinished_run_has_no_trained_model(run):
+    folder, _ = run
+    (folder / "adapter").rename(folder / "elsewhere")
+    with pytest.raises(ValueError, match="has the run finished"):
+        trained_model(folder)
+
+
+def test_a_damaged_adapter_or_one_of_another_model_is_refused(run, model_folder):
+    folder, _ = run
+    with pytest.raises(ValueError, match=r"does not load into .*tiny-wan"):
+        with_adapter(load_model(str(model_folder("tiny-wan"))), folder / "adapter")
+    weights = next((folder / "adapter").rglob("*.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:-10])
+    with pytest.raises(ValueError, match="does not load into"):
+        trained_model(folder)
+
+
+def test_critics_say_the_mean_of_each_dimension():
+    still = torch.zeros(2, 5, 3, 16, 16)
+    said = critics_say(("temporal-flicker", "dynamic-degree"), still, PROMPTS)
+    assert said == {"reward/temporal-flicker/temporal flicker": 1.0, "reward/dynamic-degree/dynamic degree": 0.0}
+
+
+def test_what_the_report_reads_is_written(tmp_path):
+    videos = {"before": torch.zeros(3, 5, 3, 16, 16), "after": torch.ones(3, 5, 3, 16, 16)}
+    write_evaluation(tmp_path, videos, ["a", "b", "c"], shown=2, fps=8)
+    written = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.mp4"))
+    assert written == [f"evaluation/{side}/0{i}.mp4" for side in ("after", "before") for i in (0, 1)]
+    assert probe(tmp_path / written[0]).width == 256
+    assert json.loads((tmp_path / "evaluation" / "prompts.json").read_text()) == ["a", "b"]
+    write_summary(tmp_path, {"before": {"flawed_share": 0.5}})
+    assert json.loads((tmp_path / "summary.json").read_text()) == {"before": {"flawed_share": 0.5}}

@@ -1,0 +1,306 @@
+"""What a user of the command line meets: help, and one plain line with exit status 2 for what cannot be."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+import besttake.rewards
+from besttake import __version__, cli
+from besttake.cli import RECIPES, main, read_recipe
+from besttake.commands import ClipsConfig, write_clips
+from besttake.data.real import find_clips
+
+
+def besttake_says(capsys, *arguments):
+    """Exit status, standard output and standard error of a command."""
+    try:
+        status = main([str(argument) for argument in arguments])
+    except SystemExit as stop:
+        status = stop.code
+    said = capsys.readouterr()
+    return status, said.out, said.err
+
+
+@pytest.fixture
+def refuses(capsys):
+    """Runs a command that must end with status 2 and say these words in one paragraph, without a traceback."""
+
+    def run(*arguments, words):
+        status, _, error = besttake_says(capsys, *arguments)
+        assert status == 2
+        flat = " ".join(error.replace("│", " ").split())
+        for word in [words] if isinstance(words, str) else words:
+            assert word in flat, flat
+        assert "Traceback" not in error
+        return error
+
+    return run
+
+
+@pytest.fixture
+def no_model(monkeypatch):
+    """Input that is wrong is found out before any model is loaded."""
+
+    def loaded(*_):
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr("besttake.run.load_model", loaded)
+
+
+@pytest.fixture
+def recipe(tmp_path, model_folder, material):
+    """Writes a small recipe on a random model."""
+
+    def write(algorithm="onlinevpo", **changes):
+        values = {
+            "algorithm": algorithm,
+            "model": str(model_folder("tiny-cogvideox")),
+            "data": str(material / ("prompts.txt" if algorithm == "onlinevpo" else "clips")),
+            "out": str(tmp_path / "run"),
+            "steps": 1,
+            "rollout": {"steps": 1},
+            "policy": {"rank": 2},
+            "monitor": {"every": 0},
+        }
+        if algorithm == "onlinevpo":
+            values |= {"candidates": 2, "prompts_per_step": 1, "reward": {"name": "temporal-flicker"}}
+        path = tmp_path / "recipe.yaml"
+        path.write_text(yaml.safe_dump(values | changes))
+        return path
+
+    return write
+
+
+def test_help_names_every_command(capsys):
+    for arguments in ([], ["--help"], ["-h"]):
+        status, out, _ = besttake_says(capsys, *arguments)
+        assert status == 0
+        assert all(f"besttake {command}" in out for command in cli.COMMANDS)
+
+
+def test_version(capsys):
+    assert besttake_says(capsys, "--version")[:2] == (0, f"{__version__}\n")
+
+
+def test_the_module_is_a_command():
+    done = subprocess.run([sys.executable, "-m", "besttake", "train", "nothing"], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: there is no recipe 'nothing'")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_train_without_a_recipe_lists_them(capsys):
+    status, out, _ = besttake_says(capsys, "train")
+    assert status == 0
+    assert all(file.stem in out for file in RECIPES.glob("*.yaml"))
+
+
+def test_help_of_a_recipe_lists_its_flags_nested_ones_too(capsys):
+    status, out, _ = besttake_says(capsys, "train", "onlinevpo-tiny", "--help")
+    assert status == 0
+    for flag in ("--data", "--out", "--steps", "--seed", "--policy.rank", "--optim.lr", "--rollout.guidance"):
+        assert flag in out
+
+
+@pytest.mark.parametrize("name", sorted(file.stem for file in RECIPES.glob("*.yaml")))
+def test_the_printed_config_is_a_recipe(capsys, tmp_path, name):
+    flags = ("--steps", "7", "--seed", "3", "--policy.rank", "5", "--data", "here", "--out", tmp_path, "--print-config")
+    status, out, _ = besttake_says(capsys, "train", name, *flags)
+    assert status == 0
+    path = tmp_path / "printed.yaml"
+    path.write_text(out)
+    config = read_recipe(str(path))
+    assert (config.steps, config.seed, config.policy.rank, config.data, config.out) == (7, 3, 5, "here", tmp_path)
+    assert besttake_says(capsys, "train", path, "--print-config")[1] == out
+
+
+def test_an_unknown_command(refuses):
+    assert len(refuses("trian", words=["there is no command 'trian'", "train"]).splitlines()) == 1
+
+
+def test_an_unknown_recipe(refuses):
+    assert len(refuses("train", "nothing", words=["there is no recipe 'nothing'", "onlinevpo-tiny"]).splitlines()) == 1
+    refuses("train", "nothing.yaml", words="there is no recipe 'nothing.yaml'")
+
+
+def test_flags_before_the_recipe(refuses):
+    refuses("train", "--steps", "3", words="give a recipe before the flags")
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--stepz", "3"], ["--stepz", "--steps"]),
+        (["--steps", "many"], ["--steps", "many"]),
+        (["--dtype", "float8"], ["--dtype", "float8"]),
+        (["--candidates", "1"], "candidates is 1; best against worst needs at least 2"),
+        (["--optim.lr", "-1"], "must be positive"),
+        (["--policy.rank", "0"], "policy.rank is 0"),
+    ],
+    ids=str,
+)
+def test_wrong_flags(refuses, flags, words):
+    refuses("train", "onlinevpo-tiny", *flags, words=words)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"stepz": 3}, "unknown key 'stepz'; did you mean 'steps'?"),
+        ({"optim": {"lrate": 3}}, "unknown key 'optim.lrate'"),
+        ({"steps": "many"}, "'steps' is 'many' (str), expected a whole number"),
+        ({"candidates": 1}, "candidates is 1; best against worst needs at least 2"),
+        ({"algorithm": "ppo"}, "names the algorithm 'ppo'; there are offline_dpo, onlinevpo"),
+        ({"reward": {"name": "nobody"}}, "there is no critic 'nobody'"),
+        ({"reward": {"name": "temporal-flicker", "weights": {"beauty": 1.0}}}, "has no dimension 'beauty'; it has"),
+        ({"data": "nowhere.txt"}, "nowhere.txt is not a file"),
+        ({"device": "gpu9"}, "device 'gpu9' is not there"),
+    ],
+    ids=str,
+)
+def test_wrong_recipes(refuses, recipe, no_model, changes, words):
+    assert len(refuses("train", recipe(**changes), words=words).splitlines()) == 1
+
+
+def test_an_unwritable_run_folder(refuses, recipe, no_model, tmp_path):
+    (tmp_path / "run").write_text("a file")
+    refuses("train", recipe(), words=[f"the run folder {tmp_path / 'run'} cannot be written to", "give another --out"])
+
+
+@pytest.mark.parametrize("algorithm", ["realdpo", "sft"])
+def test_clips_that_are_missing_uncaptioned_or_unreadable(refuses, recipe, no_model, material, tmp_path, algorithm):
+    path, data = recipe(algorithm), tmp_path / "data"
+    refuses("train", path, "--data", data, words=str(data))
+    data.mkdir()
+    refuses("train", path, "--data", data, words=str(data))
+    for file in (material / "clips").iterdir():
+        shutil.copy(file, data)
+    (data / "1.txt").unlink()
+    refuses("train", path, "--data", data, words="1.mp4")
+    (data / "1.txt").write_text("a ball")
+    (data / "2.mp4").write_bytes((data / "2.mp4").read_bytes()[:200])
+    refuses("train", path, "--data", data, words=[str(data / "2.mp4"), "skip_bad"])
+
+
+CRITIC = """
+import torch
+from besttake.types import Score
+
+class Critic:
+    name, dimensions, differentiable = "odd", ("oddness",), False
+    def __call__(self, videos, prompts):
+        return Score({}, self.dimensions)
+
+def load(path=None, device="cpu"):
+    return Critic()
+"""
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ("torch.full((len(videos), 1), float('nan'))", ["critic odd returned nan for 'oddness'", "must be finite"]),
+        ("torch.zeros(len(videos))", "critic odd returned scores of shape (1,), expected (1, 1)"),
+    ],
+)
+def test_a_critic_that_gives_no_score_stops_before_anything_is_shot(
+    refuses, recipe, tmp_path, monkeypatch, values, words
+):
+    (tmp_path / "odd.py").write_text(CRITIC.format(values))
+    monkeypatch.setattr(besttake.rewards, "__path__", [*besttake.rewards.__path__, str(tmp_path)])
+    monkeypatch.setattr("besttake.algorithms.onlinevpo.generate", None)
+    try:
+        refuses("train", recipe(reward={"name": "odd"}), words=words)
+    finally:
+        sys.modules.pop("besttake.rewards.odd", None)
+
+
+def test_a_prompt_of_ten_thousand_words(refuses, recipe, tmp_path):
+    (tmp_path / "long.txt").write_text(f"a ball\n{'ball ' * 10_000}\n")
+    error = refuses("train", recipe(data=str(tmp_path / "long.txt")), words="has 10001 tokens")
+    assert len(error) < 400
+
+
+def test_a_model_that_does_not_load(refuses, recipe):
+    refuses("train", recipe(model="no-such-model"), words="there is no model folder 'no-such-model'")
+
+
+def test_a_run_of_other_settings_in_the_folder(refuses, recipe, capsys, monkeypatch):
+    monkeypatch.setattr(cli, "_report", lambda *_, **__: None)
+    assert besttake_says(capsys, "train", recipe())[0] == 0
+    refuses("train", recipe(), "--seed", "9", words=["holds a run with other settings", "give another --out"])
+
+
+@pytest.mark.parametrize(
+    "problem", [OSError("No space left on device"), FloatingPointError("the loss is nan")], ids=str
+)
+def test_a_failing_machine_has_status_1_and_says_what_is_safe(capsys, recipe, monkeypatch, problem):
+    def fails(_):
+        raise problem
+
+    monkeypatch.setattr("besttake.algorithms.onlinevpo.train", fails)
+    status, _, error = besttake_says(capsys, "train", recipe())
+    assert status == 1
+    assert str(problem) in error
+    assert "nothing before the last checkpoint is lost" in error
+
+
+def test_generate_score_and_train_on_the_pairs(capsys, model_folder, material, tmp_path, recipe, monkeypatch):
+    takes, reward = tmp_path / "takes", ("--reward", "temporal-flicker")
+    model = ("--model", model_folder("tiny-cogvideox"))
+    shoot = ("generate", *model, "--out", takes, "--n", "2", "--count", "2", "--rollout.steps", "1")
+    assert besttake_says(capsys, *shoot, "--prompts", material / "prompts.txt")[0] == 0
+    listed = [json.loads(line) for line in (takes / "takes.jsonl").read_text().splitlines()]
+    assert [row["takes"] for row in listed] == [["00000-0.mp4", "00000-1.mp4"], ["00001-0.mp4", "00001-1.mp4"]]
+    pairs = takes / "pairs.jsonl"
+    status, out, _ = besttake_says(capsys, "score", "--takes", takes / "takes.jsonl", *reward, "--out", pairs)
+    assert status == 0
+    assert "temporal flicker" in out
+    row = json.loads(pairs.read_text().splitlines()[0])
+    assert {row["winner"], row["losers"][0]} == {"00000-0.mp4", "00000-1.mp4"}
+    assert row["scores"]["temporal flicker"][0] > row["scores"]["temporal flicker"][1]
+    monkeypatch.setattr(cli, "_report", lambda *_, **__: None)
+    path = recipe("offline_dpo", data=str(pairs), pairs_per_step=2)
+    assert besttake_says(capsys, "train", path)[0] == 0
+    assert (tmp_path / "run" / "adapter").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [("", "lists no takes"), ('{"prompt": "a"}\n', "line 1: policy, size, takes missing"), ("x\n", "line 1: not JSON")],
+)
+def test_lists_of_takes_that_are_none(refuses, tmp_path, content, words):
+    (tmp_path / "takes.jsonl").write_text(content)
+    refuses("score", "--takes", tmp_path / "takes.jsonl", "--reward", "temporal-flicker", words=words)
+
+
+def test_generate_without_takes(refuses):
+    refuses("generate", "--n", "0", words="n is 0")
+
+
+def test_a_report_of_nothing(refuses, tmp_path):
+    refuses("report", tmp_path / "nothing", words="nothing/config.yaml cannot be read")
+
+
+def test_world_clips_are_real_data(tmp_path):
+    folder = write_clips(ClipsConfig(tmp_path / "clips", count=2))
+    captions = [clip.caption for clip in find_clips(folder)]
+    assert len(captions) == 2
+    written = (folder / "00000.mp4").stat().st_mtime_ns
+    write_clips(ClipsConfig(folder, count=2))
+    assert (folder / "00000.mp4").stat().st_mtime_ns == written
+
+
+def test_usage_of_world(capsys):
+    assert "clips|pretrain" in besttake_says(capsys, "world")[1]
+
+
+def test_recipes_are_found_from_anywhere(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert read_recipe("demo").candidates >= 2
+    assert Path(read_recipe("demo").out).parts[0] == "runs"

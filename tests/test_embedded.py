@@ -1,0 +1,32 @@
+from pathlib import Path
+
+import pytest
+
+from besttake.data.prompts import read_prompts
+from besttake.embedded import embedded_model, embedded_prompts
+
+
+@pytest.mark.parametrize("split", ["train", "validation", "test"])
+def test_lists_of_prompts_are_shipped(split):
+    assert len(read_prompts(embedded_prompts(f"world-{split}"))) >= 100
+
+
+def test_no_prompt_is_in_two_lists():
+    train, validation, test = (
+        set(read_prompts(embedded_prompts(f"world-{split}"))) for split in ("train", "validation", "test")
+    )
+    assert not train & test
+    assert not train & validation
+    assert not validation & test
+
+
+def test_a_name_stands_for_its_folder_and_a_path_for_itself(tmp_path, monkeypatch):
+    monkeypatch.setattr("besttake.embedded.FOLDER", tmp_path)
+    folder = tmp_path / "weights" / "tiny"
+    folder.mkdir(parents=True)
+    assert embedded_model("tiny") == "tiny"  # no model yet
+    (folder / "model_index.json").write_text("{}")
+    assert Path(embedded_model("tiny")) == folder
+    assert embedded_model("./tiny") == "./tiny"
+    assert embedded_model("owner/tiny") == "owner/tiny"
+    assert embedded_prompts("prompts.txt") == "prompts.txt"

@@ -1,0 +1,50 @@
+import pytest
+import torch
+
+from besttake.data.video import probe
+from besttake.monitor import Monitor, MonitorConfig
+from besttake.policy import Policy, PolicyConfig
+from besttake.rollout import RolloutConfig
+
+
+@pytest.fixture
+def policy(cogvideox):
+    return Policy(cogvideox, PolicyConfig(rank=2, average=0.5))
+
+
+@pytest.fixture
+def config(material):
+    rewards = ("dynamic-degree", "temporal-flicker")
+    return MonitorConfig(5, str(material / "prompts.txt"), 3, rewards, 2, RolloutConfig(steps=1))
+
+
+def test_a_look_keeps_samples_and_says_what_every_critic_says(tmp_path, config, policy):
+    row = Monitor(config, policy, tmp_path, 0, "cpu").look(15)
+    assert set(row) == {"monitor/dynamic-degree/dynamic degree", "monitor/temporal-flicker/temporal flicker"}
+    samples = sorted((tmp_path / "samples" / "step-00000015").iterdir())
+    assert [path.name for path in samples] == ["00.mp4", "01.mp4"]
+    assert probe(samples[0]).frames == 5
+
+
+def test_looks_at_one_policy_agree_and_see_the_average(tmp_path, config, policy):
+    monitor = Monitor(config, policy, tmp_path, 0, "cpu")
+    first = monitor.look(0)
+    assert monitor.look(5) == first
+    for weight in policy.trainable.values():
+        weight.data += torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))
+    assert monitor.look(10) == first  # the average has not moved yet
+    policy.update_average()
+    assert monitor.look(15) != first
+
+
+def test_no_looks_need_no_prompts_and_no_critics(tmp_path, policy):
+    Monitor(MonitorConfig(every=0, prompts="nowhere", rewards=("nobody",)), policy, tmp_path, 0, "cpu")
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [({"prompts": "nowhere.txt"}, r"nowhere\.txt"), ({"rewards": ("nobody",)}, "there is no critic 'nobody'")],
+)
+def test_what_cannot_be_watched_is_refused_at_once(tmp_path, config, policy, values, message):
+    with pytest.raises(ValueError, match=message):
+        Monitor(MonitorConfig(**{**vars(config), **values}), policy, tmp_path, 0, "cpu")

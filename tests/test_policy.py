@@ -1,0 +1,204 @@
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+
+from besttake.models import load_model
+from besttake.policy import Policy, PolicyConfig
+
+
+@pytest.fixture
+def asked(model):
+    """What to predict at: latents, times and conditions of two prompts."""
+    x_t = torch.randn(2, *model.latent_shape(*model.default_size()))
+    return x_t, torch.tensor([0.3, 0.9]), model.encode_prompts(["a red ball", "a large blue square"])
+
+
+def disturb(policy, seed=0):
+    """Move the trained weights, as training would."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for weight in policy.trainable.values():
+            weight += 0.1 * torch.randn(weight.shape, generator=generator)
+
+
+@torch.no_grad()
+def base_prediction(model, asked):
+    return model.predict(model.denoiser, *asked)
+
+
+@torch.no_grad()
+def predictions(policy, asked):
+    return policy.predict(*asked), policy.reference.predict(*asked)
+
+
+def test_a_lora_starts_as_base_and_reference(model, asked):
+    base = base_prediction(model, asked)
+    policy, reference = predictions(Policy(model, PolicyConfig(rank=4)), asked)
+    assert torch.equal(policy, base)
+    assert torch.equal(reference, base)
+
+
+def test_the_seed_decides_the_lora_and_the_global_random_numbers_do_not_move(model_folder):
+    def weights(seed):
+        model = load_model(str(model_folder("tiny-wan")))
+        torch.rand(seed)  # the draws before do not count
+        state = torch.get_rng_state()
+        policy = Policy(model, PolicyConfig(rank=4), seed)
+        assert torch.equal(torch.get_rng_state(), state)
+        return torch.cat([weight.detach().flatten() for weight in policy.trainable.values()])
+
+    first = weights(1)
+    assert torch.equal(weights(1), first)
+    assert not torch.equal(weights(2), first)
+
+
+def test_policy_moves_alone_and_refresh_brings_the_reference_after_it(model, asked):
+    policy = Policy(model, PolicyConfig(rank=4))
+    base = base_prediction(model, asked)
+    disturb(policy)
+    moved, reference = predictions(policy, asked)
+    assert not torch.allclose(moved, base, atol=1e-3)
+    assert torch.equal(reference, base)
+    policy.reference.refresh()
+    assert torch.equal(predictions(policy, asked)[1], moved)
+    disturb(policy)  # the copy is a copy
+    assert torch.equal(predictions(policy, asked)[1], moved)
+
+
+def test_only_the_policys_lora_gets_gradients_even_after_the_reference_was_asked(model, asked):
+    policy = Policy(model, PolicyConfig(rank=4))
+    disturb(policy)
+    prediction = policy.predict(*asked)
+    assert not policy.reference.predict(*asked).requires_grad
+    prediction.square().mean().backward()
+    for name, parameter in model.denoiser.named_parameters():
+        assert (parameter.grad is not None) == (".policy." in name), name
+    assert all(parameter.grad.any() for parameter in policy.trainable.values())
+
+
+def test_within_base_the_policy_is_the_base_model(model, asked):
+    base, policy = base_prediction(model, asked), Policy(model, PolicyConfig(rank=4))
+    disturb(policy)
+    moved = predictions(policy, asked)[0]
+    with policy.base():
+        assert torch.equal(predictions(policy, asked)[0], base)
+    assert torch.equal(predictions(policy, asked)[0], moved)
+
+
+@pytest.mark.parametrize("train", ["lora", "full"])
+def test_the_references_average_moves_by_exactly_one_part_in_a_thousand(cogvideox, train):
+    policy = Policy(cogvideox, PolicyConfig(train=train, rank=2))
+    before = {name: weight.clone() for name, weight in policy.reference.weights.items()}
+    disturb(policy)
+    for _ in range(2):
+        policy.reference.ema(0.999)
+    for name, weight in policy.reference.weights.items():
+        after = before[name].double() + (1 - 0.999**2) * (policy.trainable[name].double() - before[name].double())
+        torch.testing.assert_close(weight.double(), after, atol=1e-7, rtol=1e-6)
+    assert all(kept.dtype == torch.float32 for kept in policy.reference.smooth.values())
+
+
+def test_a_half_precision_reference_still_moves_by_a_small_average(model_folder):
+    policy = Policy(load_model(str(model_folder("tiny-wan")), dtype=torch.bfloat16), PolicyConfig(train="full"))
+    name = "blocks.0.attn1.to_q.weight"
+    before = policy.reference.weights[name].clone()
+    assert before.dtype == torch.bfloat16
+    with torch.no_grad():
+        policy.trainable[name] += 0.1
+    for _ in range(100):
+        policy.reference.ema(0.999)  # one part in a thousand is less than bfloat16 can add at a time
+    moved = (policy.reference.weights[name].float() - before.float()).mean()
+    assert moved.item() == pytest.approx(0.1 * (1 - 0.999**100), rel=0.1)
+
+
+def test_the_policys_own_average(model, asked):
+    policy = Policy(model, PolicyConfig(rank=4, average=0.9))
+    start = {name: weight.detach().clone() for name, weight in policy.trainable.items()}
+    disturb(policy)
+    policy.update_average()
+    now = {name: weight.detach().clone() for name, weight in policy.trainable.items()}
+    with policy.averaged():
+        for name, weight in policy.trainable.items():
+            torch.testing.assert_close(weight, start[name] + 0.1 * (now[name] - start[name]))
+    assert all(torch.equal(weight, now[name]) for name, weight in policy.trainable.items())
+
+
+def test_without_an_average_averaged_changes_nothing(model, asked):
+    policy = Policy(model, PolicyConfig(rank=4))
+    disturb(policy)
+    moved = predictions(policy, asked)[0]
+    with policy.averaged():
+        assert torch.equal(predictions(policy, asked)[0], moved)
+
+
+@pytest.mark.parametrize("alpha", [None, 1.0, 16.0])
+def test_what_is_saved_is_what_the_official_pipeline_loads(tmp_path, model, asked, alpha):
+    policy = Policy(model, PolicyConfig(rank=4, alpha=alpha))
+    disturb(policy)
+    ours = predictions(policy, asked)[0]
+    policy.save(tmp_path / "adapter")
+    pipeline = DiffusionPipeline.from_pretrained(model.source)
+    pipeline.load_lora_weights(str(tmp_path / "adapter"))
+    theirs = base_prediction(type(model)(pipeline, model.source), asked)
+    torch.testing.assert_close(theirs, ours, atol=1e-5, rtol=1e-5)
+
+
+def test_what_is_saved_is_the_average(tmp_path, cogvideox):
+    policy = Policy(cogvideox, PolicyConfig(rank=2, average=0.5))
+    disturb(policy)
+    policy.save(tmp_path)
+    pipeline = DiffusionPipeline.from_pretrained(cogvideox.source)
+    pipeline.load_lora_weights(str(tmp_path))
+    name = next(iter(policy.average))
+    loaded = dict(pipeline.transformer.named_parameters())[name.replace(".weight", ".default_0.weight")]
+    torch.testing.assert_close(loaded, policy.average[name])
+
+
+def test_full_fine_tuning_holds_the_policy_against_a_frozen_copy_and_saves_a_denoiser(tmp_path, model, asked):
+    base = base_prediction(model, asked)
+    policy = Policy(model, PolicyConfig(train="full"))
+    assert all(torch.equal(prediction, base) for prediction in predictions(policy, asked))
+    assert set(policy.trainable) == {name for name, _ in model.denoiser.named_parameters()}
+    policy.predict(*asked).square().mean().backward()
+    assert not any(p.requires_grad or p.grad is not None for p in policy.reference.denoiser.parameters())
+    disturb(policy)
+    moved, reference = predictions(policy, asked)
+    assert torch.equal(reference, base)
+    policy.save(tmp_path)
+    loaded = type(model.denoiser).from_pretrained(tmp_path / "transformer").eval()
+    with torch.no_grad():
+        assert torch.equal(model.predict(loaded, *asked), moved)
+    policy.reference.refresh()
+    assert torch.equal(predictions(policy, asked)[1], moved)
+    with pytest.raises(ValueError, match="base model is gone"), policy.base():
+        pass
+
+
+def test_gradient_checkpointing_gives_the_same_gradients(model_folder):
+    def gradients(checkpointing):
+        model = load_model(str(model_folder("tiny-cogvideox")))
+        policy = Policy(model, PolicyConfig(rank=2, gradient_checkpointing=checkpointing))
+        disturb(policy)
+        generator = torch.Generator().manual_seed(0)
+        x_t = torch.randn((1, *model.latent_shape(*model.default_size())), generator=generator)
+        asked = x_t, torch.tensor([0.5]), model.encode_prompts(["a red ball"])
+        prediction = policy.predict(*asked)
+        policy.reference.predict(*asked)  # switches the adapter between forward and backward
+        prediction.square().mean().backward()
+        return {name: weight.grad for name, weight in policy.trainable.items()}
+
+    plain, saving = gradients(False), gradients(True)
+    for name, gradient in plain.items():
+        torch.testing.assert_close(saving[name], gradient, atol=1e-6, rtol=1e-4)
+
+
+def test_a_model_without_the_modules_is_refused(cogvideox):
+    cogvideox.lora_targets = ("nothing_is_called_this",)
+    with pytest.raises(ValueError, match="nothing_is_called_this"):
+        Policy(cogvideox, PolicyConfig())
+
+
+@pytest.mark.parametrize("values", [{"rank": 0}, {"average": 1.0}, {"average": -0.1}, {"alpha": 0.0}])
+def test_settings_without_sense_are_refused(values):
+    with pytest.raises(ValueError, match=f"policy.{next(iter(values))} is"):
+        PolicyConfig(**values)

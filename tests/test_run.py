@@ -1,0 +1,229 @@
+"""The machine, with a tiny SFT as the algorithm; tests/contracts/test_algorithms.py runs every algorithm through it."""
+
+import errno
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+from diffusers import CogVideoXTransformer3DModel
+from safetensors.torch import load_file
+
+from besttake import checkpoint
+from besttake.algorithms.sft import Config, train
+from besttake.configuration import to_yaml
+from besttake.monitor import MonitorConfig
+from besttake.policy import PolicyConfig
+from besttake.run import OptimConfig, Run, TrainConfig
+
+
+@pytest.fixture
+def config(tmp_path, model_folder, material):
+    return Config(
+        model=str(model_folder("tiny-cogvideox")),
+        data=str(material / "clips"),
+        out=tmp_path / "run",
+        steps=3,
+        save_every=1,
+        clips_per_step=2,
+        policy=PolicyConfig(rank=2),
+        optim=OptimConfig(lr=1e-2, warmup=4),
+        monitor=MonitorConfig(every=0),
+    )
+
+
+def rows(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_the_rate_warms_up_and_the_gradient_is_clipped(config):
+    seen = []
+
+    def step(optimizer, step=torch.optim.AdamW.step):
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        seen.append(torch.cat([p.grad.flatten() for p in parameters]).norm().item())
+        return step(optimizer)
+
+    run = Run(replace(config, optim=OptimConfig(lr=1.0, warmup=2, clip=0.5)))
+    run.optimizer.step = step.__get__(run.optimizer)
+    for _ in run.steps([0], 1):
+        run.update(100 * torch.stack([weight.sum() for weight in run.policy.trainable.values()]).sum())
+    assert [row["lr"] for row in rows(run.folder)] == [0.5, 1.0, 1.0]
+    assert seen == [pytest.approx(0.5, rel=1e-3)] * 3
+    assert all(row["gradient_norm"] > 100 for row in rows(run.folder))
+
+
+def test_accumulated_steps_are_one_update_of_their_mean(config):
+    def gradient(accumulate, losses):
+        run = Run(replace(config, out=config.out / str(accumulate), optim=OptimConfig(clip=1e9, accumulate=accumulate)))
+        weight = next(iter(run.policy.trainable.values()))
+        steps = run.steps([0], 1)
+        for scale in losses:
+            next(steps)
+            before = weight.detach().clone()
+            changed = run.update((scale * weight).sum())
+            assert changed == (not torch.equal(weight, before))
+        return rows(run.folder)[-1]["gradient_norm"]
+
+    assert gradient(2, [1.0, 3.0]) == pytest.approx(gradient(1, [2.0]))
+
+
+def test_a_step_without_a_loss_is_counted_as_skipped(config):
+    run = Run(config)
+    for _ in run.steps([0], 1):
+        assert not run.update(None, ties=1.0)
+    assert [row["skipped"] for row in rows(run.folder)] == [1, 1, 1]
+    assert run.updates == 0
+
+
+def test_intervals_are_counted_in_updates(config):
+    run = Run(config)
+    run.updates = 6
+    assert run.every(3)
+    assert not run.every(4)
+    assert not run.every(0)
+
+
+@pytest.mark.parametrize("worth", [float("nan"), float("inf")])
+def test_a_loss_that_is_no_number_stops_the_run_with_advice(config, worth):
+    run = Run(config)
+    weight = next(iter(run.policy.trainable.values()))
+
+    def train_with(factors):
+        for step, _ in run.steps([0], 1):
+            run.update(weight.sum() * factors[step])
+
+    with pytest.raises(FloatingPointError, match=r"loss of step 1 is (nan|-?inf); lower optim.lr"):
+        train_with([1.0, worth, 1.0])
+    assert checkpoint.load_newest(run.folder / "checkpoints")[1]["step"] == 1
+
+
+def test_a_gradient_that_is_no_number_stops_the_run_before_it_spoils_the_weights(config):
+    run = Run(config)
+    weight = next(iter(run.policy.trainable.values()))
+    next(run.steps([0], 1))
+    zero = (weight - weight.detach()).sqrt().sum()  # a number with an infinite gradient
+    with pytest.raises(FloatingPointError, match="gradient of step 0 has norm"):
+        run.update(zero)
+    assert weight.isfinite().all()
+
+
+def test_a_time_limit_ends_the_run_in_good_order(config):
+    run = Run(replace(config, minutes=1e-9))
+    list(run.steps([0], 1))
+    assert run.step == 1
+    assert (run.folder / "adapter").is_dir()
+    assert checkpoint.load_newest(run.folder / "checkpoints")[1]["step"] == 1
+
+
+def test_a_damaged_newest_checkpoint_costs_one_interval(config, caplog):
+    whole = train(config)
+    expected = load_file(whole.folder / "adapter" / "pytorch_lora_weights.safetensors")
+    newest = checkpoint.checkpoints(whole.folder / "checkpoints")[-1] / checkpoint.TENSORS
+    newest.write_bytes(newest.read_bytes()[:100])
+    again = Run(config)
+    assert again.step == 2
+    assert "is damaged" in caplog.text
+    shutil.rmtree(whole.folder / "adapter")
+    train(config)
+    found = load_file(whole.folder / "adapter" / "pytorch_lora_weights.safetensors")
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_a_full_disk_is_reported_and_the_run_goes_on_when_there_is_room(config, monkeypatch):
+    def full(tensors, path, save_file=checkpoint.save_file):
+        if "step-00000002" in str(path):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save_file(tensors, path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save_file", full)
+        with pytest.raises(OSError, match="No space left on device"):
+            train(config)
+    assert Run(config).step == 1
+    assert train(config).step == 3
+
+
+def test_a_run_killed_at_any_moment_goes_on(config, tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    long = replace(config, steps=1000, out=tmp_path / "killed")
+    recipe.write_text(to_yaml(long, algorithm="sft"))
+    code = (
+        "import sys, torch; torch.set_num_threads(1); from besttake.cli import read_recipe; "
+        "from besttake.algorithms.sft import train; train(read_recipe(sys.argv[1]))"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, str(recipe)], stderr=subprocess.DEVNULL)
+    metrics = long.out / "metrics.jsonl"
+    while process.poll() is None and not (metrics.exists() and len(metrics.read_text().splitlines()) >= 3):
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    with metrics.open("a") as file:
+        file.write('{"step": 9')  # a line cut short
+    saved = checkpoint.load_newest(long.out / "checkpoints")[1]["step"]
+    assert saved >= 2
+    resumed = train(replace(long, steps=saved + 1))
+    assert [row["step"] for row in rows(resumed.folder)] == list(range(saved + 1))
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"seed": 1}, {"clips_per_step": 1}, {"policy": PolicyConfig(rank=4)}, {"optim": OptimConfig(lr=1e-3)}],
+    ids=str,
+)
+def test_other_settings_in_the_same_folder_are_refused(config, other):
+    train(replace(config, steps=1))
+    kept = (config.out / "config.yaml").read_text()
+    with pytest.raises(ValueError, match="holds a run with other settings"):
+        Run(replace(config, **other))
+    assert (config.out / "config.yaml").read_text() == kept
+
+
+def test_how_long_and_how_watched_a_run_is_may_change(config):
+    train(replace(config, steps=1))
+    changed = replace(config, steps=9, minutes=3.0, save_every=7, monitor=MonitorConfig(every=0, count=1), device="cpu")
+    assert Run(changed).step == 1
+
+
+def test_a_checkpoint_of_another_model_is_refused(config, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(config.model, folder)
+    config = replace(config, model=str(folder), steps=1)
+    train(config)
+    transformer = folder / "transformer"
+    deeper = {**CogVideoXTransformer3DModel.load_config(transformer), "num_layers": 3}
+    CogVideoXTransformer3DModel.from_config(deeper).save_pretrained(transformer)
+    with pytest.raises(ValueError, match=r"is of another model than .*transformer_blocks.2.*; give another --out"):
+        Run(config)
+
+
+def test_a_file_in_place_of_the_folder_is_refused(config):
+    config.out.write_text("I was here first")
+    with pytest.raises(ValueError, match=r"run folder .* cannot be written to .*give another --out"):
+        Run(config)
+    assert config.out.read_text() == "I was here first"
+
+
+def test_a_device_that_is_not_there_is_refused(config):
+    with pytest.raises(ValueError, match="device 'gpu9' is not there"):
+        Run(replace(config, device="gpu9"))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [({"steps": 0}, "steps is 0"), ({"save_every": 0}, "save_every 0"), ({"seed": -1}, "seed is -1")],
+)
+def test_settings_without_sense_are_refused(values, message):
+    with pytest.raises(ValueError, match=message):
+        TrainConfig(**values)
+
+
+@pytest.mark.parametrize("values", [{"lr": 0.0}, {"clip": 0.0}, {"accumulate": 0}])
+def test_optimizer_settings_without_sense_are_refused(values):
+    with pytest.raises(ValueError, match="must be positive"):
+        OptimConfig(**values)
