@@ -23,7 +23,7 @@ def test_a_look_keeps_samples_and_says_what_every_critic_says(tmp_path, config, 
     assert set(row) == {"monitor/dynamic-degree/dynamic degree", "monitor/temporal-flicker/temporal flicker"}
     samples = sorted((tmp_path / "samples" / "step-00000015").iterdir())
     assert [path.name for path in samples] == ["00.mp4", "01.mp4"]
-    assert probe(samples[0]).frames == 5
+    assert probe(samples[0]).frames == 4
 
 
 def test_looks_at_one_policy_agree_and_see_the_average(tmp_path, config, policy):

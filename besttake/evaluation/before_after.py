@@ -48,7 +48,11 @@ def with_adapter(model: VideoModel, adapter: Path) -> VideoModel:
     """The model with what was trained: LoRA weights, or a whole denoiser under `transformer/`."""
     try:
         if (adapter / "transformer").is_dir():
-            model.pipeline.transformer = type(model.denoiser).from_pretrained(adapter / "transformer").eval()
+            denoiser = type(model.denoiser)
+            saved = denoiser.load_config(adapter / "transformer").get("_class_name")
+            if saved != denoiser.__name__:
+                raise ValueError(f"it is a {saved}, the model has a {denoiser.__name__}")
+            model.pipeline.transformer = denoiser.from_pretrained(adapter / "transformer").eval()
         else:
             if not any(adapter.glob("*.safetensors")):
                 raise ValueError("there are no weights in it; has the run finished?")

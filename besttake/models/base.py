@@ -106,12 +106,19 @@ class VideoModel(ABC):
                     f"the prompt '{prompt[:60]}...' has {tokens} tokens; {self.source} reads {longest}: shorten it"
                 )
 
-    def check_size(self, frames: int, height: int, width: int, time: int, space: int) -> None:
-        """ValueError unless `frames` is 1 + a multiple of `time` and the sides are multiples of `space`."""
-        if frames < 1 or (frames - 1) % time:
-            nearest = max(1, round((frames - 1) / time) * time + 1)
+    def check_size(self, frames: int, height: int, width: int, time: int, space: int, group: int = 1) -> None:
+        """ValueError unless the model can take a clip of this size.
+
+        Args:
+            time: pixel frames to a latent frame, the first of which is one pixel frame alone.
+            space: the sides are multiples of it.
+            group: latent frames to a token.
+        """
+        first, period = time * (group - 1) + 1, time * group
+        if frames < first or (frames - first) % period:
+            nearest = first + max(0, round((frames - first) / period)) * period
             raise ValueError(
-                f"{frames} frames do not fit {self.source}: it takes 1 + a multiple of {time}, say {nearest}"
+                f"{frames} frames do not fit {self.source}: it takes {first} + a multiple of {period}, say {nearest}"
             )
         for name, side in (("height", height), ("width", width)):
             if side < space or side % space:

@@ -29,7 +29,8 @@ class CogVideoX(VideoModel):
                 f"{frames} frames of {height} x {width} do not fit {self.source}: its positions are learned, "
                 f"so it takes {own[0]} frames of {own[1]} x {own[2]} only"
             )
-        self.check_size(frames, height, width, time, space * self.denoiser.config.patch_size)
+        config = self.denoiser.config
+        self.check_size(frames, height, width, time, space * config.patch_size, config.patch_size_t or 1)
         return self.denoiser.config.in_channels, (frames - 1) // time + 1, height // space, width // space
 
     def longest_prompt(self) -> int:

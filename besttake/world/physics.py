@@ -11,7 +11,7 @@ import numpy as np
 
 from besttake.world.captions import SIZES, Caption
 
-FRAMES, WIDTH, FPS = 17, 32, 8
+FRAMES, WIDTH, FPS = 16, 32, 8
 FLOOR = 28.0
 GRAVITY = 0.62
 """Pixels per frame squared."""

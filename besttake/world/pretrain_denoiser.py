@@ -29,8 +29,8 @@ class DenoiserConfig:
 
     family: str = "tiny-cogvideox"
     out: Path = Path("runs/pretrain")
-    steps: int = 6800
-    batch: int = 16
+    steps: int = 4400
+    batch: int = 8
     """Clips a step, in each process."""
     lr: float = 2e-3
     """Muon's, scaled to AdamW's; AdamW takes half."""
@@ -40,7 +40,7 @@ class DenoiserConfig:
     flawed_share: float = 0.4
     uncaptioned_share: float = 0.1
     """Share of clips trained without their caption, for classifier-free guidance."""
-    first_clips: int = 1024
+    first_clips: int = 1536
     clips_per_step: int = 1
     """Clips the bank starts with, and grows by."""
     seed: int = 23

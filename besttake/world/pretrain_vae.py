@@ -1,8 +1,7 @@
 """Training of the tiny autoencoders on clips of the world.
 
 L1 + 2 L2 on pixels in which the bodies weigh more than the (mostly empty) background, and a light penalty on the
-latents instead of a KL term. The first stage sees short crops around the body, a third of the cost of whole clips;
-the last stage sees whole clips, as the models will.
+latents instead of a KL term.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 
 from besttake.world.build import VAES
 from besttake.world.clips import make_batch
-from besttake.world.physics import FRAMES, WIDTH
+from besttake.world.linear_codec import start_as_linear_codec
 from besttake.world.training_log import TrainingLog, load_state, save_state
 
 
@@ -27,14 +26,9 @@ class VAEConfig:
 
     family: str = "tiny-cogvideox"
     out: Path = Path("runs/pretrain")
-    crop_steps: int = 2400
-    """Steps on crops of 9 frames of 24 x 24 pixels."""
-    full_steps: int = 1800
-    """Steps on whole clips."""
-    encoder_steps: int = 1700
-    """Steps after which the encoder stays as it is: the denoiser can start while the decoder is polished."""
-    batch: int = 8
-    lr: float = 2e-3
+    steps: int = 2400
+    batch: int = 2
+    lr: float = 1.5e-4
     flawed_share: float = 0.4
     seed: int = 11
 
@@ -44,24 +38,22 @@ def train_vae(config: VAEConfig) -> Any:
     torch.manual_seed(config.seed)
     folder = config.out / config.family / "vae"
     vae = VAES[config.family]()
+    if config.family == "tiny-cogvideox":
+        start_as_linear_codec(vae, make_batch(config.seed, 10**7, 150, None, config.flawed_share)[0])
     optimizer = torch.optim.AdamW(vae.parameters(), config.lr, betas=(0.9, 0.99), weight_decay=1e-4)
-    done, total = load_state(folder, vae, optimizer), config.crop_steps + config.full_steps
+    done, total = load_state(folder, vae, optimizer), config.steps
     log = TrainingLog(folder, total, done)
     for step in range(done, total):
         for group in optimizer.param_groups:
-            group["lr"] = config.lr * min(1, step / 100) * (0.01 + 0.5 * (1 + math.cos(math.pi * step / total)))
-        if step >= config.encoder_steps:
-            vae.encoder.requires_grad_(False)
+            group["lr"] = config.lr * min(1, step / 200) * (0.01 + 0.5 * (1 + math.cos(math.pi * step / total)))
         videos, _ = make_batch(config.seed, step * config.batch, config.batch, None, config.flawed_share)
-        if step < config.crop_steps:
-            videos = crop_around_body(videos, 9, 24, torch.Generator().manual_seed(step))
         loss = reconstruction_loss(vae, videos, torch.Generator().manual_seed(step))
         loss.backward()
         nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
         log.add(step + 1, loss=loss.item())
-        if (step + 1) % 100 == 0 or step + 1 == total:
+        if (step + 1) % 200 == 0 or step + 1 == total:
             log.write(step + 1, psnr=psnr(vae))
             save_state(folder, vae, optimizer, step + 1)
     return vae
@@ -82,22 +74,6 @@ def reconstruction_loss(vae: Any, videos: Tensor, generator: torch.Generator) ->
 def saturation(x: Tensor) -> Tensor:
     """Distance of each pixel from its grey, for `b c f h w`: large on bodies, zero on the neutral background."""
     return (x - x.mean(1, keepdim=True)).norm(dim=1, keepdim=True)
-
-
-def crop_around_body(videos: Tensor, frames: int, size: int, generator: torch.Generator) -> Tensor:
-    """A random cut of each video `b f c h w` in which the body's middle frame position lies inside."""
-    crops = []
-    for video in videos:
-        start = int(torch.randint(FRAMES - frames + 1, (), generator=generator))
-        cover = saturation(video[start + frames // 2][None]).clamp(min=1e-6)[0, 0]
-        corner = []
-        for axis in (0, 1):
-            centre = float((cover.sum(1 - axis) * torch.arange(WIDTH)).sum() / cover.sum())
-            jitter = float(torch.rand((), generator=generator) - 0.5) * size * 0.6
-            corner.append(int(min(max(centre - size / 2 + jitter, 0), WIDTH - size)))
-        y, x = corner
-        crops.append(video[start : start + frames, :, y : y + size, x : x + size])
-    return torch.stack(crops)
 
 
 @torch.no_grad()

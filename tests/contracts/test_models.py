@@ -12,7 +12,7 @@ from besttake.models.base import pipeline_class
 from besttake.rollout import RolloutConfig, generate, keyed_noise
 from besttake.world.build import FAMILIES
 
-FRAMES, SIDE = 5, 16  # of the random models
+SIDE = 16  # of the random models' clips
 PROMPTS = ["a red ball", "a large blue square"]
 TAKES = 2
 
@@ -32,7 +32,7 @@ def test_generate_gives_the_official_pipelines_latents_and_frames(model, guidanc
         prompt=[prompt for prompt in PROMPTS for _ in range(TAKES)],
         num_inference_steps=3,
         guidance_scale=guidance,
-        num_frames=FRAMES,
+        num_frames=model.default_size()[0],
         height=SIDE,
         width=SIDE,
         latents=noise.transpose(1, 2) if cogvideox else noise,
@@ -46,7 +46,7 @@ def test_generate_gives_the_official_pipelines_latents_and_frames(model, guidanc
 
 
 def generate_noise(model, seed):
-    shape = model.latent_shape(FRAMES, SIDE, SIDE)
+    shape = model.latent_shape(*model.default_size())
     return torch.stack([keyed_noise(shape, seed, crc32(p.encode()), k) for p in PROMPTS for k in range(TAKES)])
 
 
@@ -87,9 +87,9 @@ def test_rows_are_grouped_by_prompt(model):
 
 @torch.no_grad()
 def test_encode_is_the_official_autoencoders_mode_scaled(model):
-    video = torch.rand(2, FRAMES, 3, SIDE, SIDE) * 2 - 1
+    video = torch.rand(2, model.default_size()[0], 3, SIDE, SIDE) * 2 - 1
     latents = model.encode(video)
-    assert tuple(latents.shape[1:]) == model.latent_shape(FRAMES, SIDE, SIDE)
+    assert tuple(latents.shape[1:]) == model.latent_shape(*model.default_size())
     vae = model.pipeline.vae
     official = vae.encode(video.transpose(1, 2)).latent_dist.mode()
     if "scaling_factor" in vae.config:
@@ -104,8 +104,7 @@ def test_encode_is_the_official_autoencoders_mode_scaled(model):
 def test_decode_gives_videos_of_the_default_size(model):
     latents = torch.randn(2, *model.latent_shape(*model.default_size()))
     videos = model.decode(latents)
-    assert model.default_size() == (FRAMES, SIDE, SIDE)
-    assert tuple(videos.shape) == (2, FRAMES, 3, SIDE, SIDE)
+    assert tuple(videos.shape) == (2, model.default_size()[0], 3, SIDE, SIDE)
     torch.testing.assert_close(videos.clamp(-1, 1), official_frames(model, latents), atol=1e-5, rtol=1e-5)
 
 
@@ -120,23 +119,34 @@ def test_one_row_of_a_prediction_does_not_depend_on_the_others(model):
 
 
 @pytest.mark.parametrize(
-    ("size", "wrong", "nearest"),
+    ("family", "size", "wrong", "nearest"),
     [
-        ((6, 16, 16), "6 frames", "5"),
-        ((0, 16, 16), "0 frames", "1"),
-        ((5, 17, 16), "height 17", "16"),
-        ((5, 16, 3), "width 3", "8"),
+        ("tiny-cogvideox", (5, 16, 16), "5 frames", 6),  # two latent frames to a token
+        ("tiny-cogvideox", (0, 16, 16), "0 frames", 2),
+        ("tiny-wan", (8, 16, 16), "8 frames", 9),  # two pixel frames to a latent frame
+        ("tiny-wan", (0, 16, 16), "0 frames", 1),
+        ("tiny-cogvideox", (4, 17, 16), "height 17", 16),
+        ("tiny-wan", (5, 16, 3), "width 3", 8),
     ],
 )
 def test_a_size_the_model_cannot_take_is_refused_with_the_nearest_it_can(model, size, wrong, nearest):
-    model.denoiser.register_to_config(use_learned_positional_embeddings=False)
     with pytest.raises(ValueError, match=rf"{wrong} do(es)? not fit .*say {nearest}$"):
         model.latent_shape(*size)
+    frames, height, width = (nearest if name in wrong else s for name, s in zip(("fr", "he", "wi"), size, strict=True))
+    model.latent_shape(frames, height, width)
+
+
+def test_frames_in_groups_of_two_latents_are_counted_as_cogvideox_1_5_does(cogvideox):
+    cogvideox.check_size(85, 16, 16, time=4, space=8, group=2)
+    with pytest.raises(ValueError, match=r"it takes 5 \+ a multiple of 8, say 77"):
+        cogvideox.check_size(80, 16, 16, time=4, space=8, group=2)
 
 
 def test_learned_positions_take_their_own_size_only(cogvideox):
-    with pytest.raises(ValueError, match=r"7 frames of 16 x 16 do not fit .*5 frames of 16 x 16 only"):
-        cogvideox.latent_shape(7, 16, 16)
+    cogvideox.denoiser.register_to_config(use_learned_positional_embeddings=True)
+    cogvideox.latent_shape(4, 16, 16)
+    with pytest.raises(ValueError, match=r"6 frames of 16 x 16 do not fit .*4 frames of 16 x 16 only"):
+        cogvideox.latent_shape(6, 16, 16)
 
 
 @pytest.mark.parametrize(
