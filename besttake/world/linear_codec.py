@@ -42,9 +42,7 @@ def _write_pairs(half: Any, inward: Tensor, bias: Tensor, outward: Tensor, out_b
     """Make one half of the autoencoder compute outward @ (inward @ x + bias) + out_bias at every position."""
     conv_in, conv_out, n = half.conv_in.conv, half.conv_out.conv, len(inward)
     width = conv_in.weight.shape[0]
-    conv_in.weight.mul_(SMALL)
-    conv_in.weight[: 2 * n].zero_()
-    conv_in.weight[width - 1].zero_()
+    conv_in.weight.zero_()
     conv_in.bias.zero_()
     for first, sign in ((0, SMALL), (1, -SMALL)):
         conv_in.weight[first : 2 * n : 2, :, 1, 1, 1] = sign * inward

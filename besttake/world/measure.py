@@ -135,7 +135,7 @@ def measure(video: Tensor, caption: Caption) -> Measures:
     """Measures one clip `f c h w` in [-1, 1] against its caption.
 
     Raises:
-        ValueError: the clip is not 17 frames of 3 x 32 x 32 finite numbers.
+        ValueError: the clip is not 16 frames of 3 x 32 x 32 finite numbers.
     """
     return _measure(video[None], [caption])[0]
 

@@ -29,7 +29,7 @@ class DenoiserConfig:
 
     family: str = "tiny-cogvideox"
     out: Path = Path("runs/pretrain")
-    steps: int = 4400
+    steps: int = 3600
     batch: int = 8
     """Clips a step, in each process."""
     lr: float = 2e-3
@@ -40,7 +40,7 @@ class DenoiserConfig:
     flawed_share: float = 0.4
     uncaptioned_share: float = 0.1
     """Share of clips trained without their caption, for classifier-free guidance."""
-    first_clips: int = 1536
+    first_clips: int = 1024
     clips_per_step: int = 1
     """Clips the bank starts with, and grows by."""
     seed: int = 23

@@ -16,7 +16,7 @@ def film(seed=0):
 
 def test_clips_are_deterministic_and_independent_of_each_other():
     videos, clips = make_batch(3, 10, 4, flawed_share=0.5)
-    assert videos.shape == (4, 17, 3, 32, 32)
+    assert videos.shape == (4, 16, 3, 32, 32)
     assert videos.dtype == torch.float32
     assert videos.abs().max() <= 1
     alone = make_clip(3, 12, flawed_share=0.5)

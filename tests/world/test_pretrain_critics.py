@@ -59,7 +59,7 @@ def test_graded_batches_are_reproducible_and_differ_by_step():
     one, again, other = graded_batch(0, 3, 2, 3), graded_batch(0, 3, 2, 3), graded_batch(0, 4, 2, 3)
     assert torch.equal(one.videos, again.videos)
     assert not torch.equal(one.videos, other.videos)
-    assert one.videos.shape == (6, 17, 3, 32, 32)
+    assert one.videos.shape == (6, 16, 3, 32, 32)
     assert one.asked[0] == one.asked[2] != one.asked[3]
 
 
@@ -81,7 +81,7 @@ def test_training_resumes_to_the_same_weights_and_ships_them(tmp_path):
         assert torch.equal(a, b)
     critic = load_reward(tmp_path / "a-weights")
     assert critic.name == "world"
-    assert critic(torch.zeros(1, 17, 3, 32, 32), ["a ball"]).values.isfinite().all()
+    assert critic(torch.zeros(1, 16, 3, 32, 32), ["a ball"]).values.isfinite().all()
     assert json.loads((tmp_path / "a-weights" / "loss_curve.json").read_text())[-1]["step"] == 2
 
 
