@@ -166,8 +166,8 @@ def test_the_bank_holds_what_physics_films(motion):
 
 def test_bad_input_is_refused_in_words():
     video = film(BALL)
-    with pytest.raises(ValueError, match=r"shape \(16, 3, 32, 32\), expected"):
-        measure(video[:16], BALL)
+    with pytest.raises(ValueError, match=r"shape \(15, 3, 32, 32\), expected"):
+        measure(video[:15], BALL)
     with pytest.raises(ValueError, match="NaN"):
         measure(torch.full_like(video, float("nan")), BALL)
     with pytest.raises(ValueError, match="2 videos came with 1 prompts"):
