@@ -50,6 +50,19 @@ def denoising_errors(
     )
 
 
+def drawn_errors(
+    policy: Policy,
+    clips: Clips,
+    condition: Condition,
+    generator: torch.Generator,
+    low: float = 0.0,
+    high: float = 1.0,
+) -> Errors:
+    """`denoising_errors` at times in [`low`, `high`] and with noise drawn from `generator`, one of each per row."""
+    t = policy.model.schedule.sample_times(len(clips), generator, low, high).to(clips.device)
+    return denoising_errors(policy, clips, condition, t, draw_noise(clips[:, 0].shape, generator, like=clips))
+
+
 def sft_error(policy: Policy, x_0: Tensor, condition: Condition, t: Time, noise: Tensor) -> Float[Tensor, "b"]:
     """The plain diffusion loss of each clip."""
     schedule = policy.model.schedule

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from besttake.algorithms.losses import denoising_errors, dpo, draw_noise
+from besttake.algorithms.losses import dpo, drawn_errors
 from besttake.data.pairs import PreferencePair, read_pairs
 from besttake.data.video import read_video
 from besttake.rollout import RolloutConfig
@@ -47,11 +47,8 @@ def train(config: Config) -> Run:
     model.check_prompts([pair.prompt for pair in pairs])
     clips = torch.stack([encode_pair(run, pair, config.rollout) for pair in pairs])
     for step, batch in run.steps(range(len(pairs)), config.pairs_per_step):
-        rows, generator = clips[batch], run.generator(step)
-        t = model.schedule.sample_times(len(rows), generator).to(rows.device)
         condition = model.encode_prompts([pairs[i].prompt for i in batch])
-        noise = draw_noise(rows[:, 0].shape, generator, like=rows)
-        loss, watched = dpo(denoising_errors(policy, rows, condition, t, noise), config.beta)
+        loss, watched = dpo(drawn_errors(policy, clips[batch], condition, run.generator(step)), config.beta)
         if run.update(loss.mean(), **watched) and run.every(config.refresh_every):
             policy.reference.refresh()
     return run

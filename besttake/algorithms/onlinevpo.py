@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from besttake.algorithms.losses import denoising_errors, dpo, draw_noise
+from besttake.algorithms.losses import dpo, drawn_errors
 from besttake.algorithms.pairing import Pairs, best_against_worst
 from besttake.data.prompts import read_prompts
 from besttake.embedded import embedded_prompts
@@ -78,8 +78,5 @@ def try_critic(critic: Callable[[Video, list[str]], Tensor], prompt: str, size: 
 
 def pair_loss(policy: Policy, pairs: Pairs, beta: float, run: Run, step: int):
     """The DPO loss of pairs whose winner and loser share a time and a noise, drawn for this step."""
-    generator = run.generator(step)
-    t = policy.model.schedule.sample_times(len(pairs), generator).to(pairs.clips.device)
-    noise = draw_noise(pairs.clips[:, 0].shape, generator, like=pairs.clips)
-    loss, watched = dpo(denoising_errors(policy, pairs.clips, pairs.condition, t, noise), beta)
+    loss, watched = dpo(drawn_errors(policy, pairs.clips, pairs.condition, run.generator(step)), beta)
     return loss.mean(), watched

@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from besttake.algorithms.losses import denoising_errors, dpo, draw_noise
+from besttake.algorithms.losses import dpo, drawn_errors
 from besttake.algorithms.takes import Takes
 from besttake.data.real import find_clips, load_real
 from besttake.rollout import RolloutConfig
@@ -71,9 +71,7 @@ def train(config: Config) -> Run:
         losers = takes.of(batch, step, config.renew_every)
         rows = takes.with_winner(real[batch], losers)
         condition = model.encode_prompts([captions[i] for i in batch])
-        generator = run.generator(step)
-        t = model.schedule.sample_times(len(rows), generator, config.t_low, config.t_high).to(rows.device)
-        errors = denoising_errors(policy, rows, condition, t, draw_noise(rows[:, 0].shape, generator, like=rows))
+        errors = drawn_errors(policy, rows, condition, run.generator(step), config.t_low, config.t_high)
         loss, watched = dpo(errors, config.beta)
         loss = loss + config.sft_weight * errors.policy[:, 0]
         if run.update(loss.mean(), **watched) and run.every(config.reference_every):
