@@ -170,7 +170,7 @@ def pretrain(config: PretrainConfig) -> None:
     keep_freed_memory()
     torch.set_num_threads(config.threads)
     if config.part == "vae":
-        pretrain_vae.train_vae(pretrain_vae.VAEConfig(config.family, config.out))
+        pretrain_vae.make_vae(pretrain_vae.VAEConfig(config.family, config.out))
     elif config.part == "denoiser":
         pretrain_denoiser.train_denoiser(pretrain_denoiser.DenoiserConfig(config.family, config.out))
     elif config.part == "export":

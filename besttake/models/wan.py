@@ -26,8 +26,9 @@ class Wan(VideoModel):
         return config.get("sample_frames", 81), config.get("sample_height", 480), config.get("sample_width", 832)
 
     def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
+        # The autoencoder reads the first frame, then four at a time, and drops what is left over.
         time, space = self.pipeline.vae_scale_factor_temporal, self.pipeline.vae_scale_factor_spatial
-        self.check_size(frames, height, width, time, space * self.denoiser.config.patch_size[1])
+        self.check_size(frames, height, width, max(time, 4), space * self.denoiser.config.patch_size[1])
         return self.denoiser.config.in_channels, (frames - 1) // time + 1, height // space, width // space
 
     def longest_prompt(self) -> int:

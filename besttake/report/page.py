@@ -115,7 +115,7 @@ def _tile(run: RunFolder, name: str) -> str:
     foot = f"Real clips: {shown(name, real)}; " if real is not None else ""
     return (
         f'<div class="tile"><dt>{escape(_capital(measure.label))}</dt>'
-        f"<dd><small>{shown(name, before)} →</small> {shown(name, after)}</dd>"
+        f"<dd><small>{shown(name, before)} →</small> <span>{shown(name, after)}</span></dd>"
         f"{_mark(run, name)}"
         f'{_track(before, after, real)}<span class="foot">{foot}{aims[measure.aim]}</span></div>'
     )

@@ -12,6 +12,9 @@ from besttake.report.measures import GUARDS, MAIN, NEAR, TRAINED, change, measur
 
 Kind = Literal["better", "worse", "mixed", "same", "hacked", "unknown"]
 
+SEEN = ("flawed_share", "heldout_reward")
+"""Of these one must be better before a run is called so: a distance between sets of clips alone shows in no clip."""
+
 SUBJECTS = {
     "flawed_share": "visibly flawed clips",
     "heldout_reward": "the held-out critic",
@@ -46,6 +49,10 @@ def verdict(run: RunFolder) -> Verdict:
         return Verdict("hacked", "Reward hacking", _hacked(reward, worse, better))
     if better and worse:
         return Verdict("mixed", "Mixed", f"{_capital(_list(better))}, but {_list(worse)}.")
+    if better and not any(found[name] == "better" for name in SEEN):
+        return Verdict(
+            "same", "Hardly a change", f"{_capital(_list(better))}, but {_list(same) or 'nothing else moved'}."
+        )
     if better:
         clauses = [f"The videos got better: {_list(better)}", *([_list(same)] if same else []), *_kept(run)]
         return Verdict("better", "Better", "; ".join(clauses) + ".")
@@ -87,6 +94,8 @@ def _told(run: RunFolder, name: str) -> str:
     before, after, real = values(run, name)
     was, now = shown(name, before), shown(name, after)
     aside = f" (real clips: {shown(name, real)})" if measure_of(name).aim == "real" and real is not None else ""
+    if change(name, before, after, real, clip_count(run)) == "same" and not measure_of(name).share and was != now:
+        return f"{SUBJECTS[name]} hardly moved, from {was} to {now}{aside}"
     if was == now:
         return f"{SUBJECTS[name]} stayed at {now}{aside}"
     verb = "rose" if (after or 0) > (before or 0) else "fell"

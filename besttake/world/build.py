@@ -27,16 +27,20 @@ from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel, UMT5Config, UMT5EncoderModel
 
+from besttake.world import physics
 from besttake.world.captions import BACKGROUNDS, COLOURS, MOTIONS, SHAPES, SIZES
-from besttake.world.physics import FRAMES, WIDTH
+from besttake.world.physics import WIDTH
 
-WORDS = 16
-"""Tokens of the longest caption, rounded up."""
+WORDS = 24
+"""Tokens of the longest prompt; the world's own captions have at most 16."""
 
 SPACE = 4
 """Pixels per latent, in both autoencoders."""
 
-FAMILIES = ("tiny-cogvideox", "tiny-wan")
+FRAMES = {"tiny-cogvideox": physics.FRAMES, "tiny-wan": physics.FRAMES + 1}
+"""Of a clip: Wan's autoencoder reads the first frame alone, then four at a time."""
+
+FAMILIES = tuple(FRAMES)
 
 
 def build(family: str, seed: int = 0) -> CogVideoXPipeline | WanPipeline:
@@ -62,7 +66,7 @@ def _cogvideox() -> CogVideoXPipeline:
             num_layers=5,
             sample_width=WIDTH // SPACE,
             sample_height=WIDTH // SPACE,
-            sample_frames=FRAMES,
+            sample_frames=FRAMES["tiny-cogvideox"],
             patch_size=2,
             patch_size_t=2,
             patch_bias=False,
@@ -85,19 +89,21 @@ def _cogvideox() -> CogVideoXPipeline:
 
 
 def _wan() -> WanPipeline:
+    vae = wan_vae()
+    vae.register_to_config(sample_frames=FRAMES["tiny-wan"], sample_height=WIDTH, sample_width=WIDTH)
     return WanPipeline(
         tokenizer=tokenizer(),
         text_encoder=_text_encoder(UMT5Config, UMT5EncoderModel),
-        vae=wan_vae(),
+        vae=vae,
         transformer=WanTransformer3DModel(
             patch_size=(1, 2, 2),
-            num_attention_heads=6,
+            num_attention_heads=5,
             attention_head_dim=32,
-            in_channels=16,
-            out_channels=16,
+            in_channels=12,
+            out_channels=12,
             text_dim=64,
             freq_dim=64,
-            ffn_dim=768,
+            ffn_dim=640,
             num_layers=5,
             cross_attn_norm=True,
             qk_norm="rms_norm_across_heads",
@@ -113,7 +119,7 @@ def cogvideox_vae() -> AutoencoderKLLTXVideo:
     CogVideoX's own class works at full resolution and takes hours for the same; its pipeline takes either. Time is
     not compressed here; the denoiser, as CogVideoX 1.5's, takes two frames a token.
     """
-    width, blocks = 64, 3  # the pipeline reads the factor in space, 4, off the number of blocks
+    width, blocks = 32, 3  # the pipeline reads the factor in space, 4, off the number of blocks
     return AutoencoderKLLTXVideo(
         latent_channels=12,
         block_out_channels=(width,) * blocks,
@@ -136,19 +142,20 @@ def cogvideox_vae() -> AutoencoderKLLTXVideo:
 
 
 def wan_vae() -> AutoencoderKLWan:
+    """Wan's own class with one stage, which cuts frames into patches of 4 x 4 pixels and leaves time as it is."""
     return AutoencoderKLWan(
         base_dim=32,
-        z_dim=16,
-        dim_mult=[1, 2],
+        z_dim=12,
+        dim_mult=[1],
         num_res_blocks=1,
-        temperal_downsample=[True],
-        in_channels=12,
-        out_channels=12,
-        patch_size=2,
-        latents_mean=[0.0] * 16,
-        latents_std=[1.0] * 16,
+        temperal_downsample=[],
+        in_channels=3 * SPACE**2,
+        out_channels=3 * SPACE**2,
+        patch_size=SPACE,
+        latents_mean=[0.0] * 12,
+        latents_std=[1.0] * 12,
         scale_factor_spatial=SPACE,
-        scale_factor_temporal=2,
+        scale_factor_temporal=1,
     )
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from besttake.world.captions import Caption, sample_caption
 from besttake.world.film import render, shoot
 from besttake.world.flaws import WEB, spoil
+from besttake.world.physics import FRAMES
 
 
 @dataclass(frozen=True)
@@ -22,20 +23,26 @@ class Clip:
     flaws: dict[str, float]
 
 
-def make_clip(seed: int, index: int, split: str | None = "train", flawed_share: float = 0.0, mix=WEB) -> Clip:
+def make_clip(
+    seed: int, index: int, split: str | None = "train", flawed_share: float = 0.0, mix=WEB, frames: int = FRAMES
+) -> Clip:
     """Clip `index` of the stream `seed`; independent of every other clip."""
     rng = np.random.default_rng([seed, index])
-    return film_clip(sample_caption(rng, split), rng, flawed_share, mix)
+    return film_clip(sample_caption(rng, split), rng, flawed_share, mix, frames)
 
 
-def film_clip(caption: Caption, rng: np.random.Generator, flawed_share: float = 0.0, mix=WEB) -> Clip:
+def film_clip(
+    caption: Caption, rng: np.random.Generator, flawed_share: float = 0.0, mix=WEB, frames: int = FRAMES
+) -> Clip:
     """A clip of a given caption."""
-    film = shoot(caption, rng)
+    film = shoot(caption, rng, frames)
     flaws = spoil(film, rng, mix) if rng.random() < flawed_share else {}
     return Clip(render(film, rng), caption, flaws)
 
 
-def make_batch(seed: int, start: int, n: int, split: str | None = "train", flawed_share: float = 0.0):
+def make_batch(
+    seed: int, start: int, n: int, split: str | None = "train", flawed_share: float = 0.0, frames: int = FRAMES
+):
     """Clips `start` to `start + n` of a stream: videos `b f c h w`, and the list of clips."""
-    clips = [make_clip(seed, start + i, split, flawed_share) for i in range(n)]
+    clips = [make_clip(seed, start + i, split, flawed_share, frames=frames) for i in range(n)]
     return torch.stack([clip.video for clip in clips]), clips

@@ -27,7 +27,7 @@ from besttake.world.captions import Caption
 from besttake.world.clips import film_clip
 from besttake.world.measure import measure_all
 from besttake.world.measure import summary as measured
-from besttake.world.physics import FPS
+from besttake.world.physics import FPS, FRAMES
 
 REFERENCES = 4
 """Clean clips per prompt that the Frechet distance compares with."""
@@ -38,8 +38,9 @@ def evaluate(run: Path, config: EvaluateConfig, about: dict[str, Any]) -> dict[s
     prompts = read_prompts(embedded_prompts(config.prompts))
     prompts = (prompts * (config.count // len(prompts) + 1))[: config.count]
     before, after = shoot_before_after(run, prompts, config)
-    sets = {"before": before.videos, "after": after.videos, "real": real_clips(prompts, run)}
-    judge = Judge(prompts, config.rewards)
+    frames = before.videos.shape[1]
+    sets = {"before": before.videos, "after": after.videos, "real": real_clips(prompts, run, frames)}
+    judge = Judge(prompts, config.rewards, frames)
     summary: dict[str, Any] = {name: judge(videos) for name, videos in sets.items()}
     summary["about"] = {"prompts": config.prompts, "clips": config.count, "seed": config.seed, **about}
     write_evaluation(run, sets, prompts, config.shown, FPS)
@@ -50,9 +51,9 @@ def evaluate(run: Path, config: EvaluateConfig, about: dict[str, Any]) -> dict[s
 class Judge:
     """Everything that is measured of a set of videos, one for each of the prompts."""
 
-    def __init__(self, prompts: list[str], rewards: tuple[str, ...]):
+    def __init__(self, prompts: list[str], rewards: tuple[str, ...], frames: int = FRAMES):
         self.prompts, self.rewards, self.heldout = prompts, rewards, load_heldout()
-        clean = [clean_clips(prompts, seed) for seed in range(REFERENCES)]
+        clean = [clean_clips(prompts, seed, frames) for seed in range(REFERENCES)]
         self.reference = torch.cat([features(self.heldout, videos, prompts) for videos in clean])
 
     def __call__(self, videos: Tensor) -> dict[str, float]:
@@ -70,15 +71,18 @@ def features(critic: HeldoutCritic, videos: Tensor, prompts: list[str], batch: i
     return torch.cat([critic.features(videos[i : i + batch], prompts[i : i + batch]) for i in parts])
 
 
-def clean_clips(prompts: list[str], seed: int) -> Tensor:
+def clean_clips(prompts: list[str], seed: int, frames: int = FRAMES) -> Tensor:
     """One clean clip of each prompt, `b f c h w`."""
-    captions = [Caption.parse(prompt) for prompt in prompts]
-    return torch.stack([film_clip(c, np.random.default_rng([1000 + seed, i])).video for i, c in enumerate(captions)])
+    clips = [
+        film_clip(Caption.parse(prompt), np.random.default_rng([1000 + seed, i]), frames=frames)
+        for i, prompt in enumerate(prompts)
+    ]
+    return torch.stack([clip.video for clip in clips])
 
 
-def real_clips(prompts: list[str], run: Path) -> Tensor:
+def real_clips(prompts: list[str], run: Path, frames: int = FRAMES) -> Tensor:
     """Clean clips through the model's autoencoder: the best its videos could look."""
-    return through_autoencoder(trained_model(run), clean_clips(prompts, 99))
+    return through_autoencoder(trained_model(run), clean_clips(prompts, 99, frames))
 
 
 @torch.no_grad()

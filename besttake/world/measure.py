@@ -135,7 +135,7 @@ def measure(video: Tensor, caption: Caption) -> Measures:
     """Measures one clip `f c h w` in [-1, 1] against its caption.
 
     Raises:
-        ValueError: the clip is not 16 frames of 3 x 32 x 32 finite numbers.
+        ValueError: the clip is not 16 or more frames (the first 16 count) of 3 x 32 x 32 finite numbers.
     """
     return _measure(video[None], [caption])[0]
 
@@ -168,13 +168,14 @@ def summary(measures: dict[str, np.ndarray | list]) -> dict[str, float]:
 
 
 def _measure(videos: Tensor, captions: list[Caption]) -> list[Measures]:
-    if tuple(videos.shape[1:]) != (FRAMES, 3, WIDTH, WIDTH):
+    if videos.ndim != 5 or videos.shape[1] < FRAMES or tuple(videos.shape[2:]) != (3, WIDTH, WIDTH):
         raise ValueError(
             f"a clip has the shape {tuple(videos.shape[1:])}, expected frames, channels, height and width "
-            f"({FRAMES}, 3, {WIDTH}, {WIDTH}) as the small world films them"
+            f"({FRAMES} or more, 3, {WIDTH}, {WIDTH}) as the small world films them"
         )
     if not torch.isfinite(videos).all():
         raise ValueError("a video holds NaN or infinite values, expected finite ones in [-1, 1]: decode in float32")
+    videos = videos[:, :FRAMES]
     frames = ((videos.detach().float().cpu().numpy() + 1) / 2).clip(0, 1).transpose(0, 1, 3, 4, 2)
     scenes = [segment(clip, caption) for clip, caption in zip(frames, captions, strict=True)]
     motions = _all_motions(scenes, captions)

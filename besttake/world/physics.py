@@ -125,14 +125,15 @@ def _floats(radius, reach, sign, frames, rng) -> Track:
 
 def _hits(radii, reach, frames, rng) -> list[Track]:
     """Two bodies on the floor, an elastic collision in one dimension, masses as their areas; walls reflect."""
-    x = [reach[0] + rng.uniform(0, 1.5), rng.uniform(17.5, WIDTH - reach[1] - 1)]
+    touch, first = 0.9 * (radii[0] + radii[1]), reach[0] + rng.uniform(0, 1.5)
+    x = [first, rng.uniform(max(17.5, first + touch + 1), WIDTH - reach[1] - 1)]
     v, mass, dt = [rng.uniform(1.3, 2.2), 0.0], np.square(radii), 1 / SUBSTEPS
     rows = []
     for step in range((frames - 1) * SUBSTEPS + 1):
         if step % SUBSTEPS == 0:
             rows.append(tuple(x))
         x = [x[0] + v[0] * dt, x[1] + v[1] * dt]
-        if x[1] - x[0] < 0.9 * (radii[0] + radii[1]) and v[0] > v[1]:
+        if x[1] - x[0] < touch and v[0] > v[1]:
             mean = (mass[0] * v[0] + mass[1] * v[1]) / mass.sum()
             v = [2 * mean - v[0], 2 * mean - v[1]]
         for i in (0, 1):

@@ -29,6 +29,7 @@ from besttake.world.captions import BACKGROUNDS, COLOURS, MOTIONS, SHAPES, SIZES
 from besttake.world.clips import make_batch
 from besttake.world.film import Film, render, shoot
 from besttake.world.flaws import FLAWS
+from besttake.world.precision import mixed_precision
 from besttake.world.training_log import TrainingLog, load_state, save_state
 
 
@@ -82,7 +83,7 @@ def train_world_critic(config: WorldCriticConfig) -> QualityNetwork:
 
     def loss_of(step: int) -> Tensor:
         batch = graded_batch(config.seed, step, config.groups, config.takes)
-        with torch.autocast("cpu", torch.bfloat16):
+        with mixed_precision():
             scores, seen = network.judge(codec_like(batch.videos, step), _ids(batch.asked))
         return losses[config.loss](scores, batch.qualities, config.takes) + 0.5 * words_loss(seen, _ids(batch.shown))
 
@@ -102,7 +103,7 @@ def train_heldout_critic(config: HeldoutCriticConfig) -> heldout.Expectation:
     def loss_of(step: int) -> Tensor:
         videos, clips = make_batch(config.seed, step * config.batch, config.batch, "train")
         ids = _ids([clip.caption for clip in clips])
-        with torch.autocast("cpu", torch.bfloat16):
+        with mixed_precision():
             return expectation_loss(network, codec_like(videos, step), ids, config.frames, step)
 
     _train(network, loss_of, config)

@@ -20,6 +20,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from besttake.models import VideoModel, families
 from besttake.world.build import build
 from besttake.world.clips import make_batch
+from besttake.world.muon import Muon
+from besttake.world.precision import mixed_precision
 from besttake.world.training_log import TrainingLog, load_state, save_state
 
 
@@ -29,15 +31,15 @@ class DenoiserConfig:
 
     family: str = "tiny-cogvideox"
     out: Path = Path("runs/pretrain")
-    steps: int = 3600
-    batch: int = 8
+    steps: int = 10400
+    batch: int = 24
     """Clips a step, in each process."""
     lr: float = 2e-3
     """Muon's, scaled to AdamW's; AdamW takes half."""
     decay: float = 0.35
     """Last share of the steps, over which the learning rate falls to zero."""
     average: float = 0.998
-    flawed_share: float = 0.4
+    flawed_share: float = 0.3
     uncaptioned_share: float = 0.1
     """Share of clips trained without their caption, for classifier-free guidance."""
     first_clips: int = 1024
@@ -87,7 +89,7 @@ def diffusion_loss(model: VideoModel, latents: Tensor, text: Tensor, generator: 
     t = model.schedule.sample_times(len(latents), generator)
     noise = torch.randn(latents.shape, generator=generator)
     x_t, target = model.schedule.add_noise(latents, noise, t), model.schedule.target(latents, noise, t)
-    with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):  # the fused backward is slow on CPU
+    with mixed_precision(), sdpa_kernel(SDPBackend.MATH):  # the fused backward is slow on CPU
         prediction = model.predict(model.denoiser, x_t, t, {"text": text})
     return (prediction.float() - target).square().mean()
 
@@ -110,8 +112,10 @@ class Bank:
         while len(self) + batch // 2 <= n:
             count = min(batch, n - len(self))
             seed = self.config.seed + 1000 * self.rank
-            videos, clips = make_batch(seed, len(self), count, "train", self.config.flawed_share)
-            with torch.autocast("cpu", torch.bfloat16):
+            videos, clips = make_batch(
+                seed, len(self), count, "train", self.config.flawed_share, self.model.default_size()[0]
+            )
+            with mixed_precision():
                 self.latents += list(self.model.encode(videos).half())
             self.texts += list(self.model.embed([str(clip.caption) for clip in clips])["text"].half())
 
@@ -132,10 +136,7 @@ class _Optimizers:
         inside = {n: p for n, p in denoiser.named_parameters() if "blocks" in n and p.ndim == 2 and min(p.shape) > 16}
         others = [p for n, p in denoiser.named_parameters() if n not in inside]
         self.parts: list[tuple[torch.optim.Optimizer, float]] = [
-            (
-                torch.optim.Muon(inside.values(), config.lr, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
-                config.lr,
-            ),
+            (Muon(inside.values(), config.lr), config.lr),
             (torch.optim.AdamW(others, config.lr / 2, betas=(0.9, 0.98), weight_decay=0.0), config.lr / 2),
         ]
 
@@ -171,7 +172,7 @@ def load_parts(family: str, out: Path, denoiser: bool = False) -> VideoModel:
 def set_latent_scale(model: VideoModel) -> None:
     """Write into the autoencoder's config what brings its latents to mean 0 and deviation 1 (CogVideoX: deviation)."""
     vae = model.pipeline.vae
-    latents = vae.encode(make_batch(5, 0, 64)[0].transpose(1, 2)).latent_dist.mode()
+    latents = vae.encode(make_batch(5, 0, 64, frames=model.default_size()[0])[0].transpose(1, 2)).latent_dist.mode()
     if "latents_mean" in vae.config and vae.config.latents_mean is not None:
         mean, std = latents.mean((0, 2, 3, 4)), latents.std((0, 2, 3, 4))
         vae.register_to_config(latents_mean=mean.tolist(), latents_std=std.tolist())

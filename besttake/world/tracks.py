@@ -199,14 +199,15 @@ def _floats(dials, radius, reach, sign):
 
 def _hits(dials, extent):
     radius, reach = extent[..., 0].T, extent[..., 1].T  # (bodies, n)
-    x = np.stack([reach[0] + 1.5 * dials[0], _between(dials[1], 17.5, WIDTH - reach[1] - 1)])
+    touch, first = 0.9 * radius.sum(0), reach[0] + 1.5 * dials[0]
+    x = np.stack([first, _between(dials[1], np.maximum(17.5, first + touch + 1), WIDTH - reach[1] - 1)])
     v = np.stack([_between(dials[2], 1.3, 2.2), 0 * dials[2]])
     mass, dt, rows = radius**2, 1 / SUBSTEPS, []
     for step in range((FRAMES - 1) * SUBSTEPS + 1):
         if step % SUBSTEPS == 0:
             rows.append(x)
         x = x + v * dt
-        meet = (x[1] - x[0] < 0.9 * radius.sum(0)) & (v[0] > v[1])
+        meet = (x[1] - x[0] < touch) & (v[0] > v[1])
         v = np.where(meet, 2 * (mass * v).sum(0) / mass.sum(0) - v, v)
         inside = np.clip(x, reach, WIDTH - reach)
         x, v = inside, np.where(inside == x, v, -v)

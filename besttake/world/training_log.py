@@ -37,10 +37,10 @@ class TrainingLog:
         self.sums, self.count = {}, 0
 
 
-def save_state(folder: Path, module: nn.Module, optimizer: torch.optim.Optimizer, step: int, **extra) -> None:
+def save_state(folder: Path, module: nn.Module, optimizer: torch.optim.Optimizer | None, step: int, **extra) -> None:
     """Write module, optimizer and step to `folder/state.pt`, whole or not at all."""
     temporary = folder / "state.pt.part"
-    state = {"module": module.state_dict(), "optimizer": optimizer.state_dict(), "step": step, **extra}
+    state = {"module": module.state_dict(), "optimizer": optimizer and optimizer.state_dict(), "step": step, **extra}
     torch.save(state, temporary)
     os.replace(temporary, folder / "state.pt")
 

@@ -151,7 +151,7 @@ def test_learned_positions_take_their_own_size_only(cogvideox):
 
 @pytest.mark.parametrize(
     ("prompt", "message"),
-    [("ball " * 10_000, "has 10001 tokens; .* reads 16: shorten it"), (" ", "a prompt is empty")],
+    [("ball " * 10_000, "has 10001 tokens; .* reads 24: shorten it"), (" ", "a prompt is empty")],
 )
 def test_prompts_the_model_cannot_read_are_refused(model, prompt, message):
     with pytest.raises(ValueError, match=message) as caught:

@@ -1,19 +1,19 @@
 import pytest
 import torch
 
-from besttake.world.build import cogvideox_vae
+from besttake.world.build import VAES
 from besttake.world.clips import make_batch
 from besttake.world.linear_codec import as_patches, start_as_linear_codec
 
 
 @pytest.fixture(scope="module")
 def videos():
-    return make_batch(0, 0, 12)[0]
+    return make_batch(0, 0, 12, frames=17)[0]
 
 
-@pytest.fixture(scope="module")
-def vae(videos):
-    model = cogvideox_vae()
+@pytest.fixture(scope="module", params=VAES)
+def vae(videos, request):
+    model = VAES[request.param]()
     start_as_linear_codec(model, videos)
     return model
 
@@ -38,10 +38,10 @@ def test_it_restores_what_the_principal_components_restore(vae, videos):
 def test_each_frame_stands_for_itself(vae, videos):
     x = videos[:1].transpose(1, 2)
     whole = vae.encode(x).latent_dist.mode()
-    part = vae.encode(x[:, :, 4:8]).latent_dist.mode()
-    torch.testing.assert_close(part, whole[:, :, 4:8], rtol=0, atol=1e-4)
+    part = vae.encode(x[:, :, 4:9]).latent_dist.mode()
+    torch.testing.assert_close(part, whole[:, :, 4:9], rtol=0, atol=1e-4)
 
 
 def test_patches_hold_every_pixel_once(videos):
-    assert as_patches(videos, 4).shape == (12 * 16 * 64, 48)
+    assert as_patches(videos, 4).shape == (12 * 17 * 64, 48)
     torch.testing.assert_close(as_patches(videos, 4).sum(), videos.sum(), rtol=1e-3, atol=0.5)

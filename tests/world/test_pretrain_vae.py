@@ -1,0 +1,13 @@
+"""The shipped autoencoders are good enough not to be the bottleneck."""
+
+import torch
+
+from besttake.world.build import FRAMES
+from besttake.world.pretrain_vae import VAEConfig, make_vae, psnr
+
+
+def test_it_restores_clips_to_thirty_decibels(family, tmp_path):
+    vae = make_vae(VAEConfig(family, tmp_path, clips=40))
+    assert psnr(vae, FRAMES[family]) > 30
+    state = torch.load(tmp_path / family / "vae" / "state.pt", weights_only=True)["module"]
+    assert all(torch.equal(state[name], value) for name, value in vae.state_dict().items())
