@@ -94,13 +94,21 @@ def train(arguments: list[str]) -> None:
     config = read_recipe(recipe)
     printing = "--print-config" in flags
     flags = [flag for flag in flags if flag != "--print-config"]
-    config = tyro.cli(
-        type(config), default=config, args=flags, prog=f"besttake train {recipe}", config=(tyro.conf.FlagConversionOff,)
-    )
+    config = with_flags(config, flags, f"besttake train {recipe}")
     if printing:
         print(to_yaml(config, algorithm=type(config).__module__.rpartition(".")[2]), end="")
         return
     train_and_report(config)
+
+
+def with_flags(config: Any, flags: list[str], command: str) -> Any:
+    """A recipe's config with what the flags change; `--reward.weights DIMENSION WEIGHT ...` replaces all weights."""
+    reward = getattr(config, "reward", None)
+    bare = replace(config, reward=replace(reward, weights={})) if reward else config  # tyro would take its keys for all
+    changed = tyro.cli(type(config), default=bare, args=flags, prog=command, config=(tyro.conf.FlagConversionOff,))
+    if reward and not changed.reward.weights:
+        return replace(changed, reward=replace(changed.reward, weights=reward.weights))
+    return changed
 
 
 def train_and_report(config: Any) -> None:

@@ -119,6 +119,14 @@ def test_the_printed_config_is_a_recipe(capsys, tmp_path, name):
     assert besttake_says(capsys, "train", path, "--print-config")[1] == out
 
 
+def test_weights_given_as_a_flag_replace_those_of_the_recipe(capsys):
+    flags = ("train", "onlinevpo-tiny", "--reward.weights", "dynamic degree", "2", "--print-config")
+    changed, unchanged = (besttake_says(capsys, *words)[1] for words in (flags, (*flags[:2], "--print-config")))
+    assert "weights:\n    dynamic degree: 2.0\n" in changed
+    assert "visual quality" not in changed
+    assert "visual quality: 1.0" in unchanged
+
+
 def test_an_unknown_command(refuses):
     assert len(refuses("trian", words=["there is no command 'trian'", "train"]).splitlines()) == 1
 

@@ -45,6 +45,7 @@ class DenoiserConfig:
     first_clips: int = 1024
     clips_per_step: int = 1
     """Clips the bank starts with, and grows by."""
+    save_every: int = 200
     seed: int = 23
 
 
@@ -72,7 +73,7 @@ def train_denoiser(config: DenoiserConfig) -> None:
         for name, parameter in denoiser.named_parameters():
             average[name].lerp_(parameter.detach(), 1 - decay)
         log.add(step + 1, loss=loss.item())
-        if rank == 0 and ((step + 1) % 200 == 0 or step + 1 == config.steps):
+        if rank == 0 and ((step + 1) % config.save_every == 0 or step + 1 == config.steps):
             log.write(step + 1, clips=float(len(bank)))
             save_state(folder, denoiser, optimizer, step + 1, average=average)
             save_file({k: v.contiguous() for k, v in average.items()}, folder / "average.safetensors")

@@ -1,0 +1,159 @@
+"""The papers' claims on the small world, each as a table: the same minutes for every arm, several seeds, test prompts.
+
+    python benchmarks/claims.py                       # every table; resumes; hours on two cores
+    python benchmarks/claims.py --tables online beta --minutes 3 --seeds 3
+
+Each run is an ordinary `besttake train` in a process of its own with one thread. Time counts training alone, except
+that offline DPO pays for the making of its pairs. Tables are printed as Markdown and written to `out/tables.md`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+DIMENSIONS = ("visual quality", "temporal consistency", "dynamic degree", "text alignment")
+COLUMNS = ("flawed_share", "heldout_reward", "frechet_distance", "dynamic_degree", "object_area")
+ONLINE = "onlinevpo-tiny"
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One row of a table: a recipe and what is changed of it."""
+
+    name: str
+    recipe: str
+    flags: tuple[str, ...] = ()
+
+
+def _online(name: str, *flags: str) -> Arm:
+    return Arm(name, ONLINE, flags)
+
+
+TABLES: dict[str, list[Arm]] = {
+    "online": [_online("OnlineVPO"), Arm("offline DPO", "dpo-tiny"), Arm("SFT", "sft-tiny")],
+    "realdpo": [Arm("RealDPO", "realdpo-tiny"), Arm("SFT", "sft-tiny")],
+    "curriculum": [_online("refreshed reference"), _online("fixed reference", "--refresh-every", "0")],
+    "candidates": [_online(f"N = {n}", "--candidates", str(n)) for n in (2, 4, 6, 8)],
+    "refresh": [_online(f"every {k}", "--refresh-every", str(k)) for k in (5, 10, 20, 40)],
+    "beta": [_online(f"beta {beta}", "--beta", str(beta)) for beta in (100, 500, 2000)],
+    "reward": [
+        _online("as in the recipe"),
+        *(_online(f"{dimension} alone", "--reward.weights", dimension, "1") for dimension in DIMENSIONS),
+    ],
+}
+
+
+@dataclass(frozen=True)
+class ClaimsConfig:
+    """Which tables, how long, how often, and where."""
+
+    tables: tuple[str, ...] = tuple(TABLES)
+    minutes: float = 4.0
+    seeds: int = 3
+    jobs: int = 2
+    """Runs at once, of one thread each."""
+    model: str = "tiny-cogvideox"
+    out: Path = Path("runs/claims")
+    prompts: int = 128
+    """Prompts of `world-train` that offline DPO makes its pairs of, before its time begins to count again."""
+
+    def __post_init__(self):
+        unknown = set(self.tables) - set(TABLES)
+        if unknown:
+            raise ValueError(f"there is no table {', '.join(sorted(unknown))}; there are {', '.join(TABLES)}")
+
+
+def main(config: ClaimsConfig) -> None:
+    """Run what has not been run, print and write the tables."""
+    arms = {arm.name: arm for table in config.tables for arm in TABLES[table]}
+    work = [(arm, seed) for seed in range(config.seeds) for arm in _distinct(arms.values())]
+    besttake("world", "clips", log=config.out / "clips.log")  # the real clips, before two runs would write them
+    with ThreadPoolExecutor(config.jobs) as pool:
+        list(pool.map(lambda job: train(*job, config), work))
+    text = "\n".join(line for table in config.tables for line in markdown(table, config))
+    (config.out / "tables.md").write_text(text + "\n")
+    print(text)
+
+
+def _distinct(arms) -> list[Arm]:
+    """Arms that do the same are run once, whatever each table calls them."""
+    return list({(arm.recipe, arm.flags): arm for arm in arms}.values())
+
+
+def folder(arm: Arm, seed: int, config: ClaimsConfig) -> Path:
+    words = "-".join([arm.recipe, *arm.flags]).replace("--", "").replace(" ", "_")
+    return config.out / f"{words}-seed{seed}"
+
+
+def train(arm: Arm, seed: int, config: ClaimsConfig) -> None:
+    """One run, unless its summary is there."""
+    out = folder(arm, seed, config)
+    if (out / "summary.json").exists():
+        return
+    minutes, flags = config.minutes, list(arm.flags)
+    if arm.recipe == "dpo-tiny":
+        pairs, spent = make_pairs(seed, config)
+        minutes, flags = minutes - spent, [*flags, "--data", str(pairs)]
+    common = ["--model", config.model, "--seed", str(seed), "--steps", "100000", "--minutes", f"{minutes:.2f}"]
+    besttake("train", arm.recipe, *flags, *common, "--out", str(out), log=out.with_suffix(".log"))
+
+
+def make_pairs(seed: int, config: ClaimsConfig) -> tuple[Path, float]:
+    """Preference pairs of the base model's takes, and the minutes it took to make them."""
+    takes = config.out / f"takes-seed{seed}"
+    clock = takes / "minutes.json"
+    if not clock.exists():
+        began, log = time.perf_counter(), takes.with_suffix(".log")
+        shoot = ["--model", config.model, "--prompts", "world-train", "--count", str(config.prompts)]
+        besttake("generate", *shoot, "--seed", str(seed), "--out", str(takes), log=log)
+        besttake("score", "--takes", str(takes / "takes.jsonl"), "--out", str(takes / "pairs.jsonl"), log=log)
+        clock.write_text(json.dumps((time.perf_counter() - began) / 60))
+    return takes / "pairs.jsonl", json.loads(clock.read_text())
+
+
+def besttake(*words: str, log: Path) -> None:
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("a") as file:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        done = subprocess.run([sys.executable, "-m", "besttake", *words], env=environment, stdout=file, stderr=file)
+    if done.returncode:
+        raise SystemExit(f"besttake {' '.join(words)} failed; see {log}")
+
+
+def markdown(table: str, config: ClaimsConfig) -> Iterator[str]:
+    """A table's lines: mean and standard deviation over the seeds, after training."""
+    yield f"\n### {table}\n"
+    yield "| | " + " | ".join(name.replace("_", " ") for name in COLUMNS) + " | steps |"
+    yield "| --- " * (len(COLUMNS) + 2) + "|"
+    for i, arm in enumerate(TABLES[table]):
+        runs = [folder(arm, seed, config) for seed in range(config.seeds)]
+        summaries = [json.loads((run / "summary.json").read_text()) for run in runs]
+        if i == 0:
+            for column in ("before", "real"):
+                yield _row(column, [summary[column] for summary in summaries[:1]], "")
+        steps = statistics.mean(sum(1 for _ in (run / "metrics.jsonl").open()) for run in runs)
+        yield _row(arm.name, [summary["after"] for summary in summaries], f"{steps:.0f}")
+
+
+def _row(name: str, values: list[dict[str, float]], steps: str) -> str:
+    cells = []
+    for column in COLUMNS:
+        found = [value[column] for value in values]
+        spread = f" ± {statistics.stdev(found):.3g}" if len(found) > 1 else ""
+        cells.append(f"{statistics.mean(found):.3g}{spread}")
+    return f"| {name} | " + " | ".join(cells) + f" | {steps} |"
+
+
+if __name__ == "__main__":
+    main(tyro.cli(ClaimsConfig))
