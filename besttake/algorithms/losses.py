@@ -57,10 +57,22 @@ def drawn_errors(
     generator: torch.Generator,
     low: float = 0.0,
     high: float = 1.0,
+    draws: int = 1,
 ) -> Errors:
-    """`denoising_errors` at times in [`low`, `high`] and with noise drawn from `generator`, one of each per row."""
-    t = policy.model.schedule.sample_times(len(clips), generator, low, high).to(clips.device)
-    return denoising_errors(policy, clips, condition, t, draw_noise(clips[:, 0].shape, generator, like=clips))
+    """`denoising_errors` at times in [`low`, `high`] and with noise drawn from `generator`, `draws` of each per row.
+
+    More draws are averaged before the loss, each of a part of the range of its own. DPO's log-ratio is an expectation
+    over time and noise; from one draw it is mostly noise.
+    """
+    b, k = clips.shape[:2]
+    part, schedule = (high - low) / draws, policy.model.schedule
+    times = [schedule.sample_times(b, generator, low + i * part, low + (i + 1) * part) for i in range(draws)]
+    rows = clips.repeat(draws, *[1] * (clips.ndim - 1))
+    told = {name: value.repeat(draws, *[1] * (value.ndim - 1)) for name, value in condition.items()}
+    noise = draw_noise(rows[:, 0].shape, generator, like=clips)
+    errors = denoising_errors(policy, rows, told, torch.cat(times).to(clips.device), noise)
+    each = (errors.policy, errors.reference, errors.distance)
+    return Errors(*(error.view(draws, b, k).mean(0) for error in each))
 
 
 def sft_error(policy: Policy, x_0: Tensor, condition: Condition, t: Time, noise: Tensor) -> Float[Tensor, "b"]:

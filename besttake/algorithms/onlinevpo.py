@@ -38,6 +38,8 @@ class Config(TrainConfig):
     """How far the policy may move from its reference: smaller = further."""
     margin: float = 0.0
     """Pairs whose scores differ by no more are dropped."""
+    draws: int = 1
+    """Times and noises that each pair's errors are averaged over."""
     refresh_every: int = 20
     """Updates between hard copies of the policy into the reference; 0 = the reference stays."""
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
@@ -49,8 +51,8 @@ class Config(TrainConfig):
             raise ValueError(f"prompts_per_step is {self.prompts_per_step}; a step needs at least 1")
         if self.candidates < 2:
             raise ValueError(f"candidates is {self.candidates}; best against worst needs at least 2")
-        if self.beta <= 0:
-            raise ValueError(f"beta is {self.beta}; it must be positive")
+        if self.beta <= 0 or self.draws < 1:
+            raise ValueError(f"beta is {self.beta} and draws {self.draws}; beta must be positive, draws at least 1")
 
 
 def train(config: Config) -> Run:
@@ -63,7 +65,7 @@ def train(config: Config) -> Run:
         takes = generate(policy, batch, config.rollout, n=config.candidates, seed=(config.seed, step))
         scores = critic(takes.videos, takes.prompts)
         pairs, counts = best_against_worst(takes, scores, config.margin)
-        loss, watched = pair_loss(policy, pairs, config.beta, run, step) if len(pairs) else (None, {})
+        loss, watched = pair_loss(policy, pairs, config, run.generator(step)) if len(pairs) else (None, {})
         if run.update(loss, reward=scores.mean(), **counts, **watched) and run.every(config.refresh_every):
             policy.reference.refresh()
     return run
@@ -76,7 +78,8 @@ def try_critic(critic: Callable[[Video, list[str]], Tensor], prompt: str, size: 
     critic(2 * noise - 1, [prompt])
 
 
-def pair_loss(policy: Policy, pairs: Pairs, beta: float, run: Run, step: int):
+def pair_loss(policy: Policy, pairs: Pairs, config: Config, generator: torch.Generator):
     """The DPO loss of pairs whose winner and loser share a time and a noise, drawn for this step."""
-    loss, watched = dpo(drawn_errors(policy, pairs.clips, pairs.condition, run.generator(step)), beta)
+    errors = drawn_errors(policy, pairs.clips, pairs.condition, generator, draws=config.draws)
+    loss, watched = dpo(errors, config.beta)
     return loss.mean(), watched

@@ -30,13 +30,17 @@ class Actor:
 
 @dataclass
 class Film:
-    """A clip before rendering. `gain` scales the brightness of a frame; `noise` and `blur` are pixel flaws."""
+    """A clip before rendering. `gain` scales the brightness of a frame; `noise`, `blur` and `warp` are pixel flaws.
+
+    `warp` (frames, n, n, 2) bends the bodies: how far they are moved, in pixels, at n x n points of the frame.
+    """
 
     caption: Caption
     actors: list[Actor]
     gain: np.ndarray
     noise: float = 0.0
     blur: np.ndarray = field(default_factory=lambda: np.zeros(FRAMES))
+    warp: np.ndarray | None = None
 
     @property
     def frames(self) -> int:
@@ -60,10 +64,14 @@ def render(film: Film, rng: np.random.Generator | None = None) -> Tensor:
     level = BACKGROUNDS[film.caption.background]
     ground = np.where(yy > FLOOR, level * 0.7, level + 0.06 * (0.5 - yy / WIDTH))
     frames = np.repeat(ground[None, :, :, None], film.frames, 0) * np.ones(3)
+    bent_x, bent_y = (xx, yy)
+    if film.warp is not None:
+        aside, down = np.moveaxis(_between_points(film.warp), -1, 0)
+        bent_x, bent_y = xx + aside, yy + down
     for actor in film.actors:
         if film.caption.motion == "swings":
             _draw_string(frames, actor, xx, yy, level)
-        cover = coverage(actor, xx, yy)[..., None]
+        cover = coverage(actor, bent_x, bent_y)[..., None]
         frames = frames * (1 - cover) + cover * actor.colour[:, None, None, :]
     frames = frames * film.gain[:, None, None, None]
     if film.blur.any():
@@ -76,8 +84,8 @@ def render(film: Film, rng: np.random.Generator | None = None) -> Tensor:
 
 def coverage(actor: Actor, xx: np.ndarray, yy: np.ndarray) -> np.ndarray:
     """How much of each pixel the body covers, (frames, h, w) in [0, 1]: its signed distance, one pixel soft."""
-    dx = xx[None] - actor.position[:, 0, None, None]
-    dy = yy[None] - actor.position[:, 1, None, None]
+    dx = xx - actor.position[:, 0, None, None]
+    dy = yy - actor.position[:, 1, None, None]
     cos, sin = np.cos(actor.angle)[:, None, None], np.sin(actor.angle)[:, None, None]
     x, y = cos * dx + sin * dy, -sin * dx + cos * dy
     radius = SIZES[actor.body.size] * actor.scale[:, None, None]
@@ -113,6 +121,13 @@ def _draw_string(frames: np.ndarray, actor: Actor, xx: np.ndarray, yy: np.ndarra
     away = np.hypot(xx - pivot[0] - t * along[:, 0, None, None], yy - pivot[1] - t * along[:, 1, None, None])
     cover = (np.clip(1.0 - away, 0, 1) * actor.opacity[:, None, None])[..., None]
     frames[:] = frames * (1 - cover) + cover * (0.75 if level < 0.5 else 0.25)
+
+
+def _between_points(values: np.ndarray) -> np.ndarray:
+    """Values (f, n, n, c) at n x n points, the outer ones at the edges, interpolated to every pixel (f, h, w, c)."""
+    place = np.linspace(0, values.shape[1] - 1, WIDTH)
+    hat = np.clip(1 - np.abs(place[:, None] - np.arange(values.shape[1])), 0, 1)
+    return np.einsum("yi,xj,fijc->fyxc", hat, hat, values, optimize=True)
 
 
 def _blur(frames: np.ndarray, radius: np.ndarray) -> np.ndarray:

@@ -86,9 +86,14 @@ def noise(film: Film, severity: float, rng: np.random.Generator) -> None:
     film.noise = film.noise + 0.12 * severity
 
 
+def warp(film: Film, severity: float, rng: np.random.Generator) -> None:
+    """The body is torn, otherwise in each frame: the mark of a model that cannot hold it together."""
+    film.warp = 2.5 * severity * rng.standard_normal((film.frames, 6, 6, 2))
+
+
 Flaw = Callable[[Film, float, np.random.Generator], None]
 FLAWS: dict[str, Flaw] = {
-    flaw.__name__: flaw for flaw in (flicker, jitter, teleport, melt, freeze, vanish, recolour, blur, noise)
+    flaw.__name__: flaw for flaw in (flicker, jitter, teleport, melt, freeze, vanish, recolour, blur, noise, warp)
 }
 
 WEB = {

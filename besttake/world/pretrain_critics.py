@@ -168,13 +168,14 @@ def codec_like(videos: Tensor, seed: int) -> Tensor:
 # --- the training critic -----------------------------------------------------------------------------------------
 
 BLAME = {
-    "visual quality": {"blur": 1.0, "noise": 1.0, "melt": 1.0, "recolour": 0.5},
+    "visual quality": {"blur": 1.0, "noise": 1.0, "melt": 1.0, "warp": 1.5, "recolour": 0.5},
     "temporal consistency": {
         "flicker": 1.0,
         "jitter": 1.0,
         "teleport": 1.0,
         "vanish": 1.0,
         "melt": 0.7,
+        "warp": 1.0,
         "recolour": 0.7,
     },
 }

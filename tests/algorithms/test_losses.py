@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from besttake.algorithms.losses import Errors, denoising_errors, dpo, draw_noise, sft_error
+from besttake.algorithms.losses import Errors, denoising_errors, dpo, draw_noise, drawn_errors, sft_error
 from besttake.policy import Policy, PolicyConfig
 from besttake.schedules import RectifiedFlow
 
@@ -157,3 +157,36 @@ def test_sft_error_is_the_mean_square_distance_to_the_target(model):
     prediction = policy.predict(model.schedule.add_noise(x_0, noise, t), t, told)
     expected = ((prediction - model.schedule.target(x_0, noise, t)) ** 2).mean()
     assert sft_error(policy, x_0, told, t, noise).item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_more_draws_are_each_of_a_part_of_the_range_and_averaged_row_by_row(setting, monkeypatch):
+    policy, clips, condition, _, _ = setting
+    asked = []
+    sample_times = policy.model.schedule.sample_times
+
+    def spy(b, generator, low, high):
+        asked.append((low, high))
+        return sample_times(b, generator, low, high)
+
+    monkeypatch.setattr(policy.model.schedule, "sample_times", spy)
+    found = drawn_errors(policy, clips, condition, torch.Generator().manual_seed(3), 0.2, 0.8, draws=2)
+    assert asked == [(0.2, 0.5), (0.5, 0.8)]
+    again = torch.Generator().manual_seed(3)
+    times = [sample_times(2, again, *part) for part in asked]
+    noise = draw_noise((4, *clips.shape[2:]), again, like=clips)
+    each = [denoising_errors(policy, clips, condition, t, n).policy for t, n in zip(times, noise.split(2), strict=True)]
+    torch.testing.assert_close(found.policy, torch.stack(each).mean(0), atol=1e-5, rtol=1e-5)
+
+
+def test_more_draws_leave_less_to_chance(setting):
+    policy, clips, condition, _, _ = setting
+    found = {
+        draws: torch.stack(
+            [
+                drawn_errors(policy, clips, condition, torch.Generator().manual_seed(i), draws=draws).policy.detach()
+                for i in range(8)
+            ]
+        )
+        for draws in (1, 8)
+    }
+    assert found[8].std(0).mean() < 0.6 * found[1].std(0).mean()

@@ -37,6 +37,7 @@ CLEAN_SCORE = CRITIC(CLEAN, PROMPTS)
         ("blur", "visual quality"),
         ("noise", "visual quality"),
         ("melt", "visual quality"),
+        ("warp", "visual quality"),
         ("flicker", "temporal consistency"),
         ("jitter", "temporal consistency"),
         ("teleport", "temporal consistency"),
