@@ -24,7 +24,7 @@ import tyro
 
 DIMENSIONS = ("visual quality", "temporal consistency", "dynamic degree", "text alignment")
 COLUMNS = ("flawed_share", "heldout_reward", "frechet_distance", "dynamic_degree", "object_area")
-ONLINE = "onlinevpo-tiny"
+ONLINE = "demo"
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -160,6 +160,10 @@ class PretrainConfig:
     out: Path = Path("runs/pretrain")
     """Where state and loss curves are kept."""
     threads: int = 2
+    steps: int | None = None
+    """Of the denoiser, all legs together; by default those of the shipped weights."""
+    start: Path | None = None
+    """Pipeline folder to go on training from, with a fresh optimizer: `besttake/world/weights/tiny-cogvideox`."""
 
 
 def pretrain(config: PretrainConfig) -> None:
@@ -172,7 +176,8 @@ def pretrain(config: PretrainConfig) -> None:
     if config.part == "vae":
         pretrain_vae.make_vae(pretrain_vae.VAEConfig(config.family, config.out))
     elif config.part == "denoiser":
-        pretrain_denoiser.train_denoiser(pretrain_denoiser.DenoiserConfig(config.family, config.out))
+        leg = pretrain_denoiser.DenoiserConfig(config.family, config.out, config.start)
+        pretrain_denoiser.train_denoiser(replace(leg, steps=config.steps or leg.steps))
     elif config.part == "export":
         export.export(config.family, config.out)
     elif config.part == "critic-world":

@@ -89,7 +89,7 @@ def _cogvideox() -> CogVideoXPipeline:
 
 
 def _wan() -> WanPipeline:
-    vae = wan_vae()
+    vae: Any = wan_vae()
     vae.register_to_config(sample_frames=FRAMES["tiny-wan"], sample_height=WIDTH, sample_width=WIDTH)
     return WanPipeline(
         tokenizer=tokenizer(),

@@ -12,6 +12,7 @@ import numpy as np
 
 from besttake.world.captions import COLOURS
 from besttake.world.film import Film
+from besttake.world.physics import WIDTH
 
 
 def flicker(film: Film, severity: float, rng: np.random.Generator) -> None:
@@ -88,12 +89,21 @@ def noise(film: Film, severity: float, rng: np.random.Generator) -> None:
 
 def warp(film: Film, severity: float, rng: np.random.Generator) -> None:
     """The body is torn, otherwise in each frame: the mark of a model that cannot hold it together."""
-    film.warp = 2.5 * severity * rng.standard_normal((film.frames, 6, 6, 2))
+    film.warp = 3.0 * severity * rng.standard_normal((film.frames, 6, 6, 2))
+
+
+def stray(film: Film, severity: float, rng: np.random.Generator) -> None:
+    """The body leaves the path that physics gives it, smoothly."""
+    t = np.linspace(0, np.pi, film.frames)[:, None]
+    for actor in film.actors:
+        waves = [rng.standard_normal(2) * np.sin(k * t + rng.uniform(0, 2 * np.pi, 2)) for k in (1, 2, 3)]
+        actor.position = np.clip(actor.position + 3.0 * severity * sum(waves), 3, WIDTH - 3)
 
 
 Flaw = Callable[[Film, float, np.random.Generator], None]
 FLAWS: dict[str, Flaw] = {
-    flaw.__name__: flaw for flaw in (flicker, jitter, teleport, melt, freeze, vanish, recolour, blur, noise, warp)
+    flaw.__name__: flaw
+    for flaw in (flicker, jitter, teleport, melt, freeze, vanish, recolour, blur, noise, warp, stray)
 }
 
 WEB = {

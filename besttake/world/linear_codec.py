@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 SMALL = 0.1
 """Scale of the paired channels, next to the constant one: how far the RMS norm may stray from 1."""
@@ -50,7 +50,7 @@ def _write_pairs(half: Any, inward: Tensor, bias: Tensor, outward: Tensor, out_b
     _write(half.conv_out, torch.stack([outward, -outward], 2).flatten(1) / SMALL, out_bias)
 
 
-def _write(module: nn.Module, weight: Tensor, bias: Tensor) -> None:
+def _write(module: Any, weight: Tensor, bias: Tensor) -> None:
     """Make a convolution, in space or in space and time, the matrix `weight` at its own position, and 0 beyond it."""
     convolution = _convolution(module)
     convolution.weight.zero_()

@@ -6,6 +6,7 @@ PyTorch's own always computes in bfloat16, which takes 30 times as long on a pro
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ class Muon(torch.optim.Optimizer):
         super().__init__(parameters, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
-    def step(self, closure=None) -> None:
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]  # no closure that is called again
         for group in self.param_groups:
             for parameter in group["params"]:
                 average = self.state[parameter].setdefault("momentum_buffer", torch.zeros_like(parameter))

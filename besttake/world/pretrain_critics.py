@@ -176,6 +176,7 @@ BLAME = {
         "vanish": 1.0,
         "melt": 0.7,
         "warp": 1.0,
+        "stray": 1.0,
         "recolour": 0.7,
     },
 }
@@ -225,7 +226,7 @@ def spoil_any(film: Film, rng: np.random.Generator) -> tuple[dict[str, float], f
 
     Each comes or not whatever the others do: otherwise one that is seen would speak against those that are not.
     """
-    names = sorted((name for name in FLAWS if rng.random() < 0.14), key=lambda name: name != "freeze")
+    names = sorted((name for name in FLAWS if rng.random() < 0.12), key=lambda name: name != "freeze")
     due, moved, severities = path_length(film), 1.0, {}
     for name in names:
         severities[name] = float(rng.uniform(0.02, 1))

@@ -6,6 +6,7 @@ rest with AdamW; what is kept is a moving average. The bank of clips grows while
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from diffusers import DiffusionPipeline
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -31,6 +33,8 @@ class DenoiserConfig:
 
     family: str = "tiny-cogvideox"
     out: Path = Path("runs/pretrain")
+    start: Path | None = None
+    """Pipeline folder of an earlier leg to go on from: its autoencoder, its denoiser, and its count of steps."""
     steps: int = 10400
     batch: int = 24
     """Clips a step, in each process."""
@@ -53,9 +57,11 @@ def train_denoiser(config: DenoiserConfig) -> None:
     """Train, or go on training, one base model on the latents of its trained autoencoder."""
     rank, world = _process()
     folder = config.out / config.family / "denoiser"
+    if config.start and not (folder / "state.pt").exists():
+        begin_from(config.start, config)
     model = load_parts(config.family, config.out)
     denoiser, bank = model.denoiser.train().requires_grad_(True), Bank(model, config, rank, world)
-    optimizer: Any = _Optimizers(denoiser, config)
+    optimizer = _Optimizers(denoiser, config)
     average = {name: p.detach().clone() for name, p in denoiser.named_parameters()}
     done = load_state(folder, denoiser, optimizer)
     if done:
@@ -77,6 +83,19 @@ def train_denoiser(config: DenoiserConfig) -> None:
             log.write(step + 1, clips=float(len(bank)))
             save_state(folder, denoiser, optimizer, step + 1, average=average)
             save_file({k: v.contiguous() for k, v in average.items()}, folder / "average.safetensors")
+
+
+def begin_from(start: Path, config: DenoiserConfig) -> None:
+    """Write the states that an earlier leg would have left, but for its optimizer's, of which nothing is shipped."""
+    pipeline, out = DiffusionPipeline.from_pretrained(start, dtype=torch.float32), config.out / config.family
+    for part in ("vae", "denoiser"):
+        (out / part).mkdir(parents=True, exist_ok=True)
+        rows = json.loads((start / f"training-{part}.json").read_text())
+        (out / part / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    save_state(out / "vae", pipeline.vae, None, 0)
+    denoiser = pipeline.transformer.requires_grad_(True)
+    average = {name: parameter.detach().clone() for name, parameter in denoiser.named_parameters()}
+    save_state(out / "denoiser", denoiser, _Optimizers(denoiser, config), rows[-1]["step"], average=average)
 
 
 def learning_rate(step: int, config: DenoiserConfig) -> float:

@@ -6,6 +6,7 @@ import json
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -37,7 +38,7 @@ class TrainingLog:
         self.sums, self.count = {}, 0
 
 
-def save_state(folder: Path, module: nn.Module, optimizer: torch.optim.Optimizer | None, step: int, **extra) -> None:
+def save_state(folder: Path, module: nn.Module, optimizer: Any, step: int, **extra) -> None:
     """Write module, optimizer and step to `folder/state.pt`, whole or not at all."""
     temporary = folder / "state.pt.part"
     state = {"module": module.state_dict(), "optimizer": optimizer and optimizer.state_dict(), "step": step, **extra}
@@ -45,7 +46,7 @@ def save_state(folder: Path, module: nn.Module, optimizer: torch.optim.Optimizer
     os.replace(temporary, folder / "state.pt")
 
 
-def load_state(folder: Path, module: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+def load_state(folder: Path, module: nn.Module, optimizer: Any) -> int:
     """The step to go on from: 0 when nothing was saved."""
     path = folder / "state.pt"
     if not path.exists():

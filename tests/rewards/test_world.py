@@ -42,6 +42,7 @@ CLEAN_SCORE = CRITIC(CLEAN, PROMPTS)
         ("jitter", "temporal consistency"),
         ("teleport", "temporal consistency"),
         ("vanish", "temporal consistency"),
+        ("stray", "temporal consistency"),
         ("recolour", "temporal consistency"),
         ("freeze", "dynamic degree"),
     ],

@@ -26,6 +26,9 @@ def test_train_resume_and_export(family, tmp_path, monkeypatch):
     assert [row["step"] for row in rows] == [1, 2]
     model = load_model(str(folder))
     shot = generate(model, ["a small red ball bounces on a dark background"], RolloutConfig(steps=1))
+    train_denoiser(replace(config, out=tmp_path / "second", start=folder, steps=3))
+    state = torch.load(tmp_path / "second" / family / "denoiser" / "state.pt", weights_only=True)
+    assert state["step"] == 3
     assert shot.videos.shape[1:] == (model.default_size()[0], 3, 32, 32)
 
 
