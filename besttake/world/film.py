@@ -30,8 +30,9 @@ class Actor:
 
 @dataclass
 class Film:
-    """A clip before rendering. `gain` scales the brightness of a frame; `noise`, `blur` and `warp` are pixel flaws.
+    """A clip before rendering. `gain` scales the brightness of a frame; the others below are flaws of the pixels.
 
+    `overlay` is added to all of them, broadcast to (frames, h, w, 3).
     `warp` (frames, n, n, 2) bends the bodies: how far they are moved, in pixels, at n x n points of the frame.
     """
 
@@ -41,6 +42,7 @@ class Film:
     noise: float = 0.0
     blur: np.ndarray = field(default_factory=lambda: np.zeros(FRAMES))
     warp: np.ndarray | None = None
+    overlay: np.ndarray | float = 0.0
 
     @property
     def frames(self) -> int:
@@ -76,6 +78,7 @@ def render(film: Film, rng: np.random.Generator | None = None) -> Tensor:
     frames = frames * film.gain[:, None, None, None]
     if film.blur.any():
         frames = _blur(frames, film.blur)
+    frames = frames + film.overlay
     if film.noise and rng is not None:
         frames = frames + film.noise * rng.standard_normal(frames.shape)
     video = np.clip(frames, 0, 1).transpose(0, 3, 1, 2) * 2 - 1

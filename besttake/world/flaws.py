@@ -100,10 +100,24 @@ def stray(film: Film, severity: float, rng: np.random.Generator) -> None:
         actor.position = np.clip(actor.position + 3.0 * severity * sum(waves), 3, WIDTH - 3)
 
 
+def tint(film: Film, severity: float, rng: np.random.Generator) -> None:
+    """A cast of colour lies over everything."""
+    cast = rng.standard_normal(3)
+    film.overlay = film.overlay + 0.1 * severity * (cast - cast.mean()) / np.linalg.norm(cast - cast.mean())
+
+
+def mesh(film: Film, severity: float, rng: np.random.Generator) -> None:
+    """A texture repeats over the frame, still or from frame to frame: what is left of a model's patches."""
+    size, still = int(rng.choice([4, 8])), rng.random() < 0.5
+    tile = rng.standard_normal((1 if still else film.frames, size, size, 3))
+    tile = tile.mean(-1, keepdims=True) * 3**0.5 if rng.random() < 0.5 else tile  # grey, or coloured
+    film.overlay = film.overlay + 0.07 * severity * np.tile(tile, (1, WIDTH // size, WIDTH // size, 1))
+
+
 Flaw = Callable[[Film, float, np.random.Generator], None]
 FLAWS: dict[str, Flaw] = {
     flaw.__name__: flaw
-    for flaw in (flicker, jitter, teleport, melt, freeze, vanish, recolour, blur, noise, warp, stray)
+    for flaw in (flicker, jitter, teleport, melt, freeze, vanish, recolour, blur, noise, warp, stray, tint, mesh)
 }
 
 WEB = {

@@ -102,7 +102,7 @@ class Measures:
 
     @property
     def flaws(self) -> tuple[str, ...]:
-        """The flaws to be seen, in the words of `flaws.py`, and `tint` and `astray`, which only models have."""
+        """The flaws to be seen, in the words of `flaws.py`, and `astray`, which is called `stray` there."""
         seen = {
             "flicker": self.flicker > FLICKER,
             "jitter": self.jitter > JITTER,

@@ -168,7 +168,7 @@ def codec_like(videos: Tensor, seed: int) -> Tensor:
 # --- the training critic -----------------------------------------------------------------------------------------
 
 BLAME = {
-    "visual quality": {"blur": 1.0, "noise": 1.0, "melt": 1.0, "warp": 1.5, "recolour": 0.5},
+    "visual quality": {"blur": 1.0, "noise": 1.0, "melt": 1.0, "warp": 1.5, "recolour": 0.5, "tint": 1.0, "mesh": 1.5},
     "temporal consistency": {
         "flicker": 1.0,
         "jitter": 1.0,
@@ -226,7 +226,7 @@ def spoil_any(film: Film, rng: np.random.Generator) -> tuple[dict[str, float], f
 
     Each comes or not whatever the others do: otherwise one that is seen would speak against those that are not.
     """
-    names = sorted((name for name in FLAWS if rng.random() < 0.12), key=lambda name: name != "freeze")
+    names = sorted((name for name in FLAWS if rng.random() < 0.11), key=lambda name: name != "freeze")
     due, moved, severities = path_length(film), 1.0, {}
     for name in names:
         severities[name] = float(rng.uniform(0.02, 1))

@@ -38,6 +38,8 @@ CLEAN_SCORE = CRITIC(CLEAN, PROMPTS)
         ("noise", "visual quality"),
         ("melt", "visual quality"),
         ("warp", "visual quality"),
+        ("tint", "visual quality"),
+        ("mesh", "visual quality"),
         ("flicker", "temporal consistency"),
         ("jitter", "temporal consistency"),
         ("teleport", "temporal consistency"),
