@@ -15,7 +15,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,8 +76,8 @@ class ClaimsConfig:
 
 def main(config: ClaimsConfig) -> None:
     """Run what has not been run, print and write the tables."""
-    arms = {arm.name: arm for table in config.tables for arm in TABLES[table]}
-    work = [(arm, seed) for seed in range(config.seeds) for arm in _distinct(arms.values())]
+    arms = _distinct(arm for table in config.tables for arm in TABLES[table])
+    work = [(arm, seed) for seed in range(config.seeds) for arm in arms]
     besttake("world", "clips", log=config.out / "clips.log")  # the real clips, before two runs would write them
     with ThreadPoolExecutor(config.jobs) as pool:
         list(pool.map(lambda job: train(*job, config), work))
@@ -86,7 +86,7 @@ def main(config: ClaimsConfig) -> None:
     print(text)
 
 
-def _distinct(arms) -> list[Arm]:
+def _distinct(arms: Iterable[Arm]) -> list[Arm]:
     """Arms that do the same are run once, whatever each table calls them."""
     return list({(arm.recipe, arm.flags): arm for arm in arms}.values())
 
@@ -105,6 +105,10 @@ def train(arm: Arm, seed: int, config: ClaimsConfig) -> None:
     if arm.recipe == "dpo-tiny":
         pairs, spent = make_pairs(seed, config)
         minutes, flags = minutes - spent, [*flags, "--data", str(pairs)]
+        if minutes <= 0:  # 0 would mean no limit
+            raise SystemExit(
+                f"making the pairs took {spent:.1f} of {config.minutes} minutes: raise --minutes, or lower --prompts"
+            )
     common = ["--model", config.model, "--seed", str(seed), "--steps", "100000", "--minutes", f"{minutes:.2f}"]
     besttake("train", arm.recipe, *flags, *common, "--out", str(out), log=out.with_suffix(".log"))
 

@@ -94,10 +94,10 @@ def _told(run: RunFolder, name: str) -> str:
     before, after, real = values(run, name)
     was, now = shown(name, before), shown(name, after)
     aside = f" (real clips: {shown(name, real)})" if measure_of(name).aim == "real" and real is not None else ""
-    if change(name, before, after, real, clip_count(run)) == "same" and not measure_of(name).share and was != now:
-        return f"{SUBJECTS[name]} hardly moved, from {was} to {now}{aside}"
     if was == now:
         return f"{SUBJECTS[name]} stayed at {now}{aside}"
+    if change(name, before, after, real, clip_count(run)) == "same" and not measure_of(name).share:
+        return f"{SUBJECTS[name]} hardly moved, from {was} to {now}{aside}"
     verb = "rose" if (after or 0) > (before or 0) else "fell"
     return f"{SUBJECTS[name]} {verb} from {was} to {now}{aside}"
 
