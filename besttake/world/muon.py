@@ -1,4 +1,4 @@
-"""Muon (Jordan et al. 2024), as `torch.optim.Muon` with `match_rms_adamw`, in the precision of the parameters.
+"""Muon (Jordan et al. 2024), as `torch.optim.Muon` with `match_rms_adamw`, in the precision the processor has.
 
 PyTorch's own always computes in bfloat16, which takes 30 times as long on a processor without it.
 """
@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from besttake.world.precision import fastest_dtype
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
@@ -35,8 +37,8 @@ def orthogonal(matrix: Tensor, steps: int = 5) -> Tensor:
     """About the nearest matrix with all singular values 1 (.7 to 1.2): a quintic Newton-Schulz iteration."""
     a, b, c = COEFFICIENTS
     x = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
-    x = x / x.norm().clamp_min(1e-7)
+    x = (x / x.norm().clamp_min(1e-7)).to(fastest_dtype())
     for _ in range(steps):
         gram = x @ x.T
         x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return x.T if matrix.shape[0] > matrix.shape[1] else x
+    return (x.T if matrix.shape[0] > matrix.shape[1] else x).to(matrix.dtype)
