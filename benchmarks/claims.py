@@ -22,6 +22,8 @@ from pathlib import Path
 
 import tyro
 
+from besttake.report.folder import read_run
+
 DIMENSIONS = ("visual quality", "temporal consistency", "dynamic degree", "text alignment")
 COLUMNS = ("flawed_share", "heldout_reward", "frechet_distance", "dynamic_degree", "object_area")
 ONLINE = "demo"
@@ -110,7 +112,7 @@ def train(arm: Arm, seed: int, config: ClaimsConfig) -> None:
                 f"making the pairs took {spent:.1f} of {config.minutes} minutes: raise --minutes, or lower --prompts"
             )
     common = ["--model", config.model, "--seed", str(seed), "--steps", "100000", "--minutes", f"{minutes:.2f}"]
-    besttake("train", arm.recipe, *flags, *common, "--out", str(out), log=out.with_suffix(".log"))
+    besttake("train", arm.recipe, *flags, *common, "--out", str(out), log=out.with_name(f"{out.name}.log"))
 
 
 def make_pairs(seed: int, config: ClaimsConfig) -> tuple[Path, float]:
@@ -146,7 +148,7 @@ def markdown(table: str, config: ClaimsConfig) -> Iterator[str]:
         if i == 0:
             for column in ("before", "real"):
                 yield _row(column, [summary[column] for summary in summaries[:1]], "")
-        steps = statistics.mean(sum(1 for _ in (run / "metrics.jsonl").open()) for run in runs)
+        steps = statistics.mean(read_run(run).steps_done for run in runs)
         yield _row(arm.name, [summary["after"] for summary in summaries], f"{steps:.0f}")
 
 

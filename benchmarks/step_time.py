@@ -3,7 +3,7 @@
 The plain step is what a first script does: candidates one at a time through the diffusers pipeline (text encoded each
 time), the critic one clip at a time, and four separate forwards in the loss (policy and reference, winner and loser).
 
-    python benchmarks/step_time.py --model tiny-cogvideox --steps 5
+    python benchmarks/step_time.py --model tiny-cogvideox --repeats 3
 """
 
 from __future__ import annotations

@@ -72,6 +72,11 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("step-*") if path.is_dir())
 
 
+def oldest_step(folder: Path) -> int:
+    """The step of the oldest checkpoint in a folder; 0 if there is none."""
+    return next((int(path.name.removeprefix("step-")) for path in checkpoints(folder)), 0)
+
+
 def _flush(path: Path) -> None:
     """Have the operating system write a file or folder to the disk itself, so that not even a power cut loses it."""
     descriptor = os.open(path, os.O_RDONLY)

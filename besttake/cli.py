@@ -58,10 +58,11 @@ def main(arguments: list[str] | None = None) -> int:
         COMMANDS[name](rest)
     except (ValueError, FileNotFoundError) as error:
         return _complain(str(error), 2)
-    except (OSError, FloatingPointError, SafetensorError) as error:
-        return _complain(
-            f"{error}\nnothing before the last checkpoint is lost: mend it and run the same command again", 1
-        )
+    except FloatingPointError as error:
+        return _complain(f"{error}\nnothing before the last checkpoint is lost", 1)
+    except (OSError, SafetensorError) as error:
+        safe = "\nnothing before the last checkpoint is lost: mend it and run the same command again"
+        return _complain(f"{error}{safe if name in ('train', 'demo') else ''}", 1)
     except KeyboardInterrupt:
         return _complain("stopped; run the same command again to go on from the last checkpoint", 130)
     return 0
@@ -117,7 +118,7 @@ def train_and_report(config: Any) -> None:
     if getattr(config, "data", None) == "world":
         config = replace(config, data=str(_world_clips()))
     run = module.train(config)
-    _report(run.folder, minutes=run.seconds / 60)
+    _report(run.folder, config.evaluation)
 
 
 def read_recipe(name: str) -> Any:
@@ -167,25 +168,32 @@ def score(arguments: list[str]) -> None:
 
 
 def report(arguments: list[str]) -> None:
-    """besttake report RUN"""
-    if len(arguments) != 1 or arguments[0].startswith("-"):
-        console.print(
-            "usage: besttake report RUN\n\nMeasure a finished run and write its report.html and summary.json."
-        )
+    """besttake report RUN [--field value ...]"""
+    if not arguments or arguments[0].startswith("-"):
+        print("usage: besttake report RUN [flags]\n\nMeasure a finished run; write its summary.json and report.html.")
         return
-    _report(Path(arguments[0]))
+    from besttake.report.folder import read_run
+
+    folder, *flags = arguments
+    config = read_recipe(str(read_run(Path(folder)).path / "config.yaml")).evaluation
+    _report(Path(folder), tyro.cli(type(config), default=config, args=flags, prog=f"besttake report {folder}"))
 
 
-def _report(folder: Path, **about: float) -> None:
+def _report(folder: Path, config: Any) -> None:
+    from besttake.devices import describe_device, find_device
     from besttake.report import write_report
-    from besttake.world.evaluate import EvaluateConfig, evaluate
+    from besttake.report.folder import read_run
+    from besttake.world.evaluate import evaluate
 
-    with console.status("measuring before and after on test prompts"):
-        summary = evaluate(folder, EvaluateConfig(), about)
+    run = read_run(folder)
+    about = {"minutes": run.minutes, "hardware": describe_device(find_device(run.config["device"]))}
+    with console.status(f"measuring before and after on {config.prompts}"):
+        summary = evaluate(folder, config, about)
     page = write_report(folder)
-    table = Table("on test prompts", "before", "after", "real clips")
-    for key in ("flawed_share", "heldout_reward", "frechet_distance", "dynamic_degree", "object_area"):
-        table.add_row(key.replace("_", " "), *(f"{summary[column][key]:.3f}" for column in ("before", "after", "real")))
+    columns = [column for column in ("before", "after", "real") if column in summary]
+    table = Table(f"on {config.prompts}", *columns)
+    for key in list(summary["before"])[:5]:
+        table.add_row(key.replace("_", " "), *(f"{summary[column][key]:.3f}" for column in columns))
     console.print(table)
     console.print(f"report: {page}")
 

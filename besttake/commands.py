@@ -9,20 +9,20 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from rich.console import Console
+from rich.progress import track
 
 from besttake.data.files import atomic, read_jsonl
 from besttake.data.pairs import PreferencePair, write_pairs
 from besttake.data.prompts import read_prompts
-from besttake.data.video import read_video, write_video
+from besttake.data.video import enlargement, read_video, write_video
+from besttake.devices import find_device
 from besttake.embedded import embedded_model, embedded_prompts
 from besttake.evaluation.before_after import with_adapter
 from besttake.models import load_model
 from besttake.rewards import load_reward
 from besttake.rewards.checks import checked, parse_weights
 from besttake.rollout import RolloutConfig, generate
-
-SIDE = 256
-"""Small videos are written enlarged to this width: a codec halves the resolution of colour."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,8 @@ class GenerateConfig:
     count: int = 0
     """Only the first so many prompts; 0 = all."""
     seed: int = 0
+    device: str = "auto"
+    dtype: Literal["float32", "bfloat16"] = "float32"
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
 
     def __post_init__(self):
@@ -54,17 +56,17 @@ def generate_takes(config: GenerateConfig) -> Path:
     """Shoot, write, and list the takes; the path of `takes.jsonl`."""
     prompts = read_prompts(embedded_prompts(config.prompts))
     prompts = prompts[: config.count] if config.count else prompts
-    model = load_model(embedded_model(config.model))
+    model = load_model(embedded_model(config.model), getattr(torch, config.dtype), find_device(config.device))
     model.check_prompts(prompts)
     if config.adapter:
         with_adapter(model, config.adapter)
     config.out.mkdir(parents=True, exist_ok=True)
     policy, rows = f"{config.model}{' + ' + str(config.adapter) if config.adapter else ''}", []
-    for i, prompt in enumerate(prompts):
+    for i, prompt in enumerate(track(prompts, "shooting", console=Console(stderr=True))):
         takes = generate(model, [prompt], config.rollout, n=config.n, seed=(config.seed,))
         files = [f"{i:05d}-{k}.mp4" for k in range(config.n)]
         for file, video in zip(files, takes.videos, strict=True):
-            write_video(config.out / file, video, model.fps, upscale=max(1, SIDE // video.shape[-1]))
+            write_video(config.out / file, video, model.fps, upscale=enlargement(video))
         rows.append({"prompt": prompt, "takes": files, "policy": policy, "size": list(takes.videos.shape[-2:])})
     with atomic(config.out / "takes.jsonl") as part:
         part.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -85,14 +87,15 @@ class ScoreConfig:
     """Where to write the preference pairs, a .jsonl."""
     margin: float = 0.0
     """Pairs whose scores differ by no more are dropped."""
+    device: str = "auto"
 
 
 def score_takes(config: ScoreConfig) -> dict[str, tuple[float, float, float]]:
     """Score, and write the pairs; mean, lowest and highest score of each dimension."""
-    reward = load_reward(config.reward)
+    reward = load_reward(config.reward, find_device(config.device))
     weights = parse_weights(reward, config.weights)
     pairs, values = [], []
-    for number, row in read_jsonl(config.takes):
+    for number, row in track(list(read_jsonl(config.takes)), "scoring", console=Console(stderr=True)):
         missing = {"prompt", "takes", "size", "policy"} - row.keys()
         if missing:
             raise ValueError(
@@ -131,21 +134,24 @@ class ClipsConfig:
 
 
 def write_clips(config: ClipsConfig) -> Path:
-    """Write what is not yet there; the folder."""
+    """Write the clips, unless they are there; the folder."""
     from besttake.world.clips import make_clip
-    from besttake.world.physics import FPS, WIDTH
+    from besttake.world.physics import FPS
 
     config.out.mkdir(parents=True, exist_ok=True)
-    table = config.out / "metadata.csv"
-    if table.exists() and len(table.read_text().splitlines()) == config.count + 1:
+    table, which = config.out / "metadata.csv", config.out / "which.json"
+    wanted = json.dumps({"split": config.split, "count": config.count, "seed": config.seed})
+    if table.exists() and which.exists() and which.read_text() == wanted:
         return config.out
+    which.unlink(missing_ok=True)
     with atomic(table) as part, part.open("w", newline="") as file:
         rows = csv.writer(file)
         rows.writerow(["path", "caption"])
         for i in range(config.count):
             clip = make_clip(config.seed, i, config.split)
-            write_video(config.out / f"{i:05d}.mp4", clip.video, FPS, upscale=SIDE // WIDTH)
+            write_video(config.out / f"{i:05d}.mp4", clip.video, FPS, upscale=enlargement(clip.video))
             rows.writerow([f"{i:05d}.mp4", str(clip.caption)])
+    which.write_text(wanted)
     print(f"{config.count} clean clips of the world: {config.out}")
     return config.out
 
@@ -181,6 +187,6 @@ def pretrain(config: PretrainConfig) -> None:
     elif config.part == "export":
         export.export(config.family, config.out)
     elif config.part == "critic-world":
-        pretrain_critics.train_world_critic(pretrain_critics.WorldCriticConfig())
+        pretrain_critics.train_world_critic(pretrain_critics.WorldCriticConfig(config.out / config.part))
     else:
-        pretrain_critics.train_heldout_critic(pretrain_critics.HeldoutCriticConfig())
+        pretrain_critics.train_heldout_critic(pretrain_critics.HeldoutCriticConfig(config.out / config.part))

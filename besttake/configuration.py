@@ -16,7 +16,7 @@ import yaml
 
 C = TypeVar("C")
 
-NOT_IDENTITY = ("steps", "minutes", "out", "save_every", "device", "monitor")
+NOT_IDENTITY = ("steps", "minutes", "out", "save_every", "device", "monitor", "evaluation")
 """Fields in which a resumed run may differ from the one it resumes."""
 
 
@@ -116,7 +116,9 @@ def algorithm_of(config: Any) -> str:
 
 def write_config(config: Any, path: Path) -> None:
     """Write `config.yaml`, which `besttake train` takes as a recipe."""
-    path.write_text(to_yaml(config, algorithm=algorithm_of(config)))
+    part = path.with_suffix(".part")
+    part.write_text(to_yaml(config, algorithm=algorithm_of(config)))
+    part.replace(path)
 
 
 def fingerprint(config: Any) -> str:

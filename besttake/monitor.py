@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from besttake.data.prompts import read_prompts
-from besttake.data.video import write_video
+from besttake.data.video import enlargement, write_video
 from besttake.embedded import embedded_prompts
 from besttake.policy import Policy
 from besttake.rewards import load_reward
@@ -30,6 +30,10 @@ class MonitorConfig:
     """How many of the videos are kept as mp4."""
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
 
+    def __post_init__(self):
+        if self.every < 0 or self.count < 1:
+            raise ValueError(f"monitor: every is {self.every} and count {self.count}; expected >= 0, and >= 1")
+
 
 class Monitor:
     """Looks at a policy: the same prompts and noise every time, so that curves and clips can be compared."""
@@ -46,8 +50,9 @@ class Monitor:
             takes = generate(self.policy, self.prompts, self.config.rollout, seed=(self.seed, 1_000_000_007))
         target = self.folder / f"step-{step:08d}"
         target.mkdir(parents=True, exist_ok=True)
+        model = self.policy.model
         for i in range(min(self.config.samples, len(self.prompts))):
-            write_video(target / f"{i:02d}.mp4", takes.videos[i], self.policy.model.fps)
+            write_video(target / f"{i:02d}.mp4", takes.videos[i], model.fps, upscale=enlargement(takes.videos))
         row = {}
         for reward in self.rewards:
             score = checked(reward, takes.videos, takes.prompts)

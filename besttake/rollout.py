@@ -7,7 +7,7 @@ on (seed, step, prompt, candidate), so that one process and eight shoot the same
 from __future__ import annotations
 
 import zlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -122,11 +122,3 @@ def keyed_noise(shape: tuple[int, ...], *key: int) -> Tensor:
     """Standard normal noise that depends on the key alone: not on rank, batch or draws before."""
     state = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> np.uint64(1))
     return torch.randn(shape, generator=torch.Generator().manual_seed(state))
-
-
-def take(rollout: Rollout, rows: list[int]) -> Rollout:
-    """Some rows of a rollout, as one take each."""
-    condition = {name: value[rows] for name, value in rollout.condition.items()}
-    prompts = [rollout.prompts[row] for row in rows]
-    videos = rollout.videos[rows] if len(rollout.videos) else rollout.videos
-    return replace(rollout, latents=rollout.latents[rows], videos=videos, prompts=prompts, condition=condition, n=1)

@@ -22,13 +22,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
-from besttake.checkpoint import load_newest, save_checkpoint
+from besttake.checkpoint import load_newest, oldest_step, save_checkpoint
 from besttake.configuration import fingerprint, write_config
+from besttake.data.files import atomic
 from besttake.data.prompts import prompt_batches
+from besttake.devices import find_device
 from besttake.embedded import embedded_model
+from besttake.evaluation.before_after import EvaluateConfig
 from besttake.models import load_model
 from besttake.monitor import Monitor, MonitorConfig
-from besttake.policy import Policy, PolicyConfig
+from besttake.policy import Policy, PolicyConfig, signature
 from besttake.types import Latent, Video
 
 log = logging.getLogger(__name__)
@@ -49,7 +52,7 @@ class OptimConfig:
     clip: float = 1.0
     """Largest norm of the gradient."""
     accumulate: int = 1
-    """Steps whose gradients are summed into one update."""
+    """Steps whose gradients are averaged into one update."""
 
     def __post_init__(self):
         if self.lr <= 0 or self.clip <= 0 or self.accumulate < 1:
@@ -78,12 +81,13 @@ class TrainConfig:
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     monitor: MonitorConfig = field(default_factory=MonitorConfig)
+    evaluation: EvaluateConfig = field(default_factory=EvaluateConfig)
 
     def __post_init__(self):
         if self.steps < 1 or self.save_every < 1:
             raise ValueError(f"steps is {self.steps} and save_every {self.save_every}; both must be at least 1")
-        if self.seed < 0:
-            raise ValueError(f"seed is {self.seed}; it must be 0 or more")
+        if self.seed < 0 or self.minutes < 0:
+            raise ValueError(f"seed is {self.seed} and minutes {self.minutes}; both must be 0 or more")
 
 
 class Run:
@@ -93,8 +97,9 @@ class Run:
         keep_freed_memory()
         self.config, self.folder = config, Path(config.out)
         found = self._open_folder()
-        device = _device(config.device)
+        device = find_device(config.device)
         self.model = load_model(embedded_model(config.model), getattr(torch, config.dtype), device)
+        self.base = signature(self.model.denoiser)
         self.policy = Policy(self.model, config.policy, config.seed)
         optim = config.optim
         self.optimizer = torch.optim.AdamW(
@@ -168,9 +173,14 @@ class Run:
         device = self.model.device
         return torch.cat([self.model.encode(part.to(device)).float() for part in videos.split(batch)])
 
+    def oldest_kept(self) -> int:
+        """The earliest step that this run can still be resumed from."""
+        return oldest_step(self.folder / "checkpoints")
+
     def save(self) -> None:
         """Write a checkpoint of the state after the current step."""
         state = {"updates": self.updates, "seconds": self.seconds, "config": fingerprint(self.config)}
+        state["base"] = self.base
         save_checkpoint(self.folder / "checkpoints", self.step, self._tensors(), state)
 
     def _optimizer_step(self, row: dict[str, Any]) -> bool:
@@ -249,6 +259,11 @@ class Run:
                     "average": policy.average,
                 }
                 where[group][name].copy_(tensor)
+        if state["base"] != self.base:
+            raise ValueError(
+                f"the run in {self.folder} began from other weights than {self.config.model} holds now; "
+                "give another --out"
+            )
         log.info("resuming %s from step %d", self.folder, self.step)
 
     def _open_folder(self):
@@ -275,7 +290,8 @@ class Run:
         path = self.folder / "metrics.jsonl"
         if path.exists():
             rows = [line for line in path.read_text().splitlines() if _step_of(line) < self.step]
-            path.write_text("".join(f"{line}\n" for line in rows))
+            with atomic(path) as part:
+                part.write_text("".join(f"{line}\n" for line in rows))
         return path.open("a")
 
 
@@ -289,19 +305,6 @@ def _step_of(line: str) -> float:
 def _progress() -> Progress:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     return Progress(*columns, TextColumn("left"), TimeRemainingColumn(), console=Console(stderr=True))
-
-
-def _device(name: str) -> str:
-    """The device asked for, "auto" resolved; ValueError if this machine has no such device."""
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(
-            f"device '{name}' is not there ({str(error).splitlines()[0]}); give cpu, cuda or auto"
-        ) from error
-    return name
 
 
 def keep_freed_memory() -> None:

@@ -1,9 +1,11 @@
 """What a user of the command line meets: help, and one plain line with exit status 2 for what cannot be."""
 
 import json
+import math
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,8 @@ from besttake import __version__, cli
 from besttake.cli import RECIPES, main, read_recipe
 from besttake.commands import ClipsConfig, write_clips
 from besttake.data.real import find_clips
+
+ROOT = Path(__file__).parent.parent
 
 
 def besttake_says(capsys, *arguments):
@@ -291,8 +295,47 @@ def test_generate_without_takes(refuses):
     refuses("generate", "--n", "0", words="n is 0")
 
 
+def test_training_ends_in_a_measured_report(capsys, recipe, material, tmp_path):
+    """On a model of another size than the world's, only the critics of any clip are asked."""
+    evaluation = {"prompts": str(material / "prompts.txt"), "count": 2, "shown": 1, "rollout": {"steps": 1}}
+    status, out, _ = besttake_says(capsys, "train", recipe(evaluation=evaluation))
+    assert status == 0
+    assert "dynamic degree" in out
+    run = tmp_path / "run"
+    summary = json.loads((run / "summary.json").read_text())
+    assert set(summary) == {"before", "after", "about"}
+    assert summary["about"]["clips"] == 2
+    assert "The training critic" in (run / "report.html").read_text()
+    status, out, _ = besttake_says(capsys, "report", run, "--count", "1", "--rewards", "dynamic-degree")
+    assert status == 0
+    again = json.loads((run / "summary.json").read_text())
+    assert again["about"] == summary["about"] | {"clips": 1}
+    assert list(again["after"]) == ["reward/dynamic-degree/dynamic degree"]
+
+
+def test_the_worlds_own_clips_are_measured(capsys, recipe, tmp_path):
+    """The embedded model, end to end: the figures that summary.json promises are there and finite."""
+    evaluation = {"count": 2, "shown": 1, "rollout": {"steps": 2}}
+    path = recipe(model="tiny-cogvideox", data="world-train", evaluation=evaluation)
+    assert besttake_says(capsys, "train", path)[0] == 0
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    first = ["flawed_share", "dynamic_degree", "object_area", "heldout_reward", "frechet_distance"]
+    for column in ("before", "after", "real"):
+        assert list(summary[column])[:5] == first
+        assert all(math.isfinite(value) for value in summary[column].values())
+    assert summary["real"]["heldout_reward"] > summary["before"]["heldout_reward"]
+
+
+def test_everything_that_is_no_code_is_packaged():
+    package, settings = Path(cli.__file__).parent, tomllib.loads((ROOT / "pyproject.toml").read_text())
+    globs = settings["tool"]["setuptools"]["package-data"]["besttake"]
+    packaged = {path for pattern in globs for path in package.glob(pattern)}
+    files = {path for path in package.rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")}
+    assert not files - packaged
+
+
 def test_a_report_of_nothing(refuses, tmp_path):
-    refuses("report", tmp_path / "nothing", words="nothing/config.yaml cannot be read")
+    refuses("report", tmp_path / "nothing", words="nothing is no folder; expected a run folder")
 
 
 def test_world_clips_are_real_data(tmp_path):
@@ -302,6 +345,8 @@ def test_world_clips_are_real_data(tmp_path):
     written = (folder / "00000.mp4").stat().st_mtime_ns
     write_clips(ClipsConfig(folder, count=2))
     assert (folder / "00000.mp4").stat().st_mtime_ns == written
+    write_clips(ClipsConfig(folder, count=2, split="test"))
+    assert [clip.caption for clip in find_clips(folder)] != captions
 
 
 def test_usage_of_world(capsys):

@@ -202,6 +202,18 @@ def test_a_checkpoint_of_another_model_is_refused(config, tmp_path):
         Run(config)
 
 
+def test_a_checkpoint_of_a_run_from_other_weights_is_refused(config, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(config.model, folder)
+    config = replace(config, model=str(folder), steps=1)
+    train(config)
+    transformer = CogVideoXTransformer3DModel.from_pretrained(folder / "transformer")
+    transformer.proj_out.bias.data += 1
+    transformer.save_pretrained(folder / "transformer")
+    with pytest.raises(ValueError, match=r"began from other weights than .* holds now; give another --out"):
+        Run(config)
+
+
 def test_a_file_in_place_of_the_folder_is_refused(config):
     config.out.write_text("I was here first")
     with pytest.raises(ValueError, match=r"run folder .* cannot be written to .*give another --out"):

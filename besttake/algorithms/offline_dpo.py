@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field
 
 import torch
@@ -16,6 +17,8 @@ from besttake.data.video import read_video
 from besttake.rollout import RolloutConfig
 from besttake.run import Run, TrainConfig
 
+log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class Config(TrainConfig):
@@ -26,7 +29,7 @@ class Config(TrainConfig):
     pairs_per_step: int = 4
     beta: float = 500.0
     margin: float = 0.0
-    """Pairs whose scores differ by no more are left out."""
+    """Pairs whose scores differ by less are left out."""
     refresh_every: int = 0
     """Updates between hard copies of the policy into the reference; 0 = the reference stays, as in the paper."""
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
@@ -56,10 +59,14 @@ def train(config: Config) -> Run:
 
 def usable(pairs: list[PreferencePair], config: Config) -> list[PreferencePair]:
     """The pairs above the margin; all must have the same number of losers."""
-    kept = [pair for pair in pairs if pair.margin > config.margin]
+    kept = [pair for pair in pairs if pair.margin >= config.margin]
     if not kept:
         raise ValueError(
-            f"none of the {len(pairs)} pairs in {config.data} has a margin above {config.margin}; lower margin"
+            f"none of the {len(pairs)} pairs in {config.data} has a margin of {config.margin} or more; lower margin"
+        )
+    if len(kept) < len(pairs):
+        log.info(
+            "%d of %d pairs are left out: their margin is below %g", len(pairs) - len(kept), len(pairs), config.margin
         )
     if len({len(pair.losers) for pair in kept}) > 1:
         raise ValueError(f"the pairs in {config.data} have different numbers of losers; give each the same number")

@@ -17,6 +17,7 @@ from torch import Tensor
 from besttake.algorithms.losses import dpo, drawn_errors
 from besttake.algorithms.pairing import Pairs, best_against_worst
 from besttake.data.prompts import read_prompts
+from besttake.devices import find_device
 from besttake.embedded import embedded_prompts
 from besttake.policy import Policy
 from besttake.rewards.critic import RewardConfig, load_critic
@@ -40,6 +41,8 @@ class Config(TrainConfig):
     """Pairs whose scores differ by no more are dropped."""
     draws: int = 1
     """Times and noises that each pair's errors are averaged over."""
+    sft_weight: float = 0.0
+    """Weight of the diffusion loss on the winner, which keeps the policy at what its best takes look like."""
     refresh_every: int = 20
     """Updates between hard copies of the policy into the reference; 0 = the reference stays."""
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
@@ -51,12 +54,16 @@ class Config(TrainConfig):
             raise ValueError(f"prompts_per_step is {self.prompts_per_step}; a step needs at least 1")
         if self.candidates < 2:
             raise ValueError(f"candidates is {self.candidates}; best against worst needs at least 2")
-        if self.beta <= 0 or self.draws < 1:
-            raise ValueError(f"beta is {self.beta} and draws {self.draws}; beta must be positive, draws at least 1")
+        if self.beta <= 0 or self.draws < 1 or self.margin < 0 or self.sft_weight < 0:
+            raise ValueError(
+                f"beta is {self.beta}, draws {self.draws}, margin {self.margin} and sft_weight {self.sft_weight}; "
+                "expected beta > 0, draws >= 1, and the others 0 or more"
+            )
 
 
 def train(config: Config) -> Run:
-    prompts, critic = read_prompts(embedded_prompts(config.data)), load_critic(config.reward)
+    prompts = read_prompts(embedded_prompts(config.data))
+    critic = load_critic(config.reward, find_device(config.device))
     run = Run(config)
     policy = run.policy
     policy.model.check_prompts(prompts)
@@ -82,4 +89,4 @@ def pair_loss(policy: Policy, pairs: Pairs, config: Config, generator: torch.Gen
     """The DPO loss of pairs whose winner and loser share a time and a noise, drawn for this step."""
     errors = drawn_errors(policy, pairs.clips, pairs.condition, generator, draws=config.draws)
     loss, watched = dpo(errors, config.beta)
-    return loss.mean(), watched
+    return (loss + config.sft_weight * errors.policy[:, 0]).mean(), watched

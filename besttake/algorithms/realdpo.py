@@ -15,6 +15,7 @@ from typing import Literal
 
 from besttake.algorithms.losses import dpo, drawn_errors
 from besttake.algorithms.takes import Takes
+from besttake.configuration import fingerprint
 from besttake.data.real import find_clips, load_real
 from besttake.rollout import RolloutConfig
 from besttake.run import Run, TrainConfig
@@ -54,6 +55,11 @@ class Config(TrainConfig):
             raise ValueError(f"beta is {self.beta}; it must be positive")
         if self.negatives < 1:
             raise ValueError(f"negatives is {self.negatives}; a real clip needs at least 1 take to be held against")
+        if self.renew_every < 0 or not 0 <= self.reference_decay <= 1:
+            raise ValueError(
+                f"renew_every is {self.renew_every} and reference_decay {self.reference_decay}; "
+                "expected 0 or more, and a decay in [0, 1]"
+            )
         if not 0 <= self.t_low < self.t_high <= 1:
             raise ValueError(f"t_low = {self.t_low} and t_high = {self.t_high} are no range within [0, 1]")
 
@@ -62,13 +68,18 @@ def train(config: Config) -> Run:
     clips = find_clips(config.data, skip_bad=config.skip_bad)
     run = Run(config)
     policy, model = run.policy, run.model
+    model.check_prompts([clip.caption for clip in clips])
     frames, height, width = config.rollout.size(model)
+    clips, real = load_real(
+        clips, run.encode, fps=model.fps, frames=frames, size=(height, width), skip_bad=config.skip_bad
+    )
     captions = [clip.caption for clip in clips]
-    model.check_prompts(captions)
-    real = run.encode(load_real(clips, fps=model.fps, frames=frames, size=(height, width)))
-    takes = Takes(policy, captions, config.rollout, config.negatives, config.seed, run.folder / "negatives")
+    takes = Takes(
+        policy, captions, config.rollout, config.negatives, config.seed, run.folder / "negatives" / fingerprint(config)
+    )
     for step, batch in run.steps(range(len(clips)), config.clips_per_step):
         losers = takes.of(batch, step, config.renew_every)
+        takes.forget(before=run.oldest_kept() - config.renew_every if config.renew_every else 0)
         rows = takes.with_winner(real[batch], losers)
         condition = model.encode_prompts([captions[i] for i in batch])
         errors = drawn_errors(policy, rows, condition, run.generator(step), config.t_low, config.t_high)

@@ -34,7 +34,9 @@ def train(config: Config) -> Run:
     policy, model = run.policy, run.model
     model.check_prompts([clip.caption for clip in clips])
     frames, height, width = config.rollout.size(model)
-    real = run.encode(load_real(clips, fps=model.fps, frames=frames, size=(height, width)))
+    clips, real = load_real(
+        clips, run.encode, fps=model.fps, frames=frames, size=(height, width), skip_bad=config.skip_bad
+    )
     for step, batch in run.steps(range(len(clips)), config.clips_per_step):
         x_0, generator = real[batch], run.generator(step)
         t = model.schedule.sample_times(len(x_0), generator).to(x_0.device)

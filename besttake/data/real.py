@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,23 +52,40 @@ def find_clips(source: str | Path, *, skip_bad: bool = False) -> list[RealClip]:
     return clips
 
 
-def load_real(clips: Sequence[RealClip], fps: float, frames: int, size: tuple[int, int]) -> Video:
-    """The first `frames` frames of every clip at `fps` and (height, width) `size`, in the order of `clips`.
+def load_real(
+    clips: Sequence[RealClip],
+    encode: Callable[[Video], Tensor],
+    *,
+    fps: float,
+    frames: int,
+    size: tuple[int, int],
+    skip_bad: bool = False,
+) -> tuple[list[RealClip], Tensor]:
+    """The first `frames` frames of every clip at `fps` and (height, width) `size`, encoded one by one.
+
+    Args:
+        encode: from videos `1 f c h w` to what is kept of them.
+        skip_bad: leave out clips that are too short or cannot be read to there, with a warning, instead of failing.
+
+    Returns:
+        The clips that are left, and what was kept of them, in the same order.
 
     Raises:
-        ValueError: naming every clip that is too short or cannot be read.
+        ValueError: naming every clip that is too short or cannot be read; no clip is left.
     """
-    videos: list[Tensor] = []
-    faults = []
+    kept, encoded, faults = [], [], []
     for clip in clips:
         try:
-            videos.append(read_video(clip.path, fps=fps, frames=frames, size=size))
+            encoded.append(encode(read_video(clip.path, fps=fps, frames=frames, size=size)[None]))
+            kept.append(clip)
         except ValueError as error:
             faults.append(str(error))
-    if faults:
-        advice = "Remove them, or ask for fewer frames or more of them per second"
+    if faults and not (skip_bad and kept):
+        advice = "Remove them, ask for fewer frames, or set skip_bad to go on without them"
         raise ValueError(_listing(f"{len(faults)} of {len(clips)} clips cannot be used", faults, advice))
-    return torch.stack(videos)
+    for fault in faults:
+        log.warning("skipped: %s", fault)
+    return kept, torch.cat(encoded)
 
 
 def _listing(title: str, faults: list[str], advice: str) -> str:

@@ -132,6 +132,11 @@ def write_video(path: str | Path, video: Tensor, fps: float, upscale: int = 1) -
         out.mux(stream.encode())
 
 
+def enlargement(video: Tensor, width: int = 256) -> int:
+    """The `upscale` that brings a small video to a width that a codec, which halves colour's, does not spoil."""
+    return max(1, width // video.shape[-1])
+
+
 def probe(path: str | Path) -> VideoInfo:
     """What a file holds, found by reading all of it and decoding its first frame.
 
@@ -275,5 +280,9 @@ def _picture(frame: av.VideoFrame, stream: VideoStream, size: tuple[int, int] | 
     cut = torch.from_numpy(rgb[top : top + cut_height, left : left + cut_width].copy())
     if cut.shape[:2] == size:
         return cut
-    resized = F.interpolate(cut.movedim(-1, 0)[None].float(), size, mode="bicubic", antialias=True)
+    pixels = cut.movedim(-1, 0)[None].float()
+    if cut_height % size[0] == cut_width % size[1] == 0:  # the mean of whole pixels: undoes `upscale`
+        resized = F.interpolate(pixels, size, mode="area")
+    else:
+        resized = F.interpolate(pixels, size, mode="bicubic", antialias=True)
     return resized[0].movedim(0, -1).round().clamp(0, 255).to(torch.uint8)

@@ -7,10 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 
 from besttake.configuration import read_yaml
-from besttake.data.video import write_video
+from besttake.data.files import atomic
+from besttake.data.video import enlargement, write_video
+from besttake.devices import find_device
 from besttake.embedded import embedded_model
 from besttake.models import VideoModel, load_model
 from besttake.rewards import load_reward
@@ -30,7 +33,8 @@ class EvaluateConfig:
     seed: int = 777
     shown: int = 12
     """How many of the videos the report shows."""
-    rewards: tuple[str, ...] = ("world", "heldout", "dynamic-degree", "temporal-flicker", "motion-smoothness")
+    rewards: tuple[str, ...] = ()
+    """Critics to ask; by default the analytic ones, and for clips of the embedded world its own two as well."""
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
 
 
@@ -40,8 +44,13 @@ def trained_model(run: Path) -> VideoModel:
     Raises:
         ValueError: the folder holds no finished run, or its adapter is broken or of another model.
     """
-    source, adapter = read_yaml(run / "config.yaml")["model"], run / "adapter"
-    return with_adapter(load_model(embedded_model(source)), adapter)
+    return with_adapter(base_model(run), run / "adapter")
+
+
+def base_model(run: Path) -> VideoModel:
+    """The model a run started from, where and in the precision it was trained."""
+    config = read_yaml(run / "config.yaml")
+    return load_model(embedded_model(config["model"]), getattr(torch, config["dtype"]), find_device(config["device"]))
 
 
 def with_adapter(model: VideoModel, adapter: Path) -> VideoModel:
@@ -64,9 +73,8 @@ def with_adapter(model: VideoModel, adapter: Path) -> VideoModel:
 
 def shoot_before_after(run: Path, prompts: list[str], config: EvaluateConfig) -> tuple[Rollout, Rollout]:
     """Takes of the base model and of the trained one, from the same noise."""
-    base = load_model(embedded_model(read_yaml(run / "config.yaml")["model"]))
-    before, after = (generate(m, prompts, config.rollout, seed=(config.seed,)) for m in (base, trained_model(run)))
-    return before, after
+    before = generate(base_model(run), prompts, config.rollout, seed=(config.seed,))
+    return before, generate(trained_model(run), prompts, config.rollout, seed=(config.seed,))
 
 
 def critics_say(rewards: tuple[str, ...], videos: Video, prompts: list[str]) -> dict[str, float]:
@@ -83,12 +91,12 @@ def write_evaluation(run: Path, videos: dict[str, Video], prompts: list[str], sh
     folder = run / "evaluation"
     for name, clips in videos.items():
         (folder / name).mkdir(parents=True, exist_ok=True)
-        upscale = max(1, 256 // clips.shape[-1])
         for i, clip in enumerate(clips[:shown]):
-            write_video(folder / name / f"{i:02d}.mp4", clip, fps, upscale=upscale)
+            write_video(folder / name / f"{i:02d}.mp4", clip, fps, upscale=enlargement(clip))
     (folder / "prompts.json").write_text(json.dumps(prompts[:shown], indent=1))
 
 
 def write_summary(run: Path, summary: dict[str, Any]) -> None:
     """`summary.json`: "before", "after", "real", each name -> number, and "about"."""
-    (run / "summary.json").write_text(json.dumps(summary, indent=1))
+    with atomic(run / "summary.json") as part:
+        part.write_text(json.dumps(summary, indent=1))

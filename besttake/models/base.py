@@ -23,10 +23,12 @@ class VideoModel(ABC):
     Attributes:
         pipelines: class names of the diffusers pipelines this file serves (how a folder finds its file).
         lora_targets: the modules LoRA adapts, by name.
+        frame_rate: frames a second the family shoots at.
     """
 
     pipelines: ClassVar[tuple[str, ...]]
     lora_targets: ClassVar[tuple[str, ...]]
+    frame_rate: float
     schedule: Schedule
 
     def __init__(self, pipeline: Any, source: str):
@@ -46,8 +48,8 @@ class VideoModel(ABC):
 
     @property
     def fps(self) -> float:
-        """Frames a second the model shoots at."""
-        return float(self.pipeline.transformer.config.get("fps", 8))
+        """Frames a second the model shoots at: the family's, unless the autoencoder's config has a `sample_fps`."""
+        return float(self.pipeline.vae.config.get("sample_fps") or self.frame_rate)
 
     @abstractmethod
     def default_size(self) -> tuple[int, int, int]:

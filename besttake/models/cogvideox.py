@@ -15,6 +15,7 @@ class CogVideoX(VideoModel):
 
     def __init__(self, pipeline: Any, source: str):
         super().__init__(pipeline, source)
+        self.frame_rate = 16.0 if pipeline.transformer.config.patch_size_t else 8.0  # 1.5, and 2B and 5B
         self.schedule = VPrediction(pipeline.scheduler.alphas_cumprod)
 
     def default_size(self) -> tuple[int, int, int]:

@@ -15,6 +15,7 @@ from besttake.types import Condition, Latent, Time, Video
 class Wan(VideoModel):
     pipelines = ("WanPipeline",)
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0")
+    frame_rate = 16.0
 
     def __init__(self, pipeline: Any, source: str):
         super().__init__(pipeline, source)

@@ -7,9 +7,6 @@ from collections.abc import Mapping
 from besttake.report.folder import Points, RunFolder
 from besttake.report.measures import TRAINED
 
-WITHOUT_CRITIC = ("sft", "realdpo")
-"""Algorithms that maximise no critic, and so cannot have hacked it."""
-
 HELDOUT = "heldout"
 
 
@@ -38,7 +35,7 @@ def looks(run: RunFolder, critic: str) -> Points:
 
 def trained_reward(run: RunFolder) -> tuple[float, float] | None:
     """The critic the run learned from, before and after: by the summary, or else by its first and last look."""
-    if run.config["algorithm"] in WITHOUT_CRITIC:
+    if not run.critic:
         return None
     before, after = (_in_summary(run, column) for column in ("before", "after"))
     if before is not None and after is not None:

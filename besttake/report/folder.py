@@ -54,6 +54,11 @@ class RunFolder:
         return max((int(row["step"]) + ("loss" in row or "skipped" in row) for row in self.rows), default=0)
 
     @property
+    def minutes(self) -> float:
+        """Training time behind the last row."""
+        return max((row["minutes"] for row in self.rows if _is_number(row.get("minutes"))), default=0.0)
+
+    @property
     def critic(self) -> dict[str, Any] | None:
         """The section of the config that names the critic the run learned from, if it learned from one."""
         section = self.config.get("reward")
@@ -73,12 +78,13 @@ def read_run(path: Path) -> RunFolder:
     if "algorithm" not in config:
         raise ValueError(f"{path / 'config.yaml'} has no key 'algorithm'; expected the config of a training run")
     summary = _read_json(path / "summary.json", dict)
+    critic = (config.get("reward") or {}).get("name") if isinstance(config.get("reward"), dict) else None
     prompts = _read_json(path / "evaluation" / "prompts.json", list) or []
     return RunFolder(
         path,
         config,
         _read_metrics(path / "metrics.jsonl"),
-        None if summary is None else {column: _numbers(summary.get(column)) for column in COLUMNS},
+        None if summary is None else {column: _numbers(summary.get(column), critic) for column in COLUMNS},
         _about(summary),
         [str(prompt) for prompt in prompts],
         {column: _clips(path / "evaluation" / column) for column in COLUMNS},
@@ -119,9 +125,11 @@ def _about(summary: dict[str, Any] | None) -> dict[str, Any]:
     return about if isinstance(about, dict) else {}
 
 
-def _numbers(column: Any) -> Numbers:
+def _numbers(column: Any, critic: str | None) -> Numbers:
+    """The finite numbers of a column; what the critic that was trained on says goes under `training_reward/`."""
     values = column if isinstance(column, dict) else {}
-    return {name: float(value) for name, value in values.items() if _is_number(value)}
+    named = {name.replace(f"reward/{critic}/", "training_reward/", 1): value for name, value in values.items()}
+    return {name: float(value) for name, value in named.items() if _is_number(value)}
 
 
 def _clips(folder: Path) -> dict[int, Path]:

@@ -52,8 +52,8 @@ MAIN = ("flawed_share", "heldout_reward", "frechet_distance")
 GUARDS = ("dynamic_degree", "object_area")
 """What a policy that games its critic lets go."""
 
-FLAWS = ("flaw/", "share/")
-"""Prefixes under which the share of clips with one flaw is written."""
+FLAWS = ("share/",)
+"""Prefix under which the share of clips with one flaw is written."""
 
 TRAINED = "training_reward"
 
@@ -63,11 +63,13 @@ def measure_of(name: str) -> Measure:
     if name in KNOWN:
         return KNOWN[name]
     head, _, tail = name.rpartition("/")
-    words = (tail or name).replace("_", " ")
+    words = tail.replace("_", " ")
     if name.startswith(FLAWS):
         return Measure(words, "lower", share=True)
     if name.startswith(TRAINED):
         return Measure(words if head else "training critic", "higher")
+    if head.startswith("reward/"):
+        return Measure(f"{words}, by {head.removeprefix('reward/')}")
     return Measure(words, share=name.endswith("_share"))
 
 

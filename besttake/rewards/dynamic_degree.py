@@ -22,7 +22,7 @@ def load(path: str | Path | None = None, device: str = "cpu") -> DynamicDegree:
 
 
 class DynamicDegree:
-    """A `Reward` in [0, 1]; 0 = a still picture."""
+    """A `Reward` from 0, a still picture, to 2, where all that moves flashes."""
 
     name = "dynamic-degree"
     dimensions = ("dynamic degree",)

@@ -2,7 +2,7 @@
 
 OnlineVPO (section 3.2) ranks candidates with a video quality model rather than an image model; this one is tiny and
 learned from clips whose flaws, and their severity, are known (see `world/pretrain_critics.py`). It is meant for clips
-of 17 frames of 32 x 32 pixels; it takes any size whose sides are multiples of 8, but knows nothing of other pictures.
+of 16 frames of 32 x 32 pixels; it takes any size whose sides are multiples of 8, but knows nothing of other pictures.
 
 What its dimensions mean:
     visual quality: no blur, grain, melted outline or strange colour.

@@ -52,10 +52,12 @@ def build(family: str, seed: int = 0) -> CogVideoXPipeline | WanPipeline:
 
 
 def _cogvideox() -> CogVideoXPipeline:
+    vae: Any = cogvideox_vae()
+    vae.register_to_config(sample_fps=physics.FPS)
     return CogVideoXPipeline(
         tokenizer=tokenizer(),
         text_encoder=_text_encoder(T5Config, T5EncoderModel),
-        vae=cogvideox_vae(),
+        vae=vae,
         transformer=CogVideoXTransformer3DModel(
             num_attention_heads=6,
             attention_head_dim=32,
@@ -90,7 +92,9 @@ def _cogvideox() -> CogVideoXPipeline:
 
 def _wan() -> WanPipeline:
     vae: Any = wan_vae()
-    vae.register_to_config(sample_frames=FRAMES["tiny-wan"], sample_height=WIDTH, sample_width=WIDTH)
+    vae.register_to_config(
+        sample_frames=FRAMES["tiny-wan"], sample_height=WIDTH, sample_width=WIDTH, sample_fps=physics.FPS
+    )
     return WanPipeline(
         tokenizer=tokenizer(),
         text_encoder=_text_encoder(UMT5Config, UMT5EncoderModel),

@@ -1,7 +1,9 @@
-"""How much better a run has made its videos, measured on the world's test prompts, which no run trains on."""
+"""How much better a run has made its videos: what critics say of them and, for clips of the world, what is measured."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from besttake.data.prompts import read_prompts
 from besttake.embedded import embedded_prompts
 from besttake.evaluation.before_after import (
     EvaluateConfig,
+    base_model,
     critics_say,
     shoot_before_after,
     trained_model,
@@ -27,25 +30,52 @@ from besttake.world.captions import Caption
 from besttake.world.clips import film_clip
 from besttake.world.measure import measure_all
 from besttake.world.measure import summary as measured
-from besttake.world.physics import FPS, FRAMES
+from besttake.world.physics import FRAMES, WIDTH
 
 REFERENCES = 4
 """Clean clips per prompt that the Frechet distance compares with."""
 
 
+ANALYTIC = ("dynamic-degree", "temporal-flicker", "motion-smoothness")
+"""Critics of any clip."""
+
+WORLD = ("world", "heldout", *ANALYTIC)
+"""Critics of the world's clips."""
+
+
 def evaluate(run: Path, config: EvaluateConfig, about: dict[str, Any]) -> dict[str, Any]:
-    """Shoot, measure, and write `summary.json` and the videos of the report; the summary."""
+    """Shoot, measure, and write `summary.json` and the videos of the report; the summary.
+
+    Clips of the world's size with captions of its grammar are measured, and compared with clean ones; of others only
+    the critics are asked.
+    """
     prompts = read_prompts(embedded_prompts(config.prompts))
     prompts = (prompts * (config.count // len(prompts) + 1))[: config.count]
     before, after = shoot_before_after(run, prompts, config)
-    frames = before.videos.shape[1]
-    sets = {"before": before.videos, "after": after.videos, "real": real_clips(prompts, run, frames)}
-    judge = Judge(prompts, config.rewards, frames)
+    sets, frames = {"before": before.videos.cpu(), "after": after.videos.cpu()}, before.videos.shape[1]
+    judge: Callable[[Tensor], dict[str, float]] = partial(_critics, config.rewards or ANALYTIC, prompts)
+    if of_the_world(before.videos, prompts):
+        sets["real"] = real_clips(prompts, run, frames)
+        judge = Judge(prompts, config.rewards or WORLD, frames)
     summary: dict[str, Any] = {name: judge(videos) for name, videos in sets.items()}
     summary["about"] = {"prompts": config.prompts, "clips": config.count, "seed": config.seed, **about}
-    write_evaluation(run, sets, prompts, config.shown, FPS)
+    write_evaluation(run, sets, prompts, config.shown, base_model(run).fps)
     write_summary(run, summary)
     return summary
+
+
+def of_the_world(videos: Tensor, prompts: list[str]) -> bool:
+    """Whether videos `b f c h w` are of the world's size, and their prompts of its grammar."""
+    if videos.shape[1] < FRAMES or tuple(videos.shape[2:]) != (3, WIDTH, WIDTH):
+        return False
+    try:
+        return all(Caption.parse(prompt) for prompt in prompts)
+    except ValueError:
+        return False
+
+
+def _critics(rewards: tuple[str, ...], prompts: list[str], videos: Tensor) -> dict[str, float]:
+    return critics_say(rewards, videos, prompts)
 
 
 class Judge:
@@ -61,7 +91,8 @@ class Judge:
         said = critics_say(self.rewards, videos, self.prompts)
         distance = frechet_distance(features(self.heldout, videos, self.prompts), self.reference)
         first = {name: seen.pop(name) for name in ("flawed_share", "dynamic_degree", "object_area")}
-        first |= {"heldout_reward": said["reward/heldout/plausibility"], "frechet_distance": distance}
+        heldout = self.heldout(videos, self.prompts).values.mean().item()
+        first |= {"heldout_reward": heldout, "frechet_distance": distance}
         return {**first, **seen, **said}
 
 

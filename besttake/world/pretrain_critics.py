@@ -5,7 +5,7 @@ prompt, films of it whose flaws, severities and agreement with the caption are k
 `heldout` critic learns to predict clean clips and never sees a flaw. Both see their clips slightly soft and grainy at
 random, good and bad alike, so that the traces of an autoencoder are no flaw to them.
 
-    python -c "from besttake.world.pretrain_critics import *; train_world_critic(WorldCriticConfig())"
+    besttake world pretrain --part critic-world
 """
 
 from __future__ import annotations

@@ -58,6 +58,7 @@ class DenoiserConfig:
 def train_denoiser(config: DenoiserConfig) -> None:
     """Train, or go on training, one base model on the latents of its trained autoencoder."""
     rank, world = _process()
+    torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)  # on a CPU too; else attention is cast to float32
     folder = config.out / config.family / "denoiser"
     if config.start and not (folder / "state.pt").exists():
         begin_from(config.start, config)

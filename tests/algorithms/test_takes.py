@@ -1,3 +1,6 @@
+import logging
+import zlib
+
 import pytest
 import torch
 
@@ -22,6 +25,10 @@ def files(takes):
     return sorted(path.name for path in takes.folder.iterdir())
 
 
+def named(clip, step):
+    return f"{zlib.crc32(CAPTIONS[clip].encode()):08x}-{step:08d}.safetensors"
+
+
 def disturb(policy):
     for weight in policy.trainable.values():
         weight.data += 0.1
@@ -31,7 +38,7 @@ def test_takes_are_the_policys_own_shots_of_the_captions_keyed_on_seed_and_step(
     found = takes.of([2, 0], 3, 50)
     shot = generate(policy, [CAPTIONS[2], CAPTIONS[0]], takes.config, n=2, seed=(5, 3), decode=False)
     assert torch.equal(found, shot.latents.unflatten(0, (2, 2)))
-    assert files(takes) == ["000000-00000003.safetensors", "000002-00000003.safetensors"]
+    assert files(takes) == sorted(named(i, 3) for i in (0, 2))
 
 
 def test_takes_are_kept_until_the_interval_is_over_and_then_made_by_the_policy_as_it_is(takes, policy):
@@ -54,15 +61,33 @@ def test_made_once_means_all_at_first_and_never_again(takes, policy):
 def test_a_run_that_goes_back_a_few_steps_does_not_see_takes_of_later_ones(takes, policy):
     takes.of([1], 55, 50)
     again = takes.of([1], 52, 50)
-    assert files(takes) == ["000001-00000052.safetensors", "000001-00000055.safetensors"]
+    assert files(takes) == [named(1, 52), named(1, 55)]
     assert torch.equal(takes.of([1], 53, 50), again)
 
 
-def test_a_file_cut_short_is_made_anew(takes):
+def test_a_file_cut_short_is_made_anew_and_said(takes, caplog):
     first = takes.of([0], 0, 50)
     path = next(takes.folder.iterdir())
     path.write_bytes(path.read_bytes()[:-10])
-    assert torch.equal(takes.of([0], 0, 50), first)
+    with caplog.at_level(logging.WARNING):
+        assert torch.equal(takes.of([0], 0, 50), first)
+    assert f"{path} are damaged" in caplog.text
+
+
+def test_lost_takes_that_were_made_once_are_said_to_be_lost(takes, caplog):
+    takes.of([1], 0, 0)
+    next(takes.folder.iterdir()).unlink()
+    with caplog.at_level(logging.WARNING):
+        takes.of([1], 7, 0)
+    assert "1 takes made before training are lost" in caplog.text
+
+
+def test_takes_that_no_run_comes_back_to_are_deleted(takes):
+    takes.of([1], 0, 10)
+    takes.of([1], 10, 10)
+    takes.of([1], 20, 10)
+    takes.forget(before=10)
+    assert files(takes) == [named(1, 10), named(1, 20)]
 
 
 def test_a_clip_that_comes_twice_is_shot_once(takes):

@@ -189,7 +189,8 @@ def test_skipping_must_leave_something(tmp_path):
 
 
 def test_load_real(clips, numbers):
-    videos = load_real(clips, fps=8, frames=8, size=(16, 16))
+    kept, videos = load_real(clips, lambda video: video, fps=8, frames=8, size=(16, 16))
+    assert kept == clips
     assert videos.shape == (2, 8, 3, 16, 16)
     assert videos.dtype == torch.float32
     assert numbers(videos[0]) == [0, 3, 6, 9, 12, 15, 18, 21]
@@ -198,7 +199,15 @@ def test_load_real(clips, numbers):
 
 def test_load_real_names_every_short_clip(clips):
     with pytest.raises(ValueError, match=r"1 of 2 clips cannot be used:\n .*one\.mp4 is too short") as caught:
-        load_real(clips, fps=8, frames=12, size=(16, 16))
+        load_real(clips, torch.mean, fps=8, frames=12, size=(16, 16))
     assert "two.avi" not in str(caught.value)
     with pytest.raises(ValueError, match=r"2 of 2 clips .*\n .*one\.mp4 .*\n .*two\.avi"):
-        load_real(clips, fps=8, frames=99, size=(16, 16))
+        load_real(clips, torch.mean, fps=8, frames=99, size=(16, 16), skip_bad=True)
+
+
+def test_load_real_skips_what_is_too_short_on_request(clips, caplog):
+    with caplog.at_level(logging.WARNING):
+        kept, videos = load_real(clips, lambda video: video, fps=8, frames=12, size=(16, 16), skip_bad=True)
+    assert [clip.path.name for clip in kept] == ["two.avi"]
+    assert videos.shape == (1, 12, 3, 16, 16)
+    assert "one.mp4 is too short" in caplog.text

@@ -98,6 +98,13 @@ def test_cropped_and_resized_without_distortion(tmp_path, shape, size):
     assert abs(tall - 32 * scale) <= 1
 
 
+def test_what_was_written_enlarged_is_read_as_it_was(tmp_path):
+    checks = (torch.arange(32)[:, None] + torch.arange(32)) % 2 * 1.0 - 0.5
+    video = checks.expand(4, 3, 32, 32)
+    write_video(tmp_path / "a.mp4", video, fps=8, upscale=8)
+    assert (read_video(tmp_path / "a.mp4", size=(32, 32)) - video).abs().max() < 0.05
+
+
 def test_resizing_is_antialiased(tmp_path):
     stripes = np.zeros((64, 64, 3), np.uint8)
     stripes[:, 1::4] = 255

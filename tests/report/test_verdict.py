@@ -27,7 +27,9 @@ ROSE = ({"training_reward/a": -2.0, "training_reward/b": -1.0}, {"training_rewar
 
 
 def run_with(before=None, after=None, real=REAL, rows=(), algorithm="onlinevpo", clips=64, weights=None):
-    config = {"algorithm": algorithm, "steps": 40, "reward": {"name": "world", "weights": weights or {}}}
+    config = {"algorithm": algorithm, "steps": 40}
+    if algorithm == "onlinevpo":
+        config["reward"] = {"name": "world", "weights": weights or {}}
     summary = None if after is None else {"before": BEFORE | (before or {}), "after": after, "real": real}
     return RunFolder(Path("run"), config, list(rows), summary, {"clips": clips}, [], {})
 
