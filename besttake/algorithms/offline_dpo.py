@@ -30,6 +30,8 @@ class Config(TrainConfig):
     beta: float = 500.0
     margin: float = 0.0
     """Pairs whose scores differ by less are left out."""
+    draws: int = 1
+    """Times and noises that each pair's errors are averaged over."""
     refresh_every: int = 0
     """Updates between hard copies of the policy into the reference; 0 = the reference stays, as in the paper."""
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
@@ -39,8 +41,8 @@ class Config(TrainConfig):
         super().__post_init__()
         if self.pairs_per_step < 1:
             raise ValueError(f"pairs_per_step is {self.pairs_per_step}; a step needs at least 1")
-        if self.beta <= 0:
-            raise ValueError(f"beta is {self.beta}; it must be positive")
+        if self.beta <= 0 or self.draws < 1:
+            raise ValueError(f"beta is {self.beta} and draws {self.draws}; beta must be positive, draws at least 1")
 
 
 def train(config: Config) -> Run:
@@ -51,7 +53,8 @@ def train(config: Config) -> Run:
     clips = torch.stack([encode_pair(run, pair, config.rollout) for pair in pairs])
     for step, batch in run.steps(range(len(pairs)), config.pairs_per_step):
         condition = model.encode_prompts([pairs[i].prompt for i in batch])
-        loss, watched = dpo(drawn_errors(policy, clips[batch], condition, run.generator(step)), config.beta)
+        errors = drawn_errors(policy, clips[batch], condition, run.generator(step), draws=config.draws)
+        loss, watched = dpo(errors, config.beta)
         if run.update(loss.mean(), **watched) and run.every(config.refresh_every):
             policy.reference.refresh()
     return run

@@ -37,6 +37,8 @@ class Config(TrainConfig):
     beta: float = 100.0
     sft_weight: float = 0.0
     """Weight of the diffusion loss on the real clip."""
+    draws: int = 1
+    """Times and noises that each row's errors are averaged over."""
     t_low: float = 0.0
     """Training times are drawn from [t_low, t_high]; the paper takes the low-noise half, [0, 0.5]."""
     t_high: float = 1.0
@@ -51,8 +53,8 @@ class Config(TrainConfig):
         super().__post_init__()
         if self.clips_per_step < 1:
             raise ValueError(f"clips_per_step is {self.clips_per_step}; a step needs at least 1")
-        if self.beta <= 0:
-            raise ValueError(f"beta is {self.beta}; it must be positive")
+        if self.beta <= 0 or self.draws < 1:
+            raise ValueError(f"beta is {self.beta} and draws {self.draws}; beta must be positive, draws at least 1")
         if self.negatives < 1:
             raise ValueError(f"negatives is {self.negatives}; a real clip needs at least 1 take to be held against")
         if self.renew_every < 0 or not 0 <= self.reference_decay <= 1:
@@ -82,7 +84,8 @@ def train(config: Config) -> Run:
         takes.forget(before=run.oldest_kept() - config.renew_every if config.renew_every else 0)
         rows = takes.with_winner(real[batch], losers)
         condition = model.encode_prompts([captions[i] for i in batch])
-        errors = drawn_errors(policy, rows, condition, run.generator(step), config.t_low, config.t_high)
+        times = (config.t_low, config.t_high, config.draws)
+        errors = drawn_errors(policy, rows, condition, run.generator(step), *times)
         loss, watched = dpo(errors, config.beta)
         loss = loss + config.sft_weight * errors.policy[:, 0]
         if run.update(loss.mean(), **watched) and run.every(config.reference_every):

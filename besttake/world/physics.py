@@ -1,6 +1,8 @@
-"""How bodies move: one function per motion, in pixels and frames, exact where mechanics has a closed form.
+"""How bodies move: one law per motion, in pixels and frames, exact where mechanics has a closed form.
 
-The frame is 32 x 32 pixels with y downwards; the floor lies at y = 28. One gravity holds everywhere.
+The frame is 32 x 32 pixels with y downwards; the floor lies at y = 28. One gravity holds everywhere, but for the
+pendulum, which swings within two seconds. What a motion is free in (start, speed, phase ...) are dials in [0, 1]; the
+laws take thousands of settings at once, as a search for the true track nearest to a measured one needs it.
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from besttake.world.captions import SIZES, Caption
+from besttake.world.captions import SIZES, Body, Caption
 
 FRAMES, WIDTH, FPS = 16, 32, 8
 FLOOR = 28.0
@@ -17,6 +19,20 @@ GRAVITY = 0.62
 """Pixels per frame squared."""
 
 SUBSTEPS = 24
+PIVOT = (16.0, 0.0)
+
+DIALS = {
+    "bounces": 5,
+    "falls": 2,
+    "slides": 3,
+    "circles": 4,
+    "spins": 2,
+    "swings": 3,
+    "floats": 4,
+    "thrown": 4,
+    "hits": 3,
+}
+"""How many each motion has."""
 
 
 @dataclass
@@ -32,112 +48,132 @@ def half_height(shape: str, size: str) -> float:
     return SIZES[size] * {"ball": 1.0, "ring": 1.12, "square": 0.886, "triangle": 0.778}[shape]
 
 
+def extent(bodies: tuple[Body, ...]) -> np.ndarray:
+    """Half height of each body, and how far from a wall its centre stays: (bodies, 2)."""
+    return np.array([(half_height(body.shape, body.size), SIZES[body.size] * 1.25) for body in bodies])
+
+
 def simulate(caption: Caption, rng: np.random.Generator, frames: int = FRAMES) -> list[Track]:
-    """True motion for a caption, one track per body; the free parameters (start, speed, phase) come from `rng`."""
-    radii = [half_height(body.shape, body.size) for body in caption.bodies]
-    reach = [SIZES[body.size] * 1.25 for body in caption.bodies]
-    motion, _, direction = caption.motion.partition(" ")
+    """True motion for a caption, one track per body; what is free of it comes from `rng`."""
+    motion = caption.motion.split()[0]
+    dials = rng.random((1, DIALS[motion]))
+    angle = np.zeros(frames)
+    if motion == "spins":
+        rate = rng.uniform(0.18, 0.3) * rng.choice([-1, 1])
+        angle = rng.uniform(0, 2 * np.pi) + rate * np.arange(frames)
+    (positions,) = true_tracks(caption.motion, dials, extent(tuple(caption.bodies))[None], frames)
+    if motion == "swings":
+        away = positions[0] - PIVOT
+        angle = -np.arctan2(away[:, 0], away[:, 1])
+    return [Track(position, angle) for position in positions]
+
+
+def true_tracks(motion: str, dials: np.ndarray, extents: np.ndarray, frames: int = FRAMES) -> np.ndarray:
+    """Tracks (n, bodies, frames, 2) of a motion for dials (n, d) and the extents of the bodies (n, bodies, 2)."""
+    kind, _, direction = motion.partition(" ")
     sign = -1.0 if direction in ("left", "counterclockwise") else 1.0
-    if motion == "hits":
-        return _hits(radii, reach, frames, rng)
+    t = np.arange(frames)
+    if kind == "hits":
+        return _hits(dials.T, extents, t)
     law = {"bounces": _bounces, "falls": _falls, "slides": _slides, "circles": _circles, "spins": _spins}
     law |= {"swings": _swings, "floats": _floats, "thrown": _thrown}
-    return [law[motion](radii[0], reach[0], sign, frames, rng)]
+    radius, reach = extents[:, 0].T
+    return law[kind](dials.T, radius, reach, sign, t)[:, None]
 
 
-def _still(frames: int) -> np.ndarray:
-    return np.zeros(frames)
+def _between(dial, low, high):
+    return low + dial * (high - low)
 
 
-def _bounces(radius, reach, sign, frames, rng) -> Track:
-    start = (rng.uniform(reach, WIDTH - reach), rng.uniform(reach, reach + 6))
-    velocity = (rng.uniform(0.15, 0.6) * rng.choice([-1, 1]), 0.0)
-    return _ballistic(start, velocity, radius, reach, rng.uniform(0.80, 0.92), 0.0, frames)
+def _either(dial):
+    return np.where(dial < 0.5, -1.0, 1.0)
 
 
-def _falls(radius, reach, sign, frames, rng) -> Track:
-    start = (rng.uniform(reach, WIDTH - reach), rng.uniform(reach - 1, reach + 5))
-    return _ballistic(start, (0.0, 0.0), radius, reach, 0.2, 0.0, frames)
+def _bounces(dials, radius, reach, sign, t):
+    start = _between(dials[0], reach, WIDTH - reach), _between(dials[1], reach, reach + 6)
+    speed = _between(dials[2], 0.15, 0.6) * _either(dials[3])
+    return _ballistic(start, (speed, 0.0 * speed), radius, reach, _between(dials[4], 0.80, 0.92), 0.0, t)
 
 
-def _thrown(radius, reach, sign, frames, rng) -> Track:
-    x = rng.uniform(reach, reach + 2)
-    start = (x if sign > 0 else WIDTH - x, FLOOR - radius - rng.uniform(0, 3))
-    velocity = (sign * rng.uniform(1.0, 1.5), -rng.uniform(3.4, 4.2))
-    return _ballistic(start, velocity, radius, reach, 0.35, 0.12, frames)
+def _falls(dials, radius, reach, sign, t):
+    start = _between(dials[0], reach, WIDTH - reach), _between(dials[1], reach - 1, reach + 5)
+    return _ballistic(start, (0.0 * reach, 0.0 * reach), radius, reach, 0.2, 0.0, t)
 
 
-def _ballistic(start, velocity, radius, reach, restitution, friction, frames) -> Track:
+def _thrown(dials, radius, reach, sign, t):
+    x = _between(dials[0], reach, reach + 2)
+    start = x if sign > 0 else WIDTH - x, FLOOR - radius - _between(dials[1], 0, 3)
+    velocity = sign * _between(dials[2], 1.0, 1.5), -_between(dials[3], 3.4, 4.2)
+    return _ballistic(start, velocity, radius, reach, 0.35, 0.12, t)
+
+
+def _ballistic(start, velocity, radius, reach, restitution, friction, t):
     """Free fall above the floor, walls that reflect; `friction` slows a body while it touches the floor."""
-    (x, y), (vx, vy), dt = start, velocity, 1 / SUBSTEPS
-    positions = []
-    for step in range((frames - 1) * SUBSTEPS + 1):
-        if step % SUBSTEPS == 0:
-            positions.append((x, y))
-        x, y, vy = x + vx * dt, y + vy * dt + 0.5 * GRAVITY * dt**2, vy + GRAVITY * dt
-        if y > FLOOR - radius:
-            y, vy = FLOOR - radius, -restitution * vy if vy > 0.3 else 0.0
-            vx -= np.sign(vx) * min(abs(vx), friction * dt * 4)
-        if not reach <= x <= WIDTH - reach:
-            x, vx = float(np.clip(x, reach, WIDTH - reach)), -vx
-    return Track(np.array(positions), _still(frames))
-
-
-def _slides(radius, reach, sign, frames, rng) -> Track:
-    t, speed = np.arange(frames), rng.uniform(1.3, 2.2)
-    room = WIDTH - 2 * reach - 1
-    deceleration = max(speed**2 / (2 * room), rng.uniform(0.04, 0.1))
-    t = np.minimum(t, speed / deceleration)
-    x = reach + rng.uniform(0, 1) + speed * t - 0.5 * deceleration * t**2
-    return Track(np.stack([x if sign > 0 else WIDTH - x, np.full(frames, FLOOR - radius)], 1), _still(frames))
-
-
-def _circles(radius, reach, sign, frames, rng) -> Track:
-    orbit = rng.uniform(5.5, 15 - reach)
-    phase = rng.uniform(0, 2 * np.pi) + sign * rng.uniform(0.3, 0.5) * np.arange(frames)
-    centre = np.array([16.0 + rng.uniform(-1, 1), 15.0])
-    return Track(centre + orbit * np.stack([np.cos(phase), np.sin(phase)], 1), _still(frames))
-
-
-def _spins(radius, reach, sign, frames, rng) -> Track:
-    place = np.array([rng.uniform(reach + 1, WIDTH - reach - 1), rng.uniform(reach + 1, FLOOR - reach)])
-    rate = rng.uniform(0.18, 0.3) * rng.choice([-1, 1])
-    return Track(np.tile(place, (frames, 1)), rng.uniform(0, 2 * np.pi) + rate * np.arange(frames))
-
-
-PIVOT = (16.0, 0.0)
-
-
-def _swings(radius, reach, sign, frames, rng) -> Track:
-    length, amplitude = rng.uniform(13, 17), rng.uniform(0.45, 0.65)
-    swing = amplitude * np.cos(np.sqrt(3 * GRAVITY / length) * np.arange(frames) + rng.uniform(0, 2 * np.pi))
-    position = np.array(PIVOT) + length * np.stack([np.sin(swing), np.cos(swing)], 1)
-    return Track(position, -swing)
-
-
-def _floats(radius, reach, sign, frames, rng) -> Track:
-    heading, speed = rng.uniform(0, 2 * np.pi), rng.uniform(1.0, 2.0)
-    low, high = np.array([reach, reach]), np.array([WIDTH - reach, FLOOR - reach])
-    straight = rng.uniform(low, high) + speed * np.outer(np.arange(frames), [np.cos(heading), np.sin(heading)])
-    folded = (straight - low) % (2 * (high - low))  # reflection at the walls is a fold of the straight line
-    return Track(low + np.minimum(folded, 2 * (high - low) - folded), _still(frames))
-
-
-def _hits(radii, reach, frames, rng) -> list[Track]:
-    """Two bodies on the floor, an elastic collision in one dimension, masses as their areas; walls reflect."""
-    touch, first = 0.9 * (radii[0] + radii[1]), reach[0] + rng.uniform(0, 1.5)
-    x = [first, rng.uniform(max(17.5, first + touch + 1), WIDTH - reach[1] - 1)]
-    v, mass, dt = [rng.uniform(1.3, 2.2), 0.0], np.square(radii), 1 / SUBSTEPS
+    (x, y), (vx, vy), floor, dt = start, velocity, FLOOR - radius, 1 / SUBSTEPS
     rows = []
-    for step in range((frames - 1) * SUBSTEPS + 1):
+    for step in range((len(t) - 1) * SUBSTEPS + 1):
         if step % SUBSTEPS == 0:
-            rows.append(tuple(x))
-        x = [x[0] + v[0] * dt, x[1] + v[1] * dt]
-        if x[1] - x[0] < touch and v[0] > v[1]:
-            mean = (mass[0] * v[0] + mass[1] * v[1]) / mass.sum()
-            v = [2 * mean - v[0], 2 * mean - v[1]]
-        for i in (0, 1):
-            if not reach[i] <= x[i] <= WIDTH - reach[i]:
-                x[i], v[i] = float(np.clip(x[i], reach[i], WIDTH - reach[i])), -v[i]
-    xs = np.array(rows).T
-    return [Track(np.stack([xs[i], np.full(frames, FLOOR - radii[i])], 1), _still(frames)) for i in (0, 1)]
+            rows.append(np.stack([x, y], -1))
+        x, y, vy = x + vx * dt, y + vy * dt + 0.5 * GRAVITY * dt**2, vy + GRAVITY * dt
+        low = y > floor
+        y, vy = np.where(low, floor, y), np.where(low, np.where(vy > 0.3, -restitution * vy, 0.0), vy)
+        if friction:
+            vx = np.where(low, np.sign(vx) * np.maximum(np.abs(vx) - friction * dt * 4, 0), vx)
+        inside = np.minimum(np.maximum(x, reach), WIDTH - reach)
+        x, vx = inside, np.where(inside == x, vx, -vx)
+    return np.stack(rows, 1)
+
+
+def _slides(dials, radius, reach, sign, t):
+    speed = _between(dials[0], 1.3, 2.2)
+    deceleration = np.maximum(speed**2 / (2 * (WIDTH - 2 * reach - 1)), _between(dials[1], 0.04, 0.1))
+    t = np.minimum(t, (speed / deceleration)[:, None])
+    x = (reach + dials[2])[:, None] + speed[:, None] * t - 0.5 * deceleration[:, None] * t**2
+    return np.stack([x if sign > 0 else WIDTH - x, np.broadcast_to((FLOOR - radius)[:, None], x.shape)], -1)
+
+
+def _circles(dials, radius, reach, sign, t):
+    orbit = _between(dials[0], 5.5, 15 - reach)[:, None]
+    phase = 2 * np.pi * dials[1][:, None] + sign * _between(dials[2], 0.3, 0.5)[:, None] * t
+    x = 16.0 + _between(dials[3], -1, 1)[:, None]
+    return np.stack([x + orbit * np.cos(phase), 15.0 + orbit * np.sin(phase)], -1)
+
+
+def _spins(dials, radius, reach, sign, t):
+    place = _between(dials[0], reach + 1, WIDTH - reach - 1), _between(dials[1], reach + 1, FLOOR - reach)
+    return np.repeat(np.stack(place, -1)[:, None], len(t), 1)
+
+
+def _swings(dials, radius, reach, sign, t):
+    length = _between(dials[0], 13, 17)[:, None]
+    rate, phase = np.sqrt(3 * GRAVITY / length), 2 * np.pi * dials[2][:, None]
+    swing = _between(dials[1], 0.45, 0.65)[:, None] * np.cos(rate * t + phase)
+    return np.array(PIVOT) + length[..., None] * np.stack([np.sin(swing), np.cos(swing)], -1)
+
+
+def _floats(dials, radius, reach, sign, t):
+    heading, speed = 2 * np.pi * dials[0], _between(dials[1], 1.0, 2.0)
+    low, high = np.stack([reach, reach], -1)[:, None], np.stack([WIDTH - reach, FLOOR - reach], -1)[:, None]
+    velocity = (speed * np.stack([np.cos(heading), np.sin(heading)])).T[:, None]
+    straight = _between(dials[2:].T[:, None], low, high) + velocity * t[:, None]
+    folded = (straight - low) % (2 * (high - low))  # reflection at the walls is a fold of the straight line
+    return low + np.minimum(folded, 2 * (high - low) - folded)
+
+
+def _hits(dials, extents, t):
+    """Two bodies on the floor, an elastic collision in one dimension, masses as their areas; walls reflect."""
+    radius, reach = extents[..., 0].T, extents[..., 1].T  # (bodies, n)
+    touch, first = 0.9 * radius.sum(0), reach[0] + 1.5 * dials[0]
+    x = np.stack([first, _between(dials[1], np.maximum(17.5, first + touch + 1), WIDTH - reach[1] - 1)])
+    v = np.stack([_between(dials[2], 1.3, 2.2), 0 * dials[2]])
+    mass, dt, rows = radius**2, 1 / SUBSTEPS, []
+    for step in range((len(t) - 1) * SUBSTEPS + 1):
+        if step % SUBSTEPS == 0:
+            rows.append(x)
+        x = x + v * dt
+        meet = (x[1] - x[0] < touch) & (v[0] > v[1])
+        v = np.where(meet, 2 * (mass * v).sum(0) / mass.sum(0) - v, v)
+        inside = np.minimum(np.maximum(x, reach), WIDTH - reach)
+        x, v = inside, np.where(inside == x, v, -v)
+    x = np.stack(rows, -1)  # (bodies, n, frames)
+    return np.stack([x, np.broadcast_to((FLOOR - radius)[..., None], x.shape)], -1).swapaxes(0, 1)

@@ -1,35 +1,20 @@
 from copy import deepcopy
 
-import numpy as np
 import pytest
 import torch
 
 from besttake.rewards import load_reward
-from besttake.world.captions import sample_caption
-from besttake.world.film import render, shoot
+from besttake.world.film import render
 from besttake.world.flaws import FLAWS
+from tests.rewards.films import CLEAN, FILMS, PROMPTS, spoilt
 
 CRITIC = load_reward("heldout")
-CAPTIONS = [sample_caption(np.random.default_rng([1, i]), "test") for i in range(16)]
-FILMS = [shoot(caption, np.random.default_rng([2, i])) for i, caption in enumerate(CAPTIONS)]
-PROMPTS = [str(caption) for caption in CAPTIONS]
-
-
-def spoilt(flaw: str, severity: float) -> torch.Tensor:
-    videos = []
-    for i, film in enumerate(FILMS):
-        film, rng = deepcopy(film), np.random.default_rng([3, i])
-        if severity:
-            FLAWS[flaw](film, severity, rng)
-        videos.append(render(film, rng))
-    return torch.stack(videos)
 
 
 def plausibility(videos: torch.Tensor) -> torch.Tensor:
     return CRITIC(videos, PROMPTS)["plausibility"]
 
 
-CLEAN = spoilt("blur", 0)
 CLEAN_SCORE = plausibility(CLEAN)
 
 

@@ -9,7 +9,7 @@ ANALYTIC = ("temporal-flicker", "motion-smoothness", "dynamic-degree")
 
 
 def test_every_critic_is_found_by_its_module():
-    assert set(critics()) == {"world", "heldout", "temporal_flicker", "motion_smoothness", "dynamic_degree"}
+    assert {"world", "heldout", "temporal_flicker", "motion_smoothness", "dynamic_degree"} <= set(critics())
 
 
 @pytest.mark.parametrize("name", ANALYTIC)
@@ -29,7 +29,7 @@ def test_analytic_critics_have_a_gradient(name):
     assert video.grad.abs().sum() > 0
 
 
-@pytest.mark.parametrize("name", [*ANALYTIC, "world", "heldout"])
+@pytest.mark.parametrize("name", [critic.replace("_", "-") for critic in critics()])
 @pytest.mark.parametrize(
     ("video", "prompts", "message"),
     [
@@ -51,9 +51,7 @@ def test_spelling_of_a_name_is_free():
 
 @pytest.mark.parametrize("name", ["taste", "checks", "no/such/folder", ""])
 def test_unknown_critic_lists_those_there_are(name):
-    with pytest.raises(
-        ValueError, match="there are dynamic-degree, heldout, motion-smoothness, temporal-flicker, world"
-    ):
+    with pytest.raises(ValueError, match=r"there are .*dynamic-degree, .*heldout, .*world"):
         load_reward(name)
 
 

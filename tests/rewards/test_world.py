@@ -1,33 +1,13 @@
 import shutil
-from copy import deepcopy
 
-import numpy as np
 import pytest
 import torch
 
 from besttake.rewards import load_reward
 from besttake.rewards.shipped import SHIPPED
-from besttake.world.captions import sample_caption
-from besttake.world.film import render, shoot
-from besttake.world.flaws import FLAWS
+from tests.rewards.films import CLEAN, PROMPTS, spoilt
 
 CRITIC = load_reward("world")
-CAPTIONS = [sample_caption(np.random.default_rng([1, i]), "test") for i in range(24)]
-FILMS = [shoot(caption, np.random.default_rng([2, i])) for i, caption in enumerate(CAPTIONS)]
-PROMPTS = [str(caption) for caption in CAPTIONS]
-
-
-def spoilt(flaw: str, severity: float) -> torch.Tensor:
-    videos = []
-    for i, film in enumerate(FILMS):
-        film, rng = deepcopy(film), np.random.default_rng([3, i])
-        if severity:
-            FLAWS[flaw](film, severity, rng)
-        videos.append(render(film, rng))
-    return torch.stack(videos)
-
-
-CLEAN = spoilt("blur", 0)
 CLEAN_SCORE = CRITIC(CLEAN, PROMPTS)
 
 

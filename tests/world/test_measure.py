@@ -160,7 +160,7 @@ def test_summary_counts_flawed_clips_and_each_flaw():
 
 @pytest.mark.parametrize("motion", MOTIONS)
 def test_the_bank_holds_what_physics_films(motion):
-    """The laws are written twice, for one body and for thousands: a true track has a near twin in the bank."""
+    """A true track has a near twin among those that the search finds."""
     caption = HIT if motion == "hits" else replace(BALL, motion=motion)
     rng = np.random.default_rng(0)
     true = np.stack([[track.position for track in simulate(caption, rng)] for _ in range(6)])
