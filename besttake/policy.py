@@ -18,7 +18,7 @@ from typing import Any, Literal
 import torch
 from peft import LoraConfig, get_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
-from torch import Tensor, nn
+from torch import nn
 
 from besttake.models import VideoModel
 from besttake.types import Condition, Latent, Time
@@ -66,12 +66,12 @@ class Policy:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             twin = _add_adapters(model, config) if config.train == "lora" else None
-        self.reference = Reference(self, twin)
         if twin is None:
-            denoiser.requires_grad_(True).float()
+            denoiser.requires_grad_(True).float()  # before the reference is copied, so that both compute alike
             self.trainable = dict(denoiser.named_parameters())
         else:
             self.trainable = {n.replace(".policy.", "."): p for n, p in denoiser.named_parameters() if ".policy." in n}
+        self.reference = Reference(self, twin)
         if config.gradient_checkpointing:
             denoiser.enable_gradient_checkpointing()
         self.average = {n: p.detach().clone() for n, p in self.trainable.items()} if config.average else {}
@@ -125,7 +125,10 @@ class Policy:
 
 
 class Reference:
-    """The frozen side of DPO: a twin adapter (`trainable` names -> parameters), or a frozen copy of the denoiser."""
+    """The frozen side of DPO: a twin adapter (`trainable` names -> parameters), or a frozen copy of the denoiser.
+
+    Its weights are float32, as the policy's are.
+    """
 
     def __init__(self, policy: Policy, twin: dict[str, nn.Parameter] | None):
         self.policy, self.denoiser = policy, policy.model.denoiser
@@ -133,7 +136,6 @@ class Reference:
             self.denoiser = copy.deepcopy(self.denoiser).requires_grad_(False).eval()
             twin = dict(self.denoiser.named_parameters())
         self.weights = twin
-        self.smooth: dict[str, Tensor] = {}
 
     @torch.no_grad()
     def predict(self, x_t: Latent, t: Time, condition: Condition) -> Latent:
@@ -149,15 +151,12 @@ class Reference:
     def refresh(self) -> None:
         """Become the current policy: OnlineVPO's curriculum preference update (section 3.3)."""
         _copy(self.policy.trainable, self.weights)
-        self.smooth = {}
 
     @torch.no_grad()
     def ema(self, decay: float) -> None:
-        """theta_ref <- decay theta_ref + (1 - decay) theta, kept in float32 (RealDPO): in bf16 .999 rounds away."""
-        self.smooth = self.smooth or {name: weight.detach().float().clone() for name, weight in self.weights.items()}
-        for name, kept in self.smooth.items():
-            kept.lerp_(self.policy.trainable[name].detach(), 1 - decay)
-        _copy(self.smooth, self.weights)
+        """theta_ref <- decay theta_ref + (1 - decay) theta (RealDPO), in float32: in bfloat16 .999 rounds away."""
+        for name, weight in self.weights.items():
+            weight.lerp_(self.policy.trainable[name].detach(), 1 - decay)
 
 
 def _add_adapters(model: VideoModel, config: PolicyConfig) -> dict[str, nn.Parameter]:

@@ -213,17 +213,15 @@ class Run:
             if isinstance(value, float):
                 self._board.add_scalar(name, value, self.step)
 
-    def _tensors(self) -> dict[str, Tensor]:
+    def _weights(self) -> dict[str, Mapping[str, Tensor]]:
         policy = self.policy
+        return {"policy": policy.trainable, "reference": policy.reference.weights, "average": policy.average}
+
+    def _tensors(self) -> dict[str, Tensor]:
         tensors: dict[str, Tensor] = {}
-        groups: dict[str, Mapping[str, Tensor]] = {
-            "policy": policy.trainable,
-            "reference": policy.reference.weights,
-            "smooth": policy.reference.smooth,
-        }
-        for group, weights in (groups | {"average": policy.average}).items():
+        for group, weights in self._weights().items():
             tensors |= {f"{group}/{name}": weight for name, weight in weights.items()}
-        for name, parameter in policy.trainable.items():
+        for name, parameter in self.policy.trainable.items():
             if parameter.grad is not None:  # of steps that wait for the rest of their update
                 tensors[f"gradient/{name}"] = parameter.grad
             for key, value in self.optimizer.state.get(parameter, {}).items():
@@ -244,21 +242,14 @@ class Run:
             )
         for key, tensor in tensors.items():
             group, _, name = key.partition("/")
-            if group == "smooth":
-                policy.reference.smooth[name] = tensor.to(policy.trainable[name].device)
-            elif group == "gradient":
+            if group == "gradient":
                 policy.trainable[name].grad = tensor.to(policy.trainable[name])
             elif group.startswith("optimizer."):
                 # a step count stays on the CPU, as the optimizer keeps it
                 value = tensor.clone() if tensor.ndim == 0 else tensor.to(policy.trainable[name])
                 self.optimizer.state[policy.trainable[name]][group.removeprefix("optimizer.")] = value
             else:
-                where: dict[str, Mapping[str, Tensor]] = {
-                    "policy": policy.trainable,
-                    "reference": policy.reference.weights,
-                    "average": policy.average,
-                }
-                where[group][name].copy_(tensor)
+                self._weights()[group][name].copy_(tensor)
         if state["base"] != self.base:
             raise ValueError(
                 f"the run in {self.folder} began from other weights than {self.config.model} holds now; "

@@ -1,6 +1,7 @@
 import errno
 import json
 import logging
+import resource
 
 import pytest
 import torch
@@ -93,6 +94,18 @@ def test_a_full_disk_is_reported_and_leaves_what_was_there(tmp_path, monkeypatch
             save(tmp_path, 2)
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
     assert load_newest(tmp_path)[1]["step"] == 1
+
+
+def test_a_write_that_the_system_refuses_leaves_what_was_there(tmp_path):
+    save(tmp_path, 1)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200, hard))  # the tensors alone are 400 bytes
+    try:
+        with pytest.raises(OSError, match="step 2 could not be written to"):
+            save(tmp_path, 2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
 
 
 def test_a_disk_that_cannot_be_read_loses_nothing(tmp_path, monkeypatch):

@@ -3,12 +3,19 @@ from pathlib import Path
 import pytest
 
 from besttake.data.prompts import read_prompts
-from besttake.embedded import embedded_model, embedded_prompts
+from besttake.embedded import FOLDER, embedded_model, embedded_prompts
+from besttake.world.captions import Caption
 
 
 @pytest.mark.parametrize("split", ["train", "validation", "test"])
 def test_lists_of_prompts_are_shipped(split):
-    assert len(read_prompts(embedded_prompts(f"world-{split}"))) >= 100
+    prompts = read_prompts(embedded_prompts(f"world-{split}"))
+    assert len(prompts) >= 100
+    assert {Caption.parse(prompt).split for prompt in prompts} == {split}
+
+
+def test_the_weights_are_small():
+    assert sum(file.stat().st_size for file in (FOLDER / "weights").rglob("*") if file.is_file()) < 30e6
 
 
 def test_no_prompt_is_in_two_lists():

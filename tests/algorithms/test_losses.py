@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from besttake.algorithms.losses import Errors, denoising_errors, dpo, draw_noise, drawn_errors, sft_error
+from besttake.models import load_model
 from besttake.policy import Policy, PolicyConfig
 from besttake.schedules import RectifiedFlow
 
@@ -190,3 +191,22 @@ def test_more_draws_leave_less_to_chance(setting):
         for draws in (1, 8)
     }
     assert found[8].std(0).mean() < 0.6 * found[1].std(0).mean()
+
+
+def test_a_winner_and_n_losers_take_2_plus_2n_forwards(setting, monkeypatch):
+    rows, kind = [], type(setting[0].model)
+    predict = kind.predict
+    monkeypatch.setattr(kind, "predict", lambda *a: rows.append(len(a[2])) or predict(*a))
+    denoising_errors(*setting)
+    assert sum(rows) == 2 * (2 + 2 * 2)  # two prompts, N = 2
+
+
+@pytest.mark.parametrize("train", ["lora", "full"])
+def test_the_loss_starts_at_ln_2_in_half_precision_too(model_folder, train):
+    model = load_model(str(model_folder("tiny-wan")), dtype=torch.bfloat16)
+    policy = Policy(model, PolicyConfig(train=train, rank=4))
+    clips = torch.randn(1, 2, *model.latent_shape(*model.default_size()))
+    condition, noise = model.encode_prompts(["a red ball"]), torch.randn_like(clips[:, 0])
+    found = denoising_errors(policy, clips, condition, torch.tensor([0.5]), noise)
+    assert found.policy.dtype == torch.float32
+    assert torch.equal(found.policy, found.reference)

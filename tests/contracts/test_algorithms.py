@@ -1,15 +1,15 @@
 """What every algorithm must do: train the right weights, leave what a run leaves, and resume as if nothing had been."""
 
 import json
+import math
 from dataclasses import replace
-from itertools import pairwise
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from besttake.algorithms import algorithms
+from besttake.algorithms import algorithms, onlinevpo
 from besttake.configuration import from_dict, read_yaml
 from besttake.data.video import probe
 from besttake.models import load_model
@@ -18,6 +18,7 @@ from besttake.policy import PolicyConfig
 from besttake.rewards.critic import RewardConfig
 from besttake.rollout import RolloutConfig
 from besttake.run import OptimConfig, Run
+from besttake.schedules import VPrediction
 
 DATA = {"onlinevpo": "prompts.txt", "offline_dpo": "pairs.jsonl"}
 """What of the test material an algorithm trains on, if not on the clips."""
@@ -107,21 +108,6 @@ def leaves_a_run_folder(folder, config):
     assert pipeline.get_active_adapters()
 
 
-def test_weights_change_only_when_an_update_is_full(config, monkeypatch):
-    states, update = [], Run.update
-
-    def watched(run, loss, **numbers):
-        changed = update(run, loss, **numbers)
-        states.append((changed, [weight.detach().clone() for weight in run.policy.trainable.values()]))
-        return changed
-
-    monkeypatch.setattr(Run, "update", watched)
-    train(replace(config, steps=4))
-    assert [changed for changed, _ in states] == [False, True, False, True]
-    same = [all(map(torch.equal, a, b)) for (_, a), (_, b) in pairwise(states)]
-    assert same == [False, True, False]
-
-
 def test_an_interrupted_run_goes_on_bit_by_bit(config, monkeypatch, tmp_path):
     whole = train(config)
     assert any("loss" in row for row in rows(whole.folder))
@@ -166,11 +152,64 @@ def test_the_same_command_on_a_finished_run_changes_nothing(config):
 
 
 @one_family
-def test_full_fine_tuning_trains_too(config):
-    run = train(replace(config, steps=2, policy=PolicyConfig(train="full"), optim=OptimConfig(lr=1e-4)))
-    before = dict(load_model(config.model).denoiser.named_parameters())
-    after = dict(type(run.model.denoiser).from_pretrained(run.folder / "adapter" / "transformer").named_parameters())
-    assert not torch.equal(after["proj_out.weight"], before["proj_out.weight"])
+def test_a_full_fine_tune_goes_on_bit_by_bit(config, tmp_path):
+    config = replace(config, policy=PolicyConfig(train="full", average=0.5), optim=replace(config.optim, lr=1e-4))
+    whole, cut = train(config), replace(config, out=tmp_path / "cut")
+    train(replace(cut, steps=SAVED))
+    train(cut)
+    assert rows(cut.out) == rows(whole.folder)
+    file = "adapter/transformer/diffusion_pytorch_model.safetensors"
+    a, b = load_file(whole.folder / file), load_file(cut.out / file)
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    base = dict(load_model(config.model).denoiser.named_parameters())
+    assert not torch.equal(a["proj_out.weight"], base["proj_out.weight"])
+
+
+@one_family
+@pytest.mark.parametrize("algorithm", ["onlinevpo", "offline_dpo"])
+def test_the_loss_is_ln_2_until_the_first_update_and_again_after_a_refresh(config):
+    found = rows(train(replace(config, monitor=MonitorConfig(every=0))).folder)
+    # updates follow steps 1 and 3; the second completes refresh_every
+    assert [row["drift"] > 0 for row in found] == [False, False, True, True, False]
+    assert [row["loss"] for row in found if not row["drift"]] == pytest.approx([math.log(2)] * 3)
+
+
+@one_family
+@pytest.mark.parametrize("algorithm", ["realdpo"])
+@pytest.mark.parametrize(
+    ("kind", "expected"), [("refresh", (True, False)), ("fixed", (False, True)), ("ema", (False, False))]
+)
+def test_realdpos_reference_follows_stays_or_lags(config, kind, expected):
+    policy = train(replace(config, reference=kind)).policy
+    ups = [name for name in policy.trainable if "lora_B" in name]
+    same = all(torch.equal(policy.reference.weights[name], policy.trainable[name]) for name in ups)
+    assert (same, not any(policy.reference.weights[name].any() for name in ups)) == expected
+
+
+@one_family
+@pytest.mark.parametrize("algorithm", ["realdpo"])
+def test_realdpo_trains_in_its_range_of_times(config, monkeypatch):
+    asked, draw = set(), VPrediction.sample_times
+    monkeypatch.setattr(VPrediction, "sample_times", lambda *a: asked.add(a[3:]) or draw(*a))
+    train(replace(config, steps=1, t_high=0.5, draws=2))
+    assert asked == {(0.0, 0.25), (0.25, 0.5)}
+
+
+@one_family
+@pytest.mark.parametrize("algorithm", ["onlinevpo"])
+def test_the_take_that_scores_best_is_the_winner(config, monkeypatch):
+    seen, loss = [], onlinevpo.pair_loss
+
+    def spy(policy, pairs, *rest):
+        for k in (0, 1):
+            seen.append(policy.model.decode(pairs.clips[:, k]).detach().clamp(-1, 1).mean((1, 2, 3, 4)))
+        return loss(policy, pairs, *rest)
+
+    monkeypatch.setattr(onlinevpo, "load_critic", lambda *_: lambda videos, _: videos.mean((1, 2, 3, 4)))
+    monkeypatch.setattr(onlinevpo, "pair_loss", spy)
+    train(replace(config, steps=1))
+    assert len(seen) == 2
+    assert (seen[0] > seen[1]).all()
 
 
 @one_family

@@ -93,3 +93,8 @@ def test_weights(weights, expected):
 def test_bad_weights_are_refused(weights, message):
     with pytest.raises(ValueError, match=message):
         parse_weights(Says(torch.zeros(2, 2)), weights)
+
+
+def test_a_weighted_combination():
+    score = Score(torch.tensor([[1.0, 2.0], [3.0, 5.0]]), ("quality", "motion"))
+    assert score.combine({"motion": 2.0, "quality": -1.0}).tolist() == [3.0, 7.0]

@@ -11,6 +11,7 @@ from besttake.world.film import shoot
 from besttake.world.pretrain_critics import (
     HeldoutCriticConfig,
     WorldCriticConfig,
+    _train,
     codec_like,
     graded_batch,
     path_length,
@@ -74,14 +75,30 @@ def test_codec_keeps_the_picture():
     assert not untouched.all()
 
 
-def test_training_resumes_to_the_same_weights_and_ships_them(tmp_path):
+def test_an_interrupted_training_goes_on_to_the_same_weights(tmp_path):
+    def trained(folder, stop=None):
+        torch.manual_seed(0)
+        network = torch.nn.Linear(3, 1)
+
+        def loss_of(step):
+            if step == stop:
+                raise KeyboardInterrupt
+            return network(torch.full((2, 3), float(step % 5))).square().mean()
+
+        _train(network, loss_of, WorldCriticConfig(tmp_path / folder, steps=60))
+        return network.weight
+
+    whole = trained("whole")
+    with pytest.raises(KeyboardInterrupt):
+        trained("cut", stop=55)  # saved at 50
+    assert torch.equal(trained("cut"), whole)
+
+
+def test_training_ships_the_weights(tmp_path):
     config = WorldCriticConfig(
         tmp_path / "a", tmp_path / "a-weights", steps=2, groups=2, takes=2, retaken=1, pool=2, calibration=8
     )
-    whole = train_world_critic(config)
-    again = train_world_critic(config)  # nothing left to train
-    for a, b in zip(whole.parameters(), again.parameters(), strict=True):
-        assert torch.equal(a, b)
+    train_world_critic(config)
     critic = load_reward(tmp_path / "a-weights")
     assert critic.name == "world"
     assert critic(torch.zeros(1, 16, 3, 32, 32), ["a ball"]).values.isfinite().all()

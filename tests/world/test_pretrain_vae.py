@@ -2,6 +2,8 @@
 
 import torch
 
+from besttake.embedded import embedded_model
+from besttake.models import load_model
 from besttake.world.build import FRAMES
 from besttake.world.pretrain_vae import VAEConfig, make_vae, psnr
 
@@ -11,3 +13,7 @@ def test_it_restores_clips_to_thirty_decibels(family, tmp_path):
     assert psnr(vae, FRAMES[family]) > 30
     state = torch.load(tmp_path / family / "vae" / "state.pt", weights_only=True)["module"]
     assert all(torch.equal(state[name], value) for name, value in vae.state_dict().items())
+
+
+def test_the_shipped_one_does_too():
+    assert psnr(load_model(embedded_model("tiny-cogvideox")).pipeline.vae, FRAMES["tiny-cogvideox"]) > 30
