@@ -31,31 +31,31 @@ class Retakes:
     times: Tensor
 
 
-def make_retakes(model: VideoModel, groups: int, takes: int, seed: int, steps: int = 16) -> Retakes:
+def make_retakes(model: VideoModel, groups: int, takes: int, seed: int, steps: int = 12) -> Retakes:
     """Groups of `takes` takes of one clean clip: the first only through the codec, the others from their own times."""
     rng = np.random.default_rng(seed)
-    captions, videos, times = [], [], []
-    for _ in range(groups):
-        caption = sample_caption(rng, "train")
-        clip = film_clip(caption, rng, frames=model.default_size()[0]).video
-        t = [0.0, *(float(rng.uniform(EARLIEST, 1)) for _ in range(takes - 1))]
-        takes_of_it = torch.cat([retake(model, clip[None], [str(caption)], begin, rng, steps) for begin in t])
-        videos.append(((takes_of_it + 1) * 127.5).round().to(torch.uint8))
-        captions.append(caption)
-        times.append(t)
-    return Retakes(torch.stack(videos), captions, torch.tensor(times))
+    captions = [sample_caption(rng, "train") for _ in range(groups)]
+    clips = torch.stack([film_clip(caption, rng, frames=model.default_size()[0]).video for caption in captions])
+    grid = [float(model.schedule.time(timestep)) for timestep in model.sampler(steps).timesteps]
+    late = [time for time in grid if time > EARLIEST]
+    times = torch.tensor([[0.0, *rng.choice(late, takes - 1)] for _ in range(groups)], dtype=torch.float64)
+    videos = torch.empty(groups, takes, *clips.shape[1:], dtype=torch.uint8)
+    for begin in times.unique().tolist():
+        for rows in (times == begin).nonzero().split(32):
+            prompts = [str(captions[row]) for row in rows[:, 0].tolist()]
+            again = retake(model, clips[rows[:, 0]], prompts, begin, rng, steps)
+            videos[rows[:, 0], rows[:, 1]] = ((again + 1) * 127.5).round().to(torch.uint8)
+    return Retakes(videos, captions, times.float())
 
 
 @torch.no_grad()
 def retake(model: VideoModel, videos: Video, prompts: list[str], t: float, rng: np.random.Generator, steps: int):
-    """Videos noised to about time `t` and denoised from there, in [-1, 1]; for t = 0 only encoded and decoded."""
+    """Videos noised to `t`, a time of the sampler, and denoised from there; for t = 0 only encoded and decoded."""
     latents = model.encode(videos)
-    times = [float(model.schedule.time(timestep)) for timestep in model.sampler(steps).timesteps]
-    begin = max((time for time in times if time <= t), default=0.0)
-    if begin:
+    if t:
         noise = torch.from_numpy(rng.standard_normal(latents.shape, np.float32))
-        x_t = model.schedule.add_noise(latents, noise, torch.full((len(latents),), begin))
-        latents = denoise(model, x_t, model.encode_prompts(prompts), RolloutConfig(steps=steps), None, begin)
+        x_t = model.schedule.add_noise(latents, noise, torch.full((len(latents),), t))
+        latents = denoise(model, x_t, model.encode_prompts(prompts), RolloutConfig(steps=steps), None, t)
     return model.decode(latents).float().clamp(-1, 1)
 
 
