@@ -1,9 +1,12 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from besttake.data.prompts import read_prompts
 from besttake.embedded import FOLDER, embedded_model, embedded_prompts
+from besttake.models import load_model
+from besttake.world.build import build
 from besttake.world.captions import Caption
 
 
@@ -12,6 +15,13 @@ def test_lists_of_prompts_are_shipped(split):
     prompts = read_prompts(embedded_prompts(f"world-{split}"))
     assert len(prompts) >= 100
     assert {Caption.parse(prompt).split for prompt in prompts} == {split}
+
+
+def test_the_shipped_text_encoder_is_the_random_one_that_build_makes():
+    """It is trained by nobody: another one at the next export would make the shipped denoiser deaf."""
+    shipped = load_model(embedded_model("tiny-cogvideox")).pipeline.text_encoder.state_dict()
+    made = build("tiny-cogvideox").text_encoder.state_dict()
+    assert all(torch.equal(shipped[name], made[name]) for name in made)
 
 
 def test_the_weights_are_small():

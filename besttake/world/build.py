@@ -52,12 +52,10 @@ def build(family: str, seed: int = 0) -> CogVideoXPipeline | WanPipeline:
 
 
 def _cogvideox() -> CogVideoXPipeline:
-    vae: Any = cogvideox_vae()
-    vae.register_to_config(sample_fps=physics.FPS)
-    return CogVideoXPipeline(
+    pipeline = CogVideoXPipeline(
         tokenizer=tokenizer(),
         text_encoder=_text_encoder(T5Config, T5EncoderModel),
-        vae=vae,
+        vae=cogvideox_vae(),
         transformer=CogVideoXTransformer3DModel(
             num_attention_heads=6,
             attention_head_dim=32,
@@ -88,6 +86,9 @@ def _cogvideox() -> CogVideoXPipeline:
             clip_sample=False,
         ),
     )
+    vae: Any = pipeline.vae
+    vae.register_to_config(sample_fps=physics.FPS)
+    return pipeline
 
 
 def _wan() -> WanPipeline:
