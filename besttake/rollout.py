@@ -94,25 +94,14 @@ def generate(
 
 @torch.no_grad()
 def denoise(
-    shooter: Policy | VideoModel,
-    noise: Latent,
-    condition: Condition,
-    config: RolloutConfig,
-    negative: Condition | None,
-    begin: float = 1.0,
+    shooter: Policy | VideoModel, noise: Latent, condition: Condition, config: RolloutConfig, negative: Condition | None
 ) -> Latent:
-    """From noise to latents, guided away from `negative` if the guidance scale is not 1.
-
-    Args:
-        begin: the time of `noise`, which for less than 1 is latents that are only noised; it must be the sampler's.
-    """
+    """From noise to latents, guided away from `negative` if the guidance scale is not 1."""
     model = shooter.model if isinstance(shooter, Policy) else shooter
     sampler = model.sampler(config.steps)
     x = noise * getattr(sampler, "init_noise_sigma", 1.0)  # flow samplers have none
     for timestep in sampler.timesteps:
         t = model.schedule.time(timestep).expand(len(x))
-        if float(t[0]) > begin:
-            continue
         x_t = sampler.scale_model_input(x, timestep) if hasattr(sampler, "scale_model_input") else x
         prediction = _predict(shooter, x_t, t, condition).float()
         if negative is not None:

@@ -41,8 +41,6 @@ class Config(TrainConfig):
     """Pairs whose scores differ by no more are dropped."""
     draws: int = 1
     """Times and noises that each pair's errors are averaged over."""
-    sft_weight: float = 0.0
-    """Weight of the diffusion loss on the winner, which keeps the policy at what its best takes look like."""
     refresh_every: int = 20
     """Updates between hard copies of the policy into the reference; 0 = the reference stays."""
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
@@ -54,10 +52,10 @@ class Config(TrainConfig):
             raise ValueError(f"prompts_per_step is {self.prompts_per_step}; a step needs at least 1")
         if self.candidates < 2:
             raise ValueError(f"candidates is {self.candidates}; best against worst needs at least 2")
-        if self.beta <= 0 or self.draws < 1 or self.margin < 0 or self.sft_weight < 0:
+        if self.beta <= 0 or self.draws < 1 or self.margin < 0:
             raise ValueError(
-                f"beta is {self.beta}, draws {self.draws}, margin {self.margin} and sft_weight {self.sft_weight}; "
-                "expected beta > 0, draws >= 1, and the others 0 or more"
+                f"beta is {self.beta}, draws {self.draws} and margin {self.margin}; "
+                "expected beta > 0, draws >= 1, margin >= 0"
             )
 
 
@@ -89,4 +87,4 @@ def pair_loss(policy: Policy, pairs: Pairs, config: Config, generator: torch.Gen
     """The DPO loss of pairs whose winner and loser share a time and a noise, drawn for this step."""
     errors = drawn_errors(policy, pairs.clips, pairs.condition, generator, draws=config.draws)
     loss, watched = dpo(errors, config.beta)
-    return (loss + config.sft_weight * errors.policy[:, 0]).mean(), watched
+    return loss.mean(), watched

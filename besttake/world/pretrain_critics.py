@@ -22,8 +22,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from besttake.embedded import embedded_model
-from besttake.models import load_model
 from besttake.rewards import heldout
 from besttake.rewards.shipped import SHIPPED, word_ids, write_critic
 from besttake.rewards.world import DIMENSIONS, WORDS, QualityNetwork
@@ -32,7 +30,6 @@ from besttake.world.clips import make_batch
 from besttake.world.film import Film, render, shoot
 from besttake.world.flaws import FLAWS
 from besttake.world.precision import mixed_precision
-from besttake.world.retakes import Retakes, lost, make_retakes
 from besttake.world.training_log import TrainingLog, load_state, save_state
 
 
@@ -47,11 +44,6 @@ class WorldCriticConfig:
     """Prompts in a step."""
     takes: int = 4
     """Films of each prompt."""
-    retaken: int = 2
-    """How many of the prompts are of clean clips that the base model has denoised from various times."""
-    pool: int = 384
-    """Groups of such takes, made once."""
-    base: str = "tiny-cogvideox"
     loss: str = "ranking"
     """`ranking` (Bradley-Terry on pairs with soft labels) or `regression`."""
     lr: float = 2e-3
@@ -87,17 +79,13 @@ def train_world_critic(config: WorldCriticConfig) -> QualityNetwork:
     if config.loss not in losses:
         raise ValueError(f"loss is {config.loss!r}, expected one of {', '.join(losses)}")
     torch.manual_seed(config.seed)
-    network, drawn = QualityNetwork(len(vocabulary())), config.groups - config.retaken
-    retakes = make_retakes(load_model(embedded_model(config.base)), config.pool, config.takes, config.seed)
+    network = QualityNetwork(len(vocabulary()))
 
     def loss_of(step: int) -> Tensor:
-        films = graded_batch(config.seed, step, drawn, config.takes)
-        videos, captions, graded = graded_retakes(retakes, config.seed, step, config.retaken)
-        videos, asked = torch.cat([codec_like(films.videos, step), videos]), [*films.asked, *captions]
+        batch = graded_batch(config.seed, step, config.groups, config.takes)
         with mixed_precision():
-            scores, seen = network.judge(videos, _ids(asked))
-        qualities, shown = torch.cat([films.qualities, graded]), _ids(films.shown)
-        return losses[config.loss](scores, qualities, config.takes) + 0.5 * words_loss(seen[: len(shown)], shown)
+            scores, seen = network.judge(codec_like(batch.videos, step), _ids(batch.asked))
+        return losses[config.loss](scores, batch.qualities, config.takes) + 0.5 * words_loss(seen, _ids(batch.shown))
 
     _train(network, loss_of, config)
     with torch.no_grad():
@@ -261,20 +249,6 @@ def qualities(severities: dict[str, float], moved: float, swaps: int) -> list[fl
     return [*blamed, moved - 1, -(0.5 * (swaps > 0) + 0.5 * swaps) - 0.5 * (1 - moved)]
 
 
-def graded_retakes(retakes: Retakes, seed: int, step: int, groups: int) -> tuple[Tensor, list[Caption], Tensor]:
-    """Videos, captions and qualities of some groups; motion and agreement with the caption are not known (NaN)."""
-    rows = np.random.default_rng([seed, step, 1]).choice(len(retakes.captions), groups, replace=False)
-    takes = retakes.times.shape[1]
-    quality = -lost(retakes.times[rows]).flatten()
-    unknown = torch.full_like(quality, torch.nan)
-    captions = [retakes.captions[row] for row in rows for _ in range(takes)]
-    return (
-        retakes.videos[rows].flatten(0, 1).float() / 127.5 - 1,
-        captions,
-        torch.stack([quality, quality, unknown, unknown], 1),
-    )
-
-
 def _swapped(caption: Caption, rng: np.random.Generator) -> tuple[Caption, int]:
     """A caption that differs in one to three attributes, and in how many."""
     fields = {"size": list(SIZES), "colour": list(COLOURS), "shape": list(SHAPES), "background": list(BACKGROUNDS)}
@@ -289,22 +263,17 @@ def _swapped(caption: Caption, rng: np.random.Generator) -> tuple[Caption, int]:
 
 
 def ranking_loss(scores: Tensor, targets: Tensor, takes: int) -> Tensor:
-    """Bradley-Terry with soft labels over all pairs of a batch; pairs within a prompt count as much as all others.
-
-    Pairs of which a target is not known (NaN) count nothing.
-    """
-    apart = targets[:, None] - targets[None]
-    known, preferred = apart.isfinite(), torch.sigmoid(SHARPNESS * apart.nan_to_num())
-    loss = F.binary_cross_entropy_with_logits(scores[:, None] - scores[None], preferred, reduction="none")
+    """Bradley-Terry with soft labels over all pairs of a batch; pairs within a prompt count as much as all others."""
+    preferred = torch.sigmoid(SHARPNESS * (targets[:, None] - targets[None]))
+    loss = F.binary_cross_entropy_with_logits(scores[:, None] - scores[None], preferred, reduction="none").mean(-1)
     group = torch.arange(len(scores)) // takes
     within = (group[:, None] == group[None]) & ~torch.eye(len(scores), dtype=torch.bool)
-    return loss[known].mean() + loss[known & within[..., None]].mean()
+    return loss.mean() + loss[within].mean()
 
 
 def regression_loss(scores: Tensor, targets: Tensor, takes: int) -> Tensor:
-    """Smooth L1 to the true qualities, as far as they are known."""
-    known = targets.isfinite()
-    return F.smooth_l1_loss(scores[known], targets[known], beta=0.25)
+    """Smooth L1 to the true qualities."""
+    return F.smooth_l1_loss(scores, targets, beta=0.25)
 
 
 def words_loss(seen: Tensor, ids: Tensor) -> Tensor:
