@@ -52,10 +52,13 @@ def build(family: str, seed: int = 0) -> CogVideoXPipeline | WanPipeline:
 
 
 def _cogvideox() -> CogVideoXPipeline:
-    pipeline = CogVideoXPipeline(
+    text_encoder = _text_encoder(T5Config, T5EncoderModel)
+    vae: Any = cogvideox_vae()
+    vae.register_to_config(sample_fps=physics.FPS)
+    return CogVideoXPipeline(
         tokenizer=tokenizer(),
-        text_encoder=_text_encoder(T5Config, T5EncoderModel),
-        vae=cogvideox_vae(),
+        text_encoder=text_encoder,
+        vae=vae,
         transformer=CogVideoXTransformer3DModel(
             num_attention_heads=6,
             attention_head_dim=32,
@@ -86,9 +89,6 @@ def _cogvideox() -> CogVideoXPipeline:
             clip_sample=False,
         ),
     )
-    vae: Any = pipeline.vae
-    vae.register_to_config(sample_fps=physics.FPS)
-    return pipeline
 
 
 def _wan() -> WanPipeline:
