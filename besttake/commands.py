@@ -170,6 +170,8 @@ class PretrainConfig:
     """Of the denoiser, all legs together; by default those of the shipped weights."""
     start: Path | None = None
     """Pipeline folder to go on training from, with a fresh optimizer: `besttake/world/weights/tiny-cogvideox`."""
+    compile: bool = False
+    """Compile the denoiser: a quarter off a step, for a minute at the start and a C++ compiler."""
 
 
 def pretrain(config: PretrainConfig) -> None:
@@ -183,7 +185,8 @@ def pretrain(config: PretrainConfig) -> None:
         pretrain_vae.make_vae(pretrain_vae.VAEConfig(config.family, config.out))
     elif config.part == "denoiser":
         leg = pretrain_denoiser.DenoiserConfig(config.family, config.out, config.start)
-        pretrain_denoiser.train_denoiser(replace(leg, steps=config.steps or leg.steps))
+        leg = replace(leg, steps=config.steps or leg.steps, compile=config.compile)
+        pretrain_denoiser.train_denoiser(leg)
     elif config.part == "export":
         export.export(config.family, config.out)
     elif config.part == "critic-world":

@@ -21,7 +21,7 @@ def test_the_shipped_text_encoder_is_the_random_one_that_build_makes():
     """It is trained by nobody: another one at the next export would make the shipped denoiser deaf."""
     shipped = load_model(embedded_model("tiny-cogvideox")).pipeline.text_encoder.state_dict()
     made = build("tiny-cogvideox").text_encoder.state_dict()
-    assert all(torch.equal(shipped[name], made[name]) for name in made)
+    assert all(torch.equal(shipped[name], made[name].half().float()) for name in made)  # shipped in half precision
 
 
 def test_the_weights_are_small():
