@@ -15,6 +15,9 @@ Kind = Literal["better", "worse", "mixed", "same", "hacked", "unknown"]
 SEEN = ("flawed_share", "heldout_reward")
 """Of these one must be better before a run is called so: a distance between sets of clips alone shows in no clip."""
 
+FREEZING = 0.25
+"""A run that loses more of its motion than this share has learned to stand still, whatever else got better."""
+
 SUBJECTS = {
     "flawed_share": "visibly flawed clips",
     "heldout_reward": "the held-out critic",
@@ -45,7 +48,7 @@ def verdict(run: RunFolder) -> Verdict:
     worse = [_told(run, name) for name in found if found[name] == "worse"]
     same = [_told(run, name) + _chance(run, name) for name in MAIN if found[name] == "same"]
     reward = trained_reward(run)
-    if reward and _rose(*reward) and (found["heldout_reward"] == "worse" or lost):
+    if reward and _rose(*reward) and (found["heldout_reward"] == "worse" or motion_lost(run, FREEZING)):
         return Verdict("hacked", "Reward hacking", _hacked(reward, worse, better))
     if better and worse:
         return Verdict("mixed", "Mixed", f"{_capital(_list(better))}, but {_list(worse)}.")
@@ -77,12 +80,12 @@ def clip_count(run: RunFolder) -> int | None:
     return clips if isinstance(clips, int) and clips > 0 else None
 
 
-def motion_lost(run: RunFolder) -> bool:
-    """Whether the dynamic degree fell by more than a tenth, and not merely down to that of real clips."""
+def motion_lost(run: RunFolder, share: float = NEAR) -> bool:
+    """Whether the dynamic degree fell by more than a share of it, and not merely down to that of real clips."""
     before, after, real = values(run, "dynamic_degree")
     if before is None or after is None:
         return False
-    return after < (1 - NEAR) * before and (real is None or after < (1 - NEAR) * real)
+    return after < (1 - share) * before and (real is None or after < (1 - share) * real)
 
 
 def _rose(before: float, after: float) -> bool:

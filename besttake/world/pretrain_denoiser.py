@@ -54,7 +54,7 @@ class DenoiserConfig:
     save_every: int = 200
     seed: int = 23
     compile: bool = False
-    """Fuse what lies between the matrix products: a quarter off a step, for a minute at the start and a C++ compiler."""
+    """Fuse what lies between the matrix products: a quarter off a step, for a minute at first and a C++ compiler."""
 
 
 def train_denoiser(config: DenoiserConfig) -> None:

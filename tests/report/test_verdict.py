@@ -112,7 +112,12 @@ def test_only_what_was_trained_on_counts_as_its_reward():
 def test_motion_that_falls_to_that_of_real_clips_is_no_hacking():
     lively = {"dynamic_degree": 0.5} | ROSE[0]
     assert verdict(run_with(before=lively, after=GOOD | ROSE[1])).kind == "better"
-    assert verdict(run_with(before=lively, after=GOOD | ROSE[1], real={})).kind == "hacked"
+    assert verdict(run_with(before=lively, after=GOOD | ROSE[1] | {"dynamic_degree": 0.35}, real={})).kind == "hacked"
+
+
+def test_less_motion_in_better_videos_is_mixed():
+    less = GOOD | ROSE[1] | {"dynamic_degree": 0.30}
+    assert verdict(run_with(before=ROSE[0] | {"dynamic_degree": 0.47}, after=less)).kind == "mixed"
 
 
 def test_without_summary():
