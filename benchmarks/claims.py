@@ -4,7 +4,8 @@
     python benchmarks/claims.py --tables online beta --minutes 3 --seeds 3
 
 Each run is an ordinary `besttake train` in a process of its own with one thread. Time counts training alone, except
-that offline DPO pays for the making of its pairs. Tables are printed as Markdown and written to `out/tables.md`.
+that offline DPO pays for the making of its pairs. What a run showed is kept under `results`, one small file each; a run
+whose file is there is not made again. Tables are printed as Markdown and written to `results/tables.md`.
 """
 
 from __future__ import annotations
@@ -23,9 +24,11 @@ from pathlib import Path
 import tyro
 
 from besttake.report.folder import read_run
+from besttake.rewards.world import DIMENSIONS
+from besttake.world.measure import FLAWS
 
-DIMENSIONS = ("visual quality", "temporal consistency", "dynamic degree", "text alignment")
 COLUMNS = ("flawed_share", "heldout_reward", "frechet_distance", "dynamic_degree", "object_area")
+KEPT = (*COLUMNS, *(f"share/{flaw}" for flaw in FLAWS))
 ONLINE = "demo"
 
 
@@ -67,6 +70,7 @@ class ClaimsConfig:
     """Runs at once, of one thread each."""
     model: str = "tiny-cogvideox"
     out: Path = Path("runs/claims")
+    results: Path = Path("docs/claims")
     prompts: int = 128
     """Prompts of `world-train` that offline DPO makes its pairs of, before its time begins to count again."""
 
@@ -84,7 +88,7 @@ def main(config: ClaimsConfig) -> None:
     with ThreadPoolExecutor(config.jobs) as pool:
         list(pool.map(lambda job: train(*job, config), work))
     text = "\n".join(line for table in config.tables for line in markdown(table, config))
-    (config.out / "tables.md").write_text(text + "\n")
+    (config.results / "tables.md").write_text(text + "\n")
     print(text)
 
 
@@ -93,15 +97,16 @@ def _distinct(arms: Iterable[Arm]) -> list[Arm]:
     return list({(arm.recipe, arm.flags): arm for arm in arms}.values())
 
 
-def folder(arm: Arm, seed: int, config: ClaimsConfig) -> Path:
+def name_of(arm: Arm, seed: int) -> str:
     words = "-".join([arm.recipe, *arm.flags]).replace("--", "").replace(" ", "_")
-    return config.out / f"{words}-seed{seed}"
+    return f"{words}-seed{seed}"
 
 
 def train(arm: Arm, seed: int, config: ClaimsConfig) -> None:
-    """One run, unless its summary is there."""
-    out = folder(arm, seed, config)
-    if (out / "summary.json").exists():
+    """One run, unless its result is there."""
+    name = name_of(arm, seed)
+    out, result = config.out / name, config.results / f"{name}.json"
+    if result.exists():
         return
     minutes, flags = config.minutes, list(arm.flags)
     if arm.recipe == "dpo-tiny":
@@ -112,7 +117,11 @@ def train(arm: Arm, seed: int, config: ClaimsConfig) -> None:
                 f"making the pairs took {spent:.1f} of {config.minutes} minutes: raise --minutes, or lower --prompts"
             )
     common = ["--model", config.model, "--seed", str(seed), "--steps", "100000", "--minutes", f"{minutes:.2f}"]
-    besttake("train", arm.recipe, *flags, *common, "--out", str(out), log=out.with_name(f"{out.name}.log"))
+    besttake("train", arm.recipe, *flags, *common, "--out", str(out), log=config.out / f"{name}.log")
+    summary = json.loads((out / "summary.json").read_text())
+    kept = {column: {key: summary[column][key] for key in KEPT} for column in ("before", "after", "real")}
+    config.results.mkdir(parents=True, exist_ok=True)
+    result.write_text(json.dumps({**kept, "steps": read_run(out).steps_done, "minutes": config.minutes}, indent=1))
 
 
 def make_pairs(seed: int, config: ClaimsConfig) -> tuple[Path, float]:
@@ -143,13 +152,13 @@ def markdown(table: str, config: ClaimsConfig) -> Iterator[str]:
     yield "| | " + " | ".join(name.replace("_", " ") for name in COLUMNS) + " | steps |"
     yield "| --- " * (len(COLUMNS) + 2) + "|"
     for i, arm in enumerate(TABLES[table]):
-        runs = [folder(arm, seed, config) for seed in range(config.seeds)]
-        summaries = [json.loads((run / "summary.json").read_text()) for run in runs]
+        runs = [config.results / f"{name_of(arm, seed)}.json" for seed in range(config.seeds)]
+        results = [json.loads(run.read_text()) for run in runs]
         if i == 0:
             for column in ("before", "real"):
-                yield _row(column, [summary[column] for summary in summaries[:1]], "")
-        steps = statistics.mean(read_run(run).steps_done for run in runs)
-        yield _row(arm.name, [summary["after"] for summary in summaries], f"{steps:.0f}")
+                yield _row(column, [result[column] for result in results[:1]], "")
+        steps = statistics.mean(result["steps"] for result in results)
+        yield _row(arm.name, [result["after"] for result in results], f"{steps:.0f}")
 
 
 def _row(name: str, values: list[dict[str, float]], steps: str) -> str:

@@ -15,7 +15,7 @@ from rich.progress import track
 from besttake.data.files import atomic, read_jsonl
 from besttake.data.pairs import PreferencePair, write_pairs
 from besttake.data.prompts import read_prompts
-from besttake.data.video import enlargement, read_video, write_video
+from besttake.data.video import contact_sheet, enlargement, read_video, write_video
 from besttake.devices import find_device
 from besttake.embedded import embedded_model, embedded_prompts
 from besttake.evaluation.before_after import with_adapter
@@ -24,10 +24,13 @@ from besttake.rewards import load_reward
 from besttake.rewards.checks import checked, parse_weights
 from besttake.rollout import RolloutConfig, generate
 
+SHEET = 16
+"""Takes on a contact sheet."""
+
 
 @dataclass(frozen=True)
 class GenerateConfig:
-    """Shoot takes of prompts: `NNNNN-K.mp4` and `takes.jsonl` in a folder."""
+    """Shoot takes of prompts: `NNNNN-K.mp4` and `takes.jsonl` in a folder, and the first of them on `takes.png`."""
 
     prompts: str = "world-train"
     """File of prompts, one a line, or an embedded list."""
@@ -62,14 +65,17 @@ def generate_takes(config: GenerateConfig) -> Path:
         with_adapter(model, config.adapter)
     config.out.mkdir(parents=True, exist_ok=True)
     policy, rows = f"{config.model}{' + ' + str(config.adapter) if config.adapter else ''}", []
+    looks: list[torch.Tensor] = []
     for i, prompt in enumerate(track(prompts, "shooting", console=Console(stderr=True))):
         takes = generate(model, [prompt], config.rollout, n=config.n, seed=(config.seed,))
         files = [f"{i:05d}-{k}.mp4" for k in range(config.n)]
+        looks += takes.videos[: SHEET - len(looks)]
         for file, video in zip(files, takes.videos, strict=True):
             write_video(config.out / file, video, model.fps, upscale=enlargement(video))
         rows.append({"prompt": prompt, "takes": files, "policy": policy, "size": list(takes.videos.shape[-2:])})
     with atomic(config.out / "takes.jsonl") as part:
         part.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    contact_sheet(looks, config.out / "takes.png", upscale=enlargement(looks[0]))
     print(f"{len(prompts) * config.n} takes of {len(prompts)} prompts: {config.out / 'takes.jsonl'}")
     return config.out / "takes.jsonl"
 

@@ -80,20 +80,6 @@ class Policy:
         """What the policy predicts at `x_t`."""
         return self.model.predict(self.model.denoiser, x_t, t, condition)
 
-    @contextmanager
-    def base(self) -> Iterator[None]:
-        """Within this context the policy is the base model (LoRA only: a full fine-tune has overwritten it)."""
-        if self.config.train != "lora":
-            raise ValueError("the base model is gone after full fine-tuning; load it anew")
-        layers = _adapter_layers(self.model.denoiser)
-        for layer in layers:
-            layer._disable_adapters = True
-        try:
-            yield
-        finally:
-            for layer in layers:
-                layer._disable_adapters = False
-
     @torch.no_grad()
     def update_average(self) -> None:
         """One step of the moving average, in float32."""

@@ -76,15 +76,6 @@ def test_only_the_policys_lora_gets_gradients_even_after_the_reference_was_asked
     assert all(parameter.grad.any() for parameter in policy.trainable.values())
 
 
-def test_within_base_the_policy_is_the_base_model(model, asked):
-    base, policy = base_prediction(model, asked), Policy(model, PolicyConfig(rank=4))
-    disturb(policy)
-    moved = predictions(policy, asked)[0]
-    with policy.base():
-        assert torch.equal(predictions(policy, asked)[0], base)
-    assert torch.equal(predictions(policy, asked)[0], moved)
-
-
 @pytest.mark.parametrize("train", ["lora", "full"])
 def test_the_references_average_moves_by_exactly_one_part_in_a_thousand(cogvideox, train):
     policy = Policy(cogvideox, PolicyConfig(train=train, rank=2))
@@ -169,8 +160,6 @@ def test_full_fine_tuning_holds_the_policy_against_a_frozen_copy_and_saves_a_den
         assert torch.equal(model.predict(loaded, *asked), moved)
     policy.reference.refresh()
     assert torch.equal(predictions(policy, asked)[1], moved)
-    with pytest.raises(ValueError, match="base model is gone"), policy.base():
-        pass
 
 
 def test_gradient_checkpointing_gives_the_same_gradients(model_folder):

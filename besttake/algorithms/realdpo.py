@@ -14,9 +14,10 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from besttake.algorithms.losses import dpo, drawn_errors
+from besttake.algorithms.real_clips import encode_clips
 from besttake.algorithms.takes import Takes
 from besttake.configuration import fingerprint
-from besttake.data.real import find_clips, load_real
+from besttake.data.real import find_clips
 from besttake.rollout import RolloutConfig
 from besttake.run import Run, TrainConfig
 
@@ -69,21 +70,16 @@ class Config(TrainConfig):
 def train(config: Config) -> Run:
     clips = find_clips(config.data, skip_bad=config.skip_bad)
     run = Run(config)
-    policy, model = run.policy, run.model
-    model.check_prompts([clip.caption for clip in clips])
-    frames, height, width = config.rollout.size(model)
-    clips, real = load_real(
-        clips, run.encode, fps=model.fps, frames=frames, size=(height, width), skip_bad=config.skip_bad
-    )
-    captions = [clip.caption for clip in clips]
+    policy = run.policy
+    captions, real = encode_clips(run, clips, config.rollout, config.skip_bad)
     takes = Takes(
         policy, captions, config.rollout, config.negatives, config.seed, run.folder / "negatives" / fingerprint(config)
     )
-    for step, batch in run.steps(range(len(clips)), config.clips_per_step):
+    for step, batch in run.steps(range(len(captions)), config.clips_per_step):
         losers = takes.of(batch, step, config.renew_every)
         takes.forget(before=run.oldest_kept() - config.renew_every if config.renew_every else 0)
         rows = takes.with_winner(real[batch], losers)
-        condition = model.encode_prompts([captions[i] for i in batch])
+        condition = policy.model.encode_prompts([captions[i] for i in batch])
         times = (config.t_low, config.t_high, config.draws)
         errors = drawn_errors(policy, rows, condition, run.generator(step), *times)
         loss, watched = dpo(errors, config.beta)

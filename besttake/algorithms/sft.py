@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from besttake.algorithms.losses import draw_noise, sft_error
-from besttake.data.real import find_clips, load_real
+from besttake.algorithms.real_clips import encode_clips
+from besttake.data.real import find_clips
 from besttake.rollout import RolloutConfig
 from besttake.run import Run, TrainConfig
 
@@ -31,16 +32,11 @@ class Config(TrainConfig):
 def train(config: Config) -> Run:
     clips = find_clips(config.data, skip_bad=config.skip_bad)
     run = Run(config)
-    policy, model = run.policy, run.model
-    model.check_prompts([clip.caption for clip in clips])
-    frames, height, width = config.rollout.size(model)
-    clips, real = load_real(
-        clips, run.encode, fps=model.fps, frames=frames, size=(height, width), skip_bad=config.skip_bad
-    )
-    for step, batch in run.steps(range(len(clips)), config.clips_per_step):
+    captions, real = encode_clips(run, clips, config.rollout, config.skip_bad)
+    for step, batch in run.steps(range(len(captions)), config.clips_per_step):
         x_0, generator = real[batch], run.generator(step)
-        t = model.schedule.sample_times(len(x_0), generator).to(x_0.device)
-        condition = model.encode_prompts([clips[i].caption for i in batch])
-        error = sft_error(policy, x_0, condition, t, draw_noise(x_0.shape, generator, like=x_0))
+        t = run.model.schedule.sample_times(len(x_0), generator).to(x_0.device)
+        condition = run.model.encode_prompts([captions[i] for i in batch])
+        error = sft_error(run.policy, x_0, condition, t, draw_noise(x_0.shape, generator, like=x_0))
         run.update(error.mean())
     return run

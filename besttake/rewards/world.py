@@ -9,11 +9,13 @@ What its dimensions mean:
     temporal consistency: no flicker, jitter, jumps, vanishing, melting or drift of colour.
     dynamic degree: the share of the motion due in the caption that is there; more motion than due is no better.
     text alignment: body, colour, size, motion and background are those of the caption.
+    factual consistency: the bodies keep to the paths that physics gives the motion in the caption.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,8 +24,10 @@ from torch.nn import functional as F
 from besttake.rewards.shipped import SHIPPED, check_videos, read_config, read_weights, word_ids
 from besttake.types import Score, Video
 
-DIMENSIONS = ("visual quality", "temporal consistency", "dynamic degree", "text alignment")
+DIMENSIONS = ("visual quality", "temporal consistency", "dynamic degree", "text alignment", "factual consistency")
+"""VideoScore's five (He et al. 2024)."""
 WORDS = 24
+BODIES = 2
 
 
 def load(path: str | Path | None = None, device: str = "cpu") -> WorldCritic:
@@ -64,8 +68,23 @@ class WorldCritic:
         return Score((raw - self.mean) / self.std, DIMENSIONS)
 
 
+class Judgement(NamedTuple):
+    """What the network makes of `b` videos of `f` frames: only the scores are its answer, the rest is how it learns."""
+
+    scores: Tensor
+    """(b, dimensions), raw."""
+    seen: Tensor
+    """(b, words + 2): for each word, as a logit, whether it is to be seen in the video."""
+    positions: Tensor
+    """(b, f, bodies, 2): x and y of the bodies in the order of the caption; the frame is from -1 to 1."""
+
+
 class QualityNetwork(nn.Module):
-    """3-D convolutions at a quarter and an eighth of the size, told the caption in between; all frames are kept."""
+    """3-D convolutions at a quarter and an eighth of the size, told the caption in between; all frames are kept.
+
+    Beside them, the bodies' paths are judged by themselves: convolutions that end in averages over places cannot tell
+    a true path from a smooth wrong one.
+    """
 
     def __init__(self, words: int, width: int = 64, wide: int = 96):
         super().__init__()
@@ -77,26 +96,69 @@ class QualityNetwork(nn.Module):
         self.far = Block(wide, (1, 3, 3), (3, 1, 1))
         self.frame = nn.Linear(2 * wide, wide)
         self.seen = nn.Linear(3 * wide, words + 2)
-        known = 3 * wide + width + words + 2
-        self.head = nn.Sequential(nn.LayerNorm(known), nn.Linear(known, wide), nn.GELU(), nn.Linear(wide, 4))
+        self.find = nn.Conv3d(width, 3 * BODIES, 1)
+        self.path = PathJudge(width)
+        known = 3 * wide + width + words + 2 + self.path.out
+        self.head = nn.Sequential(
+            nn.LayerNorm(known), nn.Linear(known, wide), nn.GELU(), nn.Linear(wide, len(DIMENSIONS))
+        )
 
     def forward(self, videos: Tensor, ids: Tensor) -> Tensor:
-        """Raw scores (b, 4) of videos `b f c h w` and words (b, n)."""
-        return self.judge(videos, ids)[0]
+        """Raw scores (b, dimensions) of videos `b f c h w` and words (b, n)."""
+        return self.judge(videos, ids).scores
 
-    def judge(self, videos: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Raw scores (b, 4); and for each word, as a logit (b, words + 2), whether it is to be seen in the video."""
+    def judge(self, videos: Tensor, ids: Tensor) -> Judgement:
+        """Scores of videos `b f c h w` and words (b, n), and what they are made from."""
         caption = self.text(ids)
         x = torch.cat([F.pixel_unshuffle(videos, 4), detail(videos)], 2).transpose(1, 2)  # (b, 54, f, h/4, w/4)
         x = self.near(self.stem(x))
         scale, shift = self.told(caption)[:, :, None, None, None].chunk(2, 1)
-        x = self.far(self.down(F.gelu(x * (1 + scale) + shift)))
+        x = F.gelu(x * (1 + scale) + shift)
+        positions = places(self.find(x).float())
+        x = self.far(self.down(x))
         x = torch.cat([x.mean((3, 4)), x.amax((3, 4))], 1).transpose(1, 2)  # (b, f, 2 wide)
-        x = F.gelu(self.frame(x)).float()
-        x = torch.cat([x.mean(1), x.amax(1), x.std(1)], 1)
+        x = over_time(F.gelu(self.frame(x)).float())
         seen = self.seen(x).float()
         asked = torch.zeros_like(seen).scatter(1, ids, 1.0)
-        return self.head(torch.cat([x, caption, asked * seen], 1)).float(), seen
+        known = torch.cat([x, caption, asked * seen, self.path(positions, caption)], 1)
+        return Judgement(self.head(known).float(), seen, positions)
+
+
+def over_time(x: Tensor) -> Tensor:
+    """Mean, maximum and deviation over frames: `b f n` to (b, 3 n)."""
+    return torch.cat([x.mean(1), x.amax(1), x.std(1)], 1)
+
+
+def places(found: Tensor) -> Tensor:
+    """Where each body is, (b, f, bodies, 2) in [-1, 1], of `b (3 bodies) f h w`: a logit, and x and y in the patch."""
+    logit, dx, dy = found.unflatten(1, (3, -1)).unbind(1)
+    share = logit.flatten(-2).softmax(-1).view_as(logit)
+    y, x = (torch.linspace(1 / n - 1, 1 - 1 / n, n, device=found.device) for n in found.shape[-2:])
+    across, down = (share * (x + dx)).sum((-1, -2)), (share * (y[:, None] + dy)).sum((-1, -2))
+    return torch.stack([across, down], -1).transpose(1, 2)
+
+
+class PathJudge(nn.Module):
+    """Dilated convolutions over positions, velocities and accelerations, told the caption: they see a whole clip."""
+
+    def __init__(self, caption: int, width: int = 64):
+        super().__init__()
+        self.stem = nn.Conv1d(6 * BODIES, width, 3, padding=1)
+        self.told = nn.Linear(caption, 2 * width)
+        self.layers = nn.ModuleList(nn.Conv1d(width, width, 3, padding=step, dilation=step) for step in (1, 2, 4))
+        self.out = 3 * width
+
+    def forward(self, positions: Tensor, caption: Tensor) -> Tensor:
+        """(b, out) of positions (b, f, bodies, 2) and captions (b, caption)."""
+        place = positions.flatten(2).transpose(1, 2)  # (b, 2 bodies, f)
+        speed = F.pad(place.diff(dim=-1), (1, 0))
+        bend = F.pad(place.diff(n=2, dim=-1), (1, 1))
+        x = self.stem(torch.cat([place, 5 * speed, 10 * bend], 1))
+        scale, shift = self.told(caption)[:, :, None].chunk(2, 1)
+        x = F.gelu(x * (1 + scale) + shift)
+        for layer in self.layers:
+            x = x + F.gelu(layer(x))
+        return over_time(x.transpose(1, 2).float())
 
 
 def detail(videos: Tensor) -> Tensor:

@@ -93,11 +93,20 @@ def warp(film: Film, severity: float, rng: np.random.Generator) -> None:
 
 
 def stray(film: Film, severity: float, rng: np.random.Generator) -> None:
-    """The body leaves the path that physics gives it, smoothly."""
+    """The body leaves the path that physics gives it, smoothly: in space, or by its timing."""
     t = np.linspace(0, np.pi, film.frames)[:, None]
+    late = rng.random() < 0.4
     for actor in film.actors:
-        waves = [rng.standard_normal(2) * np.sin(k * t + rng.uniform(0, 2 * np.pi, 2)) for k in (1, 2, 3)]
-        actor.position = np.clip(actor.position + 3.0 * severity * sum(waves), 3, WIDTH - 3)
+        waves = np.zeros((film.frames, 2))
+        for k in (1, 2, 3):
+            waves += rng.standard_normal(2) * np.sin(k * t + rng.uniform(0, 2 * np.pi, 2))
+        if late:
+            now = np.arange(film.frames) + 2.0 * severity * waves[:, 0]
+            tracks = np.column_stack([actor.position, actor.angle])
+            moved = np.column_stack([np.interp(now, np.arange(film.frames), track) for track in tracks.T])
+            actor.position, actor.angle = moved[:, :2], moved[:, 2]
+        else:
+            actor.position = np.clip(actor.position + 3.0 * severity * waves, 3, WIDTH - 3)
 
 
 def tint(film: Film, severity: float, rng: np.random.Generator) -> None:

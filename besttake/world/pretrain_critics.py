@@ -24,11 +24,12 @@ from torch.nn import functional as F
 
 from besttake.rewards import heldout
 from besttake.rewards.shipped import SHIPPED, word_ids, write_critic
-from besttake.rewards.world import DIMENSIONS, WORDS, QualityNetwork
+from besttake.rewards.world import BODIES, DIMENSIONS, WORDS, QualityNetwork
 from besttake.world.captions import BACKGROUNDS, COLOURS, MOTIONS, SHAPES, SIZES, Body, Caption, sample_caption
 from besttake.world.clips import make_batch
 from besttake.world.film import Film, render, shoot
 from besttake.world.flaws import FLAWS
+from besttake.world.physics import WIDTH
 from besttake.world.precision import mixed_precision
 from besttake.world.training_log import TrainingLog, load_state, save_state
 
@@ -39,13 +40,11 @@ class WorldCriticConfig:
 
     out: Path = Path("runs/pretrain/critic-world")
     weights: Path = SHIPPED / "critic-world"
-    steps: int = 900
+    steps: int = 2000
     groups: int = 8
     """Prompts in a step."""
     takes: int = 4
     """Films of each prompt."""
-    loss: str = "ranking"
-    """`ranking` (Bradley-Terry on pairs with soft labels) or `regression`."""
     lr: float = 2e-3
     calibration: int = 256
     """Clips that the scores are standardised on."""
@@ -70,22 +69,17 @@ class HeldoutCriticConfig:
 
 
 def train_world_critic(config: WorldCriticConfig) -> QualityNetwork:
-    """Train (or go on training) the training critic; state and log in `config.out`, weights in `config.weights`.
-
-    Raises:
-        ValueError: `config.loss` is not a loss.
-    """
-    losses = {"ranking": ranking_loss, "regression": regression_loss}
-    if config.loss not in losses:
-        raise ValueError(f"loss is {config.loss!r}, expected one of {', '.join(losses)}")
+    """Train (or go on training) the training critic; state and log in `config.out`, weights in `config.weights`."""
     torch.manual_seed(config.seed)
     network = QualityNetwork(len(vocabulary()))
 
     def loss_of(step: int) -> Tensor:
         batch = graded_batch(config.seed, step, config.groups, config.takes)
         with mixed_precision():
-            scores, seen = network.judge(codec_like(batch.videos, step), _ids(batch.asked))
-        return losses[config.loss](scores, batch.qualities, config.takes) + 0.5 * words_loss(seen, _ids(batch.shown))
+            found = network.judge(codec_like(batch.videos, step), _ids(batch.asked))
+        ranking = ranking_loss(found.scores, batch.qualities, config.takes)
+        seen = 0.5 * words_loss(found.seen, _ids(batch.shown))
+        return ranking + seen + 10 * places_loss(found.positions, batch.places)
 
     _train(network, loss_of, config)
     with torch.no_grad():
@@ -182,29 +176,40 @@ BLAME = {
 }
 """How much each flaw, at severity 1, takes from a dimension."""
 
+OFTEN = {"stray": 0.25}
+"""How often a flaw comes, where that is not 0.11."""
+
+FAR = 5.0
+"""Pixels; a body farther from its path is no worse."""
+
 SHARPNESS = 8.0
 """A difference of 0.25 in quality is preferred with probability sigmoid(2) = 0.88."""
 
 
 @dataclass(frozen=True)
 class GradedBatch:
-    """Videos `b f c h w`, the captions they were asked for and the ones they show, and their true qualities (b, 4)."""
+    """Videos `b f c h w`, the captions they were asked for and the ones they show, and what is true of them.
+
+    That is their qualities (b, dimensions), and where their bodies are, (b, f, bodies, 2), NaN where one is not.
+    """
 
     videos: Tensor
     asked: list[Caption]
     shown: list[Caption]
     qualities: Tensor
+    places: Tensor
 
 
 def graded_batch(seed: int, step: int, groups: int, takes: int, split: str = "train") -> GradedBatch:
     """Films of known quality, `takes` of each of `groups` prompts side by side."""
     rng = np.random.default_rng([seed, step])
     rows = [row for _ in range(groups) for row in _group(rng, takes, split)]
-    videos, asked, shown, graded = zip(*rows, strict=True)
-    return GradedBatch(torch.stack(videos), list(asked), list(shown), torch.tensor(graded, dtype=torch.float32))
+    videos, asked, shown, graded, where = zip(*rows, strict=True)
+    truth = torch.tensor(graded, dtype=torch.float32)
+    return GradedBatch(torch.stack(videos), list(asked), list(shown), truth, torch.stack(where))
 
 
-def _group(rng: np.random.Generator, takes: int, split: str) -> list[tuple[Tensor, Caption, Caption, list[float]]]:
+def _group(rng: np.random.Generator, takes: int, split: str) -> list[tuple]:
     """Takes of one caption; in half of the groups they share one track, so that only flaws tell them apart."""
     caption = sample_caption(rng, split)
     shared = shoot(caption, rng) if rng.random() < 0.5 else None
@@ -212,13 +217,31 @@ def _group(rng: np.random.Generator, takes: int, split: str) -> list[tuple[Tenso
     for _ in range(takes):
         shown, swaps = _swapped(caption, rng) if rng.random() < 0.25 else (caption, 0)
         film = deepcopy(shared) if shared and shown == caption else shoot(shown, rng)
+        true = [actor.position.copy() for actor in film.actors], [actor.angle.copy() for actor in film.actors]
         severities, moved = spoil_any(film, rng)
+        away = distance(film, *true)
         if rng.random() < 0.02:
-            swaps, moved = 4, 0.0
+            swaps, moved, away = 4, 0.0, FAR
             for actor in film.actors:
                 actor.opacity = 0 * actor.opacity
-        rows.append((render(film, rng), caption, shown, qualities(severities, moved, swaps)))
+        if shown.motion != caption.motion:
+            away = max(away, FAR / 2)
+        rows.append((render(film, rng), caption, shown, qualities(severities, moved, swaps, away), places(film)))
     return rows
+
+
+def places(film: Film) -> Tensor:
+    """Where the bodies are, (f, bodies, 2): the frame is from -1 to 1; one body is there twice, NaN where unseen."""
+    actors = (film.actors * BODIES)[:BODIES]
+    there = [np.where(actor.opacity[:, None] > 0.5, actor.position, np.nan) for actor in actors]
+    return torch.tensor(np.stack(there, 1), dtype=torch.float32) * 2 / WIDTH - 1
+
+
+def distance(film: Film, positions: list[np.ndarray], angles: list[np.ndarray]) -> float:
+    """Root mean square distance of the worse body to its true path, in pixels; an angle counts at the radius."""
+    turned = [SIZES[a.body.size] * (a.angle - angle) for a, angle in zip(film.actors, angles, strict=True)]
+    moved = [((a.position - true) ** 2).sum(1) for a, true in zip(film.actors, positions, strict=True)]
+    return float(max((m + t**2).mean() ** 0.5 for m, t in zip(moved, turned, strict=True)))
 
 
 def spoil_any(film: Film, rng: np.random.Generator) -> tuple[dict[str, float], float]:
@@ -226,7 +249,7 @@ def spoil_any(film: Film, rng: np.random.Generator) -> tuple[dict[str, float], f
 
     Each comes or not whatever the others do: otherwise one that is seen would speak against those that are not.
     """
-    names = sorted((name for name in FLAWS if rng.random() < 0.11), key=lambda name: name != "freeze")
+    names = sorted((name for name in FLAWS if rng.random() < OFTEN.get(name, 0.11)), key=lambda name: name != "freeze")
     due, moved, severities = path_length(film), 1.0, {}
     for name in names:
         severities[name] = float(rng.uniform(0.02, 1))
@@ -243,10 +266,15 @@ def path_length(film: Film) -> float:
     return float(travel + turn)
 
 
-def qualities(severities: dict[str, float], moved: float, swaps: int) -> list[float]:
-    """The true quality of a film in each of the critic's dimensions, about 0 (as it should be) to -2."""
+def qualities(severities: dict[str, float], moved: float, swaps: int, away: float) -> list[float]:
+    """The true quality of a film in each of the critic's dimensions, about 0 (as it should be) to -2.
+
+    From the severity of its flaws, the share of its motion that is left, how many attributes are another caption's,
+    and how many pixels it is away from its true path.
+    """
     blamed = [-sum(blame.get(name, 0) * s for name, s in severities.items()) for blame in BLAME.values()]
-    return [*blamed, moved - 1, -(0.5 * (swaps > 0) + 0.5 * swaps) - 0.5 * (1 - moved)]
+    aligned = -(0.5 * (swaps > 0) + 0.5 * swaps) - 0.5 * (1 - moved)
+    return [*blamed, moved - 1, aligned, -2 * min(away, FAR) / FAR]
 
 
 def _swapped(caption: Caption, rng: np.random.Generator) -> tuple[Caption, int]:
@@ -271,15 +299,16 @@ def ranking_loss(scores: Tensor, targets: Tensor, takes: int) -> Tensor:
     return loss.mean() + loss[within].mean()
 
 
-def regression_loss(scores: Tensor, targets: Tensor, takes: int) -> Tensor:
-    """Smooth L1 to the true qualities."""
-    return F.smooth_l1_loss(scores, targets, beta=0.25)
-
-
 def words_loss(seen: Tensor, ids: Tensor) -> Tensor:
     """Whether each word of the shown caption, and no other, is seen; teaches what the words look like."""
     truth = torch.zeros_like(seen).scatter(1, ids, 1.0)
     return F.binary_cross_entropy_with_logits(seen[:, 2:], truth[:, 2:])
+
+
+def places_loss(found: Tensor, true: Tensor) -> Tensor:
+    """Smooth L1 between positions (b, f, bodies, 2), where there is a body."""
+    there = true.isfinite()
+    return F.smooth_l1_loss(found[there], true[there], beta=0.1)
 
 
 def _world_scores(network: QualityNetwork, n: int, flawed_share: float) -> Tensor:

@@ -28,6 +28,18 @@ from besttake.world.muon import Muon
 from besttake.world.precision import mixed_precision
 from besttake.world.training_log import TrainingLog, load_state, save_state
 
+EMPHASIS = {
+    "circles": 2.0,
+    "swings": 2.0,
+    "floats": 2.0,
+    "spins": 1.5,
+    "hits": 1.5,
+    "falls": 0.6,
+    "slides": 0.5,
+    "thrown": 0.5,
+}
+"""How often clips of a motion are drawn, relative to the others: those that go round and back are learned last."""
+
 
 @dataclass(frozen=True)
 class DenoiserConfig:
@@ -49,8 +61,10 @@ class DenoiserConfig:
     uncaptioned_share: float = 0.1
     """Share of clips trained without their caption, for classifier-free guidance."""
     first_clips: int = 1024
-    clips_per_step: int = 1
+    clips_per_step: int = 2
     """Clips the bank starts with, and grows by."""
+    bank: int = 10_000
+    """Clips it holds; the oldest are forgotten."""
     save_every: int = 200
     seed: int = 23
     compile: bool = False
@@ -132,12 +146,14 @@ def training_times(schedule: Schedule, n: int, generator: torch.Generator, bend:
 
 
 class Bank:
-    """Latents and text embeddings of a growing set of clips; each process holds a share of its own."""
+    """Latents and text embeddings of the newest clips of a stream; each process holds a share of its own."""
 
     def __init__(self, model: VideoModel, config: DenoiserConfig, rank: int, world: int):
         self.model, self.config, self.rank, self.world = model, config, rank, world
         self.latents: list[Tensor] = []
         self.texts: list[Tensor] = []
+        self.weights: list[float] = []
+        self.made = 0
         self.empty = model.encode_negative(1)["text"]
 
     def __len__(self) -> int:
@@ -145,20 +161,24 @@ class Bank:
 
     @torch.no_grad()
     def grow_to(self, n: int, batch: int = 32) -> None:
-        """Film, encode and keep clips until there are `n`, at least half a batch at a time."""
-        while len(self) + batch // 2 <= n:
-            count = min(batch, n - len(self))
-            seed = self.config.seed + 1000 * self.rank
-            videos, clips = make_batch(
-                seed, len(self), count, "train", self.config.flawed_share, self.model.default_size()[0]
-            )
+        """Film, encode and keep clips up to the `n`th, at least half a batch at a time; forget those too old."""
+        seed, size = self.config.seed + 1000 * self.rank, self.config.bank
+        self.made = max(self.made, n - size)
+        while self.made + batch // 2 <= n:
+            count = min(batch, n - self.made)
+            frames = self.model.default_size()[0]
+            videos, clips = make_batch(seed, self.made, count, "train", self.config.flawed_share, frames)
             with mixed_precision():
                 self.latents += list(self.model.encode(videos).half())
             self.texts += list(self.model.embed([str(clip.caption) for clip in clips])["text"].half())
+            self.weights += [EMPHASIS.get(clip.caption.motion.split()[0], 1.0) for clip in clips]
+            self.made += count
+        for kept in (self.latents, self.texts, self.weights):
+            del kept[:-size]
 
     def draw(self, config: DenoiserConfig, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """A batch of latents and text embeddings, some of them of the empty caption."""
-        rows = torch.randint(len(self), (config.batch,), generator=generator).tolist()
+        rows = torch.multinomial(torch.tensor(self.weights), config.batch, True, generator=generator).tolist()
         text = torch.stack([self.texts[i].float() for i in rows])
         without = torch.rand(config.batch, generator=generator) < config.uncaptioned_share
         return torch.stack([self.latents[i].float() for i in rows]), torch.where(

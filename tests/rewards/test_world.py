@@ -1,10 +1,15 @@
 import shutil
 
+import numpy as np
 import pytest
 import torch
 
 from besttake.rewards import load_reward
-from besttake.rewards.shipped import SHIPPED
+from besttake.rewards.shipped import SHIPPED, word_ids
+from besttake.rewards.world import WORDS
+from besttake.world.captions import sample_caption
+from besttake.world.film import render, shoot
+from besttake.world.physics import WIDTH
 from tests.rewards.films import CLEAN, PROMPTS, spoilt
 
 CRITIC = load_reward("world")
@@ -27,6 +32,9 @@ CLEAN_SCORE = CRITIC(CLEAN, PROMPTS)
         ("stray", "temporal consistency"),
         ("recolour", "temporal consistency"),
         ("freeze", "dynamic degree"),
+        ("stray", "factual consistency"),
+        ("jitter", "factual consistency"),
+        ("teleport", "factual consistency"),
     ],
 )
 def test_severity_lowers_the_dimension_it_belongs_to(flaw, dimension):
@@ -38,6 +46,20 @@ def test_severity_lowers_the_dimension_it_belongs_to(flaw, dimension):
 def test_other_clips_agree_less_with_the_caption():
     swapped = CRITIC(CLEAN.roll(1, 0), PROMPTS)["text alignment"]
     assert (CLEAN_SCORE["text alignment"] > swapped).float().mean() > 0.8
+
+
+def test_bodies_are_found_where_they_are():
+    """The places that the paths are judged by, of clips that were not in the training."""
+    rng = np.random.default_rng(5)
+    films = [shoot(sample_caption(rng, "test"), rng) for _ in range(24)]
+    ids = word_ids([str(film.caption) for film in films], CRITIC.words, WORDS)
+    found = CRITIC.network.judge(torch.stack([render(film) for film in films]), ids).positions
+    missed = [
+        np.linalg.norm(place.numpy() - actor.position * 2 / WIDTH + 1, axis=-1)
+        for film, two in zip(films, found.unbind(), strict=True)
+        for actor, place in zip(film.actors, two.unbind(1), strict=False)
+    ]
+    assert np.median(missed) * WIDTH / 2 < 0.5  # pixels
 
 
 def test_clean_clips_score_about_zero():

@@ -1,5 +1,4 @@
 import json
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -7,14 +6,16 @@ import torch
 
 from besttake.rewards import load_reward
 from besttake.world.captions import Body, Caption
-from besttake.world.film import shoot
+from besttake.world.film import render, shoot
 from besttake.world.pretrain_critics import (
     HeldoutCriticConfig,
     WorldCriticConfig,
     _train,
     codec_like,
+    distance,
     graded_batch,
     path_length,
+    places,
     qualities,
     ranking_loss,
     spoil_any,
@@ -38,9 +39,33 @@ def test_equal_scores_cost_ln_two_twice():
 
 
 def test_qualities_by_hand():
-    visual, temporal, dynamic, text = qualities({"blur": 0.5, "melt": 0.2}, moved=0.6, swaps=1)
-    assert [visual, temporal, dynamic, text] == pytest.approx([-0.7, -0.14, -0.4, -1.2])
-    assert qualities({}, 1.0, 0) == [0, 0, 0, 0]
+    visual, temporal, dynamic, text, factual = qualities({"blur": 0.5, "melt": 0.2}, moved=0.6, swaps=1, away=1.5)
+    assert [visual, temporal, dynamic, text, factual] == pytest.approx([-0.7, -0.14, -0.4, -1.2, -0.6])
+    assert qualities({}, 1.0, 0, 0.0) == [0, 0, 0, 0, 0]
+    assert qualities({}, 1.0, 0, 99.0)[-1] == -2
+
+
+def test_distance_to_the_true_path_by_hand():
+    film = shoot(RING, np.random.default_rng(0))
+    (actor,) = film.actors
+    true = actor.position.copy(), actor.angle.copy()
+    assert distance(film, [true[0]], [true[1]]) == 0
+    actor.position = actor.position + np.array([3.0, 4.0])
+    assert distance(film, [true[0]], [true[1]]) == pytest.approx(5)
+    actor.position, actor.angle = true[0], true[1] + 2 / 4.5  # two pixels at the radius of a small body
+    assert distance(film, [true[0]], [true[1]]) == pytest.approx(2)
+
+
+def test_places_are_where_the_colour_is():
+    film = shoot(RING, np.random.default_rng(0))
+    film.actors[0].opacity[3:] = 0
+    found = places(film)
+    assert found.shape == (16, 2, 2)
+    assert found[3:].isnan().all()
+    assert torch.equal(found[:3, 0], found[:3, 1])
+    colour = render(film)[:3].std(1)  # saturation; (3, h, w)
+    centre = (colour * torch.linspace(-31 / 32, 31 / 32, 32)).sum((1, 2)) / colour.sum((1, 2))
+    assert torch.allclose(found[:3, 0, 0], centre, atol=0.02)
 
 
 def test_frozen_film_has_lost_the_motion_that_is_measured():
@@ -110,11 +135,6 @@ def test_heldout_critic_trains_and_loads(tmp_path):
     videos = graded_batch(0, 0, 1, 4).videos
     assert critic(videos, ["a red ball falls to the ground on a dark background"] * 4).values.max() <= 0
     assert critic.features(videos, ["x"] * 4).shape == (4, 64)
-
-
-def test_unknown_loss_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="loss is 'hinge', expected one of ranking, regression"):
-        train_world_critic(replace(WorldCriticConfig(tmp_path, tmp_path), loss="hinge"))
 
 
 def test_vocabulary_covers_every_caption():

@@ -3,12 +3,13 @@
 import json
 from dataclasses import replace
 
+import pytest
 import torch
 
 from besttake.models import load_model
 from besttake.rollout import RolloutConfig, generate
 from besttake.world import export as exporting
-from besttake.world.pretrain_denoiser import DenoiserConfig, learning_rate, train_denoiser
+from besttake.world.pretrain_denoiser import Bank, DenoiserConfig, learning_rate, load_parts, train_denoiser
 from besttake.world.pretrain_vae import VAEConfig, make_vae
 
 
@@ -30,6 +31,27 @@ def test_train_resume_and_export(family, tmp_path, monkeypatch):
     state = torch.load(tmp_path / "second" / family / "denoiser" / "state.pt", weights_only=True)
     assert state["step"] == 3
     assert shot.videos.shape[1:] == (model.default_size()[0], 3, 32, 32)
+
+
+def test_the_bank_holds_the_newest_clips_and_draws_hard_motions_more_often(tmp_path):
+    make_vae(VAEConfig("tiny-cogvideox", tmp_path, clips=8))
+    config = DenoiserConfig(out=tmp_path, bank=48, batch=2000)
+    model = load_parts("tiny-cogvideox", tmp_path)
+    grown, fresh = Bank(model, config, 0, 1), Bank(model, config, 0, 1)
+    for n in (32, 64, 96):
+        grown.grow_to(n)
+    fresh.grow_to(96)  # as after a resume
+    assert len(grown) == len(fresh) == 48
+    assert all(torch.allclose(a, b, atol=0.02) for a, b in zip(grown.latents, fresh.latents, strict=True))
+    assert grown.weights == fresh.weights
+    drawn, _ = grown.draw(config, torch.Generator().manual_seed(0))
+    heaviest, lightest = max(grown.weights), min(grown.weights)
+    often = [sum(torch.equal(x, clip.float()) for x in drawn) for clip in grown.latents]
+    mean = {
+        w: sum(o for o, v in zip(often, grown.weights, strict=True) if v == w) / grown.weights.count(w)
+        for w in (heaviest, lightest)
+    }
+    assert mean[heaviest] / mean[lightest] == pytest.approx(heaviest / lightest, rel=0.35)
 
 
 def test_the_learning_rate_rises_stays_and_falls_to_zero():
