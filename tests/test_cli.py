@@ -10,12 +10,14 @@ from pathlib import Path
 
 import pytest
 import yaml
+from PIL import Image
 
 import besttake.rewards
 from besttake import __version__, cli
 from besttake.cli import RECIPES, main, read_recipe
 from besttake.commands import ClipsConfig, write_clips
 from besttake.data.real import find_clips
+from besttake.data.video import read_video
 
 ROOT = Path(__file__).parent.parent
 
@@ -263,6 +265,10 @@ def test_generate_score_and_train_on_the_pairs(capsys, model_folder, material, t
     assert besttake_says(capsys, *shoot, "--prompts", material / "prompts.txt")[0] == 0
     listed = [json.loads(line) for line in (takes / "takes.jsonl").read_text().splitlines()]
     assert [row["takes"] for row in listed] == [["00000-0.mp4", "00000-1.mp4"], ["00001-0.mp4", "00001-1.mp4"]]
+    height, width = listed[0]["size"]
+    frames = len(read_video(takes / "00000-0.mp4"))
+    with Image.open(takes / "takes.png") as sheet:  # a row a take, a pixel between pictures
+        assert sheet.height / sheet.width == pytest.approx((4 * (height + 1) - 1) / (frames * (width + 1) - 1))
     pairs = takes / "pairs.jsonl"
     status, out, _ = besttake_says(capsys, "score", "--takes", takes / "takes.jsonl", *reward, "--out", pairs)
     assert status == 0

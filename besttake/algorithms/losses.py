@@ -82,11 +82,14 @@ def sft_error(policy: Policy, x_0: Tensor, condition: Condition, t: Time, noise:
     return _mean_square(prediction - schedule.target(x_0, noise, t))
 
 
-def dpo(errors: Errors, beta: float) -> tuple[Float[Tensor, "b"], dict[str, Tensor]]:
+def dpo(errors: Errors, beta: float, guard: float = 0.0) -> tuple[Float[Tensor, "b"], dict[str, Tensor]]:
     """Diffusion-DPO (Wallace et al. 2023, equation 14) with one or more losers per winner, as in RealDPO.
 
     L = sum_n -log sigmoid(-beta/2 (w - v_n)): ln 2 per loser while policy and reference are equal. On rectified flow
     the errors are of the velocity and beta is constant, as Flow-DPO (Liu et al. 2025) recommends.
+
+    With a `guard` > 0, DPO-Positive (Pal et al. 2024): -beta/2 guard max(0, w) is added to each margin. A loser's error
+    grows without end, and may take the winner's along, as long as it grows faster; this stops the winner's.
 
     Returns:
         The loss of each row, and what to watch: the winner's and the losers' errors apart (a loser's error may grow
@@ -104,7 +107,8 @@ def dpo(errors: Errors, beta: float) -> tuple[Float[Tensor, "b"], dict[str, Tens
         "implicit_accuracy": (margin > 0).float().mean(),
         "drift": errors.distance.mean(),
     }
-    return -F.logsigmoid(margin).sum(1), {name: value.detach() for name, value in watched.items()}
+    guarded = margin - beta / 2 * guard * w.clamp(min=0)
+    return -F.logsigmoid(guarded).sum(1), {name: value.detach() for name, value in watched.items()}
 
 
 def _mean_square(x: Tensor) -> Float[Tensor, "b"]:

@@ -37,6 +37,8 @@ class Config(TrainConfig):
     """Takes of each prompt, of which the best is held against the worst."""
     beta: float = 500.0
     """How far the policy may move from its reference: smaller = further."""
+    guard: float = 0.0
+    """How hard a winner's error is kept from rising above the reference's (DPO-Positive); 0 = as in the paper."""
     margin: float = 0.0
     """Pairs whose scores differ by no more are dropped."""
     draws: int = 1
@@ -52,10 +54,10 @@ class Config(TrainConfig):
             raise ValueError(f"prompts_per_step is {self.prompts_per_step}; a step needs at least 1")
         if self.candidates < 2:
             raise ValueError(f"candidates is {self.candidates}; best against worst needs at least 2")
-        if self.beta <= 0 or self.draws < 1 or self.margin < 0:
+        if self.beta <= 0 or self.draws < 1 or self.margin < 0 or self.guard < 0:
             raise ValueError(
-                f"beta is {self.beta}, draws {self.draws} and margin {self.margin}; "
-                "expected beta > 0, draws >= 1, margin >= 0"
+                f"beta is {self.beta}, draws {self.draws}, margin {self.margin} and guard {self.guard}; "
+                "expected beta > 0, draws >= 1, margin >= 0, guard >= 0"
             )
 
 
@@ -86,5 +88,5 @@ def try_critic(critic: Callable[[Video, list[str]], Tensor], prompt: str, size: 
 def pair_loss(policy: Policy, pairs: Pairs, config: Config, generator: torch.Generator):
     """The DPO loss of pairs whose winner and loser share a time and a noise, drawn for this step."""
     errors = drawn_errors(policy, pairs.clips, pairs.condition, generator, draws=config.draws)
-    loss, watched = dpo(errors, config.beta)
+    loss, watched = dpo(errors, config.beta, config.guard)
     return loss.mean(), watched

@@ -116,17 +116,28 @@ def tint(film: Film, severity: float, rng: np.random.Generator) -> None:
 
 
 def mesh(film: Film, severity: float, rng: np.random.Generator) -> None:
-    """A texture repeats over the frame, still or from frame to frame: what is left of a model's patches."""
-    size, still = int(rng.choice([4, 8])), rng.random() < 0.5
-    tile = rng.standard_normal((1 if still else film.frames, size, size, 3))
-    tile = tile.mean(-1, keepdims=True) * 3**0.5 if rng.random() < 0.5 else tile  # grey, or coloured
-    film.overlay = film.overlay + 0.07 * severity * np.tile(tile, (1, WIDTH // size, WIDTH // size, 1))
+    """A texture over the frame, still or changing, as a model's patches leave it: one tile again and again, or patches
+    of 4 pixels that each have a level of their own."""
+    frames, tiled = 1 if rng.random() < 0.5 else film.frames, rng.random() < 0.5
+    size, repeats = (int(rng.choice([4, 8])), 1) if tiled else (WIDTH // 4, 4)
+    texture = rng.standard_normal((frames, size, size, 3))
+    texture = texture.mean(-1, keepdims=True) * 3**0.5 if rng.random() < 0.5 else texture  # grey, or coloured
+    texture = texture.repeat(repeats, 1).repeat(repeats, 2)
+    again = WIDTH // texture.shape[1]
+    film.overlay = film.overlay + 0.07 * severity * np.tile(texture, (1, again, again, 1))
+
+
+def glare(film: Film, severity: float, rng: np.random.Generator) -> None:
+    """The bodies are brighter, or darker, than such bodies are."""
+    factor = 1 + 0.4 * severity * rng.choice([-1, 1])
+    for actor in film.actors:
+        actor.colour = np.clip(actor.colour * factor, 0, 1)
 
 
 Flaw = Callable[[Film, float, np.random.Generator], None]
 FLAWS: dict[str, Flaw] = {
     flaw.__name__: flaw
-    for flaw in (flicker, jitter, teleport, melt, freeze, vanish, recolour, blur, noise, warp, stray, tint, mesh)
+    for flaw in (flicker, jitter, teleport, melt, freeze, vanish, recolour, blur, noise, warp, stray, tint, mesh, glare)
 }
 
 WEB = {

@@ -162,7 +162,16 @@ def codec_like(videos: Tensor, seed: int) -> Tensor:
 # --- the training critic -----------------------------------------------------------------------------------------
 
 BLAME = {
-    "visual quality": {"blur": 1.0, "noise": 1.0, "melt": 1.0, "warp": 1.5, "recolour": 0.5, "tint": 1.0, "mesh": 1.5},
+    "visual quality": {
+        "blur": 1.0,
+        "noise": 1.0,
+        "melt": 1.0,
+        "warp": 1.5,
+        "recolour": 0.5,
+        "tint": 1.0,
+        "mesh": 2.0,
+        "glare": 0.7,
+    },
     "temporal consistency": {
         "flicker": 1.0,
         "jitter": 1.0,
@@ -176,7 +185,7 @@ BLAME = {
 }
 """How much each flaw, at severity 1, takes from a dimension."""
 
-OFTEN = {"stray": 0.25}
+OFTEN = {"stray": 0.25, "mesh": 0.2}
 """How often a flaw comes, where that is not 0.11."""
 
 FAR = 5.0

@@ -78,6 +78,14 @@ def test_two_losers_by_hand():
     assert watched["loser_error"].item() == pytest.approx(0.95)
 
 
+def test_the_guard_counts_only_a_winner_that_gets_worse():
+    worse, better = errors([[1.1, 1.4]], [[1.0, 1.0]]), errors([[0.9, 1.2]], [[1.0, 1.0]])
+    # beta 4: the margin of w = .1, v = .4 is .6; a guard of 2 takes 2 * 2 * .1 off it
+    assert dpo(worse, 4, guard=2)[0].item() == pytest.approx(math.log(1 + math.exp(-0.2)), rel=1e-5)
+    assert dpo(worse, 4, guard=2)[1]["margin"].item() == pytest.approx(0.6, abs=1e-6)
+    assert torch.equal(dpo(better, 4, guard=2)[0], dpo(better, 4)[0])
+
+
 def test_rows_are_not_mixed():
     rows = errors([[0.9, 1.2], [1.5, 0.1]], [[1.0, 1.0], [1.0, 1.0]])
     alone = [dpo(errors([p.tolist()], [r.tolist()]), 3)[0] for p, r in zip(rows.policy, rows.reference, strict=True)]

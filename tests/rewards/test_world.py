@@ -25,6 +25,7 @@ CLEAN_SCORE = CRITIC(CLEAN, PROMPTS)
         ("warp", "visual quality"),
         ("tint", "visual quality"),
         ("mesh", "visual quality"),
+        ("glare", "visual quality"),
         ("flicker", "temporal consistency"),
         ("jitter", "temporal consistency"),
         ("teleport", "temporal consistency"),

@@ -59,22 +59,22 @@ def test_clean_clips_pass_through_a_codec(clean):
     assert measured["caption_agreement"].all()
 
 
+MEASURED = [flaw for flaw in FLAWS if flaw not in ("mesh", "glare")]
+"""Only the critics see the others, but for a mesh as fine as noise."""
+
+
 @pytest.fixture(scope="module")
 def flawed() -> dict[str, list[bool]]:
     """Each flaw on three captions and two seeds, through a codec: was it found?"""
-    cases = [(flaw, caption, seed) for flaw in FLAWS for caption in (BALL, SQUARE, HIT) for seed in range(2)]
+    cases = [(flaw, caption, seed) for flaw in MEASURED for caption in (BALL, SQUARE, HIT) for seed in range(2)]
     videos = torch.stack([through_a_codec(film(caption, flaw, seed=seed)) for flaw, caption, seed in cases])
     flaws = measure_all(videos, [str(caption) for _, caption, _ in cases])["flaws"]
-    seen_as = {name: name for name in FLAWS} | {
-        "warp": "jitter",
-        "stray": "astray",
-        "mesh": "noise",
-    }  # a torn body shakes
+    seen_as = {name: name for name in MEASURED} | {"warp": "jitter", "stray": "astray"}  # a torn body shakes
     found = list(zip(flaws, cases, strict=True))
-    return {name: [seen_as[name] in seen for seen, case in found if case[0] == name] for name in FLAWS}
+    return {name: [seen_as[name] in seen for seen, case in found if case[0] == name] for name in MEASURED}
 
 
-@pytest.mark.parametrize("flaw", FLAWS)
+@pytest.mark.parametrize("flaw", MEASURED)
 def test_each_flaw_is_found_through_a_codec(flaw, flawed):
     assert sum(flawed[flaw]) >= 5  # of 6: a jump may land where the body was bound to go
 
