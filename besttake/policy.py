@@ -96,6 +96,29 @@ class Policy:
         finally:
             _copy(current, self.trainable)
 
+    @contextmanager
+    @torch.no_grad()
+    def merged(self) -> Iterator[None]:
+        """Within this context a LoRA is part of the base's own weights: to sample then costs what the base model does.
+
+        Afterwards the weights are what they were, to the bit. A base in half precision would round the sum and is left
+        as it is.
+        """
+        layers: list[Any] = list(_adapter_layers(self.model.denoiser)) if self.config.train == "lora" else []
+        weights = [layer.get_base_layer().weight for layer in layers]
+        if any(weight.dtype != torch.float32 for weight in weights):
+            layers = weights = []
+        kept = [weight.clone() for weight in weights]
+        for layer, weight in zip(layers, weights, strict=True):
+            weight += layer.get_delta_weight("policy")
+            layer._disable_adapters = True
+        try:
+            yield
+        finally:
+            for layer, weight, before in zip(layers, weights, kept, strict=True):
+                weight.copy_(before)
+                layer._disable_adapters = False
+
     def save(self, folder: Path) -> None:
         """Write what was trained as users load it: for `pipe.load_lora_weights(folder)`, or `folder/transformer`."""
         with self.averaged():

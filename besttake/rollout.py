@@ -7,6 +7,7 @@ on (seed, step, prompt, candidate), so that one process and eight shoot the same
 from __future__ import annotations
 
 import zlib
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -87,7 +88,8 @@ def generate(
     for start in range(0, len(rows), config.batch):
         part = slice(start, start + config.batch)
         told = {name: value[part] for name, value in condition.items()}
-        latents.append(denoise(shooter, noise[part].to(model.device), told, config, negative))
+        with shooter.merged() if isinstance(shooter, Policy) else nullcontext():
+            latents.append(denoise(shooter, noise[part].to(model.device), told, config, negative))
         videos.append(model.decode(latents[-1]).float().clamp(-1, 1) if decode else torch.empty(0))
     return Rollout(torch.cat(latents), torch.cat(videos), rows, condition, n)
 

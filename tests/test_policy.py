@@ -76,6 +76,18 @@ def test_only_the_policys_lora_gets_gradients_even_after_the_reference_was_asked
     assert all(parameter.grad.any() for parameter in policy.trainable.values())
 
 
+def test_merged_it_predicts_the_same_and_is_put_back_to_the_bit(model, asked):
+    policy = Policy(model, PolicyConfig(rank=4))
+    disturb(policy)
+    before = {name: weight.clone() for name, weight in model.denoiser.state_dict().items()}
+    alone = predictions(policy, asked)[0]
+    with policy.merged():
+        assert any(not torch.equal(weight, before[name]) for name, weight in model.denoiser.state_dict().items())
+        torch.testing.assert_close(predictions(policy, asked)[0], alone, atol=1e-4, rtol=1e-4)
+    assert all(torch.equal(weight, before[name]) for name, weight in model.denoiser.state_dict().items())
+    assert torch.equal(predictions(policy, asked)[0], alone)
+
+
 @pytest.mark.parametrize("train", ["lora", "full"])
 def test_the_references_average_moves_by_exactly_one_part_in_a_thousand(cogvideox, train):
     policy = Policy(cogvideox, PolicyConfig(train=train, rank=2))
