@@ -5,11 +5,13 @@
 
 Each run is an ordinary `besttake train` in a process of its own with one thread. Time counts training alone, except
 that offline DPO pays for the making of its pairs. What a run showed is kept under `results`, one small file each; a run
-whose file is there is not made again. Tables are printed as Markdown and written to `results/tables.md`.
+whose file is there is not made again, unless its recipe or the embedded weights have changed since. Tables are
+printed as Markdown and written to `results/tables.md`.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import statistics
@@ -23,6 +25,9 @@ from pathlib import Path
 
 import tyro
 
+from besttake.cli import read_recipe
+from besttake.configuration import fingerprint
+from besttake.embedded import FOLDER, embedded_model
 from besttake.report.folder import read_run
 from besttake.rewards.world import DIMENSIONS
 from besttake.world.measure import FLAWS
@@ -45,13 +50,19 @@ def _online(name: str, *flags: str) -> Arm:
     return Arm(name, ONLINE, flags)
 
 
+def _swept(setting: str, values: tuple[int, ...]) -> list[Arm]:
+    """An arm for each value; the recipe's own needs no flag, and so no run of its own."""
+    own, flag = getattr(read_recipe(ONLINE), setting), f"--{setting.replace('_', '-')}"
+    return [_online(f"{setting.replace('_', ' ')} {v}", *(() if v == own else (flag, str(v)))) for v in values]
+
+
 TABLES: dict[str, list[Arm]] = {
     "online": [_online("OnlineVPO"), Arm("offline DPO", "dpo-tiny"), Arm("SFT", "sft-tiny")],
     "realdpo": [Arm("RealDPO", "realdpo-tiny"), Arm("SFT", "sft-tiny")],
     "curriculum": [_online("refreshed reference"), _online("fixed reference", "--refresh-every", "0")],
-    "candidates": [_online(f"N = {n}", "--candidates", str(n)) for n in (2, 4, 6, 8)],
-    "refresh": [_online(f"every {k}", "--refresh-every", str(k)) for k in (5, 10, 20, 40)],
-    "beta": [_online(f"beta {beta}", "--beta", str(beta)) for beta in (100, 500, 2000)],
+    "candidates": _swept("candidates", (2, 4, 6, 8)),
+    "refresh": _swept("refresh_every", (5, 10, 20, 40)),
+    "beta": _swept("beta", (100, 500, 2000)),
     "reward": [
         _online("as in the recipe"),
         *(_online(f"{dimension} alone", "--reward.weights", dimension, "1") for dimension in DIMENSIONS),
@@ -104,9 +115,9 @@ def name_of(arm: Arm, seed: int) -> str:
 
 def train(arm: Arm, seed: int, config: ClaimsConfig) -> None:
     """One run, unless its result is there."""
-    name = name_of(arm, seed)
-    out, result = config.out / name, config.results / f"{name}.json"
-    if result.exists():
+    name, made_of = name_of(arm, seed), ingredients(arm, config)
+    out, result = config.out / f"{name}-{made_of}", config.results / f"{name}.json"
+    if result.exists() and json.loads(result.read_text())["made_of"] == made_of:
         return
     minutes, flags = config.minutes, list(arm.flags)
     if arm.recipe == "dpo-tiny":
@@ -121,7 +132,16 @@ def train(arm: Arm, seed: int, config: ClaimsConfig) -> None:
     summary = json.loads((out / "summary.json").read_text())
     kept = {column: {key: summary[column][key] for key in KEPT} for column in ("before", "after", "real")}
     config.results.mkdir(parents=True, exist_ok=True)
-    result.write_text(json.dumps({**kept, "steps": read_run(out).steps_done, "minutes": config.minutes}, indent=1))
+    about = {"made_of": made_of, "steps": read_run(out).steps_done}
+    result.write_text(json.dumps({**kept, **about}, indent=1))
+
+
+def ingredients(arm: Arm, config: ClaimsConfig) -> str:
+    """A hash of what a run is made of but for its flags and seed: the recipe, the minutes, the weights it loads."""
+    critics = (FOLDER / "weights").glob("critic-*/*.safetensors")
+    weights = sorted([*Path(embedded_model(config.model)).rglob("*.safetensors"), *critics])
+    about = f"{fingerprint(read_recipe(arm.recipe))} {config.minutes}".encode()
+    return hashlib.sha256(about + b"".join(file.read_bytes() for file in weights)).hexdigest()[:8]
 
 
 def make_pairs(seed: int, config: ClaimsConfig) -> tuple[Path, float]:

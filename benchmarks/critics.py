@@ -1,4 +1,4 @@
-"""Does the training critic rank takes as the measures do? Correlations within a prompt, as a Markdown table.
+"""Does the training critic rank takes as the measures do? Correlations within a prompt, as Markdown tables.
 
     python benchmarks/critics.py                     # 40 validation prompts x 8 takes of the base model; four minutes
 
@@ -20,6 +20,7 @@ from besttake.embedded import embedded_model, embedded_prompts
 from besttake.models import load_model
 from besttake.rewards import load_reward
 from besttake.rollout import RolloutConfig, generate
+from besttake.world.captions import Caption
 from besttake.world.measure import measure_all
 from besttake.world.pretrain_critics import graded_batch
 
@@ -39,7 +40,7 @@ class CriticsConfig:
 
 
 def main(config: CriticsConfig) -> None:
-    """Print the table."""
+    """Print that table, and which motions the model knows: the share of its takes that leave their track."""
     prompts = read_prompts(embedded_prompts("world-validation"))[: config.prompts]
     model = load_model(embedded_model(config.model))
     takes = generate(model, prompts, config.rollout, n=config.takes, seed=(config.seed,))
@@ -57,6 +58,11 @@ def main(config: CriticsConfig) -> None:
     for i, dimension in enumerate(score.dimensions):
         cells = [f"{within(score[dimension], measure, config.takes):.2f}" for measure in seen.values()]
         print(f"| {dimension} | {right[i]:.2f} | " + " | ".join(cells) + " |")
+    print("\n| motion | takes | off their track |\n| --- | --- | --- |")
+    astray = np.array(["astray" in flaws for flaws in measures["flaws"]])
+    motions = np.array([Caption.parse(prompt).motion for prompt in takes.prompts])
+    for motion in np.unique(motions):
+        print(f"| {motion} | {(motions == motion).sum()} | {astray[motions == motion].mean():.2f} |")
 
 
 def within(a: Tensor, b: Tensor, takes: int) -> float:

@@ -14,12 +14,12 @@ import numpy as np
 import torch
 import tyro
 from torch import Tensor
-from torch.nn import functional as F
 
 from besttake.world.captions import Caption, sample_caption
 from besttake.world.film import render, shoot
 from besttake.world.flaws import FLAWS
 from besttake.world.measure import measure_all
+from besttake.world.pretrain_critics import soften
 
 CALLED = {"stray": "astray", "warp": "any", "mesh": "any", "glare": "any"}
 """What the measures call a flaw; three have no measure of their own."""
@@ -49,7 +49,8 @@ def main(config: DetectionConfig) -> None:
 def shares(flaw: str | None, severity: float, config: DetectionConfig) -> dict[str, float]:
     """The share of clips in which each flaw is found, and `any`."""
     videos, captions = zip(*(film(flaw, severity, config.seed, i) for i in range(config.clips)), strict=True)
-    found = measure_all(soft(torch.stack(videos)), [str(caption) for caption in captions])["flaws"]
+    soft = soften(torch.stack(videos), torch.full((len(videos),), 0.4), 2 * 0.02, torch.Generator().manual_seed(0))
+    found = measure_all(soft, [str(caption) for caption in captions])["flaws"]
     names = {name for flaws in found for name in flaws}
     return {"any": np.mean([bool(flaws) for flaws in found]), **{n: np.mean([n in f for f in found]) for n in names}}
 
@@ -61,15 +62,6 @@ def film(flaw: str | None, severity: float, seed: int, i: int) -> tuple[Tensor, 
     if flaw:
         FLAWS[flaw](clip, severity, rng)
     return render(clip, rng), caption
-
-
-def soft(videos: Tensor, sigma: float = 0.4, grain: float = 0.02) -> Tensor:
-    """Videos `b f c h w` blurred and grainy."""
-    taps = torch.exp(-0.5 * (torch.arange(-2, 3) / sigma) ** 2)
-    kernel = (taps / taps.sum()).outer(taps / taps.sum())[None, None]
-    flat = F.pad(videos.flatten(0, 2)[:, None], (2, 2, 2, 2), mode="replicate")
-    noise = torch.randn(videos.shape, generator=torch.Generator().manual_seed(0))
-    return (F.conv2d(flat, kernel).view(videos.shape) + 2 * grain * noise).clamp(-1, 1)
 
 
 if __name__ == "__main__":

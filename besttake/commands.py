@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 from rich.console import Console
 from rich.progress import track
+from torch.nn import functional
 
 from besttake.data.files import atomic, read_jsonl
 from besttake.data.pairs import PreferencePair, write_pairs
@@ -69,7 +70,7 @@ def generate_takes(config: GenerateConfig) -> Path:
     for i, prompt in enumerate(track(prompts, "shooting", console=Console(stderr=True))):
         takes = generate(model, [prompt], config.rollout, n=config.n, seed=(config.seed,))
         files = [f"{i:05d}-{k}.mp4" for k in range(config.n)]
-        looks += takes.videos[: SHEET - len(looks)]
+        looks += [_glimpse(video) for video in takes.videos[: SHEET - len(looks)]]
         for file, video in zip(files, takes.videos, strict=True):
             write_video(config.out / file, video, model.fps, upscale=enlargement(video))
         rows.append({"prompt": prompt, "takes": files, "policy": policy, "size": list(takes.videos.shape[-2:])})
@@ -78,6 +79,13 @@ def generate_takes(config: GenerateConfig) -> Path:
     contact_sheet(looks, config.out / "takes.png", upscale=enlargement(looks[0]))
     print(f"{len(prompts) * config.n} takes of {len(prompts)} prompts: {config.out / 'takes.jsonl'}")
     return config.out / "takes.jsonl"
+
+
+def _glimpse(video: torch.Tensor, frames: int = 16, height: int = 160) -> torch.Tensor:
+    """A video `f c h w` as a contact sheet has room for it: at most so many frames, evenly, and so many pixels high."""
+    some = video[:: -(-len(video) // frames)].cpu()
+    scale = height / some.shape[-2]
+    return functional.interpolate(some, scale_factor=scale, mode="area") if scale < 1 else some
 
 
 @dataclass(frozen=True)

@@ -109,10 +109,10 @@ class Policy:
         if any(weight.dtype != torch.float32 for weight in weights):
             layers = weights = []
         kept = [weight.clone() for weight in weights]
-        for layer, weight in zip(layers, weights, strict=True):
-            weight += layer.get_delta_weight("policy")
-            layer._disable_adapters = True
         try:
+            for layer, weight in zip(layers, weights, strict=True):
+                weight += layer.get_delta_weight("policy")
+                layer._disable_adapters = True
             yield
         finally:
             for layer, weight, before in zip(layers, weights, kept, strict=True):

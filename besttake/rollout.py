@@ -85,12 +85,12 @@ def generate(
     condition = {name: value.repeat_interleave(n, 0) for name, value in unique.items()}
     negative = model.encode_negative(1) if config.guidance != 1 else None
     latents, videos = [], []
-    for start in range(0, len(rows), config.batch):
-        part = slice(start, start + config.batch)
-        told = {name: value[part] for name, value in condition.items()}
-        with shooter.merged() if isinstance(shooter, Policy) else nullcontext():
+    with shooter.merged() if isinstance(shooter, Policy) else nullcontext():
+        for start in range(0, len(rows), config.batch):
+            part = slice(start, start + config.batch)
+            told = {name: value[part] for name, value in condition.items()}
             latents.append(denoise(shooter, noise[part].to(model.device), told, config, negative))
-        videos.append(model.decode(latents[-1]).float().clamp(-1, 1) if decode else torch.empty(0))
+            videos.append(model.decode(latents[-1]).float().clamp(-1, 1) if decode else torch.empty(0))
     return Rollout(torch.cat(latents), torch.cat(videos), rows, condition, n)
 
 

@@ -9,13 +9,14 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from PIL import Image
 
 import besttake.rewards
 from besttake import __version__, cli
 from besttake.cli import RECIPES, main, read_recipe
-from besttake.commands import ClipsConfig, write_clips
+from besttake.commands import ClipsConfig, _glimpse, write_clips
 from besttake.data.real import find_clips
 from besttake.data.video import read_video
 
@@ -289,6 +290,12 @@ def test_generate_score_and_train_on_the_pairs(capsys, model_folder, material, t
 def test_lists_of_takes_that_are_none(refuses, tmp_path, content, words):
     (tmp_path / "takes.jsonl").write_text(content)
     refuses("score", "--takes", tmp_path / "takes.jsonl", "--reward", "temporal-flicker", words=words)
+
+
+def test_a_contact_sheet_has_room_for_large_videos():
+    assert _glimpse(torch.zeros(81, 3, 480, 832)).shape == (14, 3, 160, 277)  # every sixth frame
+    small = torch.rand(16, 3, 32, 32)
+    assert torch.equal(_glimpse(small), small)
 
 
 def test_generate_without_takes(refuses):

@@ -147,10 +147,15 @@ def _ids(captions: list[Caption]) -> Tensor:
 
 def codec_like(videos: Tensor, seed: int) -> Tensor:
     """Each video `b f c h w` a little soft (Gaussian, up to 0.6 pixels) and grainy (up to 0.03), two thirds of them."""
-    generator = torch.Generator().manual_seed(seed)
-    b, f, c, h, w = videos.shape
+    generator, b = torch.Generator().manual_seed(seed), len(videos)
     sigma = 0.6 * torch.rand(b, generator=generator) * (torch.rand(b, generator=generator) < 0.67)
     grain = 0.03 * torch.rand(b, 1, 1, 1, 1, generator=generator) * (sigma > 0).view(-1, 1, 1, 1, 1)
+    return soften(videos, sigma, grain, generator)
+
+
+def soften(videos: Tensor, sigma: Tensor, grain: Tensor | float, generator: torch.Generator) -> Tensor:
+    """Videos `b f c h w`, each blurred by its own `sigma` (b,), in pixels, and with noise of deviation `grain`."""
+    b, f, c, h, w = videos.shape
     taps = torch.exp(-0.5 * (torch.arange(-2, 3) / sigma.clamp(min=0.05)[:, None]) ** 2)
     taps = (taps / taps.sum(1, keepdim=True)).repeat_interleave(f * c, 0)
     x = F.pad(videos.reshape(1, b * f * c, h, w), (2, 2, 2, 2), mode="replicate")
@@ -226,9 +231,9 @@ def _group(rng: np.random.Generator, takes: int, split: str) -> list[tuple]:
     for _ in range(takes):
         shown, swaps = _swapped(caption, rng) if rng.random() < 0.25 else (caption, 0)
         film = deepcopy(shared) if shared and shown == caption else shoot(shown, rng)
-        true = [actor.position.copy() for actor in film.actors], [actor.angle.copy() for actor in film.actors]
+        true = deepcopy(film)
         severities, moved = spoil_any(film, rng)
-        away = distance(film, *true)
+        away = distance(film, true)
         if rng.random() < 0.02:
             swaps, moved, away = 4, 0.0, FAR
             for actor in film.actors:
@@ -246,11 +251,13 @@ def places(film: Film) -> Tensor:
     return torch.tensor(np.stack(there, 1), dtype=torch.float32) * 2 / WIDTH - 1
 
 
-def distance(film: Film, positions: list[np.ndarray], angles: list[np.ndarray]) -> float:
+def distance(film: Film, true: Film) -> float:
     """Root mean square distance of the worse body to its true path, in pixels; an angle counts at the radius."""
-    turned = [SIZES[a.body.size] * (a.angle - angle) for a, angle in zip(film.actors, angles, strict=True)]
-    moved = [((a.position - true) ** 2).sum(1) for a, true in zip(film.actors, positions, strict=True)]
-    return float(max((m + t**2).mean() ** 0.5 for m, t in zip(moved, turned, strict=True)))
+    worst = 0.0
+    for one, other in zip(film.actors, true.actors, strict=True):
+        turned = SIZES[one.body.size] * (one.angle - other.angle)
+        worst = max(worst, float((((one.position - other.position) ** 2).sum(1) + turned**2).mean() ** 0.5))
+    return worst
 
 
 def spoil_any(film: Film, rng: np.random.Generator) -> tuple[dict[str, float], float]:

@@ -1,4 +1,5 @@
 import json
+from copy import deepcopy
 
 import numpy as np
 import pytest
@@ -48,12 +49,15 @@ def test_qualities_by_hand():
 def test_distance_to_the_true_path_by_hand():
     film = shoot(RING, np.random.default_rng(0))
     (actor,) = film.actors
-    true = actor.position.copy(), actor.angle.copy()
-    assert distance(film, [true[0]], [true[1]]) == 0
+    true = deepcopy(film)
+    assert distance(film, true) == 0
     actor.position = actor.position + np.array([3.0, 4.0])
-    assert distance(film, [true[0]], [true[1]]) == pytest.approx(5)
-    actor.position, actor.angle = true[0], true[1] + 2 / 4.5  # two pixels at the radius of a small body
-    assert distance(film, [true[0]], [true[1]]) == pytest.approx(2)
+    assert distance(film, true) == pytest.approx(5)
+    actor.position, actor.angle = (
+        true.actors[0].position,
+        true.actors[0].angle + 2 / 4.5,
+    )  # two pixels at the radius of a small body
+    assert distance(film, true) == pytest.approx(2)
 
 
 def test_places_are_where_the_colour_is():
