@@ -31,8 +31,12 @@ class Schedule(ABC):
         """The (x_0, noise) that a prediction at `x_t` stands for."""
 
     @abstractmethod
-    def sample_times(self, n: int, generator: torch.Generator, low: float = 0.0, high: float = 1.0) -> Time:
-        """`n` training times in [low, high], as this schedule distributes them; ValueError if there are none there."""
+    def times(self, u: Tensor, low: float = 0.0, high: float = 1.0) -> Time:
+        """Training times in [low, high] for numbers `u` in [0, 1): uniform ones give this schedule's distribution.
+
+        Raises:
+            ValueError: there are no training times in [low, high].
+        """
 
     @abstractmethod
     def timestep(self, t: Time) -> Tensor:
@@ -41,6 +45,10 @@ class Schedule(ABC):
     @abstractmethod
     def time(self, timestep: Tensor) -> Time:
         """The time a sampler's timestep stands for: the inverse of `timestep`."""
+
+    def sample_times(self, n: int, generator: torch.Generator, low: float = 0.0, high: float = 1.0) -> Time:
+        """`n` random training times in [low, high]; ValueError if there are none there."""
+        return self.times(torch.rand(n, generator=generator), low, high)
 
     def add_noise(self, x_0: Latent, noise: Latent, t: Time) -> Latent:
         """x_t, the noised latents."""
@@ -76,14 +84,14 @@ class VPrediction(Schedule):
         alpha, sigma = (_like(scale, x_t) for scale in self.alpha_sigma(t))
         return alpha * x_t - sigma * prediction, sigma * x_t + alpha * prediction
 
-    def sample_times(self, n: int, generator: torch.Generator, low: float = 0.0, high: float = 1.0) -> Time:
+    def times(self, u: Tensor, low: float = 0.0, high: float = 1.0) -> Time:
         """Uniform over the discrete times in (low, high]."""
         first, last = (math.floor(round(bound * self.steps, 6)) for bound in (low, high))  # .57 * 100 is 56.99...
         if not 0 <= first < last <= self.steps:
             raise ValueError(
                 f"no training time in ({low}, {high}]: expected a range within [0, 1], of 1/{self.steps} at least"
             )
-        return torch.randint(first + 1, last + 1, (n,), generator=generator) / self.steps
+        return (first + 1 + (u * (last - first)).long().clamp(max=last - first - 1)) / self.steps  # rounded, u may be 1
 
     def timestep(self, t: Time) -> Tensor:
         return (t * self.steps).round().long() - 1
@@ -114,12 +122,12 @@ class RectifiedFlow(Schedule):
         time = _like(t.float(), x_t)
         return x_t - time * prediction, x_t + (1 - time) * prediction
 
-    def sample_times(self, n: int, generator: torch.Generator, low: float = 0.0, high: float = 1.0) -> Time:
+    def times(self, u: Tensor, low: float = 0.0, high: float = 1.0) -> Time:
         """Shifted uniform times; `low` and `high` bound the time itself, not the uniform number behind it."""
         if not 0 <= low < high <= 1:
             raise ValueError(f"no training time in [{low}, {high}]: expected a range within [0, 1]")
         lower, upper = self._unshift(low), self._unshift(high)
-        u = lower + (upper - lower) * torch.rand(n, generator=generator)
+        u = lower + (upper - lower) * u
         return self.shift * u / (1 + (self.shift - 1) * u)
 
     def _unshift(self, t: float) -> float:

@@ -70,6 +70,10 @@ def test_the_sigmas_of_the_flow_sampler_are_its_times():
     torch.testing.assert_close(FLOW.time(sampler.timesteps), sampler.sigmas[:-1])
 
 
+def test_numbers_rounded_up_to_one_give_the_last_time(schedule):
+    assert schedule.times(torch.ones(1)) == 1
+
+
 def test_times_are_drawn_over_the_whole_range(schedule):
     t = draw(schedule)
     assert t.shape == (2000,)

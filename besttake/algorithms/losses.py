@@ -61,16 +61,16 @@ def drawn_errors(
 ) -> Errors:
     """`denoising_errors` at times in [`low`, `high`] and with noise drawn from `generator`, `draws` of each per row.
 
-    More draws are averaged before the loss, each of a part of the range of its own. DPO's log-ratio is an expectation
-    over time and noise; from one draw it is mostly noise.
+    More draws are averaged before the loss, each with its own share of the schedule's times. DPO's log-ratio is an
+    expectation over time and noise; from one draw it is mostly noise.
     """
     b, k = clips.shape[:2]
-    part, schedule = (high - low) / draws, policy.model.schedule
-    times = [schedule.sample_times(b, generator, low + i * part, low + (i + 1) * part) for i in range(draws)]
+    part = torch.arange(draws).repeat_interleave(b)
+    times = policy.model.schedule.times((part + torch.rand(b * draws, generator=generator)) / draws, low, high)
     rows = clips.repeat(draws, *[1] * (clips.ndim - 1))
     told = {name: value.repeat(draws, *[1] * (value.ndim - 1)) for name, value in condition.items()}
     noise = draw_noise(rows[:, 0].shape, generator, like=clips)
-    errors = denoising_errors(policy, rows, told, torch.cat(times).to(clips.device), noise)
+    errors = denoising_errors(policy, rows, told, times.to(clips.device), noise)
     each = (errors.policy, errors.reference, errors.distance)
     return Errors(*(error.view(draws, b, k).mean(0) for error in each))
 

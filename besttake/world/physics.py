@@ -2,7 +2,8 @@
 
 The frame is 32 x 32 pixels with y downwards; the floor lies at y = 28. One gravity holds everywhere, but for the
 pendulum, which swings within two seconds. What a motion is free in (start, speed, phase ...) are dials in [0, 1]; the
-laws take thousands of settings at once, as a search for the true track nearest to a measured one needs it.
+laws take thousands of settings at once, as a search for the true track nearest to a measured one needs it. Films are
+staged: of what the laws allow they show a part, so that a small model can learn it.
 """
 
 from __future__ import annotations
@@ -56,16 +57,26 @@ def extent(bodies: tuple[Body, ...]) -> np.ndarray:
 def simulate(caption: Caption, rng: np.random.Generator, frames: int = FRAMES) -> list[Track]:
     """True motion for a caption, one track per body; what is free of it comes from `rng`."""
     motion = caption.motion.split()[0]
-    dials = rng.random((1, DIALS[motion]))
+    dials = _staged(motion, rng.random((1, DIALS[motion])))
     angle = np.zeros(frames)
     if motion == "spins":
-        rate = rng.uniform(0.18, 0.3) * rng.choice([-1, 1])
-        angle = rng.uniform(0, 2 * np.pi) + rate * np.arange(frames)
+        angle = rng.uniform(0.18, 0.3) * rng.choice([-1, 1]) * np.arange(frames)
     (positions,) = true_tracks(caption.motion, dials, extent(tuple(caption.bodies))[None], frames)
     if motion == "swings":
         away = positions[0] - PIVOT
         angle = -np.arctan2(away[:, 0], away[:, 1])
     return [Track(position, angle) for position in positions]
+
+
+def _staged(motion: str, dials: np.ndarray) -> np.ndarray:
+    """Dials (n, d) of films: a circle begins at its top, a pendulum at rest, a floating body slowly in the middle."""
+    if motion == "circles":
+        dials[:, 1] = 0.75
+    elif motion == "swings":
+        dials[:, 2] = np.round(dials[:, 2]) / 2
+    elif motion == "floats":
+        dials[:, 1:] = np.array([0.0, 0.35, 0.35]) + np.array([0.4, 0.3, 0.3]) * dials[:, 1:]
+    return dials
 
 
 def true_tracks(motion: str, dials: np.ndarray, extents: np.ndarray, frames: int = FRAMES) -> np.ndarray:

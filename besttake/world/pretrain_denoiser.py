@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -136,13 +135,13 @@ def diffusion_loss(model: VideoModel, latents: Tensor, text: Tensor, generator: 
 
 
 def training_times(schedule: Schedule, n: int, generator: torch.Generator, bend: float = 0.5) -> Tensor:
-    """One random time from each of `n` parts of (0, 1], narrower in the middle, where shapes are decided: (n,).
+    """One random time from each of `n` parts of the schedule's times, narrower in the middle: shapes are decided there.
 
-    The density at t = 1/2 is 1 / (1 - bend) times the uniform one, at the ends 1 / (1 + bend) times.
+    The density in the middle is 1 / (1 - bend) times the schedule's own, at the ends 1 / (1 + bend) times.
     """
     even = torch.linspace(0, 1, n + 1, dtype=torch.float64)
-    edges = (even + bend * (2 * torch.pi * even).sin() / (2 * torch.pi)).clamp(0, 1).tolist()
-    return torch.cat([schedule.sample_times(1, generator, low, high) for low, high in pairwise(edges)])
+    edges = (even + bend * (2 * torch.pi * even).sin() / (2 * torch.pi)).clamp(0, 1)
+    return schedule.times(torch.lerp(edges[:-1], edges[1:], torch.rand(n, generator=generator).double()).float())
 
 
 class Bank:

@@ -168,22 +168,20 @@ def test_sft_error_is_the_mean_square_distance_to_the_target(model):
     assert sft_error(policy, x_0, told, t, noise).item() == pytest.approx(expected.item(), rel=1e-5)
 
 
-def test_more_draws_are_each_of_a_part_of_the_range_and_averaged_row_by_row(setting, monkeypatch):
+def test_more_draws_are_each_of_a_part_of_the_times_and_averaged_row_by_row(setting, monkeypatch):
     policy, clips, condition, _, _ = setting
-    asked = []
-    sample_times = policy.model.schedule.sample_times
-
-    def spy(b, generator, low, high):
-        asked.append((low, high))
-        return sample_times(b, generator, low, high)
-
-    monkeypatch.setattr(policy.model.schedule, "sample_times", spy)
+    asked, schedule = [], policy.model.schedule
+    times = schedule.times
+    monkeypatch.setattr(schedule, "times", lambda u, *range: asked.append((u, *range)) or times(u, *range))
     found = drawn_errors(policy, clips, condition, torch.Generator().manual_seed(3), 0.2, 0.8, draws=2)
-    assert asked == [(0.2, 0.5), (0.5, 0.8)]
+    ((u, *bounds),) = asked
+    assert bounds == [0.2, 0.8]
+    assert (u.view(2, 2) * 2).long().tolist() == [[0, 0], [1, 1]]  # a half for each draw
     again = torch.Generator().manual_seed(3)
-    times = [sample_times(2, again, *part) for part in asked]
+    torch.rand(4, generator=again)
     noise = draw_noise((4, *clips.shape[2:]), again, like=clips)
-    each = [denoising_errors(policy, clips, condition, t, n).policy for t, n in zip(times, noise.split(2), strict=True)]
+    parts = zip(times(u, *bounds).split(2), noise.split(2), strict=True)
+    each = [denoising_errors(policy, clips, condition, t, n).policy for t, n in parts]
     torch.testing.assert_close(found.policy, torch.stack(each).mean(0), atol=1e-5, rtol=1e-5)
 
 

@@ -91,3 +91,13 @@ def test_the_same_seed_gives_the_same_track():
     a, b, c = track("floats", seed=4)[0], track("floats", seed=4)[0], track("floats", seed=5)[0]
     assert (a.position == b.position).all()
     assert (a.position != c.position).any()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_films_are_staged(seed):
+    y = track("circles clockwise", seed=seed)[0].position[:, 1]
+    assert y[0] == pytest.approx(y.min(), abs=0.2)  # at the top
+    away = np.abs(track("swings", seed=seed)[0].position[:, 0] - PIVOT[0])
+    assert away[0] == pytest.approx(away.max(), abs=0.05)  # let go at one end
+    assert np.abs(track("floats", seed=seed)[0].position[0] - 16).max() < 5
+    assert track("spins", shape="square", seed=seed)[0].angle[0] == 0

@@ -8,8 +8,16 @@ import torch
 
 from besttake.models import load_model
 from besttake.rollout import RolloutConfig, generate
+from besttake.schedules import RectifiedFlow
 from besttake.world import export as exporting
-from besttake.world.pretrain_denoiser import Bank, DenoiserConfig, learning_rate, load_parts, train_denoiser
+from besttake.world.pretrain_denoiser import (
+    Bank,
+    DenoiserConfig,
+    learning_rate,
+    load_parts,
+    train_denoiser,
+    training_times,
+)
 from besttake.world.pretrain_vae import VAEConfig, make_vae
 
 
@@ -31,6 +39,15 @@ def test_train_resume_and_export(family, tmp_path, monkeypatch):
     state = torch.load(tmp_path / "second" / family / "denoiser" / "state.pt", weights_only=True)
     assert state["step"] == 3
     assert shot.videos.shape[1:] == (model.default_size()[0], 3, 32, 32)
+
+
+def test_training_times_are_in_strata_of_the_schedules_own_distribution():
+    schedule, generator = RectifiedFlow(shift=3.0), torch.Generator().manual_seed(0)
+    t = torch.stack([training_times(schedule, 4, generator) for _ in range(200)])
+    assert (t.diff(dim=1) > 0).all()
+    assert t.median() == pytest.approx(0.75, abs=0.02)  # shifted, where uniform times have 0.5
+    inner, outer = t[:, 1:3], schedule.times(torch.tensor([0.25, 0.75]))
+    assert ((outer[0] < inner) & (inner < outer[1])).all()  # narrower than quarters in the middle
 
 
 def test_the_bank_holds_the_newest_clips_and_draws_hard_motions_more_often(tmp_path):
