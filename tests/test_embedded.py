@@ -1,13 +1,16 @@
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from besttake.data.prompts import read_prompts
 from besttake.embedded import FOLDER, embedded_model, embedded_prompts
 from besttake.models import load_model
+from besttake.rollout import RolloutConfig, generate
 from besttake.world.build import build
 from besttake.world.captions import Caption
+from besttake.world.measure import measure_all
 
 
 @pytest.mark.parametrize("split", ["train", "validation", "test"])
@@ -17,11 +20,20 @@ def test_lists_of_prompts_are_shipped(split):
     assert {Caption.parse(prompt).split for prompt in prompts} == {split}
 
 
-def test_the_shipped_text_encoder_is_the_random_one_that_build_makes():
+def test_the_shipped_text_encoder_is_the_random_one_that_build_makes(family):
     """It is trained by nobody: another one at the next export would make the shipped denoiser deaf."""
-    shipped = load_model(embedded_model("tiny-cogvideox")).pipeline.text_encoder.state_dict()
-    made = build("tiny-cogvideox").text_encoder.state_dict()
+    shipped = load_model(embedded_model(family)).pipeline.text_encoder.state_dict()
+    made = build(family).text_encoder.state_dict()
     assert all(torch.equal(shipped[name], made[name].half().float()) for name in made)  # shipped in half precision
+
+
+def test_shipped_models_show_what_they_are_asked_for(family):
+    prompts = [f"a large {colour} ball slides to the right on a dark background" for colour in ("red", "blue", "green")]
+    takes = generate(load_model(embedded_model(family)), prompts, RolloutConfig(steps=8), n=4, seed=(1,))
+    seen = measure_all(takes.videos, takes.prompts)
+    assert np.mean(seen["colour_right"]) > 0.9
+    assert np.mean(seen["background_right"]) > 0.9
+    assert np.mean(seen["shape_iou"]) > 0.6
 
 
 def test_the_weights_are_small():
