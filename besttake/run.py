@@ -49,6 +49,8 @@ class OptimConfig:
     weight_decay: float = 0.0
     warmup: int = 10
     """Updates over which the learning rate rises to `lr`."""
+    decay: float = 0.0
+    """Last share of the steps, over which the learning rate falls linearly to zero."""
     clip: float = 1.0
     """Largest norm of the gradient."""
     accumulate: int = 1
@@ -59,6 +61,8 @@ class OptimConfig:
             raise ValueError(
                 f"optim: lr {self.lr} and clip {self.clip} must be positive, accumulate {self.accumulate} >= 1"
             )
+        if not 0 <= self.decay <= 1:
+            raise ValueError(f"optim.decay is {self.decay}; a share of the steps lies in [0, 1]")
 
 
 @dataclass(frozen=True)
@@ -187,7 +191,7 @@ class Run:
         parameters = [p for p in self.policy.trainable.values() if p.grad is not None]
         if not parameters:
             return False
-        rate = self.config.optim.lr * min(1.0, (self.updates + 1) / max(1, self.config.optim.warmup))
+        rate = self._learning_rate()
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         norm = float(nn.utils.clip_grad_norm_(parameters, self.config.optim.clip))
@@ -199,6 +203,11 @@ class Run:
         self.policy.update_average()
         self.updates += 1
         return True
+
+    def _learning_rate(self) -> float:
+        optim, steps = self.config.optim, self.config.steps
+        factor = min(1.0, (self.updates + 1) / max(1, optim.warmup))
+        return optim.lr * (min(factor, (steps - self.step) / (optim.decay * steps)) if optim.decay else factor)
 
     def _watch(self, last: bool = False) -> None:
         every = self.config.monitor.every

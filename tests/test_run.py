@@ -57,6 +57,13 @@ def test_the_rate_warms_up_and_the_gradient_is_clipped(config):
     assert all(row["gradient_norm"] > 100 for row in rows(run.folder))
 
 
+def test_the_rate_falls_to_zero_over_the_last_share_of_the_steps(config):
+    run = Run(replace(config, steps=5, optim=OptimConfig(lr=1.0, warmup=0, decay=0.8)))
+    for _ in run.steps([0], 1):
+        run.update(next(iter(run.policy.trainable.values())).sum())
+    assert [row["lr"] for row in rows(run.folder)] == [1.0, 1.0, 0.75, 0.5, 0.25]
+
+
 def test_accumulated_steps_are_one_update_of_their_mean(config):
     def gradient(accumulate, losses):
         run = Run(replace(config, out=config.out / str(accumulate), optim=OptimConfig(clip=1e9, accumulate=accumulate)))

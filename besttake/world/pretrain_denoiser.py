@@ -48,7 +48,7 @@ class DenoiserConfig:
     out: Path = Path("runs/pretrain")
     start: Path | None = None
     """Pipeline folder of an earlier leg to go on from: its autoencoder, its denoiser, and its count of steps."""
-    steps: int = 8700
+    steps: int = 35_000
     batch: int = 24
     """Clips a step, in each process."""
     lr: float = 2e-3
