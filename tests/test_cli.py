@@ -131,7 +131,7 @@ def test_weights_given_as_a_flag_replace_those_of_the_recipe(capsys):
     changed, unchanged = (besttake_says(capsys, *words)[1] for words in (flags, (*flags[:2], "--print-config")))
     assert "weights:\n    dynamic degree: 2.0\n" in changed
     assert "visual quality" not in changed
-    assert "visual quality: 1.0" in unchanged
+    assert "visual quality: 1.5" in unchanged
 
 
 def test_an_unknown_command(refuses):
