@@ -121,7 +121,7 @@ def train(arm: Arm, seed: int, config: ClaimsConfig) -> None:
         return
     minutes, flags = config.minutes, list(arm.flags)
     if arm.recipe == "dpo-tiny":
-        pairs, spent = make_pairs(seed, config)
+        pairs, spent = make_pairs(seed, made_of, config)
         minutes, flags = minutes - spent, [*flags, "--data", str(pairs)]
         if minutes <= 0:  # 0 would mean no limit
             raise SystemExit(
@@ -140,13 +140,13 @@ def ingredients(arm: Arm, config: ClaimsConfig) -> str:
     """A hash of what a run is made of but for its flags and seed: the recipe, the minutes, the weights it loads."""
     critics = (FOLDER / "weights").glob("critic-*/*.safetensors")
     weights = sorted([*Path(embedded_model(config.model)).rglob("*.safetensors"), *critics])
-    about = f"{fingerprint(read_recipe(arm.recipe))} {config.minutes}".encode()
+    about = f"{fingerprint(read_recipe(arm.recipe))} {config.minutes} {config.prompts}".encode()
     return hashlib.sha256(about + b"".join(file.read_bytes() for file in weights)).hexdigest()[:8]
 
 
-def make_pairs(seed: int, config: ClaimsConfig) -> tuple[Path, float]:
+def make_pairs(seed: int, made_of: str, config: ClaimsConfig) -> tuple[Path, float]:
     """Preference pairs of the base model's takes, and the minutes it took to make them."""
-    takes = config.out / f"takes-seed{seed}"
+    takes = config.out / f"takes-seed{seed}-{made_of}"
     clock = takes / "minutes.json"
     if not clock.exists():
         began, log = time.perf_counter(), takes.with_suffix(".log")

@@ -181,7 +181,7 @@ class PretrainConfig:
     """Where state and loss curves are kept."""
     threads: int = 2
     steps: int | None = None
-    """Of the denoiser, all legs together; by default those of the shipped weights."""
+    """Of the denoiser, all legs together; by default those of `tiny-cogvideox`."""
     start: Path | None = None
     """Pipeline folder to go on training from, with a fresh optimizer: `besttake/world/weights/tiny-cogvideox`."""
     compile: bool = False

@@ -50,7 +50,7 @@ class OptimConfig:
     warmup: int = 10
     """Updates over which the learning rate rises to `lr`."""
     decay: float = 0.0
-    """Last share of the steps, over which the learning rate falls linearly to zero."""
+    """Last share of the steps, or of the minutes if they end first, over which the learning rate falls to zero."""
     clip: float = 1.0
     """Largest norm of the gradient."""
     accumulate: int = 1
@@ -111,6 +111,7 @@ class Run:
         )
         self.monitor = Monitor(config.monitor, self.policy, self.folder, config.seed, device)
         self.step, self.updates, self.seconds = 0, 0, 0.0
+        self._limit = config.minutes * 60 or float("inf")
         if found:
             self._restore(*found)
         self._metrics = self._open_metrics()
@@ -120,10 +121,9 @@ class Run:
         """The steps that are left, each with its batch of items; saves, watches and shows progress on the way."""
         if len(items) < batch:
             log.warning("a step takes %d items and there are only %d: some come twice", batch, len(items))
-        limit = self.config.minutes * 60 or float("inf")
         with _progress() as bar:
             task = bar.add_task("training", total=self.config.steps, completed=self.step)
-            while self.step < self.config.steps and self.seconds < limit:
+            while self.step < self.config.steps and self.seconds < self._limit:
                 self._watch()
                 began = time.perf_counter()
                 yield self.step, [item for _, item in prompt_batches(items, batch, self.config.seed, self.step)]
@@ -206,8 +206,10 @@ class Run:
 
     def _learning_rate(self) -> float:
         optim, steps = self.config.optim, self.config.steps
-        factor = min(1.0, (self.updates + 1) / max(1, optim.warmup))
-        return optim.lr * (min(factor, (steps - self.step) / (optim.decay * steps)) if optim.decay else factor)
+        factors = [1.0, (self.updates + 1) / max(1, optim.warmup)]
+        if optim.decay:
+            factors += [(steps - self.step) / (optim.decay * steps), (1 - self.seconds / self._limit) / optim.decay]
+        return optim.lr * min(factors)
 
     def _watch(self, last: bool = False) -> None:
         every = self.config.monitor.every

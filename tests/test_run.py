@@ -64,6 +64,14 @@ def test_the_rate_falls_to_zero_over_the_last_share_of_the_steps(config):
     assert [row["lr"] for row in rows(run.folder)] == [1.0, 1.0, 0.75, 0.5, 0.25]
 
 
+def test_the_rate_falls_to_zero_before_the_minutes_end(config):
+    run = Run(replace(config, minutes=1, optim=OptimConfig(lr=1.0, warmup=0, decay=0.5)))
+    for _ in run.steps([0], 1):
+        run.seconds = 45.0
+        run.update(next(iter(run.policy.trainable.values())).sum())
+    assert rows(run.folder)[0]["lr"] == 0.5
+
+
 def test_accumulated_steps_are_one_update_of_their_mean(config):
     def gradient(accumulate, losses):
         run = Run(replace(config, out=config.out / str(accumulate), optim=OptimConfig(clip=1e9, accumulate=accumulate)))

@@ -53,10 +53,8 @@ def test_distance_to_the_true_path_by_hand():
     assert distance(film, true) == 0
     actor.position = actor.position + np.array([3.0, 4.0])
     assert distance(film, true) == pytest.approx(5)
-    actor.position, actor.angle = (
-        true.actors[0].position,
-        true.actors[0].angle + 2 / 4.5,
-    )  # two pixels at the radius of a small body
+    actor.position = true.actors[0].position
+    actor.angle = true.actors[0].angle + 2 / 4.5  # two pixels at the radius of a small body
     assert distance(film, true) == pytest.approx(2)
 
 

@@ -1,0 +1,60 @@
+"""How much of a preference gradient is signal? By the number of takes that best and worst are chosen from.
+
+    python benchmarks/agreement.py                   # 32 prompts x 2, 4 and 8 takes of the base model; three minutes
+
+Prints, for each N, the cosine between the OnlineVPO gradients of two halves of the prompts, at the base model, as a
+Markdown table: 1 if prompts taught the same, 0 if each gradient were noise. The critic is the recipe's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+import tyro
+from torch import Tensor
+
+from besttake.algorithms.onlinevpo import Config, pair_loss
+from besttake.algorithms.pairing import best_against_worst
+from besttake.cli import read_recipe
+from besttake.data.prompts import read_prompts
+from besttake.embedded import embedded_model, embedded_prompts
+from besttake.models import load_model
+from besttake.policy import Policy
+from besttake.rewards.critic import load_critic
+from besttake.rollout import generate
+
+
+@dataclass(frozen=True)
+class AgreementConfig:
+    """Which recipe, and how much of it."""
+
+    recipe: str = "demo"
+    takes: tuple[int, ...] = (2, 4, 8)
+    prompts: int = 32
+    draws: int = 8
+    seed: int = 9
+
+
+def main(config: AgreementConfig) -> None:
+    """Print the table."""
+    recipe = replace(read_recipe(config.recipe), draws=config.draws)
+    prompts = read_prompts(embedded_prompts(recipe.data))[: config.prompts]
+    print("| takes of a prompt | cosine of two halves' gradients |\n| --- | --- |")
+    for n in config.takes:
+        policy = Policy(load_model(embedded_model(recipe.model)), recipe.policy)
+        first, second = (gradient(policy, prompts[half::2], n, recipe, config.seed) for half in range(2))
+        print(f"| {n} | {torch.cosine_similarity(first, second, 0):.2f} |")
+
+
+def gradient(policy: Policy, prompts: list[str], n: int, recipe: Config, seed: int) -> Tensor:
+    """The gradient of the prompts' mean loss, flat."""
+    takes = generate(policy, prompts, recipe.rollout, n=n, seed=(seed,))
+    pairs, _ = best_against_worst(takes, load_critic(recipe.reward)(takes.videos, takes.prompts), recipe.margin)
+    loss, _ = pair_loss(policy, pairs, recipe, torch.Generator().manual_seed(seed))
+    parts = torch.autograd.grad(loss, list(policy.trainable.values()), allow_unused=True)
+    return torch.cat([part.flatten() for part in parts if part is not None])
+
+
+if __name__ == "__main__":
+    main(tyro.cli(AgreementConfig))
