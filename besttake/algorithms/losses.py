@@ -82,6 +82,12 @@ def sft_error(policy: Policy, x_0: Tensor, condition: Condition, t: Time, noise:
     return _mean_square(prediction - schedule.target(x_0, noise, t))
 
 
+def check_dpo(beta: float, guard: float, draws: int) -> None:
+    """Refuse settings of a DPO loss that mean nothing."""
+    if beta <= 0 or guard < 0 or draws < 1:
+        raise ValueError(f"beta is {beta}, guard {guard} and draws {draws}; expected beta > 0, guard >= 0, draws >= 1")
+
+
 def dpo(errors: Errors, beta: float, guard: float = 0.0) -> tuple[Float[Tensor, "b"], dict[str, Tensor]]:
     """Diffusion-DPO (Wallace et al. 2023, equation 14) with one or more losers per winner, as in RealDPO.
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from besttake.algorithms.losses import dpo, drawn_errors
+from besttake.algorithms.losses import check_dpo, dpo, drawn_errors
 from besttake.data.pairs import PreferencePair, read_pairs
 from besttake.data.video import read_video
 from besttake.rollout import RolloutConfig
@@ -28,6 +28,8 @@ class Config(TrainConfig):
     """File of preference pairs: a prompt, a winner and its losers a line."""
     pairs_per_step: int = 4
     beta: float = 500.0
+    guard: float = 0.0
+    """How hard a winner's error is kept from rising above the reference's (DPO-Positive); 0 = as in the paper."""
     margin: float = 0.0
     """Pairs whose scores differ by less are left out."""
     draws: int = 1
@@ -41,8 +43,7 @@ class Config(TrainConfig):
         super().__post_init__()
         if self.pairs_per_step < 1:
             raise ValueError(f"pairs_per_step is {self.pairs_per_step}; a step needs at least 1")
-        if self.beta <= 0 or self.draws < 1:
-            raise ValueError(f"beta is {self.beta} and draws {self.draws}; beta must be positive, draws at least 1")
+        check_dpo(self.beta, self.guard, self.draws)
 
 
 def train(config: Config) -> Run:
@@ -54,7 +55,7 @@ def train(config: Config) -> Run:
     for step, batch in run.steps(range(len(pairs)), config.pairs_per_step):
         condition = model.encode_prompts([pairs[i].prompt for i in batch])
         errors = drawn_errors(policy, clips[batch], condition, run.generator(step), draws=config.draws)
-        loss, watched = dpo(errors, config.beta)
+        loss, watched = dpo(errors, config.beta, config.guard)
         if run.update(loss.mean(), **watched) and run.every(config.refresh_every):
             policy.reference.refresh()
     return run

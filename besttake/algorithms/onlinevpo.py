@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from besttake.algorithms.losses import dpo, drawn_errors
+from besttake.algorithms.losses import check_dpo, dpo, drawn_errors
 from besttake.algorithms.pairing import Pairs, best_against_worst
 from besttake.data.prompts import read_prompts
 from besttake.devices import find_device
@@ -54,11 +54,9 @@ class Config(TrainConfig):
             raise ValueError(f"prompts_per_step is {self.prompts_per_step}; a step needs at least 1")
         if self.candidates < 2:
             raise ValueError(f"candidates is {self.candidates}; best against worst needs at least 2")
-        if self.beta <= 0 or self.draws < 1 or self.margin < 0 or self.guard < 0:
-            raise ValueError(
-                f"beta is {self.beta}, draws {self.draws}, margin {self.margin} and guard {self.guard}; "
-                "expected beta > 0, draws >= 1, margin >= 0, guard >= 0"
-            )
+        if self.margin < 0:
+            raise ValueError(f"margin is {self.margin}; a difference of scores is at least 0")
+        check_dpo(self.beta, self.guard, self.draws)
 
 
 def train(config: Config) -> Run:

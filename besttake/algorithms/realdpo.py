@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from besttake.algorithms.losses import dpo, drawn_errors
+from besttake.algorithms.losses import check_dpo, dpo, drawn_errors
 from besttake.algorithms.real_clips import encode_clips
 from besttake.algorithms.takes import Takes
 from besttake.configuration import fingerprint
@@ -36,6 +36,8 @@ class Config(TrainConfig):
     renew_every: int = 50
     """Steps after which the takes of a clip are made anew by the current policy; 0 = made once, before training."""
     beta: float = 100.0
+    guard: float = 0.0
+    """How hard a winner's error is kept from rising above the reference's (DPO-Positive); 0 = as in the paper."""
     sft_weight: float = 0.0
     """Weight of the diffusion loss on the real clip."""
     draws: int = 1
@@ -54,8 +56,7 @@ class Config(TrainConfig):
         super().__post_init__()
         if self.clips_per_step < 1:
             raise ValueError(f"clips_per_step is {self.clips_per_step}; a step needs at least 1")
-        if self.beta <= 0 or self.draws < 1:
-            raise ValueError(f"beta is {self.beta} and draws {self.draws}; beta must be positive, draws at least 1")
+        check_dpo(self.beta, self.guard, self.draws)
         if self.negatives < 1:
             raise ValueError(f"negatives is {self.negatives}; a real clip needs at least 1 take to be held against")
         if self.renew_every < 0 or not 0 <= self.reference_decay <= 1:
@@ -82,7 +83,7 @@ def train(config: Config) -> Run:
         condition = policy.model.encode_prompts([captions[i] for i in batch])
         times = (config.t_low, config.t_high, config.draws)
         errors = drawn_errors(policy, rows, condition, run.generator(step), *times)
-        loss, watched = dpo(errors, config.beta)
+        loss, watched = dpo(errors, config.beta, config.guard)
         loss = loss + config.sft_weight * errors.policy[:, 0]
         if run.update(loss.mean(), **watched) and run.every(config.reference_every):
             if config.reference == "ema":

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from besttake.algorithms.losses import Errors, denoising_errors, dpo, draw_noise, drawn_errors, sft_error
+from besttake.algorithms.losses import Errors, check_dpo, denoising_errors, dpo, draw_noise, drawn_errors, sft_error
 from besttake.models import load_model
 from besttake.policy import Policy, PolicyConfig
 from besttake.schedules import RectifiedFlow
@@ -84,6 +84,12 @@ def test_the_guard_counts_only_a_winner_that_gets_worse():
     assert dpo(worse, 4, guard=2)[0].item() == pytest.approx(math.log(1 + math.exp(-0.2)), rel=1e-5)
     assert dpo(worse, 4, guard=2)[1]["margin"].item() == pytest.approx(0.6, abs=1e-6)
     assert torch.equal(dpo(better, 4, guard=2)[0], dpo(better, 4)[0])
+
+
+@pytest.mark.parametrize("setting", [{"beta": 0}, {"guard": -0.1}, {"draws": 0}])
+def test_settings_that_mean_nothing_are_refused(setting):
+    with pytest.raises(ValueError, match=f"{next(iter(setting))}( is)? {next(iter(setting.values()))}"):
+        check_dpo(**({"beta": 1.0, "guard": 0.0, "draws": 1} | setting))
 
 
 def test_rows_are_not_mixed():

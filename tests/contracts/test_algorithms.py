@@ -240,3 +240,12 @@ def test_numbers_below_their_least_are_refused(algorithm):
     for name in set(least_one) & set(kind.__dataclass_fields__):
         with pytest.raises(ValueError, match=f"{name} is 0"):
             kind(**{name: 0})
+
+
+@one_family
+@pytest.mark.parametrize("algorithm", ["onlinevpo", "realdpo", "offline_dpo"])
+def test_a_guard_reaches_the_loss(config, tmp_path):
+    plain, guarded = train(config), train(replace(config, guard=1e4, out=tmp_path / "guarded"))
+    losses = [[row["loss"] for row in rows(run.folder) if "loss" in row] for run in (plain, guarded)]
+    assert losses[0][0] == losses[1][0]  # policy and reference are still equal
+    assert losses[0] != losses[1]
