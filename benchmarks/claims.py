@@ -82,8 +82,8 @@ class ClaimsConfig:
     model: str = "tiny-cogvideox"
     out: Path = Path("runs/claims")
     results: Path = Path("docs/claims")
-    prompts: int = 128
-    """Prompts of `world-train` that offline DPO makes its pairs of, before its time begins to count again."""
+    prompts: int = 40
+    """Prompts that offline DPO makes its pairs of, before its time begins to count again."""
 
     def __post_init__(self):
         unknown = set(self.tables) - set(TABLES)
@@ -141,19 +141,24 @@ def ingredients(arm: Arm, config: ClaimsConfig) -> str:
     """A hash of what a run is made of but for its flags and seed: the recipe, the minutes, the weights it loads."""
     critics = (FOLDER / "weights").glob("critic-*/*.safetensors")
     weights = sorted([*Path(embedded_model(config.model)).rglob("*.safetensors"), *critics])
-    about = f"{fingerprint(read_recipe(arm.recipe))} {config.minutes} {config.prompts}".encode()
+    recipe, pairs = fingerprint(read_recipe(arm.recipe)), fingerprint(read_recipe(ONLINE))
+    about = f"{recipe} {pairs} {config.minutes} {config.prompts}".encode()
     return hashlib.sha256(about + b"".join(file.read_bytes() for file in weights)).hexdigest()[:8]
 
 
 def make_pairs(seed: int, made_of: str, config: ClaimsConfig) -> tuple[Path, float]:
-    """Preference pairs of the base model's takes, and the minutes it took to make them."""
+    """Preference pairs of the base model's takes, shot and scored as OnlineVPO does; the minutes that took."""
+    online = read_recipe(ONLINE)
     takes = config.out / f"takes-seed{seed}-{made_of}"
     clock = takes / "minutes.json"
     if not clock.exists():
         began, log = time.perf_counter(), takes.with_suffix(".log")
-        shoot = ["--model", config.model, "--prompts", "world-train", "--count", str(config.prompts)]
-        besttake("generate", *shoot, "--seed", str(seed), "--out", str(takes), log=log)
-        besttake("score", "--takes", str(takes / "takes.jsonl"), "--out", str(takes / "pairs.jsonl"), log=log)
+        shoot = ["--model", config.model, "--prompts", online.data, "--count", str(config.prompts), "--seed", str(seed)]
+        shoot += ["--n", str(online.candidates), "--rollout.steps", str(online.rollout.steps), "--out", str(takes)]
+        besttake("generate", *shoot, log=log)
+        weights = [str(word) for weight in online.reward.weights.items() for word in weight]
+        files = ["--takes", str(takes / "takes.jsonl"), "--out", str(takes / "pairs.jsonl")]
+        besttake("score", *files, "--weights", *weights, log=log)
         clock.write_text(json.dumps((time.perf_counter() - began) / 60))
     return takes / "pairs.jsonl", json.loads(clock.read_text())
 
