@@ -141,8 +141,8 @@ def ingredients(arm: Arm, config: ClaimsConfig) -> str:
     """A hash of what a run is made of but for its flags and seed: the recipe, the minutes, the weights it loads."""
     critics = (FOLDER / "weights").glob("critic-*/*.safetensors")
     weights = sorted([*Path(embedded_model(config.model)).rglob("*.safetensors"), *critics])
-    recipe, pairs = fingerprint(read_recipe(arm.recipe)), fingerprint(read_recipe(ONLINE))
-    about = f"{recipe} {pairs} {config.minutes} {config.prompts}".encode()
+    recipes = [arm.recipe, *([ONLINE] if arm.recipe == "dpo-tiny" else [])]  # its pairs are shot and scored as online's
+    about = f"{[fingerprint(read_recipe(recipe)) for recipe in recipes]} {config.minutes} {config.prompts}".encode()
     return hashlib.sha256(about + b"".join(file.read_bytes() for file in weights)).hexdigest()[:8]
 
 

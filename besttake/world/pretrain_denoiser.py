@@ -31,8 +31,8 @@ EMPHASIS = {
     "circles": 2.0,
     "swings": 2.0,
     "floats": 2.0,
-    "spins": 1.5,
-    "hits": 1.5,
+    "spins": 3.0,
+    "hits": 4.0,
     "falls": 0.6,
     "slides": 0.5,
     "thrown": 0.5,
@@ -42,13 +42,13 @@ EMPHASIS = {
 
 @dataclass(frozen=True)
 class DenoiserConfig:
-    """Settings of a base model's training; the defaults are the ones of the shipped weights."""
+    """Settings of a base model's training; the defaults are those of `tiny-cogvideox`."""
 
     family: str = "tiny-cogvideox"
     out: Path = Path("runs/pretrain")
     start: Path | None = None
     """Pipeline folder of an earlier leg to go on from: its autoencoder, its denoiser, and its count of steps."""
-    steps: int = 35_000
+    steps: int = 41_000
     batch: int = 24
     """Clips a step, in each process."""
     lr: float = 2e-3
