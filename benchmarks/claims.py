@@ -128,7 +128,7 @@ def train(arm: Arm, seed: int, config: ClaimsConfig) -> None:
                 f"making the pairs took {spent:.1f} of {config.minutes} minutes: raise --minutes, or lower --prompts"
             )
     common = ["--model", config.model, "--seed", str(seed), "--steps", "100000", "--minutes", f"{minutes:.2f}"]
-    unwatched = ["--monitor.every", "0", "--evaluation.rewards", "dynamic-degree"]  # COLUMNS need no critic more
+    unwatched = ["--monitor.every", "0", "--evaluation.rewards", "dynamic-degree"]  # the tables show no other critic
     besttake("train", arm.recipe, *flags, *common, *unwatched, "--out", str(out), log=config.out / f"{name}.log")
     summary = json.loads((out / "summary.json").read_text())
     kept = {column: {key: summary[column][key] for key in KEPT} for column in ("before", "after", "real")}
