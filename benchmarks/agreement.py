@@ -40,17 +40,17 @@ def main(config: AgreementConfig) -> None:
     """Print the table."""
     recipe = replace(read_recipe(config.recipe), draws=config.draws)
     prompts = read_prompts(embedded_prompts(recipe.data))[: config.prompts]
+    policy, critic = Policy(load_model(embedded_model(recipe.model)), recipe.policy), load_critic(recipe.reward)
     print("| takes of a prompt | cosine of two halves' gradients |\n| --- | --- |")
     for n in config.takes:
-        policy = Policy(load_model(embedded_model(recipe.model)), recipe.policy)
-        first, second = (gradient(policy, prompts[half::2], n, recipe, config.seed) for half in range(2))
+        first, second = (gradient(policy, critic, prompts[half::2], n, recipe, config.seed) for half in range(2))
         print(f"| {n} | {torch.cosine_similarity(first, second, 0):.2f} |")
 
 
-def gradient(policy: Policy, prompts: list[str], n: int, recipe: Config, seed: int) -> Tensor:
+def gradient(policy: Policy, critic, prompts: list[str], n: int, recipe: Config, seed: int) -> Tensor:
     """The gradient of the prompts' mean loss, flat."""
     takes = generate(policy, prompts, recipe.rollout, n=n, seed=(seed,))
-    pairs, _ = best_against_worst(takes, load_critic(recipe.reward)(takes.videos, takes.prompts), recipe.margin)
+    pairs, _ = best_against_worst(takes, critic(takes.videos, takes.prompts), recipe.margin)
     loss, _ = pair_loss(policy, pairs, recipe, torch.Generator().manual_seed(seed))
     parts = torch.autograd.grad(loss, list(policy.trainable.values()), allow_unused=True)
     return torch.cat([part.flatten() for part in parts if part is not None])

@@ -158,7 +158,7 @@ def make_pairs(seed: int, made_of: str, config: ClaimsConfig) -> tuple[Path, flo
         besttake("generate", *shoot, log=log)
         weights = [str(word) for weight in online.reward.weights.items() for word in weight]
         files = ["--takes", str(takes / "takes.jsonl"), "--out", str(takes / "pairs.jsonl")]
-        besttake("score", *files, "--weights", *weights, log=log)
+        besttake("score", *files, "--reward", online.reward.name, "--weights", *weights, log=log)
         clock.write_text(json.dumps((time.perf_counter() - began) / 60))
     return takes / "pairs.jsonl", json.loads(clock.read_text())
 
