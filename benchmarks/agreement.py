@@ -29,7 +29,7 @@ from besttake.rollout import generate
 class AgreementConfig:
     """Which recipe, and how much of it."""
 
-    recipe: str = "demo"
+    recipe: str = "onlinevpo-tiny"
     takes: tuple[int, ...] = (2, 4, 8)
     prompts: int = 32
     draws: int = 8

@@ -3,38 +3,51 @@
     python benchmarks/claims.py                       # every table; resumes; hours on two cores
     python benchmarks/claims.py --tables online beta --minutes 3 --seeds 3
 
-Each run is an ordinary `besttake train` in a process of its own with one thread. Time counts training alone, except
-that offline DPO pays for the making of its pairs. What a run showed is kept under `results`, one small file each; a run
-whose file is there is not made again, unless its recipe or the embedded weights have changed since. Tables are
-printed as Markdown and written to `results/tables.md`.
+Each run is a recipe trained by one thread. Time counts training alone, except that offline DPO pays for the making of
+its pairs. What a run showed is kept under `results`, one small file each; a run whose file is there is not made again,
+unless its recipe or the embedded weights have changed since. Tables are printed as Markdown and written to
+`results/tables.md`.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import importlib
 import json
+import multiprocessing
 import os
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+import torch
 import tyro
+from torch import Tensor
 
-from besttake.cli import read_recipe
+from besttake.cli import DEMO, read_recipe, with_flags
+from besttake.commands import ClipsConfig, GenerateConfig, ScoreConfig, generate_takes, score_takes, write_clips
 from besttake.configuration import fingerprint
-from besttake.embedded import FOLDER, embedded_model
+from besttake.data.files import atomic
+from besttake.data.prompts import read_prompts
+from besttake.embedded import FOLDER, embedded_model, embedded_prompts
+from besttake.evaluation.before_after import EvaluateConfig, trained_model
+from besttake.models import VideoModel, load_model
 from besttake.report.folder import read_run
 from besttake.rewards.world import DIMENSIONS
+from besttake.rollout import generate
+from besttake.world.evaluate import Judge, clean_clips, through_autoencoder
 from besttake.world.measure import FLAWS
 
 COLUMNS = ("flawed_share", "heldout_reward", "frechet_distance", "dynamic_degree", "object_area")
 KEPT = (*COLUMNS, *(f"share/{flaw}" for flaw in FLAWS))
-ONLINE = "demo"
+ONLINE = DEMO
+SHORT = ("--prompts-per-step", "2", "--optim.lr", "1e-3")
+"""What is changed of OnlineVPO's recipe in every arm: half the prompts a step, for twice the steps in a few minutes."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +74,7 @@ TABLES: dict[str, list[Arm]] = {
     "realdpo": [Arm("RealDPO", "realdpo-tiny"), Arm("SFT", "sft-tiny")],
     "curriculum": [_online("refreshed reference"), _online("fixed reference", "--refresh-every", "0")],
     "candidates": _swept("candidates", (2, 4, 6, 8)),
-    "refresh": _swept("refresh_every", (5, 10, 20, 40)),
+    "refresh": _swept("refresh_every", (5, 20, 40)),
     "beta": _swept("beta", (100, 500, 2000)),
     "reward": [
         _online("as in the recipe"),
@@ -93,14 +106,27 @@ class ClaimsConfig:
 
 def main(config: ClaimsConfig) -> None:
     """Run what has not been run, print and write the tables."""
+    config.results.mkdir(parents=True, exist_ok=True)
+    config.out.mkdir(parents=True, exist_ok=True)
+    write_clips(ClipsConfig())  # before two runs would
     arms = _distinct(arm for table in config.tables for arm in TABLES[table])
-    work = [(arm, seed) for seed in range(config.seeds) for arm in arms]
-    besttake("world", "clips", log=config.out / "clips.log")  # the real clips, before two runs would write them
-    with ThreadPoolExecutor(config.jobs) as pool:
-        list(pool.map(lambda job: train(*job, config), work))
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(config.jobs, spawn, initializer=_into_a_log, initargs=(config.out,)) as pool:
+        jobs = [pool.submit(measure_base, config)]
+        jobs += [pool.submit(train, arm, seed, config) for seed in range(config.seeds) for arm in arms]
+        for job in as_completed(jobs):
+            print(job.result(), flush=True)
     text = "\n".join(line for table in config.tables for line in markdown(table, config))
     (config.results / "tables.md").write_text(text + "\n")
     print(text)
+
+
+def _into_a_log(folder: Path) -> None:
+    """What a worker says goes into a file of its own; it computes with one thread."""
+    torch.set_num_threads(1)
+    log = os.open(folder / f"worker-{os.getpid()}.log", os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
 
 
 def _distinct(arms: Iterable[Arm]) -> list[Arm]:
@@ -113,36 +139,78 @@ def name_of(arm: Arm, seed: int) -> str:
     return f"{words}-seed{seed}"
 
 
-def train(arm: Arm, seed: int, config: ClaimsConfig) -> None:
-    """One run, unless its result is there."""
+def train(arm: Arm, seed: int, config: ClaimsConfig) -> str:
+    """One run, unless its result is there; its name and figures."""
     name, made_of = name_of(arm, seed), ingredients(arm, config)
-    out, result = config.out / f"{name}-{made_of}", config.results / f"{name}.json"
+    result = config.results / f"{name}.json"
     if result.exists() and json.loads(result.read_text())["made_of"] == made_of:
-        return
-    minutes, flags = config.minutes, list(arm.flags)
+        return f"{name}: already there"
+    recipe = recipe_of(arm)
+    minutes, data = config.minutes, recipe.data
     if arm.recipe == "dpo-tiny":
-        pairs, spent = make_pairs(seed, made_of, config)
-        minutes, flags = minutes - spent, [*flags, "--data", str(pairs)]
+        data, spent = make_pairs(seed, made_of, config)
+        minutes -= spent
         if minutes <= 0:  # 0 would mean no limit
             raise SystemExit(
                 f"making the pairs took {spent:.1f} of {config.minutes} minutes: raise --minutes, or lower --prompts"
             )
-    common = ["--model", config.model, "--seed", str(seed), "--steps", "100000", "--minutes", f"{minutes:.2f}"]
-    unwatched = ["--monitor.every", "0", "--evaluation.rewards", "dynamic-degree"]  # the tables show no other critic
-    besttake("train", arm.recipe, *flags, *common, *unwatched, "--out", str(out), log=config.out / f"{name}.log")
-    summary = json.loads((out / "summary.json").read_text())
-    kept = {column: {key: summary[column][key] for key in KEPT} for column in ("before", "after", "real")}
-    config.results.mkdir(parents=True, exist_ok=True)
-    about = {"made_of": made_of, "steps": read_run(out).steps_done}
-    result.write_text(json.dumps({**kept, **about}, indent=1))
+    elif data == "world":
+        data = write_clips(ClipsConfig())
+    unwatched = replace(recipe.monitor, every=0)
+    out = config.out / f"{name}-{made_of}"
+    recipe = replace(recipe, data=str(data), model=config.model, out=out, seed=seed, monitor=unwatched)
+    importlib.import_module(type(recipe).__module__).train(replace(recipe, steps=100_000, minutes=minutes))
+    after = look(shoot(trained_model(out)))
+    write_result(result, {"after": after, "made_of": made_of, "steps": read_run(out).steps_done})
+    return f"{name}: {after}"
+
+
+def recipe_of(arm: Arm) -> Any:
+    """The recipe as the arm runs it, but for seed, time and place."""
+    flags = [*(SHORT if arm.recipe == ONLINE else ()), *arm.flags]
+    return with_flags(read_recipe(arm.recipe), flags, arm.name)
+
+
+def measure_base(config: ClaimsConfig) -> str:
+    """The base model's takes and clean clips, which are the same for every run."""
+    model = load_model(embedded_model(config.model))
+    real = through_autoencoder(model, clean_clips(prompts(), 99))
+    write_result(config.results / "base.json", {"before": look(shoot(model)), "real": look(real)})
+    return "the base model and real clips: measured"
+
+
+def write_result(path: Path, values: dict) -> None:
+    with atomic(path) as part:
+        part.write_text(json.dumps(values, indent=1))
+
+
+def prompts() -> list[str]:
+    return read_prompts(embedded_prompts(EvaluateConfig.prompts))
+
+
+def shoot(model: VideoModel) -> Tensor:
+    """A clip of each test prompt, as a run's report has them."""
+    look = EvaluateConfig()
+    return generate(model, prompts(), look.rollout, seed=(look.seed,)).videos
+
+
+@functools.cache
+def judge() -> Judge:
+    return Judge(prompts(), ("dynamic-degree",))  # the tables show no other critic
+
+
+def look(videos: Tensor) -> dict[str, float]:
+    """What the tables show of clips of the test prompts."""
+    seen = judge()(videos)
+    return {key: seen[key] for key in KEPT}
 
 
 def ingredients(arm: Arm, config: ClaimsConfig) -> str:
-    """A hash of what a run is made of but for its flags and seed: the recipe, the minutes, the weights it loads."""
+    """A hash of what a run is made of but for its seed: the recipe, the minutes, the weights it loads."""
     critics = (FOLDER / "weights").glob("critic-*/*.safetensors")
     weights = sorted([*Path(embedded_model(config.model)).rglob("*.safetensors"), *critics])
-    recipes = [arm.recipe, *([ONLINE] if arm.recipe == "dpo-tiny" else [])]  # its pairs are shot and scored as online's
-    about = f"{[fingerprint(read_recipe(recipe)) for recipe in recipes]} {config.minutes} {config.prompts}".encode()
+    recipes = [recipe_of(arm), *([read_recipe(ONLINE)] if arm.recipe == "dpo-tiny" else [])]  # it shoots as online does
+    about = f"{[fingerprint(recipe) for recipe in recipes]} {config.minutes} {config.prompts}".encode()
     return hashlib.sha256(about + b"".join(file.read_bytes() for file in weights)).hexdigest()[:8]
 
 
@@ -150,26 +218,14 @@ def make_pairs(seed: int, made_of: str, config: ClaimsConfig) -> tuple[Path, flo
     """Preference pairs of the base model's takes, shot and scored as OnlineVPO does; the minutes that took."""
     online = read_recipe(ONLINE)
     takes = config.out / f"takes-seed{seed}-{made_of}"
-    clock = takes / "minutes.json"
+    pairs, clock = takes / "pairs.jsonl", takes / "minutes.json"
     if not clock.exists():
-        began, log = time.perf_counter(), takes.with_suffix(".log")
-        shoot = ["--model", config.model, "--prompts", online.data, "--count", str(config.prompts), "--seed", str(seed)]
-        shoot += ["--n", str(online.candidates), "--rollout.steps", str(online.rollout.steps), "--out", str(takes)]
-        besttake("generate", *shoot, log=log)
-        weights = [str(word) for weight in online.reward.weights.items() for word in weight]
-        files = ["--takes", str(takes / "takes.jsonl"), "--out", str(takes / "pairs.jsonl")]
-        besttake("score", *files, "--reward", online.reward.name, "--weights", *weights, log=log)
+        began = time.perf_counter()
+        shooting = GenerateConfig(online.data, config.model, out=takes, n=online.candidates, count=config.prompts)
+        listed = generate_takes(replace(shooting, seed=seed, rollout=online.rollout))
+        score_takes(ScoreConfig(listed, online.reward.name, online.reward.weights, pairs))
         clock.write_text(json.dumps((time.perf_counter() - began) / 60))
-    return takes / "pairs.jsonl", json.loads(clock.read_text())
-
-
-def besttake(*words: str, log: Path) -> None:
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("a") as file:
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        done = subprocess.run([sys.executable, "-m", "besttake", *words], env=environment, stdout=file, stderr=file)
-    if done.returncode:
-        raise SystemExit(f"besttake {' '.join(words)} failed; see {log}")
+    return pairs, json.loads(clock.read_text())
 
 
 def markdown(table: str, config: ClaimsConfig) -> Iterator[str]:
@@ -177,12 +233,11 @@ def markdown(table: str, config: ClaimsConfig) -> Iterator[str]:
     yield f"\n### {table}\n"
     yield "| | " + " | ".join(name.replace("_", " ") for name in COLUMNS) + " | steps |"
     yield "| --- " * (len(COLUMNS) + 2) + "|"
-    for i, arm in enumerate(TABLES[table]):
+    for column, values in json.loads((config.results / "base.json").read_text()).items():
+        yield _row(column, [values], "")
+    for arm in TABLES[table]:
         runs = [config.results / f"{name_of(arm, seed)}.json" for seed in range(config.seeds)]
         results = [json.loads(run.read_text()) for run in runs]
-        if i == 0:
-            for column in ("before", "real"):
-                yield _row(column, [result[column] for result in results[:1]], "")
         steps = statistics.mean(result["steps"] for result in results)
         yield _row(arm.name, [result["after"] for result in results], f"{steps:.0f}")
 

@@ -21,6 +21,7 @@ from besttake import __version__
 from besttake.configuration import from_dict, read_yaml, to_yaml
 
 RECIPES = Path(__file__).parent / "recipes"
+DEMO = "onlinevpo-tiny"
 console = Console()
 
 USAGE = f"""besttake {__version__}: post-train video diffusion models on preferences
@@ -144,11 +145,11 @@ def read_recipe(name: str) -> Any:
 
 
 def demo(arguments: list[str]) -> None:
-    """besttake demo: OnlineVPO on the embedded model, measured before and after."""
+    """besttake demo: the recipe `onlinevpo-tiny`, measured before and after."""
     console.print(
         "OnlineVPO on an embedded model: it shoots takes, a critic ranks them, it learns from best against worst."
     )
-    train(["demo", *arguments])
+    train([DEMO, "--out", "runs/demo", *arguments])
 
 
 def generate(arguments: list[str]) -> None:

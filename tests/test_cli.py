@@ -378,5 +378,5 @@ def test_usage_of_world(capsys):
 
 def test_recipes_are_found_from_anywhere(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    assert read_recipe("demo").candidates >= 2
-    assert Path(read_recipe("demo").out).parts[0] == "runs"
+    assert read_recipe(cli.DEMO).candidates >= 2
+    assert Path(read_recipe(cli.DEMO).out).parts[0] == "runs"
