@@ -17,6 +17,7 @@ import importlib
 import json
 import multiprocessing
 import os
+import shutil
 import statistics
 import time
 from collections.abc import Iterable, Iterator
@@ -220,6 +221,7 @@ def make_pairs(seed: int, made_of: str, config: ClaimsConfig) -> tuple[Path, flo
     takes = config.out / f"takes-seed{seed}-{made_of}"
     pairs, clock = takes / "pairs.jsonl", takes / "minutes.json"
     if not clock.exists():
+        shutil.rmtree(takes, ignore_errors=True)  # of a start that was broken off: its time is not known
         began = time.perf_counter()
         shooting = GenerateConfig(online.data, config.model, out=takes, n=online.candidates, count=config.prompts)
         listed = generate_takes(replace(shooting, seed=seed, rollout=online.rollout))

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+import yaml
 from rich.console import Console
 from rich.progress import track
 from torch.nn import functional
 
+from besttake.configuration import read_yaml, to_dict
 from besttake.data.files import atomic, read_jsonl
 from besttake.data.pairs import PreferencePair, write_pairs
 from besttake.data.prompts import read_prompts
@@ -31,7 +33,10 @@ SHEET = 16
 
 @dataclass(frozen=True)
 class GenerateConfig:
-    """Shoot takes of prompts: `NNNNN-K.mp4` and `takes.jsonl` in a folder, and the first of them on `takes.png`."""
+    """Shoot takes of prompts: `NNNNN-K.mp4` and `takes.jsonl` in a folder, and the first of them on `takes.png`.
+
+    The same command again goes on with the prompts that are left.
+    """
 
     prompts: str = "world-train"
     """File of prompts, one a line, or an embedded list."""
@@ -57,28 +62,64 @@ class GenerateConfig:
 
 
 def generate_takes(config: GenerateConfig) -> Path:
-    """Shoot, write, and list the takes; the path of `takes.jsonl`."""
+    """Shoot, write, and list the takes that are not there yet; the path of `takes.jsonl`.
+
+    Raises:
+        ValueError: the folder holds takes of other settings or prompts.
+    """
     prompts = read_prompts(embedded_prompts(config.prompts))
     prompts = prompts[: config.count] if config.count else prompts
+    listed = config.out / "takes.jsonl"
+    there = _takes_there(config, prompts)
     model = load_model(embedded_model(config.model), getattr(torch, config.dtype), find_device(config.device))
     model.check_prompts(prompts)
     if config.adapter:
         with_adapter(model, config.adapter)
+    policy = f"{config.model}{' + ' + str(config.adapter) if config.adapter else ''}"
+    left = list(enumerate(prompts))[len(there) :]
+    with atomic(listed) as part:
+        part.write_text("".join(json.dumps(row) + "\n" for row in there))
+    with listed.open("a") as rows:
+        for i, prompt in track(left, "shooting", console=Console(stderr=True)):
+            takes = generate(model, [prompt], config.rollout, n=config.n, seed=(config.seed,))
+            files = [f"{i:05d}-{k}.mp4" for k in range(config.n)]
+            for file, video in zip(files, takes.videos, strict=True):
+                write_video(config.out / file, video, model.fps, upscale=enlargement(video))
+            row = {"prompt": prompt, "takes": files, "policy": policy, "size": list(takes.videos.shape[-2:])}
+            rows.write(json.dumps(row) + "\n")
+            rows.flush()
+    _contact_sheet(config.out)
+    print(f"{len(prompts) * config.n} takes of {len(prompts)} prompts: {listed}")
+    return listed
+
+
+def _takes_there(config: GenerateConfig, prompts: list[str]) -> list[dict]:
+    """The rows of `takes.jsonl` that an earlier start of the same command has written."""
+    settings = {key: value for key, value in to_dict(config).items() if key not in ("out", "count", "device")}
+    listed, about = config.out / "takes.jsonl", config.out / "takes.yaml"
+    whole = listed.read_text().rpartition("\n")[0] if listed.exists() else ""  # a kill may have cut the last line short
+    rows = [json.loads(line) for line in whole.splitlines()]
+    if rows and (not about.exists() or read_yaml(about) != settings or not _begins(prompts, rows)):
+        raise ValueError(
+            f"{config.out} holds takes of other settings or prompts (see its takes.yaml); give another --out"
+        )
     config.out.mkdir(parents=True, exist_ok=True)
-    policy, rows = f"{config.model}{' + ' + str(config.adapter) if config.adapter else ''}", []
-    looks: list[torch.Tensor] = []
-    for i, prompt in enumerate(track(prompts, "shooting", console=Console(stderr=True))):
-        takes = generate(model, [prompt], config.rollout, n=config.n, seed=(config.seed,))
-        files = [f"{i:05d}-{k}.mp4" for k in range(config.n)]
-        looks += [_glimpse(video) for video in takes.videos[: SHEET - len(looks)]]
-        for file, video in zip(files, takes.videos, strict=True):
-            write_video(config.out / file, video, model.fps, upscale=enlargement(video))
-        rows.append({"prompt": prompt, "takes": files, "policy": policy, "size": list(takes.videos.shape[-2:])})
-    with atomic(config.out / "takes.jsonl") as part:
-        part.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    contact_sheet(looks, config.out / "takes.png", upscale=enlargement(looks[0]))
-    print(f"{len(prompts) * config.n} takes of {len(prompts)} prompts: {config.out / 'takes.jsonl'}")
-    return config.out / "takes.jsonl"
+    with atomic(about) as part:
+        part.write_text(yaml.safe_dump(settings, sort_keys=False))
+    return rows[: len(prompts)]
+
+
+def _begins(prompts: list[str], rows: list[dict]) -> bool:
+    """Whether rows are of the prompts, in their order, as far as both go."""
+    return all(row["prompt"] == prompt for row, prompt in zip(rows, prompts, strict=False))
+
+
+def _contact_sheet(folder: Path) -> None:
+    """`takes.png`: the first takes listed, a row each."""
+    rows = [row for _, row in read_jsonl(folder / "takes.jsonl")]
+    files = [(folder / file, tuple(row["size"])) for row in rows for file in row["takes"]][:SHEET]
+    looks = [_glimpse(read_video(file, size=size)) for file, size in files]
+    contact_sheet(looks, folder / "takes.png", upscale=enlargement(looks[0]))
 
 
 def _glimpse(video: torch.Tensor, frames: int = 16, height: int = 160) -> torch.Tensor:

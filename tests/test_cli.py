@@ -283,6 +283,26 @@ def test_generate_score_and_train_on_the_pairs(capsys, model_folder, material, t
     assert (tmp_path / "run" / "adapter").is_dir()
 
 
+def test_generate_goes_on_where_it_was_killed(capsys, refuses, model_folder, material, tmp_path):
+    def shoot(folder, count):
+        words = ["generate", "--model", model_folder("tiny-cogvideox"), "--prompts", material / "prompts.txt"]
+        return [*words, "--out", folder, "--n", "1", "--count", count, "--rollout.steps", "1"]
+
+    assert besttake_says(capsys, *shoot(tmp_path / "whole", 2))[0] == 0
+    broken = tmp_path / "broken"
+    assert besttake_says(capsys, *shoot(broken, 1))[0] == 0
+    with (broken / "takes.jsonl").open("a") as rows:
+        rows.write('{"prompt": "a sm')
+    first = (broken / "00000-0.mp4").stat().st_mtime_ns
+    assert besttake_says(capsys, *shoot(broken, 2))[0] == 0
+    assert (broken / "00000-0.mp4").stat().st_mtime_ns == first
+    for file in ("takes.jsonl", "00001-0.mp4", "takes.png"):
+        assert (broken / file).read_bytes() == (tmp_path / "whole" / file).read_bytes(), file
+    refuses(*shoot(broken, 2), "--seed", "5", words="holds takes of other settings or prompts")
+    (broken / "takes.yaml").unlink()
+    refuses(*shoot(broken, 2), words="holds takes of other settings or prompts")
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [("", "lists no takes"), ('{"prompt": "a"}\n', "line 1: policy, size, takes missing"), ("x\n", "line 1: not JSON")],
