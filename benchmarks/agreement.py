@@ -18,7 +18,6 @@ from besttake.algorithms.onlinevpo import Config, pair_loss
 from besttake.algorithms.pairing import best_against_worst
 from besttake.cli import read_recipe
 from besttake.data.prompts import read_prompts
-from besttake.embedded import embedded_model, embedded_prompts
 from besttake.models import load_model
 from besttake.policy import Policy
 from besttake.rewards.critic import load_critic
@@ -39,11 +38,11 @@ class AgreementConfig:
 def main(config: AgreementConfig) -> None:
     """Print the table."""
     recipe = replace(read_recipe(config.recipe), draws=config.draws)
-    prompts = read_prompts(embedded_prompts(recipe.data))[: config.prompts]
-    policy, critic = Policy(load_model(embedded_model(recipe.model)), recipe.policy), load_critic(recipe.reward)
+    prompts = read_prompts(recipe.data)[: config.prompts]
+    policy, critic = Policy(load_model(recipe.model), recipe.policy), load_critic(recipe.reward)
     print("| takes of a prompt | cosine of two halves' gradients |\n| --- | --- |")
     for n in config.takes:
-        first, second = (gradient(policy, critic, prompts[half::2], n, recipe, config.seed) for half in range(2))
+        first, second = (gradient(policy, critic, prompts[half::2], n, recipe, config.seed + half) for half in range(2))
         print(f"| {n} | {torch.cosine_similarity(first, second, 0):.2f} |")
 
 

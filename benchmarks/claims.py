@@ -35,7 +35,7 @@ from besttake.commands import ClipsConfig, GenerateConfig, ScoreConfig, generate
 from besttake.configuration import fingerprint
 from besttake.data.files import atomic
 from besttake.data.prompts import read_prompts
-from besttake.embedded import FOLDER, embedded_model, embedded_prompts
+from besttake.embedded import FOLDER, embedded_model
 from besttake.evaluation.before_after import EvaluateConfig, trained_model
 from besttake.models import VideoModel, load_model
 from besttake.report.folder import read_run
@@ -174,7 +174,7 @@ def recipe_of(arm: Arm) -> Any:
 
 def measure_base(config: ClaimsConfig) -> str:
     """The base model's takes and clean clips, which are the same for every run."""
-    model = load_model(embedded_model(config.model))
+    model = load_model(config.model)
     real = through_autoencoder(model, clean_clips(prompts(), 99))
     write_result(config.results / "base.json", {"before": look(shoot(model)), "real": look(real)})
     return "the base model and real clips: measured"
@@ -186,7 +186,7 @@ def write_result(path: Path, values: dict) -> None:
 
 
 def prompts() -> list[str]:
-    return read_prompts(embedded_prompts(EvaluateConfig.prompts))
+    return read_prompts(EvaluateConfig.prompts)
 
 
 def shoot(model: VideoModel) -> Tensor:

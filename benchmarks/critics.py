@@ -16,7 +16,6 @@ import tyro
 from torch import Tensor
 
 from besttake.data.prompts import read_prompts
-from besttake.embedded import embedded_model, embedded_prompts
 from besttake.models import load_model
 from besttake.rewards import load_reward
 from besttake.rollout import RolloutConfig, generate
@@ -41,8 +40,8 @@ class CriticsConfig:
 
 def main(config: CriticsConfig) -> None:
     """Print that table, and which motions the model knows: the share of its takes that leave their track."""
-    prompts = read_prompts(embedded_prompts("world-validation"))[: config.prompts]
-    model = load_model(embedded_model(config.model))
+    prompts = read_prompts("world-validation")[: config.prompts]
+    model = load_model(config.model)
     takes = generate(model, prompts, config.rollout, n=config.takes, seed=(config.seed,))
     measures = measure_all(takes.videos, takes.prompts)
     seen = {

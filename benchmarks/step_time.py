@@ -23,12 +23,11 @@ import tyro
 from besttake.algorithms.losses import denoising_errors, dpo
 from besttake.algorithms.pairing import best_against_worst
 from besttake.data.prompts import read_prompts
-from besttake.embedded import embedded_model, embedded_prompts
+from besttake.devices import keep_freed_memory
 from besttake.models import load_model
 from besttake.policy import Policy, PolicyConfig
 from besttake.rewards.critic import RewardConfig, load_critic
 from besttake.rollout import RolloutConfig, generate
-from besttake.run import keep_freed_memory
 
 
 @dataclass(frozen=True)
@@ -149,9 +148,9 @@ def main(config: BenchmarkConfig) -> None:
     keep_freed_memory()
     if config.threads:
         torch.set_num_threads(config.threads)
-    model = load_model(embedded_model(config.model), device="cuda" if torch.cuda.is_available() else "cpu")
+    model = load_model(config.model, device="cuda" if torch.cuda.is_available() else "cpu")
     policy, critic = Policy(model, PolicyConfig()), load_critic(config.reward, str(model.device))
-    prompts = read_prompts(embedded_prompts("world-train"))[: config.prompts_per_step]
+    prompts = read_prompts("world-train")[: config.prompts_per_step]
     figures: dict = {"machine": platform.processor() or platform.machine(), "threads": torch.get_num_threads()}
     for name, step in (("ours", our_step), ("plain", plain_step)):
         for k in range(config.warmup):

@@ -105,10 +105,10 @@ def train(arguments: list[str]) -> None:
 
 def with_flags(config: Any, flags: list[str], command: str) -> Any:
     """A recipe's config with what the flags change; `--reward.weights DIMENSION WEIGHT ...` replaces all weights."""
-    reward = getattr(config, "reward", None)
+    reward: Any = getattr(config, "reward", None)
     bare = replace(config, reward=replace(reward, weights={})) if reward else config  # tyro would take its keys for all
-    changed = tyro.cli(type(config), default=bare, args=flags, prog=command, config=(tyro.conf.FlagConversionOff,))
-    if reward and not changed.reward.weights:
+    changed = tyro.cli(type(config), default=bare, args=flags, prog=command)
+    if reward and changed.reward.name == reward.name and not changed.reward.weights:
         return replace(changed, reward=replace(changed.reward, weights=reward.weights))
     return changed
 
@@ -146,7 +146,7 @@ def read_recipe(name: str) -> Any:
 
 def demo(arguments: list[str]) -> None:
     """besttake demo: the recipe `onlinevpo-tiny`, measured before and after."""
-    console.print(
+    Console(stderr=True).print(
         "OnlineVPO on an embedded model: it shoots takes, a critic ranks them, it learns from best against worst."
     )
     train([DEMO, "--out", "runs/demo", *arguments])

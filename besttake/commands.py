@@ -20,9 +20,9 @@ from besttake.data.pairs import PreferencePair, write_pairs
 from besttake.data.prompts import read_prompts
 from besttake.data.video import contact_sheet, enlargement, read_video, write_video
 from besttake.devices import find_device
-from besttake.embedded import embedded_model, embedded_prompts
 from besttake.evaluation.before_after import with_adapter
 from besttake.models import load_model
+from besttake.policy import signature
 from besttake.rewards import load_reward
 from besttake.rewards.checks import checked, parse_weights
 from besttake.rollout import RolloutConfig, generate
@@ -65,48 +65,49 @@ def generate_takes(config: GenerateConfig) -> Path:
     """Shoot, write, and list the takes that are not there yet; the path of `takes.jsonl`.
 
     Raises:
-        ValueError: the folder holds takes of other settings or prompts.
+        ValueError: the folder holds takes of other settings, weights or prompts.
     """
-    prompts = read_prompts(embedded_prompts(config.prompts))
+    prompts = read_prompts(config.prompts)
     prompts = prompts[: config.count] if config.count else prompts
-    listed = config.out / "takes.jsonl"
-    there = _takes_there(config, prompts)
-    model = load_model(embedded_model(config.model), getattr(torch, config.dtype), find_device(config.device))
+    listed, batch = config.out / "takes.jsonl", max(1, config.rollout.batch // config.n)
+    model = load_model(config.model, getattr(torch, config.dtype), find_device(config.device))
     model.check_prompts(prompts)
     if config.adapter:
         with_adapter(model, config.adapter)
     policy = f"{config.model}{' + ' + str(config.adapter) if config.adapter else ''}"
-    left = list(enumerate(prompts))[len(there) :]
-    with atomic(listed) as part:
-        part.write_text("".join(json.dumps(row) + "\n" for row in there))
+    start = _takes_there(config, prompts, signature(model.denoiser))
     with listed.open("a") as rows:
-        for i, prompt in track(left, "shooting", console=Console(stderr=True)):
-            takes = generate(model, [prompt], config.rollout, n=config.n, seed=(config.seed,))
-            files = [f"{i:05d}-{k}.mp4" for k in range(config.n)]
-            for file, video in zip(files, takes.videos, strict=True):
-                write_video(config.out / file, video, model.fps, upscale=enlargement(video))
-            row = {"prompt": prompt, "takes": files, "policy": policy, "size": list(takes.videos.shape[-2:])}
-            rows.write(json.dumps(row) + "\n")
-            rows.flush()
+        for i in track(range(start, len(prompts), batch), "shooting", console=Console(stderr=True)):
+            part = prompts[i : i + batch]
+            videos = generate(model, part, config.rollout, n=config.n, seed=(config.seed,)).videos.cpu()
+            for j, prompt in enumerate(part):
+                files = [f"{i + j:05d}-{k}.mp4" for k in range(config.n)]
+                for file, video in zip(files, videos[j * config.n :], strict=False):
+                    write_video(config.out / file, video, model.fps, upscale=enlargement(video))
+                row = {"prompt": prompt, "takes": files, "policy": policy, "size": list(videos.shape[-2:])}
+                rows.write(json.dumps(row) + "\n")
+                rows.flush()
     _contact_sheet(config.out)
     print(f"{len(prompts) * config.n} takes of {len(prompts)} prompts: {listed}")
     return listed
 
 
-def _takes_there(config: GenerateConfig, prompts: list[str]) -> list[dict]:
-    """The rows of `takes.jsonl` that an earlier start of the same command has written."""
+def _takes_there(config: GenerateConfig, prompts: list[str], weights: str) -> int:
+    """How many prompts an earlier start of the same command has shot; what a kill left half-written is cut off."""
     settings = {key: value for key, value in to_dict(config).items() if key not in ("out", "count", "device")}
+    settings["weights"] = weights
     listed, about = config.out / "takes.jsonl", config.out / "takes.yaml"
-    whole = listed.read_text().rpartition("\n")[0] if listed.exists() else ""  # a kill may have cut the last line short
+    whole, newline, _ = listed.read_text().rpartition("\n") if listed.exists() else ("", "", "")
     rows = [json.loads(line) for line in whole.splitlines()]
     if rows and (not about.exists() or read_yaml(about) != settings or not _begins(prompts, rows)):
         raise ValueError(
-            f"{config.out} holds takes of other settings or prompts (see its takes.yaml); give another --out"
+            f"{config.out} holds takes of other settings, weights or prompts (see its takes.yaml); give another --out"
         )
-    config.out.mkdir(parents=True, exist_ok=True)
     with atomic(about) as part:
         part.write_text(yaml.safe_dump(settings, sort_keys=False))
-    return rows[: len(prompts)]
+    with atomic(listed) as part:
+        part.write_text(whole + newline)
+    return len(rows)
 
 
 def _begins(prompts: list[str], rows: list[dict]) -> bool:
@@ -143,6 +144,10 @@ class ScoreConfig:
     margin: float = 0.0
     """Pairs whose scores differ by no more are dropped."""
     device: str = "auto"
+
+    def __post_init__(self):
+        if self.margin < 0:
+            raise ValueError(f"margin is {self.margin}; a difference of scores is at least 0")
 
 
 def score_takes(config: ScoreConfig) -> dict[str, tuple[float, float, float]]:
@@ -231,7 +236,7 @@ class PretrainConfig:
 
 def pretrain(config: PretrainConfig) -> None:
     """Train one part with its default settings."""
-    from besttake.run import keep_freed_memory
+    from besttake.devices import keep_freed_memory
     from besttake.world import export, pretrain_critics, pretrain_denoiser, pretrain_vae
 
     keep_freed_memory()

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from besttake.data.prompts import read_prompts
 from besttake.data.video import enlargement, write_video
-from besttake.embedded import embedded_prompts
 from besttake.policy import Policy
 from besttake.rewards import load_reward
 from besttake.rewards.checks import checked
@@ -41,7 +40,7 @@ class Monitor:
     def __init__(self, config: MonitorConfig, policy: Policy, folder: Path, seed: int, device: str):
         self.config, self.policy, self.folder, self.seed = config, policy, folder / "samples", seed
         if config.every:
-            self.prompts = read_prompts(embedded_prompts(config.prompts))[: config.count]
+            self.prompts = read_prompts(config.prompts)[: config.count]
             self.rewards = [load_reward(name, device) for name in config.rewards]
 
     def look(self, step: int) -> dict[str, float]:

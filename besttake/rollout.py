@@ -38,6 +38,9 @@ class RolloutConfig:
         for name in ("steps", "batch"):
             if getattr(self, name) < 1:
                 raise ValueError(f"rollout.{name} is {getattr(self, name)}; it must be at least 1")
+        for name in ("frames", "height", "width"):
+            if (size := getattr(self, name)) is not None and size < 1:
+                raise ValueError(f"rollout.{name} is {size}; it must be at least 1, or left out for the model's own")
 
     def size(self, model: VideoModel) -> tuple[int, int, int]:
         """Frames, height and width, the model's own where none were asked for."""

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -286,7 +287,7 @@ def test_generate_score_and_train_on_the_pairs(capsys, model_folder, material, t
 def test_generate_goes_on_where_it_was_killed(capsys, refuses, model_folder, material, tmp_path):
     def shoot(folder, count):
         words = ["generate", "--model", model_folder("tiny-cogvideox"), "--prompts", material / "prompts.txt"]
-        return [*words, "--out", folder, "--n", "1", "--count", count, "--rollout.steps", "1"]
+        return [*words, "--out", folder, "--n", "1", "--count", count, "--rollout.steps", "1", "--rollout.batch", "1"]
 
     assert besttake_says(capsys, *shoot(tmp_path / "whole", 2))[0] == 0
     broken = tmp_path / "broken"
@@ -298,9 +299,9 @@ def test_generate_goes_on_where_it_was_killed(capsys, refuses, model_folder, mat
     assert (broken / "00000-0.mp4").stat().st_mtime_ns == first
     for file in ("takes.jsonl", "00001-0.mp4", "takes.png"):
         assert (broken / file).read_bytes() == (tmp_path / "whole" / file).read_bytes(), file
-    refuses(*shoot(broken, 2), "--seed", "5", words="holds takes of other settings or prompts")
+    refuses(*shoot(broken, 2), "--seed", "5", words="holds takes of other settings, weights or prompts")
     (broken / "takes.yaml").unlink()
-    refuses(*shoot(broken, 2), words="holds takes of other settings or prompts")
+    refuses(*shoot(broken, 2), words="holds takes of other settings, weights or prompts")
 
 
 @pytest.mark.parametrize(
@@ -318,8 +319,36 @@ def test_a_contact_sheet_has_room_for_large_videos():
     assert torch.equal(_glimpse(small), small)
 
 
-def test_generate_without_takes(refuses):
-    refuses("generate", "--n", "0", words="n is 0")
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (("generate", "--n", "0"), "n is 0"),
+        (("generate", "--rollout.frames", "0"), "rollout.frames is 0"),
+        (("score", "--takes", "takes.jsonl", "--margin", "-1"), "margin is -1.0"),
+    ],
+)
+def test_settings_that_mean_nothing(refuses, flags, words):
+    refuses(*flags, words=words)
+
+
+@pytest.mark.parametrize(
+    ("evaluation", "words"),
+    [
+        ({"rewards": ["nobody"]}, "there is no critic 'nobody'"),
+        ({"prompts": "nowhere.txt"}, "nowhere.txt is not a file"),
+        ({"count": 0}, "count is 0"),
+        ({"rollout": {"height": 33}}, "33"),
+    ],
+)
+def test_what_could_not_be_measured_is_refused_before_training(refuses, recipe, tmp_path, evaluation, words):
+    refuses("train", recipe(evaluation=evaluation), words=words)
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_the_demo_prints_a_recipe(capsys, tmp_path):
+    _, said, _ = besttake_says(capsys, "demo", "--print-config")
+    (tmp_path / "again.yaml").write_text(said)
+    assert replace(read_recipe(str(tmp_path / "again.yaml")), out=Path("runs/onlinevpo-tiny")) == read_recipe(cli.DEMO)
 
 
 def test_training_ends_in_a_measured_report(capsys, recipe, material, tmp_path):
@@ -333,10 +362,10 @@ def test_training_ends_in_a_measured_report(capsys, recipe, material, tmp_path):
     assert set(summary) == {"before", "after", "about"}
     assert summary["about"]["clips"] == 2
     assert "The training critic" in (run / "report.html").read_text()
-    status, out, _ = besttake_says(capsys, "report", run, "--count", "1", "--rewards", "dynamic-degree")
+    status, out, _ = besttake_says(capsys, "report", run, "--rewards", "dynamic-degree", "--shown", "1")
     assert status == 0
     again = json.loads((run / "summary.json").read_text())
-    assert again["about"] == summary["about"] | {"clips": 1}
+    assert again["about"] == summary["about"]
     assert list(again["after"]) == ["reward/dynamic-degree/dynamic degree"]
 
 

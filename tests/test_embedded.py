@@ -3,6 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from diffusers import DiffusionPipeline
 
 from besttake.data.prompts import read_prompts
 from besttake.embedded import FOLDER, embedded_model, embedded_prompts
@@ -15,25 +16,35 @@ from besttake.world.measure import measure_all
 
 @pytest.mark.parametrize("split", ["train", "validation", "test"])
 def test_lists_of_prompts_are_shipped(split):
-    prompts = read_prompts(embedded_prompts(f"world-{split}"))
+    prompts = read_prompts(f"world-{split}")
     assert len(prompts) >= 100
     assert {Caption.parse(prompt).split for prompt in prompts} == {split}
 
 
 def test_the_shipped_text_encoder_is_the_random_one_that_build_makes(family):
     """It is trained by nobody: another one at the next export would make the shipped denoiser deaf."""
-    shipped = load_model(embedded_model(family)).pipeline.text_encoder.state_dict()
+    shipped = load_model(family).pipeline.text_encoder.state_dict()
     made = build(family).text_encoder.state_dict()
     assert all(torch.equal(shipped[name], made[name].half().float()) for name in made)  # shipped in half precision
 
 
 def test_shipped_models_show_what_they_are_asked_for(family):
     prompts = [f"a large {colour} ball slides to the right on a dark background" for colour in ("red", "blue", "green")]
-    takes = generate(load_model(embedded_model(family)), prompts, RolloutConfig(steps=8), n=4, seed=(1,))
+    takes = generate(load_model(family), prompts, RolloutConfig(steps=8), n=4, seed=(1,))
     seen = measure_all(takes.videos, takes.prompts)
     assert np.mean(seen["colour_right"]) > 0.9
     assert np.mean(seen["background_right"]) > 0.9
     assert np.mean(seen["shape_iou"]) > 0.6
+
+
+def test_shipped_folders_shoot_in_diffusers_as_they_are(family):
+    """`DiffusionPipeline.from_pretrained(folder)` and nothing more: every part in one precision."""
+    pipe = DiffusionPipeline.from_pretrained(embedded_model(family))
+    pipe.set_progress_bar_config(disable=True)
+    frames, height, width = load_model(family).default_size()
+    size = {"num_frames": frames, "height": height, "width": width, "max_sequence_length": 24}
+    video = pipe("a small red ball falls to the ground on a dark background", num_inference_steps=1, **size).frames
+    assert np.isfinite(np.asarray(video[0], dtype=float)).all()
 
 
 def test_the_weights_are_small():
@@ -41,9 +52,7 @@ def test_the_weights_are_small():
 
 
 def test_no_prompt_is_in_two_lists():
-    train, validation, test = (
-        set(read_prompts(embedded_prompts(f"world-{split}"))) for split in ("train", "validation", "test")
-    )
+    train, validation, test = (set(read_prompts(f"world-{split}")) for split in ("train", "validation", "test"))
     assert not train & test
     assert not train & validation
     assert not validation & test

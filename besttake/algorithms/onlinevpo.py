@@ -18,7 +18,6 @@ from besttake.algorithms.losses import check_dpo, dpo, drawn_errors
 from besttake.algorithms.pairing import Pairs, best_against_worst
 from besttake.data.prompts import read_prompts
 from besttake.devices import find_device
-from besttake.embedded import embedded_prompts
 from besttake.policy import Policy
 from besttake.rewards.critic import RewardConfig, load_critic
 from besttake.rollout import RolloutConfig, generate
@@ -60,7 +59,7 @@ class Config(TrainConfig):
 
 
 def train(config: Config) -> Run:
-    prompts = read_prompts(embedded_prompts(config.data))
+    prompts = read_prompts(config.data)
     critic = load_critic(config.reward, find_device(config.device))
     run = Run(config)
     policy = run.policy

@@ -36,7 +36,7 @@ def best_against_worst(
         scores: one number per take, higher is better.
 
     Returns:
-        The pairs that are left, and the share of prompts dropped as ties, and below the margin.
+        The pairs that are left, and how many prompts were dropped as ties, and below the margin.
     """
     table = scores.float().view(-1, takes.n)
     spread = table.amax(1) - table.amin(1)
@@ -44,8 +44,8 @@ def best_against_worst(
     first = kept * takes.n
     rows = torch.stack([first + table[kept].argmax(1), first + table[kept].argmin(1)], 1)
     counts = {
-        "ties": (spread == 0).float().mean().item(),
-        "below_margin": ((spread > 0) & (spread <= margin)).float().mean().item(),
+        "ties": (spread == 0).sum().item(),
+        "below_margin": ((spread > 0) & (spread <= margin)).sum().item(),
         "score_spread": spread.mean().item(),
     }
     return Pairs(

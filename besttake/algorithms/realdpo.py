@@ -73,9 +73,8 @@ def train(config: Config) -> Run:
     run = Run(config)
     policy = run.policy
     captions, real = encode_clips(run, clips, config.rollout, config.skip_bad)
-    takes = Takes(
-        policy, captions, config.rollout, config.negatives, config.seed, run.folder / "negatives" / fingerprint(config)
-    )
+    folder = run.folder / "negatives" / f"{fingerprint(config)}-{run.base}"
+    takes = Takes(policy, captions, config.rollout, config.negatives, config.seed, folder)
     for step, batch in run.steps(range(len(captions)), config.clips_per_step):
         losers = takes.of(batch, step, config.renew_every)
         takes.forget(before=run.oldest_kept() - config.renew_every if config.renew_every else 0)

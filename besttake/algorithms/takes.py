@@ -6,8 +6,8 @@ it had: takes made later than the step it resumes from are the very ones it woul
 
 from __future__ import annotations
 
+import hashlib
 import logging
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -39,13 +39,15 @@ class Takes:
         """
         oldest = step - step % renew_every if renew_every else 0
         wanted = [self.captions[i] for i in clips] if renew_every else self.captions
-        missing = [caption for caption in dict.fromkeys(wanted) if self._made(caption, oldest, step) is None]
+        missing = [caption for caption in dict.fromkeys(wanted) if self._made(caption, oldest, step - 1) is None]
         if missing and step and not renew_every:
             log.warning(
                 "%d takes made before training are lost: they are made again by the policy of now", len(missing)
             )
         for start in range(0, len(missing), max(1, self.config.batch // self.n)):
-            self._make(missing[start : start + max(1, self.config.batch // self.n)], step)
+            part = missing[start : start + max(1, self.config.batch // self.n)]
+            if any(self._made(caption, oldest, step) is None for caption in part):
+                self._make(part, step)  # whole, whatever a kill left of it: a batch's size shows in the last bits
         return torch.stack([self._read(self.captions[i], oldest, step) for i in clips])
 
     def with_winner(self, real: Latent, losers: Tensor) -> Tensor:
@@ -54,7 +56,7 @@ class Takes:
 
     def forget(self, before: int) -> None:
         """Delete takes made before a step from which no run will resume any more."""
-        for path in self.folder.iterdir():
+        for path in self.folder.glob("[!.]*.safetensors"):  # hidden ones are what a kill left half-written
             if _step_of(path) < before:
                 path.unlink()
 
@@ -83,7 +85,7 @@ class Takes:
 
 
 def _name(caption: str) -> str:
-    return f"{zlib.crc32(caption.encode()):08x}"
+    return hashlib.sha256(caption.encode()).hexdigest()[:16]
 
 
 def _step_of(path: Path) -> int:

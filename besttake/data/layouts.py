@@ -129,7 +129,10 @@ def _cell(table: Path, number: int, row: dict[str, Any], key: str) -> str:
 
 
 def _csv_rows(table: Path) -> list[tuple[int, dict[str, Any]]]:
-    rows = list(enumerate(csv.DictReader(io.StringIO(read_text(table))), start=1))
+    try:
+        rows = list(enumerate(csv.DictReader(io.StringIO(read_text(table))), start=1))
+    except csv.Error as error:
+        raise ValueError(f"{table} cannot be read as CSV ({error})") from error
     for number, row in rows:
         if None in row:
             raise ValueError(f"{table}, row {number}: more cells than columns; put captions with commas in quotes")

@@ -9,16 +9,20 @@ from typing import TypeVar
 import numpy as np
 
 from besttake.data.files import read_jsonl, read_text
+from besttake.embedded import embedded_prompts
 
 Item = TypeVar("Item")
 
 
 def read_prompts(path: str | Path) -> list[str]:
-    """The prompts of a `.txt` (one per line) or a `.jsonl` (objects with "prompt"); blank lines are skipped.
+    """The prompts of a `.txt` (one per line) or a `.jsonl` (objects with "prompt"), or of an embedded list.
+
+    Blank lines are skipped.
 
     Raises:
         ValueError: the file is missing, of another kind, without prompts, or a line has no prompt.
     """
+    path = embedded_prompts(str(path))
     suffix = Path(path).suffix.lower()
     if suffix == ".jsonl":
         prompts = [_prompt(path, number, row) for number, row in read_jsonl(path)]

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
+from torch import Tensor
 
 from besttake.configuration import read_yaml
 from besttake.data.files import atomic
+from besttake.data.prompts import read_prompts
 from besttake.data.video import enlargement, write_video
 from besttake.devices import find_device
-from besttake.embedded import embedded_model
 from besttake.models import VideoModel, load_model
 from besttake.rewards import load_reward
 from besttake.rewards.checks import checked
-from besttake.rollout import Rollout, RolloutConfig, generate
+from besttake.rollout import RolloutConfig, generate
 from besttake.types import Video
+
+Items = TypeVar("Items", Tensor, list[str])
 
 
 @dataclass(frozen=True)
@@ -29,13 +33,30 @@ class EvaluateConfig:
     prompts: str = "world-test"
     """File of prompts, one a line, or an embedded list."""
     count: int = 128
-    """How many of them are shot, one video each."""
+    """How many of them are shot at most, one video each."""
     seed: int = 777
     shown: int = 12
     """How many of the videos the report shows."""
     rewards: tuple[str, ...] = ()
     """Critics to ask; by default the analytic ones, and for clips of the embedded world its own two as well."""
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
+
+    def __post_init__(self):
+        if self.count < 2 or self.shown < 0:
+            raise ValueError(f"evaluation: count is {self.count} and shown {self.shown}; expected at least 2, and 0")
+
+
+def evaluation_prompts(config: EvaluateConfig) -> list[str]:
+    """The prompts to be shot, none twice: from the same noise it would be the same video."""
+    return list(dict.fromkeys(read_prompts(config.prompts)))[: config.count]
+
+
+def check_evaluation(config: EvaluateConfig, model: VideoModel) -> None:
+    """Find out before a training, not after it, that its result could not be measured; raises ValueError."""
+    model.check_prompts(evaluation_prompts(config))
+    model.latent_shape(*config.rollout.size(model))
+    for name in config.rewards:
+        load_reward(name)
 
 
 def trained_model(run: Path) -> VideoModel:
@@ -50,7 +71,7 @@ def trained_model(run: Path) -> VideoModel:
 def base_model(run: Path) -> VideoModel:
     """The model a run started from, where and in the precision it was trained."""
     config = read_yaml(run / "config.yaml")
-    return load_model(embedded_model(config["model"]), getattr(torch, config["dtype"]), find_device(config["device"]))
+    return load_model(config["model"], getattr(torch, config["dtype"]), find_device(config["device"]))
 
 
 def with_adapter(model: VideoModel, adapter: Path) -> VideoModel:
@@ -61,34 +82,44 @@ def with_adapter(model: VideoModel, adapter: Path) -> VideoModel:
             saved = denoiser.load_config(adapter / "transformer").get("_class_name")
             if saved != denoiser.__name__:
                 raise ValueError(f"it is a {saved}, the model has a {denoiser.__name__}")
-            model.pipeline.transformer = denoiser.from_pretrained(adapter / "transformer").eval()
+            trained = denoiser.from_pretrained(adapter / "transformer")
+            model.pipeline.transformer = trained.to(model.device).eval()
         else:
             if not any(adapter.glob("*.safetensors")):
                 raise ValueError("there are no weights in it; has the run finished?")
             model.pipeline.load_lora_weights(str(adapter))
+            if not getattr(model.denoiser, "peft_config", None):
+                raise ValueError("none of its weights are a transformer's")
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ValueError(f"the adapter in {adapter} does not load into {model.source}: {error}") from error
     return model
 
 
-def shoot_before_after(run: Path, prompts: list[str], config: EvaluateConfig) -> tuple[Rollout, Rollout]:
-    """Takes of the base model and of the trained one, from the same noise."""
-    before = generate(base_model(run), prompts, config.rollout, seed=(config.seed,))
-    return before, generate(trained_model(run), prompts, config.rollout, seed=(config.seed,))
+def shoot(model: VideoModel, prompts: list[str], config: EvaluateConfig) -> Video:
+    """A video of each prompt, on the CPU; the device holds no more than a batch of them."""
+    parts = _batches(prompts, config.rollout.batch)
+    return torch.cat([generate(model, part, config.rollout, seed=(config.seed,)).videos.cpu() for part in parts])
 
 
-def critics_say(rewards: tuple[str, ...], videos: Video, prompts: list[str]) -> dict[str, float]:
+def critics_say(rewards: tuple[str, ...], videos: Video, prompts: list[str], device: str = "cpu") -> dict[str, float]:
     """Mean score of each dimension of each critic, as "reward/critic/dimension"."""
     said: dict[str, float] = {}
     for name in rewards:
-        score = checked(load_reward(name), videos, prompts)
-        said |= {f"reward/{name}/{dimension}": score[dimension].mean().item() for dimension in score.dimensions}
+        reward = load_reward(name, device)
+        parts = zip(_batches(videos), _batches(prompts), strict=True)
+        mean = torch.cat([checked(reward, some, told).values for some, told in parts]).mean(0).tolist()
+        said |= {f"reward/{name}/{dimension}": value for dimension, value in zip(reward.dimensions, mean, strict=True)}
     return said
+
+
+def _batches(items: Items, size: int = 32) -> list[Items]:
+    return [items[start : start + size] for start in range(0, len(items), size)]
 
 
 def write_evaluation(run: Path, videos: dict[str, Video], prompts: list[str], shown: int, fps: float) -> None:
     """`evaluation/{before,after,...}/NN.mp4` and `evaluation/prompts.json`, as the report reads them."""
     folder = run / "evaluation"
+    shutil.rmtree(folder, ignore_errors=True)  # what an earlier look left is of other prompts or another seed
     for name, clips in videos.items():
         (folder / name).mkdir(parents=True, exist_ok=True)
         for i, clip in enumerate(clips[:shown]):

@@ -8,6 +8,7 @@ import pkgutil
 import torch
 from diffusers import DiffusionPipeline
 
+from besttake.embedded import embedded_model
 from besttake.models.base import VideoModel, pipeline_class
 
 __all__ = ["VideoModel", "families", "load_model"]
@@ -23,11 +24,12 @@ def families() -> list[type[VideoModel]]:
 
 
 def load_model(source: str, dtype: torch.dtype = torch.float32, device: str = "cpu") -> VideoModel:
-    """The model in a diffusers pipeline folder, or on the hub.
+    """The model in a diffusers pipeline folder, on the hub, or embedded.
 
     Raises:
         ValueError: there is no such model, its files are broken, or no file here knows its pipeline.
     """
+    source = embedded_model(source)
     name = pipeline_class(source)
     for family in families():
         if name in family.pipelines:

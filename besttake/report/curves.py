@@ -45,7 +45,7 @@ def training_charts(run: RunFolder) -> list[str]:
             [Line("dynamic degree", looks(run, DYNAMIC))],
             "Of the fixed prompts' clips; falls when motion freezes",
         ),
-        _chart(run, "Ties", "Share of prompts whose takes score alike, or nearly", ["ties", "below_margin"]),
+        _chart(run, "Ties", "Prompts of a step whose takes score alike, or nearly", ["ties", "below_margin"]),
         _chart(run, "Score spread", "Best minus worst take of a prompt", ["score_spread"]),
         _chart(run, "Loss", "", ["loss"], equal),
         _chart(run, "Gradient norm", "Before clipping", ["gradient_norm"]),

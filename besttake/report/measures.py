@@ -56,6 +56,10 @@ FLAWS = ("share/",)
 """Prefix under which the share of clips with one flaw is written."""
 
 TRAINED = "training_reward"
+"""Prefix of what the critic says that was trained on."""
+
+ASKED = "reward/"
+"""Prefix of what another critic says."""
 
 
 def measure_of(name: str) -> Measure:
@@ -68,8 +72,8 @@ def measure_of(name: str) -> Measure:
         return Measure(words, "lower", share=True)
     if name.startswith(TRAINED):
         return Measure(words if head else "training critic", "higher")
-    if head.startswith("reward/"):
-        return Measure(f"{words}, by {head.removeprefix('reward/')}")
+    if head.startswith(ASKED):
+        return Measure(f"{words}, by {head.removeprefix(ASKED)}")
     return Measure(words, share=name.endswith("_share"))
 
 

@@ -12,16 +12,16 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+from besttake.algorithms import algorithms
 from besttake.data.files import atomic
 from besttake.report.clips import clip_cards
 from besttake.report.critics import trained_critic
 from besttake.report.curves import reward_charts, training_charts
 from besttake.report.folder import COLUMNS, RunFolder, read_run
-from besttake.report.measures import FLAWS, GUARDS, MAIN, TRAINED, Change, change, difference, measure_of, shown
+from besttake.report.measures import ASKED, FLAWS, GUARDS, MAIN, TRAINED, Change, change, difference, measure_of, shown
 from besttake.report.verdict import clip_count, values, verdict
 
 HERE = Path(__file__).parent
-NAMES = {"onlinevpo": "OnlineVPO", "realdpo": "RealDPO", "sft": "SFT", "offline_dpo": "Offline DPO"}
 LARGE = 25_000_000
 """Bytes above which a page says how large it is: many mail servers refuse more."""
 
@@ -54,7 +54,7 @@ def write_report(run_folder: Path) -> Path:
 
 def _page(run: RunFolder, warning: str) -> str:
     said = verdict(run)
-    algorithm = NAMES.get(run.config["algorithm"], str(run.config["algorithm"]))
+    algorithm = _name_of(str(run.config["algorithm"]))
     model = str(run.config.get("model", "an unnamed model"))
     script = (HERE / "page.js").read_text(encoding="utf-8")
     return Template((HERE / "page.html").read_text(encoding="utf-8")).substitute(
@@ -177,6 +177,12 @@ def _curves(run: RunFolder) -> str:
     return "\n".join(parts)
 
 
+def _name_of(algorithm: str) -> str:
+    """What an algorithm's config calls it."""
+    known = algorithms().get(algorithm)
+    return str(known.Config.__doc__).rstrip(".") if known else algorithm
+
+
 def _table(run: RunFolder) -> str:
     if run.summary is None:
         return _section("What was measured", "Nothing yet: the run folder has no summary.json.", "")
@@ -184,8 +190,10 @@ def _table(run: RunFolder) -> str:
     flaws = [name for name in names if name.startswith(FLAWS)]
     main = [name for name in (*MAIN, *GUARDS) if name in names]
     trained = [name for name in names if name.startswith(TRAINED)]
-    others = [name for name in names if name not in (*flaws, *main, *trained)]
+    asked = [] if main else [name for name in names if name.startswith(ASKED)]
+    others = [name for name in names if name not in (*flaws, *main, *trained, *asked)]
     groups = [("", main), ("Share of clips with this flaw", flaws), ("The training critic", trained)]
+    groups.append(("Other critics", asked))
     lead = "The same prompts and seeds before and after."
     if clips := clip_count(run):
         lead += f" With {clips} clips, a share counts as changed only when chance would rarely change it as much."
@@ -225,7 +233,7 @@ def _config(run: RunFolder) -> str:
         for key, value in _flat(run.config)
     )
     table = f'<div class="scroll"><table class="config"><tbody>{rows}</tbody></table></div>'
-    lead = "Every key is also a flag of besttake train, with two dashes before it."
+    lead = "Every key but the algorithm is also a flag of besttake train, with two dashes before it."
     return _section("Settings", lead, f'<details class="config"><summary>All settings</summary>{table}</details>')
 
 

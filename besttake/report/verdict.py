@@ -8,7 +8,7 @@ from typing import Literal
 
 from besttake.report.critics import trained_reward
 from besttake.report.folder import RunFolder
-from besttake.report.measures import GUARDS, MAIN, NEAR, TRAINED, change, measure_of, number, shown
+from besttake.report.measures import ASKED, GUARDS, MAIN, NEAR, TRAINED, change, measure_of, number, shown
 
 Kind = Literal["better", "worse", "mixed", "same", "hacked", "unknown"]
 
@@ -64,6 +64,8 @@ def verdict(run: RunFolder) -> Verdict:
         return Verdict("worse", "Worse", f"The videos got worse: {_list(worse)}{rest}.")
     if same:
         return Verdict("same", "No change", f"The numbers show no clear change: {_list(same)}.")
+    if any(name.startswith((ASKED, TRAINED)) for name in run.summary["after"]):
+        return Verdict("unknown", "Critics only", "Nothing was measured but what critics say: see the table.")
     return Verdict("unknown", "Not comparable", "The summary has no number both before and after training to compare.")
 
 
@@ -142,7 +144,7 @@ def _unfinished(run: RunFolder) -> str:
 
 
 def _list(parts: Sequence[str]) -> str:
-    return " and ".join(part for part in (", ".join(parts[:-1]), parts[-1]) if part)
+    return " and ".join(part for part in (", ".join(parts[:-1]), *parts[-1:]) if part)
 
 
 def _capital(text: str) -> str:

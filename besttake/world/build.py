@@ -28,8 +28,10 @@ from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel, UMT5Config, UMT5EncoderModel
 
 from besttake.world import physics
-from besttake.world.captions import BACKGROUNDS, COLOURS, MOTIONS, SHAPES, SIZES
+from besttake.world.captions import vocabulary
 from besttake.world.physics import WIDTH
+
+SPECIAL = ("<pad>", "</s>", "<unk>")
 
 WORDS = 24
 """Tokens of the longest prompt; the world's own captions have at most 16."""
@@ -169,7 +171,7 @@ VAES: dict[str, Callable[[], Any]] = {"tiny-cogvideox": cogvideox_vae, "tiny-wan
 
 def _text_encoder(config_class, model_class):
     config = config_class(
-        vocab_size=len(_vocabulary()),
+        vocab_size=len(SPECIAL) + len(vocabulary()),
         d_model=64,
         d_kv=16,
         d_ff=128,
@@ -184,18 +186,12 @@ def _text_encoder(config_class, model_class):
     return encoder.eval()
 
 
-def _vocabulary() -> dict[str, int]:
-    sentences = [*SIZES, *COLOURS, *SHAPES, *BACKGROUNDS, *MOTIONS.values(), "a on background"]
-    words = dict.fromkeys(word for sentence in sentences for word in sentence.split())
-    return {word: i for i, word in enumerate(["<pad>", "</s>", "<unk>", *words])}
-
-
 def tokenizer() -> PreTrainedTokenizerFast:
     """One token per word, padded and closed with `</s>` as T5 does."""
-    vocabulary = _vocabulary()
-    backend = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
+    ids = {word: i for i, word in enumerate([*SPECIAL, *vocabulary()])}
+    backend = Tokenizer(WordLevel(ids, unk_token="<unk>"))
     backend.pre_tokenizer = Whitespace()
-    backend.post_processor = TemplateProcessing(single="$A </s>", special_tokens=[("</s>", vocabulary["</s>"])])
+    backend.post_processor = TemplateProcessing(single="$A </s>", special_tokens=[("</s>", ids["</s>"])])
     return PreTrainedTokenizerFast(
         tokenizer_object=backend, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", model_max_length=WORDS
     )

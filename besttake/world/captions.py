@@ -46,6 +46,12 @@ MOTIONS = {
 SPLITS = ("train", "validation", "test")
 
 
+def vocabulary() -> list[str]:
+    """Every word of the captions."""
+    sentences = [*SIZES, *COLOURS, *SHAPES, *BACKGROUNDS, *MOTIONS.values(), "a on background"]
+    return list(dict.fromkeys(word for sentence in sentences for word in sentence.split()))
+
+
 @dataclass(frozen=True)
 class Body:
     size: str

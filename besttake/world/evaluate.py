@@ -11,14 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from besttake.data.prompts import read_prompts
-from besttake.embedded import embedded_prompts
 from besttake.evaluation.before_after import (
     EvaluateConfig,
     base_model,
     critics_say,
-    shoot_before_after,
-    trained_model,
+    evaluation_prompts,
+    shoot,
+    with_adapter,
     write_evaluation,
     write_summary,
 )
@@ -39,8 +38,8 @@ REFERENCES = 4
 ANALYTIC = ("dynamic-degree", "temporal-flicker", "motion-smoothness")
 """Critics of any clip."""
 
-WORLD = ("world", "heldout", *ANALYTIC)
-"""Critics of the world's clips."""
+WORLD = ("world", *ANALYTIC)
+"""Critics of the world's clips, besides the held-out one."""
 
 
 def evaluate(run: Path, config: EvaluateConfig, about: dict[str, Any]) -> dict[str, Any]:
@@ -49,17 +48,22 @@ def evaluate(run: Path, config: EvaluateConfig, about: dict[str, Any]) -> dict[s
     Clips of the world's size with captions of its grammar are measured, and compared with clean ones; of others only
     the critics are asked.
     """
-    prompts = read_prompts(embedded_prompts(config.prompts))
-    prompts = (prompts * (config.count // len(prompts) + 1))[: config.count]
-    before, after = shoot_before_after(run, prompts, config)
-    sets, frames = {"before": before.videos.cpu(), "after": after.videos.cpu()}, before.videos.shape[1]
-    judge: Callable[[Tensor], dict[str, float]] = partial(_critics, config.rewards or ANALYTIC, prompts)
-    if of_the_world(before.videos, prompts):
-        sets["real"] = real_clips(prompts, run, frames)
+    prompts, adapter = evaluation_prompts(config), run / "adapter"
+    if not adapter.is_dir():
+        raise ValueError(f"there is no {adapter} to measure; has the run finished?")
+    model = base_model(run)
+    before = shoot(model, prompts, config)
+    frames, sets = before.shape[1], {"before": before}
+    judge: Callable[[Tensor], dict[str, float]]
+    if of_the_world(before, prompts):
         judge = Judge(prompts, config.rewards or WORLD, frames)
-    summary: dict[str, Any] = {name: judge(videos) for name, videos in sets.items()}
-    summary["about"] = {"prompts": config.prompts, "clips": config.count, "seed": config.seed, **about}
-    write_evaluation(run, sets, prompts, config.shown, base_model(run).fps)
+        sets["real"] = through_autoencoder(model, clean_clips(prompts, 99, frames))
+    else:
+        judge = partial(critics_say, config.rewards or ANALYTIC, prompts=prompts, device=str(model.device))
+    sets["after"] = shoot(with_adapter(model, adapter), prompts, config)
+    summary: dict[str, Any] = {name: judge(sets[name]) for name in ("before", "after", "real") if name in sets}
+    summary["about"] = {"prompts": config.prompts, "clips": len(prompts), "seed": config.seed, **about}
+    write_evaluation(run, sets, prompts, config.shown, model.fps)
     write_summary(run, summary)
     return summary
 
@@ -72,10 +76,6 @@ def of_the_world(videos: Tensor, prompts: list[str]) -> bool:
         return all(Caption.parse(prompt) for prompt in prompts)
     except ValueError:
         return False
-
-
-def _critics(rewards: tuple[str, ...], prompts: list[str], videos: Tensor) -> dict[str, float]:
-    return critics_say(rewards, videos, prompts)
 
 
 class Judge:
@@ -111,12 +111,8 @@ def clean_clips(prompts: list[str], seed: int, frames: int = FRAMES) -> Tensor:
     return torch.stack([clip.video for clip in clips])
 
 
-def real_clips(prompts: list[str], run: Path, frames: int = FRAMES) -> Tensor:
-    """Clean clips through the model's autoencoder: the best its videos could look."""
-    return through_autoencoder(trained_model(run), clean_clips(prompts, 99, frames))
-
-
 @torch.no_grad()
 def through_autoencoder(model: VideoModel, videos: Tensor, batch: int = 16) -> Tensor:
-    """Videos encoded and decoded again."""
-    return torch.cat([model.decode(model.encode(part)) for part in videos.split(batch)]).float().clamp(-1, 1)
+    """Videos encoded and decoded again, on the CPU: the best that the model's could look."""
+    parts = [model.decode(model.encode(part.to(model.device))).float().cpu() for part in videos.split(batch)]
+    return torch.cat(parts).clamp(-1, 1)

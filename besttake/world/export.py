@@ -20,9 +20,11 @@ def export(family: str, out: Path) -> Path:
     shutil.rmtree(target, ignore_errors=True)
     model.pipeline.to(torch.float16)
     model.pipeline.save_pretrained(target)
+    settings = target / "text_encoder" / "config.json"  # diffusers loads all else in float32, transformers as is said
+    settings.write_text(settings.read_text().replace('"dtype": "float16"', '"dtype": "float32"'))
     for part in ("vae", "denoiser"):
         rows = [json.loads(line) for line in (out / family / part / "log.jsonl").read_text().splitlines()]
-        (target / f"training-{part}.json").write_text(json.dumps(rows[:: max(1, len(rows) // 60)], indent=0))
+        (target / f"training-{part}.json").write_text(json.dumps(rows[:: -max(1, len(rows) // 60)][::-1], indent=0))
     write_prompts()
     return target
 

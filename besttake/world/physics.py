@@ -172,7 +172,7 @@ def _floats(dials, radius, reach, sign, t):
 
 
 def _hits(dials, extents, t):
-    """Two bodies on the floor, an elastic collision in one dimension, masses as their areas; walls reflect."""
+    """Two bodies on the floor, an elastic collision in one dimension, masses as radius squared; walls reflect."""
     radius, reach = extents[..., 0].T, extents[..., 1].T  # (bodies, n)
     touch, first = 0.9 * radius.sum(0), reach[0] + 1.5 * dials[0]
     x = np.stack([first, _between(dials[1], np.maximum(17.5, first + touch + 1), WIDTH - reach[1] - 1)])

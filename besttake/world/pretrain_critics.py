@@ -25,7 +25,17 @@ from torch.nn import functional as F
 from besttake.rewards import heldout
 from besttake.rewards.shipped import SHIPPED, word_ids, write_critic
 from besttake.rewards.world import BODIES, DIMENSIONS, WORDS, QualityNetwork
-from besttake.world.captions import BACKGROUNDS, COLOURS, MOTIONS, SHAPES, SIZES, Body, Caption, sample_caption
+from besttake.world.captions import (
+    BACKGROUNDS,
+    COLOURS,
+    MOTIONS,
+    SHAPES,
+    SIZES,
+    Body,
+    Caption,
+    sample_caption,
+    vocabulary,
+)
 from besttake.world.clips import make_batch
 from besttake.world.film import Film, render, shoot
 from besttake.world.flaws import FLAWS
@@ -133,12 +143,6 @@ def _ship(network: nn.Module, critic: str, facts: dict, config) -> None:
     write_critic(config.weights, network, {"critic": critic, "words": vocabulary(), **facts, "training": settings})
     rows = [json.loads(line) for line in (config.out / "log.jsonl").read_text().splitlines()]
     (config.weights / "loss_curve.json").write_text(json.dumps(rows) + "\n")
-
-
-def vocabulary() -> list[str]:
-    """Every word of the world's captions."""
-    sentences = [*SIZES, *COLOURS, *SHAPES, *BACKGROUNDS, *MOTIONS.values(), "a on background"]
-    return list(dict.fromkeys(word for sentence in sentences for word in sentence.split()))
 
 
 def _ids(captions: list[Caption]) -> Tensor:

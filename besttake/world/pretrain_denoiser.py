@@ -7,15 +7,12 @@ rest with AdamW; what is kept is a moving average. The bank of clips grows while
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from diffusers import DiffusionPipeline
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -72,13 +69,12 @@ class DenoiserConfig:
 
 def train_denoiser(config: DenoiserConfig) -> None:
     """Train, or go on training, one base model on the latents of its trained autoencoder."""
-    rank, world = _process()
     torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)  # on a CPU too; else attention is cast to float32
     folder = config.out / config.family / "denoiser"
     if config.start and not (folder / "state.pt").exists():
         begin_from(config.start, config)
     model = load_parts(config.family, config.out)
-    denoiser, bank = model.denoiser.train().requires_grad_(True), Bank(model, config, rank, world)
+    denoiser, bank = model.denoiser.train().requires_grad_(True), Bank(model, config)
     optimizer = _Optimizers(denoiser, config)
     if config.compile:
         denoiser.compile(dynamic=False)
@@ -88,21 +84,19 @@ def train_denoiser(config: DenoiserConfig) -> None:
         average = torch.load(folder / "state.pt", weights_only=True)["average"]
     log = TrainingLog(folder, config.steps, done)
     for step in range(done, config.steps):
-        generator = torch.Generator().manual_seed(config.seed * 10_000_019 + step * world + rank)
+        generator = torch.Generator().manual_seed(config.seed * 10_000_019 + step)
         bank.grow_to(config.first_clips + step * config.clips_per_step)
         loss = diffusion_loss(model, *bank.draw(config, generator), generator)
         loss.backward()
-        _average_gradients(denoiser, world)
         nn.utils.clip_grad_norm_(denoiser.parameters(), 1.0)
         optimizer.step(learning_rate(step, config))
         decay = min(config.average, (step + 1) / (step + 10))
         for name, parameter in denoiser.named_parameters():
             average[name].lerp_(parameter.detach(), 1 - decay)
         log.add(step + 1, loss=loss.item())
-        if rank == 0 and ((step + 1) % config.save_every == 0 or step + 1 == config.steps):
+        if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
             log.write(step + 1, clips=float(len(bank)))
             save_state(folder, denoiser, optimizer, step + 1, average=average)
-            save_file({k: v.contiguous() for k, v in average.items()}, folder / "average.safetensors")
 
 
 def begin_from(start: Path, config: DenoiserConfig) -> None:
@@ -145,10 +139,10 @@ def training_times(schedule: Schedule, n: int, generator: torch.Generator, bend:
 
 
 class Bank:
-    """Latents and text embeddings of the newest clips of a stream; each process holds a share of its own."""
+    """Latents and text embeddings of the newest clips of a stream."""
 
-    def __init__(self, model: VideoModel, config: DenoiserConfig, rank: int, world: int):
-        self.model, self.config, self.rank, self.world = model, config, rank, world
+    def __init__(self, model: VideoModel, config: DenoiserConfig):
+        self.model, self.config = model, config
         self.latents: list[Tensor] = []
         self.texts: list[Tensor] = []
         self.weights: list[float] = []
@@ -161,7 +155,7 @@ class Bank:
     @torch.no_grad()
     def grow_to(self, n: int, batch: int = 32) -> None:
         """Film, encode and keep clips up to the `n`th, at least half a batch at a time; forget those too old."""
-        seed, size = self.config.seed + 1000 * self.rank, self.config.bank
+        seed, size = self.config.seed, self.config.bank
         self.made = max(self.made, n - size)
         while self.made + batch // 2 <= n:
             count = min(batch, n - self.made)
@@ -235,20 +229,3 @@ def set_latent_scale(model: VideoModel) -> None:
     else:
         vae.register_to_config(scaling_factor=1 / float(latents.std()))
         model.pipeline.vae_scaling_factor_image = vae.config.scaling_factor
-
-
-def _process() -> tuple[int, int]:
-    """Rank and number of processes; joins the group that `torchrun` made, if there is one."""
-    if "RANK" not in os.environ:
-        return 0, 1
-    dist.init_process_group("gloo")
-    return dist.get_rank(), dist.get_world_size()
-
-
-def _average_gradients(module: nn.Module, world: int) -> None:
-    if world > 1:
-        gradients = [p.grad for p in module.parameters() if p.grad is not None]
-        flat = torch.cat([g.flatten() for g in gradients])
-        dist.all_reduce(flat)
-        for gradient, mean in zip(gradients, (flat / world).split([g.numel() for g in gradients]), strict=True):
-            gradient.copy_(mean.view_as(gradient))

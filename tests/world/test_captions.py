@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from besttake.world.captions import MOTIONS, SPLITS, Caption, every_caption, prompts, sample_caption
+from besttake.world.captions import MOTIONS, SPLITS, Caption, every_caption, prompts, sample_caption, vocabulary
 
 
 def test_every_caption_parses_back_into_its_parts():
@@ -60,3 +60,8 @@ def test_prompts_are_of_their_split_different_and_deterministic():
 def test_an_unknown_split_is_refused():
     with pytest.raises(ValueError, match="expected one of train, validation, test"):
         sample_caption(np.random.default_rng(0), "training")
+
+
+def test_the_vocabulary_covers_every_caption():
+    words = {word for caption in every_caption() for word in str(caption).split()}
+    assert words | {"hits"} == set(vocabulary())  # captions of two bodies are not listed

@@ -2,7 +2,6 @@
 
 import torch
 
-from besttake.embedded import embedded_model
 from besttake.models import load_model
 from besttake.world.build import FRAMES
 from besttake.world.pretrain_vae import VAEConfig, make_vae, psnr
@@ -16,4 +15,4 @@ def test_it_restores_clips_to_thirty_decibels(family, tmp_path):
 
 
 def test_the_shipped_one_does_too(family):
-    assert psnr(load_model(embedded_model(family)).pipeline.vae, FRAMES[family]) > 30
+    assert psnr(load_model(family).pipeline.vae, FRAMES[family]) > 30
