@@ -78,7 +78,7 @@ TABLES: dict[str, list[Arm]] = {
     "refresh": _swept("refresh_every", (5, 20, 40)),
     "beta": _swept("beta", (100, 500, 2000)),
     "reward": [
-        _online("as in the recipe"),
+        _online("weighted as in the recipe"),
         *(_online(f"{dimension} alone", "--reward.weights", dimension, "1") for dimension in DIMENSIONS),
     ],
 }
@@ -173,10 +173,13 @@ def recipe_of(arm: Arm) -> Any:
 
 
 def measure_base(config: ClaimsConfig) -> str:
-    """The base model's takes and clean clips, which are the same for every run."""
+    """The base model's takes and clean clips, which are the same for every run, unless they are measured."""
+    result, made_of = config.results / "base.json", weights_of(config).hexdigest()[:8]
+    if result.exists() and json.loads(result.read_text())["made_of"] == made_of:
+        return "the base model and real clips: already there"
     model = load_model(config.model)
     real = through_autoencoder(model, clean_clips(prompts(), 99))
-    write_result(config.results / "base.json", {"before": look(shoot(model)), "real": look(real)})
+    write_result(result, {"before": look(shoot(model)), "real": look(real), "made_of": made_of})
     return "the base model and real clips: measured"
 
 
@@ -208,11 +211,16 @@ def look(videos: Tensor) -> dict[str, float]:
 
 def ingredients(arm: Arm, config: ClaimsConfig) -> str:
     """A hash of what a run is made of but for its seed: the recipe, the minutes, the weights it loads."""
-    critics = (FOLDER / "weights").glob("critic-*/*.safetensors")
-    weights = sorted([*Path(embedded_model(config.model)).rglob("*.safetensors"), *critics])
     recipes = [recipe_of(arm), *([read_recipe(ONLINE)] if arm.recipe == "dpo-tiny" else [])]  # it shoots as online does
     about = f"{[fingerprint(recipe) for recipe in recipes]} {config.minutes} {config.prompts}".encode()
-    return hashlib.sha256(about + b"".join(file.read_bytes() for file in weights)).hexdigest()[:8]
+    return weights_of(config, about).hexdigest()[:8]
+
+
+def weights_of(config: ClaimsConfig, about: bytes = b"") -> Any:
+    """The hash of all that a run loads, begun with what it is about."""
+    critics = (FOLDER / "weights").glob("critic-*/*.safetensors")
+    weights = sorted([*Path(embedded_model(config.model)).rglob("*.safetensors"), *critics])
+    return hashlib.sha256(about + b"".join(file.read_bytes() for file in weights))
 
 
 def make_pairs(seed: int, made_of: str, config: ClaimsConfig) -> tuple[Path, float]:
@@ -235,8 +243,9 @@ def markdown(table: str, config: ClaimsConfig) -> Iterator[str]:
     yield f"\n### {table}\n"
     yield "| | " + " | ".join(name.replace("_", " ") for name in COLUMNS) + " | steps |"
     yield "| --- " * (len(COLUMNS) + 2) + "|"
-    for column, values in json.loads((config.results / "base.json").read_text()).items():
-        yield _row(column, [values], "")
+    base = json.loads((config.results / "base.json").read_text())
+    for column in ("before", "real"):
+        yield _row(column, [base[column]], "")
     for arm in TABLES[table]:
         runs = [config.results / f"{name_of(arm, seed)}.json" for seed in range(config.seeds)]
         results = [json.loads(run.read_text()) for run in runs]

@@ -4,6 +4,7 @@ What differs from the paper, and why:
 - The pair rule, best against worst, is our reading; the paper names no other.
 - beta is not given there; the recipes hold what a sweep found.
 - Pairs that the critic cannot tell apart are dropped and counted, never paired with themselves.
+- `guard` and `draws`, off by default: DPO-Positive, and a log-ratio of more than one time and noise.
 """
 
 from __future__ import annotations

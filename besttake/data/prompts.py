@@ -43,7 +43,7 @@ def prompt_batches(prompts: Sequence[Item], batch: int, seed: int, step: int) ->
     prompts than two batches.
 
     Args:
-        batch: prompts per step, over all processes.
+        batch: prompts per step.
         seed: 0 or above.
         step: 0 or above.
     """
