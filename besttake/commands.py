@@ -19,7 +19,7 @@ from besttake.data.files import atomic, read_jsonl
 from besttake.data.pairs import PreferencePair, write_pairs
 from besttake.data.prompts import read_prompts
 from besttake.data.video import contact_sheet, enlargement, read_video, write_video
-from besttake.devices import find_device
+from besttake.devices import find_device, keep_freed_memory
 from besttake.evaluation.before_after import with_adapter
 from besttake.models import load_model
 from besttake.policy import signature
@@ -236,7 +236,6 @@ class PretrainConfig:
 
 def pretrain(config: PretrainConfig) -> None:
     """Train one part with its default settings."""
-    from besttake.devices import keep_freed_memory
     from besttake.world import export, pretrain_critics, pretrain_denoiser, pretrain_vae
 
     keep_freed_memory()
