@@ -43,8 +43,13 @@ class PolicyConfig:
     average: float = 0.0
     """Decay of an exponential moving average of the policy, which is what is saved and evaluated; 0 = none."""
     gradient_checkpointing: bool = False
+    """Keep each block's input alone of the forward pass, and compute the rest again in the backward pass."""
+    clips_at_once: int = 0
+    """Clips of the loss whose activations are in memory together: the split backward; 0 = all of a step's."""
 
     def __post_init__(self):
+        if self.clips_at_once < 0:
+            raise ValueError(f"policy.clips_at_once is {self.clips_at_once}; expected 1 or more, or 0 for all clips")
         if self.rank < 1:
             raise ValueError(f"policy.rank is {self.rank}; a LoRA needs a rank of at least 1")
         if self.alpha is not None and self.alpha <= 0:
@@ -58,11 +63,12 @@ class Policy:
 
     Attributes:
         trainable: name -> parameter, all float32.
+        clips_at_once: clips whose activations a loss may hold together; 0 = all.
         reference: what the policy is held against; equal to the policy until the first update.
     """
 
     def __init__(self, model: VideoModel, config: PolicyConfig, seed: int = 0):
-        self.model, self.config = model, config
+        self.model, self.config, self.clips_at_once = model, config, config.clips_at_once
         denoiser, self.dtype = model.denoiser, model.pipeline.transformer.dtype
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)

@@ -12,9 +12,10 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from besttake.policy import Policy
-from besttake.types import Condition, Time
+from besttake.types import Condition, Latent, Time
 
 Clips = Float[Tensor, "b k c f h w"]
 """Latents of `k` clips of each of `b` prompts: the winner first, then its losers."""
@@ -41,13 +42,31 @@ def denoising_errors(
     told = {name: value.repeat_interleave(k, 0) for name, value in condition.items()}
     schedule = policy.model.schedule
     x_t, target = schedule.add_noise(x_0, flat_noise, flat_t), schedule.target(x_0, flat_noise, flat_t)
-    reference = policy.reference.predict(x_t, flat_t, told).float()
-    prediction = policy.predict(x_t, flat_t, told).float()
+    prediction, reference = predictions(policy, x_t, flat_t, told)
     return Errors(
         _mean_square(prediction - target).view(b, k),
         _mean_square(reference - target).view(b, k),
         _mean_square(prediction.detach() - reference).view(b, k),
     )
+
+
+def predictions(policy: Policy, x_t: Latent, t: Time, condition: Condition) -> tuple[Latent, Latent]:
+    """What policy and reference predict, float32, of `policy.clips_at_once` clips at a time: the *split backward*.
+
+    No part but the last keeps what its backward pass needs: when the loss says what each clip's error weighs, the last
+    part goes backward first, and every other is then predicted once more and goes backward alone. Activations never
+    take more memory than those of one part, at the cost of one forward pass more for each part but one.
+    """
+    size = policy.clips_at_once or len(x_t)
+    parts = [slice(start, start + size) for start in range(0, len(x_t), size)]
+    found, held = [], []
+    for part in parts:
+        seen = x_t[part], t[part], {name: value[part] for name, value in condition.items()}
+        held.append(policy.reference.predict(*seen).float())
+        replayed = part is not parts[-1]
+        mine = checkpoint(policy.predict, *seen, use_reentrant=False) if replayed else policy.predict(*seen)
+        found.append(mine.float())
+    return torch.cat(found), torch.cat(held)
 
 
 def drawn_errors(
@@ -79,7 +98,7 @@ def drawn_errors(
 def sft_error(policy: Policy, x_0: Tensor, condition: Condition, t: Time, noise: Tensor) -> Float[Tensor, "b"]:
     """The plain diffusion loss of each clip."""
     schedule = policy.model.schedule
-    prediction = policy.predict(schedule.add_noise(x_0, noise, t), t, condition).float()
+    prediction = predictions(policy, schedule.add_noise(x_0, noise, t), t, condition)[0]
     return _mean_square(prediction - schedule.target(x_0, noise, t))
 
 

@@ -10,6 +10,7 @@ from besttake.algorithms.losses import Errors, check_dpo, denoising_errors, dpo,
 from besttake.models import load_model
 from besttake.policy import Policy, PolicyConfig
 from besttake.schedules import RectifiedFlow
+from tests.peak import Peak
 
 GOLDEN = load_file(Path(__file__).parent.parent / "golden" / "dpo.safetensors")
 """Numbers of the public Diffusion-DPO and Flow-DPO code; the first half of a batch are the winners."""
@@ -49,6 +50,7 @@ def test_the_whole_way_from_latents_to_gradient_is_that_of_the_public_flow_dpo(b
     prediction = case["model_pred"].clone().requires_grad_()
     order = pairs(torch.arange(8)).flatten()  # winner and loser of a pair stand side by side
     policy = SimpleNamespace(
+        clips_at_once=0,
         model=SimpleNamespace(schedule=RectifiedFlow()),
         predict=lambda *_: prediction[order],
         reference=SimpleNamespace(predict=lambda *_: case["ref_pred"][order]),
@@ -222,3 +224,47 @@ def test_the_loss_starts_at_ln_2_in_half_precision_too(model_folder, train):
     found = denoising_errors(policy, clips, condition, torch.tensor([0.5]), noise)
     assert found.policy.dtype == torch.float32
     assert torch.equal(found.policy, found.reference)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("at_once", [1, 2, 4])
+def test_the_split_backward_gives_the_gradients_of_the_whole(model, at_once, checkpointing):
+    """Three clips a row: with two at once a part holds clips of both rows, with four the last part is smaller."""
+    policy = Policy(model, PolicyConfig(rank=4, gradient_checkpointing=checkpointing))
+    clips, *told = two_rows(policy)
+    found = {}
+    for policy.clips_at_once in (0, at_once):
+        errors = denoising_errors(policy, clips, *told)
+        loss, _ = dpo(errors, beta=5, guard=0.3)  # a large one magnifies the rounding of other batch sizes
+        (loss.mean() + errors.policy[:, 0].mean()).backward()
+        found[policy.clips_at_once] = [errors.policy.detach(), errors.reference]
+        found[policy.clips_at_once] += [weight.grad for weight in policy.trainable.values()]
+        for weight in policy.trainable.values():
+            weight.grad = None
+    for whole, split in zip(found[0], found[at_once], strict=True):
+        torch.testing.assert_close(split, whole, rtol=1e-4, atol=1e-5 * float(whole.abs().max()))
+
+
+def test_the_split_backward_needs_the_memory_of_one_clip(cogvideox):
+    policy = Policy(cogvideox, PolicyConfig(rank=4))
+    clips, *told = two_rows(policy)
+    needed = {}
+    for rows, policy.clips_at_once in ((2, 0), (2, 1), (1, 1)):
+        with Peak() as peak:
+            some = {name: value[:rows] for name, value in told[0].items()}
+            errors = denoising_errors(policy, clips[:rows], some, *(value[:rows] for value in told[1:]))
+            dpo(errors, beta=500)[0].mean().backward()
+            needed[rows, policy.clips_at_once] = peak.peak
+    assert needed[2, 1] < needed[2, 0] / 3  # of six clips
+    assert needed[2, 1] < needed[1, 1] * 1.1  # hardly more than of three
+
+
+def two_rows(policy):
+    """A moved policy's clips (2, 3, ...), condition, times and noise."""
+    generator, model = torch.Generator().manual_seed(1), policy.model
+    with torch.no_grad():
+        for weight in policy.trainable.values():
+            weight += 0.1 * torch.randn(weight.shape, generator=generator)
+    clips = torch.randn(2, 3, *model.latent_shape(*model.default_size()), generator=generator)
+    told = model.encode_prompts(["a red ball", "a blue ball"])
+    return clips, told, torch.tensor([0.2, 0.7]), torch.randn(clips[:, 0].shape, generator=generator)
