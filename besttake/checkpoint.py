@@ -32,7 +32,8 @@ def save_checkpoint(folder: Path, step: int, tensors: dict[str, Tensor], state: 
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir(parents=True)
-        save_file({name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}, partial / TENSORS)
+        here = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
+        save_file(_apart(here), partial / TENSORS)
         size = (partial / TENSORS).stat().st_size
         (partial / STATE).write_text(json.dumps({"step": step, "bytes": size, **state}))
         for file in partial.iterdir():
@@ -75,6 +76,12 @@ def checkpoints(folder: Path) -> list[Path]:
 def oldest_step(folder: Path) -> int:
     """The step of the oldest checkpoint in a folder; 0 if there is none."""
     return next((int(path.name.removeprefix("step-")) for path in checkpoints(folder)), 0)
+
+
+def _apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors, each with memory of its own: safetensors takes no two that share it."""
+    first = {tensor.data_ptr(): name for name, tensor in reversed(tensors.items())}
+    return {name: tensor if first[tensor.data_ptr()] == name else tensor.clone() for name, tensor in tensors.items()}
 
 
 def _flush(path: Path) -> None:

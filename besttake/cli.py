@@ -45,7 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
     logging.basicConfig(
         level=logging.INFO, format="%(message)s", handlers=[RichHandler(console=Console(stderr=True), show_path=False)]
     )
-    for chatty in ("httpx", "diffusers", "transformers", "peft"):
+    for chatty in ("httpx", "diffusers", "transformers", "peft", "torchao", "bitsandbytes", "torch.utils._pytree"):
         logging.getLogger(chatty).setLevel(logging.ERROR)
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE)

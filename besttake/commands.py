@@ -21,7 +21,7 @@ from besttake.data.prompts import read_prompts
 from besttake.data.video import contact_sheet, enlargement, read_video, write_video
 from besttake.devices import find_device, keep_freed_memory
 from besttake.evaluation.before_after import with_adapter
-from besttake.models import load_model
+from besttake.models import Quantization, load_model
 from besttake.policy import signature
 from besttake.rewards import load_reward
 from besttake.rewards.calibrate import Calibration, calibrate, repeats
@@ -53,6 +53,8 @@ class GenerateConfig:
     seed: int = 0
     device: str = "auto"
     dtype: Literal["float32", "bfloat16"] = "float32"
+    quantize: Quantization = "none"
+    """What the weights of the denoiser's blocks are held in instead of `dtype`."""
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
 
     def __post_init__(self):
@@ -71,7 +73,7 @@ def generate_takes(config: GenerateConfig) -> Path:
     prompts = read_prompts(config.prompts)
     prompts = prompts[: config.count] if config.count else prompts
     listed, batch = config.out / "takes.jsonl", max(1, config.rollout.batch // config.n)
-    model = load_model(config.model, getattr(torch, config.dtype), find_device(config.device))
+    model = load_model(config.model, getattr(torch, config.dtype), find_device(config.device), config.quantize)
     model.check_prompts(prompts)
     if config.adapter:
         with_adapter(model, config.adapter)

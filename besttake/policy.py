@@ -27,8 +27,19 @@ from besttake.types import Condition, Latent, Time
 
 def signature(module: nn.Module) -> str:
     """A hash that tells one set of weights from another without reading all of it: of every tensor's two ends."""
-    ends = [(name, weight.flatten()[[0, -1]].float().tolist()) for name, weight in module.state_dict().items()]
+    ends = [
+        (name, plain.flatten()[[0, -1]].float().tolist())
+        for name, weight in module.state_dict().items()
+        for plain in _plain(weight)
+    ]
     return hashlib.sha256(repr(ends).encode()).hexdigest()[:16]
+
+
+def _plain(weight: torch.Tensor) -> list[torch.Tensor]:
+    """The plain tensors that a quantized one is made of."""
+    if not hasattr(weight, "__tensor_flatten__"):
+        return [weight]
+    return [getattr(weight, name) for name in weight.__tensor_flatten__()[0]]
 
 
 @dataclass(frozen=True)
@@ -115,12 +126,12 @@ class Policy:
     def merged(self) -> Iterator[None]:
         """Within this context a LoRA is part of the base's own weights: to sample then costs what the base model does.
 
-        Afterwards the weights are what they were, to the bit. A base in half precision would round the sum and is left
-        as it is.
+        Afterwards the weights are what they were, to the bit. A base in fewer bits would round the sum and is left as
+        it is.
         """
         layers: list[Any] = list(_adapter_layers(self.model.denoiser)) if self.config.train == "lora" else []
         weights = [layer.get_base_layer().weight for layer in layers]
-        if any(weight.dtype != torch.float32 for weight in weights):
+        if any(type(weight.data) is not torch.Tensor or weight.dtype != torch.float32 for weight in weights):
             layers = weights = []
         kept = [weight.clone() for weight in weights]
         try:

@@ -6,11 +6,12 @@ seed and the step, so a checkpoint is the weights, the optimizer and the step: o
 
 from __future__ import annotations
 
+import importlib
 import json
 import logging
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,7 +29,7 @@ from besttake.data.files import atomic
 from besttake.data.prompts import prompt_batches
 from besttake.devices import find_device, keep_freed_memory
 from besttake.evaluation.before_after import EvaluateConfig, check_evaluation
-from besttake.models import load_model
+from besttake.models import Quantization, load_model
 from besttake.monitor import Monitor, MonitorConfig
 from besttake.policy import Policy, PolicyConfig, signature
 from besttake.rewards.guard import Alarm, Guard, watching
@@ -55,6 +56,8 @@ class OptimConfig:
     """Largest norm of the gradient."""
     accumulate: int = 1
     """Steps whose gradients are averaged into one update."""
+    eight_bit: bool = False
+    """Keep AdamW's two moments in a byte each (Dettmers et al. 2022, arXiv 2110.02861) instead of four."""
 
     def __post_init__(self):
         if self.lr <= 0 or self.clip <= 0 or self.accumulate < 1:
@@ -81,6 +84,8 @@ class TrainConfig:
     dtype: Literal["float32", "bfloat16"] = "float32"
     """What the frozen part of the model is held in, and what a full fine-tune computes in; what is trained, and every
     loss, is float32."""
+    quantize: Quantization = "none"
+    """What the weights of the denoiser's blocks are held in instead, below a LoRA."""
     save_every: int = 50
     """Steps between checkpoints."""
     policy: PolicyConfig = field(default_factory=PolicyConfig)
@@ -93,6 +98,21 @@ class TrainConfig:
             raise ValueError(f"steps is {self.steps} and save_every {self.save_every}; both must be at least 1")
         if self.seed < 0 or self.minutes < 0:
             raise ValueError(f"seed is {self.seed} and minutes {self.minutes}; both must be 0 or more")
+        if self.quantize != "none" and self.policy.train == "full":
+            raise ValueError(
+                f"quantize is {self.quantize}, and policy.train full; weights in few bits cannot be trained"
+            )
+
+
+def adamw(config: OptimConfig, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    """The optimizer; ValueError if eight bits are asked for and bitsandbytes is not installed."""
+    kind: Any = torch.optim.AdamW
+    if config.eight_bit:
+        try:
+            kind = importlib.import_module("bitsandbytes.optim").AdamW8bit
+        except ImportError as error:
+            raise ValueError("optim.eight_bit needs bitsandbytes: pip install 'besttake[quantize]'") from error
+    return kind(parameters, config.lr, betas=config.betas, weight_decay=config.weight_decay)
 
 
 class Stateful(Protocol):
@@ -116,14 +136,11 @@ class Run:
         self.config, self.folder = config, Path(config.out)
         found = self._open_folder()
         device = find_device(config.device)
-        self.model = load_model(config.model, getattr(torch, config.dtype), device)
+        self.model = load_model(config.model, getattr(torch, config.dtype), device, config.quantize)
         check_evaluation(config.evaluation, self.model)
         self.base = signature(self.model.denoiser)
         self.policy = Policy(self.model, config.policy, config.seed)
-        optim = config.optim
-        self.optimizer = torch.optim.AdamW(
-            self.policy.trainable.values(), optim.lr, betas=optim.betas, weight_decay=optim.weight_decay
-        )
+        self.optimizer = adamw(config.optim, self.policy.trainable.values())
         self.monitor = Monitor(config.monitor, self.policy, self.folder, config.seed, device)
         trained = list(config.reward.chosen) if hasattr(config, "reward") else []
         self.guard = Guard(config.monitor.guard, watching(self.monitor.rewards, trained, config.monitor.guard))
@@ -281,7 +298,7 @@ class Run:
             if parameter.grad is not None:  # of steps that wait for the rest of their update
                 tensors[f"gradient/{name}"] = parameter.grad
             for key, value in self.optimizer.state.get(parameter, {}).items():
-                tensors[f"optimizer.{key}/{name}"] = value
+                tensors[f"optimizer.{key}/{name}"] = torch.as_tensor(value)
         return tensors
 
     @torch.no_grad()
@@ -306,8 +323,9 @@ class Run:
             if group == "gradient":
                 policy.trainable[name].grad = tensor.to(policy.trainable[name])
             elif group.startswith("optimizer."):
-                # a step count stays on the CPU, as the optimizer keeps it
-                value = tensor.clone() if tensor.ndim == 0 else tensor.to(policy.trainable[name])
+                # a step count stays on the CPU, and a whole number, as the optimizer keeps it
+                value: Any = tensor.clone() if tensor.ndim == 0 else tensor.to(policy.trainable[name].device)
+                value = value if value.ndim or value.is_floating_point() else value.item()
                 self.optimizer.state[policy.trainable[name]][group.removeprefix("optimizer.")] = value
             else:
                 self._weights()[group][name].copy_(tensor)

@@ -72,7 +72,8 @@ def trained_model(run: Path) -> VideoModel:
 def base_model(run: Path) -> VideoModel:
     """The model a run started from, where and in the precision it was trained."""
     config = read_yaml(run / "config.yaml")
-    return load_model(config["model"], getattr(torch, config["dtype"]), find_device(config["device"]))
+    dtype, bits = getattr(torch, config["dtype"]), config.get("quantize", "none")
+    return load_model(config["model"], dtype, find_device(config["device"]), bits)
 
 
 def with_adapter(model: VideoModel, adapter: Path) -> VideoModel:

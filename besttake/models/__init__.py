@@ -10,8 +10,9 @@ import torch
 from besttake.embedded import embedded_model
 from besttake.models.base import Size, VideoModel
 from besttake.models.loading import pipeline_class
+from besttake.models.quantization import Quantization
 
-__all__ = ["Size", "VideoModel", "families", "load_model"]
+__all__ = ["Quantization", "Size", "VideoModel", "families", "load_model"]
 
 
 def families() -> list[type[VideoModel]]:
@@ -23,10 +24,15 @@ def families() -> list[type[VideoModel]]:
     return classes
 
 
-def load_model(source: str, dtype: torch.dtype = torch.float32, device: str = "cpu") -> VideoModel:
+def load_model(
+    source: str, dtype: torch.dtype = torch.float32, device: str = "cpu", bits: Quantization = "none"
+) -> VideoModel:
     """The model in a pipeline folder, on the hub, or embedded, in the dtype asked for.
 
     The denoiser is read at once, other parts when they are first used.
+
+    Args:
+        bits: what the weights of the denoiser's blocks are held in instead, frozen.
 
     Raises:
         ValueError: there is no such model, its files are broken, or no file here knows its pipeline.
@@ -34,7 +40,7 @@ def load_model(source: str, dtype: torch.dtype = torch.float32, device: str = "c
     source = embedded_model(source)
     for family in families():
         if family.serves(source):
-            return family.load(source, dtype, device)
+            return family.load(source, dtype, device, bits)
     known = sorted(name for family in families() for name in family.pipelines)
     raise ValueError(
         f"'{source}' is a {pipeline_class(source)}; besttake knows {', '.join(known)}. "

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from besttake.data.video import read_frame
 from besttake.models.loading import is_empty, pipeline_class, pipeline_folder, read_part, read_pipeline
+from besttake.models.quantization import Quantization
 from besttake.schedules import Schedule
 from besttake.types import Condition, Latent, Prompt, Time, Video
 
@@ -69,11 +70,11 @@ class VideoModel(ABC):
         return pipeline_class(source) in cls.pipelines
 
     @classmethod
-    def load(cls, source: str, dtype: torch.dtype, device: str) -> VideoModel:
+    def load(cls, source: str, dtype: torch.dtype, device: str, bits: Quantization = "none") -> VideoModel:
         """The model in a folder or on the hub; ValueError if a part of it is missing or broken."""
         dtypes = {"": dtype} | dict.fromkeys(cls.precise, torch.float32)
         folder = pipeline_folder(source)
-        model = cls(read_pipeline(folder, dtypes, device), source)
+        model = cls(read_pipeline(folder, dtypes, device, bits), source)
         model.folder, model.dtypes = folder, dtypes
         with model.using("vae"):  # small, and first needed after a long while: a broken one is found out now
             return model

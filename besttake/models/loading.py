@@ -22,6 +22,8 @@ from huggingface_hub import hf_hub_download
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
+from besttake.models.quantization import Quantization, quantize
+
 FAULTS = (OSError, ValueError, KeyError, RuntimeError, TypeError, SafetensorError)
 """What reading a broken checkpoint raises."""
 
@@ -60,11 +62,12 @@ def pipeline_folder(source: str) -> str:
         raise ValueError(f"the model '{source}' cannot be had from the hub: {error}") from error
 
 
-def read_pipeline(source: str, dtypes: dict[str, torch.dtype], device: str) -> Any:
+def read_pipeline(source: str, dtypes: dict[str, torch.dtype], device: str, bits: Quantization = "none") -> Any:
     """The pipeline in a folder, its denoisers with their weights, its other modules empty.
 
     Args:
         dtypes: what each part is held in, by name; "" stands for all others.
+        bits: what the denoisers' weights are held in instead.
 
     Raises:
         ValueError: a part is missing or broken, or its weights are not those of its class.
@@ -83,7 +86,9 @@ def read_pipeline(source: str, dtypes: dict[str, torch.dtype], device: str) -> A
             elif not issubclass(cls := _class(*entry), nn.Module):
                 parts[name] = cls.from_pretrained(source, subfolder=name)
             elif name.startswith("transformer"):
-                parts[name] = read_part(source, name, cls, dtypes.get(name, dtypes[""]), device)
+                place = device if bits == "none" else "cpu"
+                part = read_part(source, name, cls, dtypes.get(name, dtypes[""]), place)
+                parts[name] = quantize(part, bits, device)
             else:
                 parts[name] = empty_part(source, name, cls)
         return getattr(diffusers, index["_class_name"])(**parts)

@@ -21,6 +21,7 @@ from besttake.models.networks.opensora import FPS, FPS_OF_STILLS, OpenSoraPipeli
 from besttake.models.networks.opensora_captions import clean
 from besttake.models.networks.opensora_vae import VideoAutoencoderPipeline
 from besttake.models.networks.stdit3 import STDiT3
+from besttake.models.quantization import Quantization, quantize
 from besttake.schedules import RectifiedFlow
 from besttake.types import Condition, Latent, Time, Video
 
@@ -40,7 +41,7 @@ class OpenSora(VideoModel):
         self.schedule = LogitNormalFlow()
 
     @classmethod
-    def load(cls, source: str, dtype: torch.dtype, device: str) -> VideoModel:
+    def load(cls, source: str, dtype: torch.dtype, device: str, bits: Quantization = "none") -> VideoModel:
         try:
             places = {name: part_of(source, name) for name in ("text_encoder", "vae")}
             for place in places.values():
@@ -49,6 +50,9 @@ class OpenSora(VideoModel):
                 source,
                 dtype,
                 device,
+                transformer=quantize(
+                    STDiT3.from_pretrained(source, dtype, device if bits == "none" else "cpu"), bits, device
+                ),
                 text_encoder=empty_part(places["text_encoder"], "", T5EncoderModel),
                 vae=VideoAutoencoderPipeline.empty(places["vae"]),
             )

@@ -65,13 +65,14 @@ class OpenSoraPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
         dtype: torch.dtype = torch.float32,
         device: str = "cpu",
         *,
+        transformer: Any = None,
         text_encoder: Any = None,
         vae: Any = None,
     ) -> OpenSoraPipeline:
         """The pipeline around a public checkpoint of the denoiser; `part_of` tells where its other parts are sought.
 
         Args:
-            text_encoder, vae: instead of those of the checkpoint.
+            transformer, text_encoder, vae: instead of those of the checkpoint.
         """
         encoder: Any = T5EncoderModel
         return cls(
@@ -79,7 +80,7 @@ class OpenSoraPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
             text_encoder=text_encoder
             or encoder.from_pretrained(part_of(source, "text_encoder"), dtype=dtype).to(device),
             vae=vae or VideoAutoencoderPipeline.from_pretrained(part_of(source, "vae"), dtype, device),
-            transformer=STDiT3.from_pretrained(source, dtype, device),
+            transformer=transformer or STDiT3.from_pretrained(source, dtype, device),
             scheduler=RFlowScheduler(),
         )
 
