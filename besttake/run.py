@@ -25,6 +25,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from besttake.checkpoint import load_newest, oldest_step, save_checkpoint
 from besttake.configuration import fingerprint, write_config
+from besttake.data.cache import TensorCache
 from besttake.data.files import atomic
 from besttake.data.prompts import prompt_batches
 from besttake.devices import find_device, keep_freed_memory
@@ -86,6 +87,10 @@ class TrainConfig:
     loss, is float32."""
     quantize: Quantization = "none"
     """What the weights of the denoiser's blocks are held in instead, below a LoRA."""
+    tiling: bool = False
+    """Encode and decode in tiles that overlap: less memory, for faint seams."""
+    cache: Path | None = None
+    """Folder where text embeddings and real clips' latents are kept for this run and others."""
     save_every: int = 50
     """Steps between checkpoints."""
     policy: PolicyConfig = field(default_factory=PolicyConfig)
@@ -137,6 +142,9 @@ class Run:
         found = self._open_folder()
         device = find_device(config.device)
         self.model = load_model(config.model, getattr(torch, config.dtype), device, config.quantize)
+        self.model.cache = TensorCache(config.cache) if config.cache else None
+        if config.tiling:
+            self.model.tile()
         check_evaluation(config.evaluation, self.model)
         self.base = signature(self.model.denoiser)
         self.policy = Policy(self.model, config.policy, config.seed)
@@ -225,8 +233,8 @@ class Run:
 
     @torch.no_grad()
     def encode(self, videos: Video, batch: int = 8) -> Latent:
-        """Latents of videos, a few at a time."""
-        device = self.model.device
+        """Latents of videos, a few at a time, or one where memory is dear."""
+        device, batch = self.model.device, 1 if self.model.frugal else batch
         return torch.cat([self.model.encode(part.to(device)).float() for part in videos.split(batch)])
 
     def oldest_kept(self) -> int:

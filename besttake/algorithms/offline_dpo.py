@@ -52,7 +52,7 @@ def train(config: Config) -> Run:
     run = Run(config)
     policy, model = run.policy, run.model
     prompts = [shown_first_frame(model, pair.prompt, pair.winner) for pair in pairs]
-    model.check_prompts(prompts)
+    model.prepare(prompts)
     with model.using("vae"):
         clips = torch.stack([encode_pair(run, pair, config.rollout) for pair in pairs])
     for step, batch in run.steps(range(len(pairs)), config.pairs_per_step):

@@ -62,7 +62,7 @@ def train(config: Config) -> Run:
     critic = load_panel(config.reward, find_device(config.device))
     run = Run(config, critic=critic)
     policy = run.policy
-    policy.model.check_prompts(prompts)
+    policy.model.prepare(prompts)
     try_critic(critic, prompts[0], config.rollout.size(policy.model), policy.model.fps)
     for step, batch in run.steps(prompts, config.prompts_per_step):
         takes = generate(policy, batch, config.rollout, n=config.candidates, seed=(config.seed, step))

@@ -20,11 +20,18 @@ def encode_clips(
     Raises:
         ValueError: a caption is too long for the model, or a clip is too short or unreadable, unless `skip_bad`.
     """
-    run.model.check_prompts([shown_first_frame(run.model, clip.caption, clip.path) for clip in clips])
+    run.model.prepare([shown_first_frame(run.model, clip.caption, clip.path) for clip in clips])
     frames, height, width = size.size(run.model)
     with run.model.using("vae"):
         clips, latents = load_real(
-            clips, run.encode, fps=run.model.fps, frames=frames, size=(height, width), skip_bad=skip_bad
+            clips,
+            run.encode,
+            fps=run.model.fps,
+            frames=frames,
+            size=(height, width),
+            skip_bad=skip_bad,
+            cache=run.model.cache,
+            encoder=run.model.identity("vae") if run.model.cache else "",
         )
     return [shown_first_frame(run.model, clip.caption, clip.path) for clip in clips], latents
 

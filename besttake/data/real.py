@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from besttake.data.cache import TensorCache, content
 from besttake.data.layouts import Entry, find_entries
 from besttake.data.video import probe, read_video
 from besttake.types import Video
@@ -60,12 +61,16 @@ def load_real(
     frames: int,
     size: tuple[int, int],
     skip_bad: bool = False,
+    cache: TensorCache | None = None,
+    encoder: str = "",
 ) -> tuple[list[RealClip], Tensor]:
     """The first `frames` frames of every clip at `fps` and (height, width) `size`, encoded one by one.
 
     Args:
         encode: from videos `1 f c h w` to what is kept of them.
         skip_bad: leave out clips that are too short or cannot be read to there, with a warning, instead of failing.
+        cache: where to look for what was kept of a clip before, and to keep it.
+        encoder: what tells `encode` from another in the cache.
 
     Returns:
         The clips that are left, and what was kept of them, in the same order.
@@ -76,7 +81,13 @@ def load_real(
     kept, encoded, faults = [], [], []
     for clip in clips:
         try:
-            encoded.append(encode(read_video(clip.path, fps=fps, frames=frames, size=size)[None]))
+            key = ("clip", content(clip.path), fps, frames, size, encoder) if cache else ()
+            made = cache.read(*key) if cache else None
+            if made is None:
+                made = {"clip": encode(read_video(clip.path, fps=fps, frames=frames, size=size)[None])}
+                if cache:
+                    cache.write(made, *key)
+            encoded.append(made["clip"])
             kept.append(clip)
         except ValueError as error:
             faults.append(str(error))

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from besttake.data.cache import TensorCache, glimpse
 from besttake.data.video import read_frame
 from besttake.models.loading import is_empty, pipeline_class, pipeline_folder, read_part, read_pipeline
 from besttake.models.quantization import Quantization
@@ -57,7 +58,11 @@ class VideoModel(ABC):
         self.dtypes: dict[str, torch.dtype] = {"": pipeline.transformer.dtype}
         self.frugal = self.device.type != "cpu"
         """Whether parts are dropped again after each use; on a CPU, whose memory is the cheaper one, they are kept."""
+        self.cache: TensorCache | None = None
+        """Where text embeddings are kept from run to run."""
+        self.tiled = False
         self._texts: dict[str, Condition] = {}
+        self._text_identity = ""
         self._looked_at: set[Path] = set()
         for part in pipeline.components.values():
             if isinstance(part, nn.Module):
@@ -126,9 +131,32 @@ class VideoModel(ABC):
     def read(self, name: str, cls: type, dtype: torch.dtype) -> nn.Module:
         """A part of the pipeline, with its weights."""
         try:
-            return read_part(self.folder, name, cls, dtype, str(self.device))
+            part = read_part(self.folder, name, cls, dtype, str(self.device))
         except (OSError, RuntimeError, ValueError) as error:
             raise ValueError(f"the {name} of '{self.source}' does not load: {error}") from error
+        return self.thrifty(part) if name == "vae" else part
+
+    def thrifty(self, vae: Any) -> nn.Module:
+        """The autoencoder, made to take clips one by one where memory is dear, and in tiles where that is asked for."""
+        if self.frugal:
+            vae.enable_slicing()
+        if self.tiled:
+            vae.enable_tiling()
+        return vae
+
+    def tile(self) -> None:
+        """From now on encode and decode in tiles that overlap: a fraction of the memory, for faint seams."""
+        self.tiled = True
+        self.thrifty(self.pipeline.vae)
+
+    def identity(self, *names: str) -> str:
+        """What tells parts of the pipeline, and what they are held in, from those of another model."""
+        parts = [(name, self.dtypes.get(name, self.dtypes[""]), glimpse(self.folder_of(name))) for name in names]
+        return repr((type(self).__name__, self.tiled, parts))
+
+    def folder_of(self, name: str) -> Path:
+        """Where a part's files are."""
+        return Path(self.folder, name)
 
     # What a clip is -------------------------------------------------------------------------------------------------
 
@@ -210,16 +238,37 @@ class VideoModel(ABC):
 
     def _text_of(self, prompts: Sequence[str]) -> list[Condition]:
         """Embeddings of each prompt, encoded one by one, so that none depends on its neighbours; the last are kept."""
-        texts = {str(prompt): self._texts.get(str(prompt), {}) for prompt in prompts}
+        texts = {str(prompt): self._texts.get(str(prompt)) or self._kept(str(prompt)) for prompt in prompts}
         if not all(texts.values()):
             with self.using(*self.text_parts):
-                texts = {prompt: told or self.embed([prompt]) for prompt, told in texts.items()}
+                texts = {prompt: told or self._embedded(prompt) for prompt, told in texts.items()}
         for prompt, told in texts.items():
             self._texts.pop(prompt, None)
             self._texts[prompt] = {name: value.cpu() for name, value in told.items()}
         for prompt in list(self._texts)[:-REMEMBERED]:
             del self._texts[prompt]
         return [{name: value.to(self.device) for name, value in texts[str(p)].items()} for p in prompts]
+
+    def _kept(self, prompt: str) -> Condition:
+        return (self.cache.read(*self._key(prompt)) if self.cache else None) or {}
+
+    def _embedded(self, prompt: str) -> Condition:
+        told = self.embed([prompt])
+        if self.cache:
+            self.cache.write(told, *self._key(prompt))
+        return told
+
+    def _key(self, prompt: str) -> tuple[object, ...]:
+        if not self._text_identity:
+            self._text_identity = self.identity(*self.text_parts)
+        return "text", self._text_identity, self.longest_prompt(), prompt
+
+    def prepare(self, prompts: Sequence[str]) -> None:
+        """`check_prompts`; and, if there is a cache, embed them all, so that the text encoder is read but once."""
+        self.check_prompts(prompts)
+        for start in range(0, len(prompts) if self.cache else 0, REMEMBERED):
+            with torch.no_grad():
+                self._text_of(["", *prompts[start : start + REMEMBERED]])
 
     def check_prompts(self, prompts: Sequence[str]) -> None:
         """ValueError if a prompt is empty, has more tokens than the text encoder reads, or lacks its first frame."""

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import snapshot_download
 from torch import Tensor, nn
 from transformers import T5EncoderModel
 
@@ -67,9 +68,13 @@ class OpenSora(VideoModel):
         try:
             if name == "text_encoder":
                 return read_part(place, "", cls, dtype, device)
-            return cls.from_pretrained(place, dtype, device).requires_grad_(False)
+            return self.thrifty(cls.from_pretrained(place, dtype, device).requires_grad_(False))
         except FAULTS as error:
             raise ValueError(f"the {name} of '{self.source}' does not load: {error}") from error
+
+    def folder_of(self, name: str) -> Path:
+        place = part_of(self.source, name)
+        return Path(place) if Path(place).is_dir() else Path(snapshot_download(place))
 
     def default_size(self) -> Size:
         frames, height, width = self.denoiser.config.input_size  # of latents; the public config leaves it open

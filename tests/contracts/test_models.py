@@ -12,6 +12,7 @@ from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from PIL import Image
 
 from besttake.cli import main
+from besttake.data.cache import TensorCache
 from besttake.data.video import probe, write_video
 from besttake.evaluation.before_after import with_adapter
 from besttake.models import families, load_model
@@ -228,6 +229,32 @@ def test_parts_are_read_when_needed_and_dropped_when_not(folder_of, name, tiny, 
         assert torch.equal(takes.videos, kept.videos)
         assert all(is_empty(getattr(model.pipeline, part)) for part in model.text_parts)
         assert is_empty(model.pipeline.vae)
+
+
+def test_texts_kept_on_disk_are_those_made_anew_and_need_no_text_encoder(folder_of, name, tiny, prompts, tmp_path):
+    expected = load_model(str(folder_of(name))).encode_prompts(prompts, tiny.size)
+    for looks in range(2):
+        model = load_model(str(folder_of(name)))
+        model.cache = TensorCache(tmp_path)
+        model.prepare(prompts)
+        found = model.encode_prompts(prompts, tiny.size)
+        assert all(is_empty(getattr(model.pipeline, part)) == bool(looks) for part in model.text_parts)
+        for key, value in expected.items():
+            torch.testing.assert_close(found[key], value, rtol=0, atol=0)
+        model.encode_negative(1)
+        assert all(is_empty(getattr(model.pipeline, part)) == bool(looks) for part in model.text_parts)
+
+
+def test_clips_one_by_one_are_the_same_and_tiles_of_clips_smaller_than_a_tile_too(folder_of, name, tiny):
+    model = load_model(str(folder_of(name)))
+    latents = torch.randn(2, *model.latent_shape(*tiny.size), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        whole = model.decode(latents[:1], tiny.size[0])
+        model.frugal = True
+        model.tile()
+        sliced = model.decode(latents, tiny.size[0])
+    assert len(sliced) == 2
+    torch.testing.assert_close(sliced[:1], whole, rtol=1e-4, atol=1e-4)
 
 
 def test_the_dtype_asked_for_is_what_the_denoiser_gets(folder_of, name, tiny, prompts):

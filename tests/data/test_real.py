@@ -4,6 +4,7 @@ import logging
 import pytest
 import torch
 
+from besttake.data.cache import TensorCache
 from besttake.data.real import RealClip, find_clips, load_real
 
 
@@ -211,3 +212,24 @@ def test_load_real_skips_what_is_too_short_on_request(clips, caplog):
     assert [clip.path.name for clip in kept] == ["two.avi"]
     assert videos.shape == (1, 12, 3, 16, 16)
     assert "one.mp4 is too short" in caplog.text
+
+
+def test_load_real_keeps_what_was_made_of_a_clip_for_whoever_makes_the_same(clips, tmp_path):
+    cache, encoded = TensorCache(tmp_path / "cache"), []
+
+    def encode(video):
+        encoded.append(video)
+        return video * 2
+
+    settings = {"fps": 8, "frames": 8, "size": (16, 16), "cache": cache}
+    _, first = load_real(clips, encode, **settings, encoder="a")
+    _, again = load_real(clips, encode, **settings, encoder="a")
+    assert len(encoded) == 2
+    assert torch.equal(first, again)
+    load_real(clips, encode, **settings, encoder="b")
+    assert len(encoded) == 4
+    load_real(clips, encode, **settings | {"size": (8, 8)}, encoder="a")
+    assert len(encoded) == 6
+    clips[0].path.write_bytes(clips[1].path.read_bytes())  # other footage under the same name
+    load_real(clips, encode, **settings, encoder="a")
+    assert len(encoded) == 6  # but known from the other clip

@@ -118,6 +118,13 @@ class VideoAutoencoderPipeline(PublicCheckpoint, ModelMixin, ConfigMixin):
         video = self.spatial_vae.decode(torch.cat([*images], 2))
         return DecoderOutput(video) if return_dict else (video,)
 
+    def enable_slicing(self) -> None:
+        """Nothing: it takes a few frames at once as it is."""
+
+    def enable_tiling(self) -> None:
+        """Frames are taken in tiles from now on; the second stage, which is small, takes them whole."""
+        self.spatial_vae.module.enable_tiling()
+
     def _chunks(self, frames: int) -> list[int]:
         """How many frames each chunk of a clip has."""
         return [min(self.chunk, frames - start) for start in range(0, frames, self.chunk)]
