@@ -1,12 +1,14 @@
 """Several processes on a CPU, over gloo: they are as one, and where one fails none waits for ever."""
 
 import json
+import shutil
+from dataclasses import replace
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from besttake.algorithms import onlinevpo
+from besttake.algorithms import onlinevpo, realdpo
 from besttake.distributed import ParallelConfig
 from besttake.monitor import MonitorConfig
 from besttake.policy import PolicyConfig
@@ -25,7 +27,10 @@ def common(model_folder, material):
         "model": str(model_folder("tiny-cogvideox")),
         "steps": 4,
         "save_every": 3,
-        "optim": OptimConfig(lr=1e-2, warmup=0, accumulate=2),
+        "beta": 50.0,
+        # so short a gradient that AdamW's epsilon is far above it: a step is in proportion to it, not of one size
+        # whatever it is, which for a gradient of 0 but for rounding would be a step in any direction
+        "optim": OptimConfig(lr=0.5, clip=1e-8, warmup=0, accumulate=2),
         "monitor": MonitorConfig(2, str(material / "prompts.txt"), 3, ("dynamic-degree",), 2, RolloutConfig(steps=1)),
         "rollout": RolloutConfig(steps=2, batch=1),
     }
@@ -105,3 +110,60 @@ def test_all_samples_are_written_once(online):
     for step in (0, 2, 4):
         samples = online(4, 2)[0] / "samples" / f"step-{step:08d}"
         assert sorted(path.name for path in samples.iterdir()) == ["00.mp4", "01.mp4"]
+
+
+@pytest.fixture(scope="module")
+def full(common, material, tmp_path_factory):
+    """RealDPO on all weights, stopped in the middle of an update or not at all: its config."""
+    made = {}
+
+    def trained(size, shard, steps):
+        if (size, shard, steps) not in made:
+            config = realdpo.Config(
+                **common | {"steps": steps},
+                out=tmp_path_factory.mktemp("full"),
+                data=str(material / "clips"),
+                policy=PolicyConfig("full", average=0.5),
+                clips_per_step=2,
+                negatives=2,
+                renew_every=2,
+                reference_every=1,
+                parallel=ParallelConfig(shard),
+            )
+            results(launch(size, train_full, config))
+            made[size, shard, steps] = config
+        return made[size, shard, steps]
+
+    return trained
+
+
+def train_full(config):
+    realdpo.train(config)
+
+
+def whole(folder):
+    return load_file(folder / "adapter" / "transformer" / "diffusion_pytorch_model.safetensors")
+
+
+def is_the_run_of_one_process(found, expected):
+    for row, wanted in zip(rows(found.out), rows(expected.out), strict=True):
+        assert row == pytest.approx(wanted, rel=1e-4, abs=1e-5)
+    weights, wanted = whole(found.out), whole(expected.out)
+    assert weights.keys() == wanted.keys()
+    for name in wanted:
+        torch.testing.assert_close(weights[name], wanted[name], rtol=1e-4, atol=1e-5)
+
+
+def test_sharded_weights_are_those_of_one_process(full):
+    is_the_run_of_one_process(full(2, 2, 4), full(1, 1, 4))
+
+
+@pytest.mark.parametrize(("size", "shard"), [(1, 1), (2, 1), (2, 2)])
+def test_a_sharded_checkpoint_is_resumed_by_another_number_of_processes(full, tmp_path, size, shard):
+    cut = full(4, 2, 3)
+    (saved,) = (cut.out / "checkpoints").iterdir()
+    assert len([path for path in saved.iterdir() if path.suffix == ".safetensors"]) == 4
+    shutil.copytree(cut.out, tmp_path / "again")
+    again = replace(cut, steps=4, out=tmp_path / "again", parallel=ParallelConfig(shard))
+    results(launch(size, train_full, again))
+    is_the_run_of_one_process(again, full(1, 1, 4))
