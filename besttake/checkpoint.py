@@ -1,6 +1,7 @@
 """Checkpoints that are whole or not there: safetensors in a folder that is renamed into place when complete.
 
-A truncated or damaged checkpoint is noticed by its own file sizes and passed over for the one before.
+What one process holds is one file; weights that several hold between them are a file of each, which any number of
+processes can read. A truncated or damaged checkpoint is noticed by its files' sizes and passed over for the one before.
 """
 
 from __future__ import annotations
@@ -9,63 +10,99 @@ import json
 import logging
 import os
 import shutil
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+import torch.distributed.checkpoint as shards
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
+from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.api import CheckpointException
+
+from besttake.distributed import OtherProcessError, leads, led, words
+from besttake.sharding import is_sharded
 
 log = logging.getLogger(__name__)
 
 TENSORS, STATE = "training.safetensors", "state.json"
 
 
-def save_checkpoint(folder: Path, step: int, tensors: dict[str, Tensor], state: dict[str, Any], keep: int = 2) -> Path:
+def save_checkpoint(folder: Path, step: int, tensors: dict[str, Tensor], state: dict[str, Any], keep: int = 2) -> None:
     """Write `folder/step-XXXXXXXX`, then delete all but the `keep` newest.
+
+    Where tensors are sharded, every process calls this and writes its part; whole ones are saved by process 0 alone.
 
     Raises:
         OSError: the disk is full or not writable; what was there before is untouched.
     """
     target = folder / f"step-{step:08d}"
     partial = folder / f".{target.name}.part"
-    shutil.rmtree(partial, ignore_errors=True)
+    state = {"step": step, **state}
     try:
-        partial.mkdir(parents=True)
-        here = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
-        save_file(_apart(here), partial / TENSORS)
-        size = (partial / TENSORS).stat().st_size
-        (partial / STATE).write_text(json.dumps({"step": step, "bytes": size, **state}))
-        for file in partial.iterdir():
-            _flush(file)
-        shutil.rmtree(target, ignore_errors=True)
-        os.replace(partial, target)
-        _flush(folder)
-    except (OSError, SafetensorError) as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise OSError(f"the checkpoint of step {step} could not be written to {folder}: {error}") from error
-    for old in checkpoints(folder)[:-keep]:
+        if any(is_sharded(tensor) for tensor in tensors.values()):
+            led(lambda: _make_empty(partial))
+            writer = HuggingFaceStorageWriter(str(partial), save_distributed=True)
+            shards.save(tensors, storage_writer=writer, process_group=words())
+            led(lambda: _put_in_place(partial, target, state))
+        else:
+            _make_empty(partial)
+            here = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
+            save_file(_apart(here), partial / TENSORS)
+            _put_in_place(partial, target, state)
+    except (OSError, SafetensorError, CheckpointException, OtherProcessError) as error:
+        if leads():
+            shutil.rmtree(partial, ignore_errors=True)
+        reason = next(iter(error.failures.values()))[0] if isinstance(error, CheckpointException) else error
+        raise OSError(f"the checkpoint of step {step} could not be written to {folder}: {reason}") from error
+    for old in checkpoints(folder)[:-keep] if leads() else ():
         shutil.rmtree(old, ignore_errors=True)
-    return target
 
 
-def load_newest(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-    """Tensors and state of the newest checkpoint that is whole; None if there is none.
+def find_newest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
+    """Path and state of the newest checkpoint that is whole; None if there is none.
 
     A damaged one is reported, deleted and passed over.
     """
     for path in reversed(checkpoints(folder)):
         try:
             state = json.loads((path / STATE).read_text())
-            if (path / TENSORS).stat().st_size != state["bytes"]:
-                raise ValueError(
-                    f"{TENSORS} has {(path / TENSORS).stat().st_size} bytes, {state['bytes']} were written"
-                )
-            return load_file(path / TENSORS), state
+            sizes = state["bytes"] if isinstance(state["bytes"], dict) else {TENSORS: state["bytes"]}
+            for name, size in sizes.items():
+                if (path / name).stat().st_size != size:
+                    raise ValueError(f"{name} has {(path / name).stat().st_size} bytes, {size} were written")
+            shapes(path)
+            return path, state
         except (FileNotFoundError, ValueError, KeyError, SafetensorError) as error:
             log.warning("the checkpoint %s is damaged (%s): going back to the one before", path, error)
             shutil.rmtree(path)
     return None
+
+
+def shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """The shape of every tensor in a checkpoint, from the heads of its files."""
+    return {name: tuple(entry.size) for name, entry in _entries(path).items()}
+
+
+def load_tensors(path: Path, like: Callable[[str], Tensor | None] = lambda name: None) -> dict[str, Tensor]:
+    """The tensors of a checkpoint, of which each process reads what it is to hold.
+
+    Args:
+        like: by name, a tensor that this one is to be laid out as: on the same device, and sharded alike; None for a
+            whole one on the CPU.
+    """
+    tensors = {}
+    for name, entry in _entries(path).items():
+        model = like(name)
+        empty = torch.empty(entry.size) if model is None else torch.empty_like(model)
+        tensors[name] = empty.to(entry.properties.dtype)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")  # there is nothing to say to the others
+        shards.load(tensors, storage_reader=HuggingFaceStorageReader(str(path)), no_dist=True)
+    return tensors
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -82,6 +119,26 @@ def _apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """The same tensors, each with memory of its own: safetensors takes no two that share it."""
     first = {tensor.data_ptr(): name for name, tensor in reversed(tensors.items())}
     return {name: tensor if first[tensor.data_ptr()] == name else tensor.clone() for name, tensor in tensors.items()}
+
+
+def _entries(path: Path) -> dict[str, Any]:
+    return HuggingFaceStorageReader(str(path)).read_metadata().state_dict_metadata
+
+
+def _make_empty(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+
+
+def _put_in_place(partial: Path, target: Path, state: dict[str, Any]) -> None:
+    """Add what tells a whole checkpoint from a part of one, and give it its name."""
+    sizes = {file.name: file.stat().st_size for file in partial.iterdir()}
+    (partial / STATE).write_text(json.dumps({**state, "bytes": sizes.get(TENSORS, sizes)}))
+    for file in partial.iterdir():
+        _flush(file)
+    shutil.rmtree(target, ignore_errors=True)
+    os.replace(partial, target)
+    _flush(target.parent)
 
 
 def _flush(path: Path) -> None:

@@ -66,6 +66,8 @@ def main(arguments: list[str] | None = None) -> int:
     except (OSError, SafetensorError) as error:
         safe = "\nnothing before the last checkpoint is lost: mend it and run the same command again"
         return _complain(f"{error}{safe if name in ('train', 'demo') else ''}", 1)
+    except RuntimeError as error:
+        return _complain_of_others(error)
     except KeyboardInterrupt:
         return _complain("stopped; run the same command again to go on from the last checkpoint", 130)
     return 0
@@ -85,6 +87,17 @@ def _quiet() -> None:
 def _complain(message: str, status: int) -> int:
     Console(stderr=True).print("error:", message, style="bold red", highlight=False, markup=False, soft_wrap=True)
     return status
+
+
+def _complain_of_others(error: RuntimeError) -> int:
+    """Of several processes: what stopped this one was another. Any other error is raised again."""
+    from besttake.distributed import OtherProcessError, leads, lost
+
+    if isinstance(error, OtherProcessError):
+        return _complain(str(error), 1) if leads() else 1  # the one that failed says so itself
+    if reason := lost(error):
+        return _complain(f"{reason}\nrun the same command again to go on from the last checkpoint", 1)
+    raise error
 
 
 def train(arguments: list[str]) -> None:
@@ -116,12 +129,18 @@ def with_flags(config: Any, flags: list[str], command: str) -> Any:
 
 
 def train_and_report(config: Any) -> None:
-    """Train, measure before and after on test prompts, write the report."""
+    """Train, on as many processes as there are; then measure before and after on test prompts, and write the report."""
     from besttake.commands import real_data
+    from besttake.devices import find_device
+    from besttake.distributed import join, leads, leave, led
 
     module = importlib.import_module(type(config).__module__)
-    run = module.train(replace(config, data=real_data(config.data)))
-    _report(run.folder, config.evaluation)
+    join(config.parallel, find_device(config.device))
+    run = module.train(replace(config, data=led(lambda: real_data(config.data))))
+    reporting = leads()
+    leave()
+    if reporting:
+        _report(run.folder, config.evaluation)
 
 
 def read_recipe(name: str) -> Any:

@@ -16,7 +16,7 @@ import yaml
 
 C = TypeVar("C")
 
-NOT_IDENTITY = ("steps", "minutes", "out", "save_every", "device", "cache", "monitor", "evaluation")
+NOT_IDENTITY = ("steps", "minutes", "out", "save_every", "device", "cache", "parallel", "monitor", "evaluation")
 """Fields in which a resumed run may differ from the one it resumes."""
 
 

@@ -10,9 +10,14 @@ import torch
 
 
 def find_device(name: str) -> str:
-    """The device asked for, "auto" resolved; ValueError if this machine has no such device."""
+    """The device asked for, "auto" resolved; ValueError if this machine has no such device.
+
+    Of several processes on a machine each has a GPU of its own.
+    """
     if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and "LOCAL_RANK" in os.environ:
+        name = f"cuda:{os.environ['LOCAL_RANK']}"
     try:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError) as error:

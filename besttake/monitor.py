@@ -7,9 +7,10 @@ from pathlib import Path
 
 from besttake.data.prompts import read_prompts
 from besttake.data.video import enlargement, write_video
+from besttake.distributed import share, together
 from besttake.policy import Policy
 from besttake.rewards import load_reward
-from besttake.rewards.checks import checked
+from besttake.rewards.checks import shared
 from besttake.rewards.guard import GuardConfig
 from besttake.rewards.partial import given
 from besttake.rollout import RolloutConfig, generate
@@ -51,14 +52,15 @@ class Monitor:
         """Shoot the prompts, keep a few of the videos, and say what the critics say of all."""
         with self.policy.averaged():
             takes = generate(self.policy, self.prompts, self.config.rollout, seed=(self.seed, 1_000_000_007))
-        target = self.folder / f"step-{step:08d}"
-        target.mkdir(parents=True, exist_ok=True)
-        model = self.policy.model
-        for i in range(min(self.config.samples, len(self.prompts))):
-            write_video(target / f"{i:02d}.mp4", takes.videos[i], model.fps, upscale=enlargement(takes.videos))
+        target, model = self.folder / f"step-{step:08d}", self.policy.model
+        with together():
+            target.mkdir(parents=True, exist_ok=True)
+            for i, video in zip(share(len(self.prompts)), takes.videos, strict=True):
+                if i < self.config.samples:
+                    write_video(target / f"{i:02d}.mp4", video, model.fps, upscale=enlargement(video))
         row = {}
         for reward in self.rewards:
-            score = checked(reward, takes.videos, takes.prompts, model.fps, abstentions=True)
+            score = shared(reward, takes.videos, takes.prompts, model.fps)
             there = given(score)
             for dimension in score.dimensions if there.any() else ():
                 row[f"monitor/{reward.name}/{dimension}"] = score[dimension][there].mean().item()

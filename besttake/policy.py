@@ -21,7 +21,9 @@ from peft import LoraConfig, get_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
+from besttake.distributed import leads
 from besttake.models import VideoModel
+from besttake.sharding import shard, unsharded
 from besttake.types import Condition, Latent, Time
 
 
@@ -85,11 +87,17 @@ class Policy:
             torch.manual_seed(seed)
             twin = _add_adapters(model, config) if config.train == "lora" else None
         if twin is None:
-            denoiser.requires_grad_(True).float()  # before the reference is copied, so that both compute alike
+            reference = copy.deepcopy(denoiser)  # before it is sharded, which nothing can copy
+            for part in (reference, denoiser):
+                shard(part)
+                part.float()
+            denoiser.requires_grad_(True)
             self.trainable = dict(denoiser.named_parameters())
+            self.reference = Reference(self, reference, dict(reference.named_parameters()))
         else:
             self.trainable = {n.replace(".policy.", "."): p for n, p in denoiser.named_parameters() if ".policy." in n}
-        self.reference = Reference(self, twin)
+            shard(denoiser, whole=[*self.trainable.values(), *twin.values()])
+            self.reference = Reference(self, denoiser, twin)
         if config.gradient_checkpointing:
             for part in model.denoisers.values():
                 part.enable_gradient_checkpointing()
@@ -126,8 +134,8 @@ class Policy:
     def merged(self) -> Iterator[None]:
         """Within this context a LoRA is part of the base's own weights: to sample then costs what the base model does.
 
-        Afterwards the weights are what they were, to the bit. A base in fewer bits would round the sum and is left as
-        it is.
+        Afterwards the weights are what they were, to the bit. A base in fewer bits would round the sum, and a sharded
+        one is nowhere whole: they are left as they are.
         """
         layers: list[Any] = list(_adapter_layers(self.model.denoiser)) if self.config.train == "lora" else []
         weights = [layer.get_base_layer().weight for layer in layers]
@@ -149,7 +157,11 @@ class Policy:
         with self.averaged():
             if self.config.train == "full":
                 for name, denoiser in self.model.denoisers.items():
-                    denoiser.save_pretrained(folder / name)
+                    whole = unsharded(denoiser)
+                    if leads():
+                        whole.save_pretrained(folder / name)
+                return
+            if not leads():
                 return
             layers, configs = {}, {}
             for name, denoiser in self.model.denoisers.items():
@@ -165,12 +177,8 @@ class Reference:
     Its weights are float32, as the policy's are.
     """
 
-    def __init__(self, policy: Policy, twin: dict[str, nn.Parameter] | None):
-        self.policy, self.denoiser = policy, policy.model.denoiser
-        if twin is None:
-            self.denoiser = copy.deepcopy(self.denoiser).requires_grad_(False).eval()
-            twin = dict(self.denoiser.named_parameters())
-        self.weights = twin
+    def __init__(self, policy: Policy, denoiser: nn.Module, weights: dict[str, nn.Parameter]):
+        self.policy, self.denoiser, self.weights = policy, denoiser, weights
 
     @torch.no_grad()
     def predict(self, x_t: Latent, t: Time, condition: Condition) -> Latent:

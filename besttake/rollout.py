@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from besttake.data.video import read_video
+from besttake.distributed import gathered, share
 from besttake.models import Size, VideoModel
 from besttake.models.base import folded
 from besttake.policy import Policy
@@ -72,7 +73,10 @@ class RolloutConfig:
 
 @dataclass(frozen=True)
 class Rollout:
-    """`n` takes of each of `p` prompts; rows are grouped by prompt: p0 take 0, p0 take 1, ..., p1 take 0, ..."""
+    """`n` takes of each of `p` prompts; rows are grouped by prompt: p0 take 0, p0 take 1, ..., p1 take 0, ...
+
+    Of several processes each has decoded the `videos` of its own `share` of the rows; everything else is of all rows.
+    """
 
     latents: Latent
     videos: Video
@@ -91,7 +95,7 @@ def generate(
     seed: tuple[int, ...] = (0,),
     decode: bool = True,
 ) -> Rollout:
-    """Shoot `n` takes of every prompt.
+    """Shoot `n` takes of every prompt; of several processes each shoots its share.
 
     Args:
         shooter: a policy, or a model without one.
@@ -111,19 +115,21 @@ def generate(
     guided = config.scale(model) != 1 and not model.embeds_guidance
     negative = model.encode_negative(1) if guided else None
     source = encode_sources(model, prompts, config)
-    parts = [slice(start, start + config.batch) for start in range(0, len(rows), config.batch)]
+    mine = share(len(rows))
+    parts = [mine[start : start + config.batch] for start in range(0, len(mine), config.batch)]
     latents = []
     with shooter.merged() if isinstance(shooter, Policy) else nullcontext():
         for part in parts:
             told = {name: value[part] for name, value in condition.items()}
             over = None if source is None else source.repeat_interleave(n, 0)[part]
-            latents.append(denoise(shooter, noise[part].to(model.device), told, config, negative, draws[part], over))
+            drawn = [draws[row] for row in part]
+            latents.append(denoise(shooter, noise[part].to(model.device), told, config, negative, drawn, over))
     videos = torch.empty(0)
     if decode:
         frames = config.size(model)[0]
         with model.using("vae"):
             videos = torch.cat([model.decode(part, frames).float().clamp(-1, 1) for part in latents])
-    return Rollout(torch.cat(latents), videos, rows, condition, n)
+    return Rollout(gathered(torch.cat(latents), len(rows)), videos, rows, condition, n)
 
 
 def encode_sources(model: VideoModel, prompts: Sequence[str], config: RolloutConfig) -> Latent | None:

@@ -11,6 +11,7 @@ import json
 import logging
 import math
 import time
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,17 +24,30 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
-from besttake.checkpoint import load_newest, oldest_step, save_checkpoint
-from besttake.configuration import fingerprint, write_config
+from besttake.checkpoint import find_newest, load_tensors, oldest_step, save_checkpoint, shapes
+from besttake.configuration import fingerprint, to_dict, write_config
 from besttake.data.cache import TensorCache
 from besttake.data.files import atomic
 from besttake.data.prompts import prompt_batches
 from besttake.devices import find_device, keep_freed_memory
+from besttake.distributed import (
+    ParallelConfig,
+    agree,
+    all_here,
+    backward,
+    digest,
+    join,
+    leads,
+    led,
+    place,
+    together,
+)
 from besttake.evaluation.before_after import EvaluateConfig, check_evaluation
 from besttake.models import Quantization, load_model
 from besttake.monitor import Monitor, MonitorConfig
 from besttake.policy import Policy, PolicyConfig, signature
 from besttake.rewards.guard import Alarm, Guard, watching
+from besttake.sharding import in_full, is_sharded
 from besttake.types import Latent, Video
 
 log = logging.getLogger(__name__)
@@ -95,6 +109,7 @@ class TrainConfig:
     """Steps between checkpoints."""
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
     monitor: MonitorConfig = field(default_factory=MonitorConfig)
     evaluation: EvaluateConfig = field(default_factory=EvaluateConfig)
 
@@ -139,14 +154,17 @@ class Run:
         keep_freed_memory()
         self.kept = kept
         self.config, self.folder = config, Path(config.out)
-        found = self._open_folder()
         device = find_device(config.device)
+        join(config.parallel, device)
+        agree(_flat(to_dict(config)))
+        found = led(self._open_folder)
         self.model = load_model(config.model, getattr(torch, config.dtype), device, config.quantize)
         self.model.cache = TensorCache(config.cache) if config.cache else None
         if config.tiling:
             self.model.tile()
         check_evaluation(config.evaluation, self.model)
         self.base = signature(self.model.denoiser)
+        agree({"the model's weights": self.base})
         self.policy = Policy(self.model, config.policy, config.seed)
         self.optimizer = adamw(config.optim, self.policy.trainable.values())
         self.monitor = Monitor(config.monitor, self.policy, self.folder, config.seed, device)
@@ -156,23 +174,25 @@ class Run:
         self._limit = config.minutes * 60 or float("inf")
         if found:
             self._restore(*found)
-        self._metrics = self._open_metrics()
-        self._board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=self.step or None)
+        agree({"the weights that are trained": digest(list(self.policy.trainable.values()))}, place())
+        self._gradients_agree = False
+        self._open_logs()
 
     def steps(self, items: Sequence[Item], batch: int) -> Iterator[tuple[int, list[Item]]]:
         """The steps that are left, each with its batch of items; saves, watches and shows progress on the way."""
         if len(items) < batch:
             log.warning("a step takes %d items and there are only %d: some come twice", batch, len(items))
+        agree({"what there is to train on": zlib.crc32(repr(list(items)).encode())})
         with _progress() as bar:
             task = bar.add_task("training", total=self.config.steps, completed=self.step)
             while self.step < self.config.steps and self.seconds < self._limit:
                 if self._watch() and self.config.monitor.guard.stop:
                     log.warning("stopped by monitor.guard.stop; with it off, the same command goes on")
                     break
-                began = time.perf_counter()
+                self._began = time.perf_counter()
                 with self._saved_if_it_fails():
                     yield self.step, [item for _, item in prompt_batches(items, batch, self.config.seed, self.step)]
-                self.seconds += time.perf_counter() - began
+                self.seconds = led(self._clock)
                 self.step += 1
                 within = self.step * self._limit / self.seconds  # as many as the limit leaves time for
                 bar.update(task, completed=self.step, total=min(self.config.steps, within))
@@ -182,9 +202,15 @@ class Run:
                 self._watch(last=True)
         if self.step % self.config.save_every:
             self.save()
-        self.policy.save(self.folder / "adapter")
-        self._board.close()
-        self._metrics.close()
+        with together():
+            self.policy.save(self.folder / "adapter")
+        if leads():
+            self._board.close()
+            self._metrics.close()
+
+    def _clock(self) -> float:
+        """Seconds of training; process 0's clock is everyone's, for the time decides when to stop."""
+        return self.seconds + time.perf_counter() - self._began
 
     @contextmanager
     def _saved_if_it_fails(self) -> Iterator[None]:
@@ -196,7 +222,8 @@ class Run:
             if not self._updating:
                 for name, state in kept.items():
                     self.kept[name].load_state(state)
-                self.save()
+                if not self._sharded or all_here():
+                    self._save()
             raise
 
     def update(self, loss: Tensor | None, **watched: float | Tensor) -> bool:
@@ -216,7 +243,7 @@ class Run:
         else:
             if not torch.isfinite(loss):
                 raise FloatingPointError(f"the loss of step {self.step} is {loss.item()}; {LOWER}")
-            (loss / optim.accumulate).backward()
+            self._backward(loss / optim.accumulate)
             row["loss"] = loss.item()
         if (self.step + 1) % optim.accumulate == 0:
             changed = self._optimizer_step(row)
@@ -243,9 +270,27 @@ class Run:
 
     def save(self) -> None:
         """Write a checkpoint of the state after the current step."""
+        with together():
+            self._save()
+
+    def _save(self) -> None:
+        if not leads() and not self._sharded:
+            return
         state = {"updates": self.updates, "seconds": self.seconds, "config": fingerprint(self.config)}
         state["base"] = self.base
         save_checkpoint(self.folder / "checkpoints", self.step, self._tensors(), state)
+
+    @property
+    def _sharded(self) -> bool:
+        """Whether what is trained is sharded: every process then has a part of a checkpoint to write."""
+        return any(is_sharded(weight) for weight in self.policy.trainable.values())
+
+    def _backward(self, loss: Tensor) -> None:
+        weights = list(self.policy.trainable.values())
+        backward(loss, weights)
+        if not self._gradients_agree:
+            agree({"the gradients": digest([w.grad for w in weights if w.grad is not None])}, place())
+            self._gradients_agree = True
 
     def _optimizer_step(self, row: dict[str, Any]) -> bool:
         parameters = [p for p in self.policy.trainable.values() if p.grad is not None]
@@ -254,7 +299,7 @@ class Run:
         rate = self._learning_rate()
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        norm = float(nn.utils.clip_grad_norm_(parameters, self.config.optim.clip))
+        norm = float(in_full(nn.utils.clip_grad_norm_(parameters, self.config.optim.clip)))
         if not math.isfinite(norm):
             raise FloatingPointError(f"the gradient of step {self.step} has norm {norm}; {LOWER}")
         row |= {"gradient_norm": norm, "lr": rate}
@@ -285,11 +330,12 @@ class Run:
 
     def _log(self, row: dict[str, Any]) -> list[Alarm]:
         row = {"step": self.step, "minutes": round(self.seconds / 60, 4), **row}
-        self._metrics.write(json.dumps(row) + "\n")
-        self._metrics.flush()
-        for name, value in row.items():
-            if isinstance(value, float):
-                self._board.add_scalar(name, value, self.step)
+        if leads():
+            self._metrics.write(json.dumps(row) + "\n")
+            self._metrics.flush()
+            for name, value in row.items():
+                if isinstance(value, float):
+                    self._board.add_scalar(name, value, self.step)
         return self.guard.hear(row)
 
     def _weights(self) -> dict[str, Mapping[str, Tensor]]:
@@ -310,10 +356,10 @@ class Run:
         return tensors
 
     @torch.no_grad()
-    def _restore(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+    def _restore(self, path: Path, state: dict[str, Any]) -> None:
         self.step, self.updates, self.seconds = state["step"], state["updates"], state["seconds"]
         policy = self.policy
-        saved = {key.partition("/")[2]: tuple(t.shape) for key, t in tensors.items() if key.startswith("policy/")}
+        saved = {key.partition("/")[2]: shape for key, shape in shapes(path).items() if key.startswith("policy/")}
         different = saved.items() ^ {(name, tuple(weight.shape)) for name, weight in policy.trainable.items()}
         if different:
             name, shape = min(different)
@@ -321,6 +367,7 @@ class Run:
                 f"the checkpoint in {self.folder} is of another model than {self.config.model}: only one of them has "
                 f"'{name}' of shape {shape}; give another --out"
             )
+        tensors = load_tensors(path, self._laid_out_as)
         for name, thing in self.kept.items():
             head = f"kept.{name}/"
             thing.load_state({key.removeprefix(head): t for key, t in tensors.items() if key.startswith(head)})
@@ -329,11 +376,10 @@ class Run:
             if group.startswith("kept."):
                 continue
             if group == "gradient":
-                policy.trainable[name].grad = tensor.to(policy.trainable[name])
+                policy.trainable[name].grad = tensor
             elif group.startswith("optimizer."):
-                # a step count stays on the CPU, and a whole number, as the optimizer keeps it
-                value: Any = tensor.clone() if tensor.ndim == 0 else tensor.to(policy.trainable[name].device)
-                value = value if value.ndim or value.is_floating_point() else value.item()
+                # a whole number stays one, as the optimizer keeps it
+                value: Any = tensor if tensor.ndim or tensor.is_floating_point() else tensor.item()
                 self.optimizer.state[policy.trainable[name]][group.removeprefix("optimizer.")] = value
             else:
                 self._weights()[group][name].copy_(tensor)
@@ -343,6 +389,13 @@ class Run:
                 "give another --out"
             )
         log.info("resuming %s from step %d", self.folder, self.step)
+
+    def _laid_out_as(self, key: str) -> Tensor | None:
+        """The weight that a tensor of a checkpoint lies beside."""
+        group, _, name = key.partition("/")
+        if group.startswith("kept.") or group == "optimizer.step":  # which the optimizer keeps on the CPU
+            return None
+        return self.policy.trainable[name]
 
     def _open_folder(self):
         """Make the run folder, or check that the run in it is this one; what there is to resume from."""
@@ -354,7 +407,7 @@ class Run:
             raise ValueError(
                 f"the run folder {self.folder} cannot be written to ({error}); give another --out"
             ) from error
-        found = load_newest(self.folder / "checkpoints")
+        found = find_newest(self.folder / "checkpoints")
         if found and found[1]["config"] != fingerprint(self.config):
             raise ValueError(
                 f"{self.folder} holds a run with other settings (see its config.yaml); give another --out, "
@@ -363,16 +416,30 @@ class Run:
         write_config(self.config, self.folder / "config.yaml")
         return found
 
-    def _open_metrics(self):
-        """`metrics.jsonl`, cut back to the step the run goes on from."""
+    def _open_logs(self) -> None:
+        """`metrics.jsonl`, cut back to the step the run goes on from, and TensorBoard; the guard hears what was."""
         path = self.folder / "metrics.jsonl"
-        if path.exists():
-            rows = [line for line in path.read_text().splitlines() if _step_of(line) < self.step]
-            with atomic(path) as part:
-                part.write_text("".join(f"{line}\n" for line in rows))
-            for line in rows:
-                self.guard.hear(json.loads(line))
-        return path.open("a")
+        for line in led(lambda: self._cut_back(path)):
+            self.guard.hear(json.loads(line))
+        if leads():
+            self._metrics = path.open("a")
+            self._board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=self.step or None)
+
+    def _cut_back(self, path: Path) -> list[str]:
+        if not path.exists():
+            return []
+        rows = [line for line in path.read_text().splitlines() if _step_of(line) < self.step]
+        with atomic(path) as part:
+            part.write_text("".join(f"{line}\n" for line in rows))
+        return rows
+
+
+def _flat(values: Mapping[str, Any], head: str = "") -> dict[str, Any]:
+    """A mapping of mappings as one, with dotted names."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= _flat(value, f"{head}{name}.") if isinstance(value, dict) else {head + name: value}
+    return flat
 
 
 def _step_of(line: str) -> float:
@@ -384,4 +451,6 @@ def _step_of(line: str) -> float:
 
 def _progress() -> Progress:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    return Progress(*columns, TextColumn("left"), TimeRemainingColumn(), console=Console(stderr=True))
+    return Progress(
+        *columns, TextColumn("left"), TimeRemainingColumn(), console=Console(stderr=True), disable=not leads()
+    )

@@ -7,11 +7,17 @@ import pytest
 import torch
 
 from besttake import checkpoint
-from besttake.checkpoint import STATE, TENSORS, checkpoints, load_newest, save_checkpoint
+from besttake.checkpoint import STATE, TENSORS, checkpoints, find_newest, load_tensors, save_checkpoint
 
 
 def save(folder, step, **more):
-    return save_checkpoint(folder, step, {"a": torch.full((100,), float(step))}, {"seconds": 1.5}, **more)
+    save_checkpoint(folder, step, {"a": torch.full((100,), float(step))}, {"seconds": 1.5}, **more)
+    return checkpoints(folder)[-1]
+
+
+def load_newest(folder):
+    path, state = find_newest(folder)
+    return load_tensors(path), state
 
 
 def test_what_is_saved_is_loaded(tmp_path):
@@ -26,7 +32,7 @@ def test_what_is_saved_is_loaded(tmp_path):
 
 
 def test_no_folder_is_no_checkpoint(tmp_path):
-    assert load_newest(tmp_path / "nothing") is None
+    assert find_newest(tmp_path / "nothing") is None
 
 
 def test_the_newest_is_loaded_and_the_oldest_are_deleted(tmp_path):
@@ -111,13 +117,13 @@ def test_a_write_that_the_system_refuses_leaves_what_was_there(tmp_path):
 def test_a_disk_that_cannot_be_read_loses_nothing(tmp_path, monkeypatch):
     save(tmp_path, 1)
 
-    def failing(path):
+    def failing(*_, **__):
         raise PermissionError(errno.EACCES, "Permission denied")
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "load_file", failing)
+        patch.setattr("safetensors.safe_open", failing)
         with pytest.raises(PermissionError):
-            load_newest(tmp_path)
+            find_newest(tmp_path)
     assert load_newest(tmp_path)[1]["step"] == 1
 
 

@@ -13,6 +13,8 @@ ROOMS = (  # from the ground up; a room may import itself and what stands before
     "types",
     "configuration",
     "devices",
+    "distributed",
+    "sharding",
     "embedded",
     "schedules",
     "data",

@@ -114,7 +114,7 @@ def test_a_loss_that_is_no_number_stops_the_run_with_advice(config, worth):
 
     with pytest.raises(FloatingPointError, match=r"loss of step 1 is (nan|-?inf); lower optim.lr"):
         train_with([1.0, worth, 1.0])
-    assert checkpoint.load_newest(run.folder / "checkpoints")[1]["step"] == 1
+    assert checkpoint.find_newest(run.folder / "checkpoints")[1]["step"] == 1
 
 
 def test_a_gradient_that_is_no_number_stops_the_run_before_it_spoils_the_weights(config):
@@ -132,7 +132,7 @@ def test_a_time_limit_ends_the_run_in_good_order(config):
     list(run.steps([0], 1))
     assert run.step == 1
     assert (run.folder / "adapter").is_dir()
-    assert checkpoint.load_newest(run.folder / "checkpoints")[1]["step"] == 1
+    assert checkpoint.find_newest(run.folder / "checkpoints")[1]["step"] == 1
 
 
 def test_a_damaged_newest_checkpoint_costs_one_interval(config, caplog):

@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from besttake.distributed import gathered, share
 from besttake.policy import Policy
 from besttake.types import Condition, Latent, Time
 
@@ -38,16 +39,14 @@ def denoising_errors(
 ) -> Errors:
     """Errors of policy and reference on clips that share, row by row, their time `t` (b,) and their noise."""
     b, k = clips.shape[:2]
-    x_0, flat_noise, flat_t = clips.flatten(0, 1), noise.repeat_interleave(k, 0), t.repeat_interleave(k, 0)
-    told = {name: value.repeat_interleave(k, 0) for name, value in condition.items()}
+    mine = torch.tensor(share(b * k), device=clips.device)  # of several processes each takes its share of the clips
+    x_0, flat_noise, flat_t = clips.flatten(0, 1)[mine], noise[mine // k], t[mine // k]
+    told = {name: value[mine // k] for name, value in condition.items()}
     schedule = policy.model.schedule
     x_t, target = schedule.add_noise(x_0, flat_noise, flat_t), schedule.target(x_0, flat_noise, flat_t)
     prediction, reference = predictions(policy, x_t, flat_t, told)
-    return Errors(
-        _mean_square(prediction - target).view(b, k),
-        _mean_square(reference - target).view(b, k),
-        _mean_square(prediction.detach() - reference).view(b, k),
-    )
+    each = (prediction - target, reference - target, prediction.detach() - reference)
+    return Errors(*(gathered(_mean_square(difference), b * k).view(b, k) for difference in each))
 
 
 def predictions(policy: Policy, x_t: Latent, t: Time, condition: Condition) -> tuple[Latent, Latent]:
@@ -97,9 +96,11 @@ def drawn_errors(
 
 def sft_error(policy: Policy, x_0: Tensor, condition: Condition, t: Time, noise: Tensor) -> Float[Tensor, "b"]:
     """The plain diffusion loss of each clip."""
-    schedule = policy.model.schedule
-    prediction = predictions(policy, schedule.add_noise(x_0, noise, t), t, condition)[0]
-    return _mean_square(prediction - schedule.target(x_0, noise, t))
+    schedule, mine, rows = policy.model.schedule, share(len(x_0)), len(x_0)
+    x_0, noise, t = x_0[mine], noise[mine], t[mine]
+    told = {name: value[mine] for name, value in condition.items()}
+    prediction = predictions(policy, schedule.add_noise(x_0, noise, t), t, told)[0]
+    return gathered(_mean_square(prediction - schedule.target(x_0, noise, t)), rows)
 
 
 def check_dpo(beta: float, guard: float, draws: int) -> None:

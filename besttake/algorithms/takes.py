@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from besttake.data.files import atomic
+from besttake.distributed import leads, led, meet, together
 from besttake.policy import Policy
 from besttake.rollout import RolloutConfig, generate
 from besttake.types import Latent, Prompt
@@ -59,7 +60,7 @@ class Takes:
     def forget(self, before: int) -> None:
         """Delete takes made before a step from which no run will resume any more."""
         for path in self.folder.glob("[!.]*.safetensors"):  # hidden ones are what a kill left half-written
-            if _step_of(path) < before:
+            if leads() and _step_of(path) < before:
                 path.unlink()
 
     def _made(self, caption: str, oldest: int, newest: int) -> Path | None:
@@ -69,9 +70,11 @@ class Takes:
 
     def _make(self, captions: Sequence[str], step: int) -> None:
         shot = generate(self.policy, list(captions), self.config, n=self.n, seed=(self.seed, step), decode=False)
-        for caption, latents in zip(captions, shot.latents.unflatten(0, (len(captions), self.n)), strict=True):
-            with atomic(self.folder / f"{_name(caption)}-{step:08d}.safetensors") as part:
-                save_file({"latents": latents.contiguous().cpu()}, part)
+        with together():
+            for caption, latents in zip(captions, shot.latents.unflatten(0, (len(captions), self.n)), strict=True):
+                if leads():
+                    with atomic(self.folder / f"{_name(caption)}-{step:08d}.safetensors") as part:
+                        save_file({"latents": latents.contiguous().cpu()}, part)
 
     def _read(self, caption: str, oldest: int, step: int) -> Tensor:
         path = self._made(caption, oldest, step)
@@ -81,7 +84,8 @@ class Takes:
             return load_file(path)["latents"]
         except (SafetensorError, KeyError):
             log.warning("the takes %s are damaged: they are made again by the policy of now", path)
-            path.unlink()
+            meet()  # all have seen it
+            led(path.unlink)
             self._make([caption], step)
             return self._read(caption, oldest, step)
 

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 
 import torch
 
-from besttake.rewards.partial import PartialScore
+from besttake.distributed import gathered, share, together
+from besttake.rewards.partial import PartialScore, given
 from besttake.types import FPS, Reward, Score, Video
 
 
@@ -46,6 +47,21 @@ def checked(reward: Reward, videos: Video, prompts: list[str], fps: float = FPS,
     if isinstance(score, PartialScore):
         _check_given(reward.name, score, prompts, abstentions)
     return score
+
+
+def shared(reward: Reward, videos: Video, prompts: list[str], fps: float = FPS) -> Score:
+    """The score of all videos, `checked`, where each of several processes asks the critic about those it has.
+
+    Args:
+        videos: of this process's `share` of the prompts.
+
+    Raises:
+        ValueError: as `checked` does; the other processes stop as well. Abstentions are no error.
+    """
+    with together():
+        own = checked(reward, videos, [prompts[row] for row in share(len(prompts))], fps, abstentions=True)
+    values, there = gathered(own.values, len(prompts)), gathered(given(own), len(prompts))
+    return Score(values, own.dimensions) if there.all() else PartialScore(values, own.dimensions, there)
 
 
 def _check_given(name: str, score: PartialScore, prompts: list[str], abstentions: bool) -> None:

@@ -16,9 +16,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from besttake.distributed import added
 from besttake.rewards import load_reward
 from besttake.rewards.cache import CachedReward
-from besttake.rewards.checks import checked, parse_weights
+from besttake.rewards.checks import parse_weights, shared
 from besttake.rewards.judge import Judge, JudgeConfig
 from besttake.rewards.partial import given
 from besttake.types import FPS, Reward, Video
@@ -123,12 +124,13 @@ class Panel:
 
     def __call__(self, videos: Video, prompts: list[str], fps: float = FPS) -> Ballots:
         """
+        Args:
+            videos: of several processes, those of this one's `share` of the prompts; the ballots are of all of them.
+
         Raises:
             ValueError: a critic fails, or a product is taken of numbers that are not positive.
         """
-        scores = {
-            name: checked(reward, videos, prompts, fps, abstentions=True) for name, (reward, _) in self.critics.items()
-        }
+        scores = {name: shared(reward, videos, prompts, fps) for name, (reward, _) in self.critics.items()}
         there = torch.stack([given(score) for score in scores.values()]).all(0)
         raw, parts = {}, []
         for name, score in scores.items():
@@ -190,7 +192,7 @@ class Panel:
         if not there.all():
             said["abstained"] = float((~there).sum())
         for critic, _ in self.critics.values():
-            said |= getattr(critic, "watched", dict)()
+            said |= added(getattr(critic, "watched", dict)())
         return said
 
 

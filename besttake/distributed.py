@@ -1,0 +1,271 @@
+"""Many processes as one: each runs the same lines, works on its share of the rows, and hears what the others found.
+
+`torchrun` and `accelerate launch` start the processes; one alone is a group of one, in which nothing here does
+anything. Rows (the takes of a rollout, the clips of a loss) are shared out evenly, and what a process found of its own
+is gathered, so that everything after it is the same on every process. Where rows do not come out even, the last is
+done again and left out: every process makes as many passes through the network as every other, which it must where the
+weights are sharded.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.tensor import DTensor
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class ParallelConfig:
+    """How the processes share the work. Each has its own takes and clips; this is what they have together."""
+
+    shard: int = 1
+    """Processes that hold one copy of the weights between them (FSDP2); 1 = each holds all of them."""
+    timeout: float = 10.0
+    """Minutes that a process waits for the others before it gives up."""
+
+    def __post_init__(self):
+        if self.shard < 1 or self.timeout <= 0:
+            raise ValueError(f"parallel: shard is {self.shard} and timeout {self.timeout}; expected >= 1, and > 0")
+
+
+@dataclass(frozen=True)
+class Group:
+    """The processes, as one of them sees them.
+
+    Attributes:
+        rank, size: the number of this process, from 0, and how many there are.
+        words: a group for what the processes tell each other, apart from that of tensors: the two cannot be mixed up
+            when one process fails where the others do not.
+        copies: a mesh of (copies of the weights, processes that hold one between them).
+    """
+
+    config: ParallelConfig
+    rank: int
+    size: int
+    words: dist.ProcessGroup
+    copies: DeviceMesh
+
+
+_group: Group | None = None
+
+
+class OtherProcessError(RuntimeError):
+    """Another process has failed; the message says which, and how."""
+
+
+def join(config: ParallelConfig, device: str) -> None:
+    """Become one of the processes that the launcher has started, unless this is done already.
+
+    Raises:
+        ValueError: their number is no multiple of `config.shard`.
+    """
+    global _group
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size % config.shard:
+        raise ValueError(
+            f"parallel.shard is {config.shard}, but there {'is 1 process' if size == 1 else f'are {size} processes'}: "
+            f"start a multiple of {config.shard} (torchrun --nproc-per-node {config.shard} -m besttake train ...), or "
+            "set parallel.shard to 1"
+        )
+    if size == 1 or (_group and _group.config == config):
+        return
+    wait = timedelta(minutes=config.timeout)
+    if not dist.is_initialized():
+        if on_gpu := device.startswith("cuda"):
+            torch.cuda.set_device(device)
+        dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=wait)
+    copies = init_device_mesh(
+        torch.device(device).type, (size // config.shard, config.shard), mesh_dim_names=("replicate", "shard")
+    )
+    _group = Group(config, dist.get_rank(), size, dist.new_group(backend="gloo", timeout=wait), copies)
+    if not leads():
+        logging.getLogger("besttake").setLevel(logging.ERROR)  # what process 0 says is enough
+
+
+def leave() -> None:
+    """Be a process alone again, once all have come to this line."""
+    global _group
+    if _group:
+        meet()
+        _group = None
+        dist.destroy_process_group()
+
+
+def leads() -> bool:
+    """Whether this is the process that writes the run's files and speaks for all: process 0."""
+    return _group is None or _group.rank == 0
+
+
+def words() -> dist.ProcessGroup | None:
+    """The group for what is no tensor of the work."""
+    return _group.words if _group else None
+
+
+def sharding() -> DeviceMesh | None:
+    """The mesh over which weights are sharded; None if every process holds all of them."""
+    return _group.copies if _group and _group.config.shard > 1 else None
+
+
+# Rows ----------------------------------------------------------------------------------------------------------------
+
+
+def share(rows: int) -> list[int]:
+    """The rows that are this process's: a stretch of them, in which the last of all may come more than once."""
+    if _group is None:
+        return list(range(rows))
+    each = -(-rows // _group.size)
+    return [min(row, rows - 1) for row in range(_group.rank * each, (_group.rank + 1) * each)]
+
+
+def gathered(own: Tensor, rows: int) -> Tensor:
+    """All `rows`, on every process, of what each has of its `share`; a gradient flows to the own ones alone."""
+    if _group is None:
+        return own
+    parts = [torch.empty_like(own, memory_format=torch.contiguous_format) for _ in range(_group.size)]
+    dist.all_gather(parts, own.detach().contiguous())
+    parts[_group.rank] = own
+    return torch.cat(parts)[:rows]
+
+
+def backward(loss: Tensor, parameters: Sequence[nn.Parameter]) -> None:
+    """Add the gradient of a loss of gathered rows to `parameters`, the same on every process.
+
+    Each process has the gradient by its own rows, and their sum is that of the loss. It is summed here, once for all
+    rows, rather than by DDP's hooks, which take one backward pass for each forward pass. Sharded parameters were
+    summed by FSDP2 on the way.
+    """
+    if _group is None:
+        loss.backward()
+        return
+    whole = [parameter for parameter in parameters if not isinstance(parameter, DTensor)]
+    if not leads():
+        for parameter in whole:
+            parameter.grad = None  # the sum of earlier losses, which counts once
+    loss.backward()
+    used = torch.tensor([parameter.grad is not None for parameter in whole], dtype=torch.int)
+    dist.all_reduce(used, dist.ReduceOp.MAX)
+    sums = []
+    for parameter, anywhere in zip(whole, used.tolist(), strict=True):
+        if anywhere:
+            parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            sums.append(dist.all_reduce(parameter.grad, async_op=True))
+    for work in sums:
+        work.wait()
+
+
+# Words ---------------------------------------------------------------------------------------------------------------
+
+
+def meet() -> None:
+    """Wait until every process is here."""
+    _hear(None)
+
+
+def all_here(seconds: float = 10.0) -> bool:
+    """Whether every process comes to this line: where one may have failed, and gone another way than the rest."""
+    if _group is None:
+        return True
+    try:
+        dist.monitored_barrier(_group.words, timedelta(seconds=seconds), wait_all_ranks=True)
+    except RuntimeError:
+        return False
+    return True
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """What every process does by itself, a critic asked, say: where it fails for one, it fails for all.
+
+    Raises:
+        OtherProcessError: on the processes that were well.
+    """
+    failure = None
+    try:
+        yield
+    except Exception as error:
+        failure = error
+    heard = _hear(failure and f"{type(failure).__name__}: {failure}")
+    if failure:
+        raise failure
+    for number, complaint in enumerate(heard):
+        if complaint:
+            raise OtherProcessError(f"process {number} has failed, so all stop: {complaint}")
+
+
+def led(make: Callable[[], T]) -> T:
+    """What process 0 makes, on every process; where it fails there, it fails on all."""
+    made = None
+    with together():
+        if leads():
+            made = make()
+    return _hear(made)[0]
+
+
+def agree(said: Mapping[str, Any], place: int = 0) -> None:
+    """ValueError on every process unless all say the same; it names the processes that differ, and in what.
+
+    Args:
+        said: what is said, by a name for it.
+        place: only processes of the same place have to agree.
+    """
+    heard = _hear((place, dict(said)))
+    first = dict(reversed(heard))
+    for name in said:
+        others = [number for number, (where, told) in enumerate(heard) if told.get(name) != first[where].get(name)]
+        if others:
+            where, told = heard[others[0]]
+            raise ValueError(
+                f"the processes do not agree on {name}: it is {first[where].get(name)!r} on process "
+                f"{heard.index((where, first[where]))}, {told.get(name)!r} on {', '.join(map(str, others))}"
+            )
+
+
+def added(counts: Mapping[str, float]) -> dict[str, float]:
+    """Numbers that each process has counted, summed over all."""
+    heard = _hear(counts)
+    return {name: sum(told[name] for told in heard) for name in counts}
+
+
+def place() -> int:
+    """Which part of the weights this process holds; processes of the same place hold the same."""
+    return _group.rank % _group.config.shard if _group else 0
+
+
+def digest(tensors: Sequence[Tensor]) -> str:
+    """A few characters that two sets of tensors share only if they are equal, as far as sums tell."""
+    own = [tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors]
+    sums = [(tensor.detach().float().sum(), tensor.detach().float().norm()) for tensor in own]
+    return f"{hash(tuple(torch.tensor(sums).flatten().tolist())) % 16**8:08x}"
+
+
+def lost(error: RuntimeError) -> str | None:
+    """What to say of an error, if it is that another process is gone or silent."""
+    message = str(error).lower()
+    signs = ("gloo", "nccl", "connection", "socket", "broken pipe", "timed out", "timeout")
+    if _group is None or not any(sign in message for sign in signs):
+        return None
+    return (
+        f"process {_group.rank} has lost the others: one of them has died, or has said nothing for "
+        f"{_group.config.timeout:g} minutes (parallel.timeout); its own words, or the launcher's, tell more"
+    )
+
+
+def _hear(said: Any) -> list[Any]:
+    """What every process says, by its number."""
+    if _group is None:
+        return [said]
+    heard: list[Any] = [None] * _group.size
+    dist.all_gather_object(heard, said, group=_group.words)
+    return heard
