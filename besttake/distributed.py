@@ -118,6 +118,14 @@ def sharding() -> DeviceMesh | None:
     return _group.copies if _group and _group.config.shard > 1 else None
 
 
+def alone(device: str) -> DeviceMesh:
+    """A mesh of this process and no other."""
+    if _group is None and not dist.is_initialized():
+        backend = "nccl" if device.startswith("cuda") else "gloo"
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    return _group.copies["shard"] if _group else init_device_mesh(torch.device(device).type, (1,))
+
+
 # Rows ----------------------------------------------------------------------------------------------------------------
 
 

@@ -10,20 +10,23 @@ import copy
 import hashlib
 import itertools
 import warnings
-from collections.abc import Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from diffusers.hooks import apply_group_offloading
 from peft import LoraConfig, get_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
-from torch import nn
+from torch import Tensor, nn
 
 from besttake.distributed import leads
 from besttake.models import VideoModel
-from besttake.sharding import shard, unsharded
+from besttake.models.quantization import blocks
+from besttake.sharding import is_sharded, keep_on_cpu, parts_of, shard, unsharded
 from besttake.types import Condition, Latent, Time
 
 
@@ -59,8 +62,16 @@ class PolicyConfig:
     """Keep each block's input alone of the forward pass, and compute the rest again in the backward pass."""
     clips_at_once: int = 0
     """Clips of the loss whose activations are in memory together: the split backward; 0 = all of a step's."""
+    offload: bool = False
+    """Keep the base's blocks on the CPU, below a LoRA: each comes to the device when it is run."""
+    reference_on: Literal["device", "cpu"] = "device"
+    """Where a full fine-tune's reference lives; from the CPU its blocks come to the device when they are run."""
 
     def __post_init__(self):
+        if self.train == "full" and self.offload:
+            raise ValueError("policy.offload is for LoRA; a full fine-tune has policy.reference_on and parallel.shard")
+        if self.train == "lora" and self.reference_on == "cpu":
+            raise ValueError("policy.reference_on is for full fine-tuning; with LoRA the reference is an adapter")
         if self.clips_at_once < 0:
             raise ValueError(f"policy.clips_at_once is {self.clips_at_once}; expected 1 or more, or 0 for all clips")
         if self.rank < 1:
@@ -93,11 +104,12 @@ class Policy:
                 part.float()
             denoiser.requires_grad_(True)
             self.trainable = dict(denoiser.named_parameters())
-            self.reference = Reference(self, reference, dict(reference.named_parameters()))
+            self.reference: Reference = Copy(self, reference)
         else:
             self.trainable = {n.replace(".policy.", "."): p for n, p in denoiser.named_parameters() if ".policy." in n}
-            shard(denoiser, whole=[*self.trainable.values(), *twin.values()])
-            self.reference = Reference(self, denoiser, twin)
+            adapters = [*self.trainable.values(), *twin.values()]
+            keep_on_cpu(denoiser, str(model.device), adapters) if config.offload else shard(denoiser, adapters)
+            self.reference = Twin(self, twin)
         if config.gradient_checkpointing:
             for part in model.denoisers.values():
                 part.enable_gradient_checkpointing()
@@ -171,35 +183,89 @@ class Policy:
             self.model.save_lora(folder, layers, configs)
 
 
-class Reference:
-    """The frozen side of DPO: a twin adapter (`trainable` names -> parameters), or a frozen copy of the denoiser.
+class Reference(ABC):
+    """The frozen side of DPO.
 
-    Its weights are float32, as the policy's are.
+    Attributes:
+        weights: what a checkpoint keeps of it, by the names of `trainable`.
     """
 
-    def __init__(self, policy: Policy, denoiser: nn.Module, weights: dict[str, nn.Parameter]):
-        self.policy, self.denoiser, self.weights = policy, denoiser, weights
+    policy: Policy
+    weights: Mapping[str, Tensor]
 
-    @torch.no_grad()
+    @abstractmethod
     def predict(self, x_t: Latent, t: Time, condition: Condition) -> Latent:
         """What the reference predicts at `x_t`; never carries a gradient."""
-        if self.policy.config.train == "full":
-            return self.policy.predict_by(self.denoiser, x_t, t, condition)
-        _activate(self.denoiser, "reference")
-        try:
-            return self.policy.predict_by(self.denoiser, x_t, t, condition)
-        finally:
-            _activate(self.denoiser, "policy")
 
     def refresh(self) -> None:
         """Become the current policy: OnlineVPO's curriculum preference update (section 3.3)."""
         _copy(self.policy.trainable, self.weights)
+        self.moved()
 
     @torch.no_grad()
     def ema(self, decay: float) -> None:
         """theta_ref <- decay theta_ref + (1 - decay) theta (RealDPO), in float32: in bfloat16 .999 rounds away."""
         for name, weight in self.weights.items():
-            weight.lerp_(self.policy.trainable[name].detach(), 1 - decay)
+            weight.lerp_(self.policy.trainable[name].detach().to(weight.device), 1 - decay)
+        self.moved()
+
+    @abstractmethod
+    def moved(self) -> None:
+        """Take notice that `weights` have changed."""
+
+
+class Twin(Reference):
+    """The reference of a LoRA: a second adapter on the same base or, until it first moves, the base alone."""
+
+    def __init__(self, policy: Policy, weights: Mapping[str, Tensor]):
+        self.policy, self.weights, self._adapter = policy, weights, ""
+
+    @torch.no_grad()
+    def predict(self, x_t: Latent, t: Time, condition: Condition) -> Latent:
+        denoiser = self.policy.model.denoiser
+        _activate(denoiser, self._adapter)
+        try:
+            return self.policy.predict(x_t, t, condition)
+        finally:
+            _activate(denoiser, "policy")
+
+    def moved(self) -> None:
+        self._adapter = "reference"
+
+
+class Copy(Reference):
+    """The reference of a full fine-tune: a frozen copy, its blocks' matrices in the dtype that is computed in.
+
+    The policy's float32 weights are rounded to that dtype in every pass, so the two predict alike to the bit, and the
+    copy takes half the memory. `weights` are then a float32 copy on the CPU, where a moving average can be kept.
+    """
+
+    def __init__(self, policy: Policy, denoiser: Any):
+        self.policy, self.denoiser = policy, denoiser.requires_grad_(False).eval()
+        self._held = dict(denoiser.named_parameters())
+        self.weights = self._held
+        if policy.dtype != torch.float32 and not any(map(is_sharded, self._held.values())):
+            self.weights = {name: weight.detach().cpu().clone() for name, weight in self._held.items()}
+            for module in (
+                module for part in parts_of(denoiser) for block in blocks(part) for module in block.modules()
+            ):
+                if isinstance(module, nn.Linear):
+                    module.to(policy.dtype)  # as autocast does; what stands before the blocks looks at its own dtype
+        if policy.config.reference_on == "cpu":
+            self._keep_on_cpu()
+
+    @torch.no_grad()
+    def predict(self, x_t: Latent, t: Time, condition: Condition) -> Latent:
+        return self.policy.predict_by(self.denoiser, x_t, t, condition)
+
+    def moved(self) -> None:
+        if self.weights is not self._held:
+            _copy(self.weights, self._held)
+
+    def _keep_on_cpu(self) -> None:
+        device = self.policy.model.device
+        for part in parts_of(self.denoiser):
+            apply_group_offloading(part, device, num_blocks_per_group=1, use_stream=device.type == "cuda")
 
 
 def _add_adapters(model: VideoModel, config: PolicyConfig) -> dict[str, nn.Parameter]:
@@ -217,7 +283,7 @@ def _add_adapters(model: VideoModel, config: PolicyConfig) -> dict[str, nn.Param
         raise ValueError(f"{model.source} has no module named like {', '.join(model.lora_targets)} to adapt")
     for name, parameter in named.items():
         if ".policy." in name or ".reference." in name:
-            parameter.data = parameter.data.float()
+            parameter.data = parameter.data.to(model.device, torch.float32)
         parameter.requires_grad_(".policy." in name)
     _copy({n.replace(".policy.", "."): p for n, p in named.items() if ".policy." in n}, twin)
     _activate(denoiser, "policy")
@@ -229,12 +295,12 @@ def _adapter_layers(denoiser: nn.Module) -> list[BaseTunerLayer]:
 
 
 def _activate(denoiser: nn.Module, adapter: str) -> None:
-    """Make one adapter the active one, and nothing else: PEFT's own `set_adapter` also toggles gradients."""
+    """Make one adapter, or "" for none, the active one and no more: PEFT's own `set_adapter` also toggles gradients."""
     for layer in _adapter_layers(denoiser):
-        layer._active_adapter = [adapter]
+        layer._active_adapter, layer._disable_adapters = [adapter or "policy"], not adapter
 
 
 @torch.no_grad()
-def _copy(source: dict, target: dict) -> None:
+def _copy(source: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> None:
     for name, tensor in source.items():
         target[name].copy_(tensor)

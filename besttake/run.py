@@ -118,6 +118,11 @@ class TrainConfig:
             raise ValueError(f"steps is {self.steps} and save_every {self.save_every}; both must be at least 1")
         if self.seed < 0 or self.minutes < 0:
             raise ValueError(f"seed is {self.seed} and minutes {self.minutes}; both must be 0 or more")
+        if self.quantize != "none" and (self.policy.offload or self.parallel.shard > 1):
+            raise ValueError(
+                f"quantize is {self.quantize}: weights in few bits are neither sharded nor kept on the CPU; "
+                "leave out policy.offload and parallel.shard, or quantize"
+            )
         if self.quantize != "none" and self.policy.train == "full":
             raise ValueError(
                 f"quantize is {self.quantize}, and policy.train full; weights in few bits cannot be trained"
@@ -158,7 +163,9 @@ class Run:
         join(config.parallel, device)
         agree(_flat(to_dict(config)))
         found = led(self._open_folder)
-        self.model = load_model(config.model, getattr(torch, config.dtype), device, config.quantize)
+        self.model = load_model(
+            config.model, getattr(torch, config.dtype), device, config.quantize, config.policy.offload
+        )
         self.model.cache = TensorCache(config.cache) if config.cache else None
         if config.tiling:
             self.model.tile()
@@ -383,6 +390,7 @@ class Run:
                 self.optimizer.state[policy.trainable[name]][group.removeprefix("optimizer.")] = value
             else:
                 self._weights()[group][name].copy_(tensor)
+        policy.reference.moved()
         if state["base"] != self.base:
             raise ValueError(
                 f"the run in {self.folder} began from other weights than {self.config.model} holds now; "

@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 
-from besttake.distributed import sharding
+from besttake.distributed import alone, sharding
+from besttake.models.quantization import blocks
 
 
 def shard(denoiser: nn.Module, whole: Iterable[nn.Parameter] = ()) -> None:
@@ -29,14 +30,34 @@ def shard(denoiser: nn.Module, whole: Iterable[nn.Parameter] = ()) -> None:
     mesh = sharding()
     if mesh is None:
         return
-    for part in denoiser.values() if isinstance(denoiser, nn.ModuleDict) else [denoiser]:
-        for module in (*_blocks(part), part):
+    for part in parts_of(denoiser):
+        for module in (*blocks(part), part):
             # kept together after a forward pass, weights would be those of before the next refresh, or average
             fully_shard(module, mesh=mesh, reshard_after_forward=True, ignored_params=set(whole))
         for module in part.modules():
             if isinstance(module, FSDPModule):
                 module.set_gradient_divide_factor(1.0)
                 module.set_force_sum_reduction_for_comms(True)  # gloo, for one, cannot scale on the way
+
+
+def keep_on_cpu(denoiser: nn.Module, device: str, whole: Iterable[nn.Parameter]) -> None:
+    """Keep a denoiser's blocks on the CPU: each comes to the device to be run, forward and backward, and goes again.
+
+    To FSDP2 that is a sharded network whose one process holds its part elsewhere.
+
+    Args:
+        whole: parameters that stay on the device.
+    """
+    mesh, kept = alone(device), set(whole)
+    policy = CPUOffloadPolicy(pin_memory=mesh.device_type != "cpu")
+    for part in parts_of(denoiser):
+        for block in blocks(part):
+            fully_shard(block, mesh=mesh, ignored_params=kept, offload_policy=policy)
+
+
+def parts_of(denoiser: Any) -> list[Any]:
+    """The networks of a denoiser: of two experts, both."""
+    return list(denoiser.values()) if isinstance(denoiser, nn.ModuleDict) else [denoiser]
 
 
 def is_sharded(tensor: Tensor) -> bool:
@@ -59,8 +80,3 @@ def unsharded(denoiser: Any) -> Any:
     if weights:
         shell.load_state_dict(weights, assign=True)
     return shell
-
-
-def _blocks(denoiser: nn.Module) -> list[nn.Module]:
-    """The blocks that a transformer is a stack of: all modules in its lists of modules."""
-    return [block for stack in denoiser.children() if isinstance(stack, nn.ModuleList) for block in stack]

@@ -3,6 +3,7 @@ import torch
 from diffusers import DiffusionPipeline
 
 from besttake.models import load_model
+from besttake.models.quantization import blocks
 from besttake.policy import Policy, PolicyConfig
 
 
@@ -216,3 +217,58 @@ def test_a_full_fine_tune_of_a_half_precision_model_computes_in_it_and_learns_in
     torch.testing.assert_close(prediction.float(), exact.predict(x_t, t, told), atol=0.1, rtol=0.1)
     prediction.float().square().mean().backward()
     assert all(weight.dtype == weight.grad.dtype == torch.float32 for weight in half.trainable.values())
+
+
+def test_until_it_moves_a_loras_reference_is_the_base_alone(model, asked, monkeypatch):
+    policy = Policy(model, PolicyConfig(rank=4))
+    base = predictions(policy, asked)[1]
+    disturb(policy)
+    with torch.no_grad():
+        for weight in policy.reference.weights.values():
+            weight.fill_(1)  # which nobody looks at yet
+    assert torch.equal(predictions(policy, asked)[1], base)
+    policy.reference.moved()
+    assert not torch.allclose(predictions(policy, asked)[1], base, atol=1e-2)
+
+
+def test_a_base_on_the_cpu_gives_the_same_predictions_and_gradients_to_the_bit(model_folder, family, asked):
+    found = {}
+    for offload in (False, True):
+        model = load_model(str(model_folder(family)), offload=offload)
+        policy = Policy(model, PolicyConfig(rank=4, gradient_checkpointing=True, offload=offload))
+        disturb(policy)
+        policy.predict(*asked).square().mean().backward()
+        gradients = [weight.grad for weight in policy.trainable.values()]
+        found[offload] = [*predictions(policy, asked), *gradients]
+        policy.reference.refresh()
+        found[offload] += predictions(policy, asked)
+    assert all(torch.equal(one, other) for one, other in zip(found[False], found[True], strict=True))
+
+
+@pytest.mark.parametrize("place", ["device", "cpu"])
+def test_the_reference_of_a_full_fine_tune_takes_half_and_predicts_alike_to_the_bit(model_folder, family, asked, place):
+    model = load_model(str(model_folder(family)), torch.bfloat16)
+    policy = Policy(model, PolicyConfig(train="full", reference_on=place))
+    ours, reference = predictions(policy, asked)
+    assert torch.equal(ours, reference)
+    size, whole = (
+        sum(weight.nbytes for block in blocks(network) for weight in block.parameters())
+        for network in (policy.reference.denoiser, model.denoiser)
+    )
+    assert size < 0.52 * whole
+    disturb(policy)
+    policy.reference.refresh()
+    assert torch.equal(*predictions(policy, asked))
+    before = {name: weight.clone() for name, weight in policy.reference.weights.items()}
+    disturb(policy, seed=1)
+    policy.reference.ema(0.999)
+    for name, weight in policy.reference.weights.items():
+        torch.testing.assert_close(weight, before[name] * 0.999 + policy.trainable[name].detach() * 0.001)
+        assert weight.dtype == torch.float32
+
+
+def test_settings_that_do_not_go_together_are_refused():
+    with pytest.raises(ValueError, match="offload is for LoRA"):
+        PolicyConfig(train="full", offload=True)
+    with pytest.raises(ValueError, match="reference_on is for full"):
+        PolicyConfig(reference_on="cpu")

@@ -25,7 +25,11 @@ def families() -> list[type[VideoModel]]:
 
 
 def load_model(
-    source: str, dtype: torch.dtype = torch.float32, device: str = "cpu", bits: Quantization = "none"
+    source: str,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+    bits: Quantization = "none",
+    offload: bool = False,
 ) -> VideoModel:
     """The model in a pipeline folder, on the hub, or embedded, in the dtype asked for.
 
@@ -33,6 +37,7 @@ def load_model(
 
     Args:
         bits: what the weights of the denoiser's blocks are held in instead, frozen.
+        offload: leave these blocks on the CPU: whoever runs the denoiser brings them to the device.
 
     Raises:
         ValueError: there is no such model, its files are broken, or no file here knows its pipeline.
@@ -40,7 +45,7 @@ def load_model(
     source = embedded_model(source)
     for family in families():
         if family.serves(source):
-            return family.load(source, dtype, device, bits)
+            return family.load(source, dtype, device, bits, offload)
     known = sorted(name for family in families() for name in family.pipelines)
     raise ValueError(
         f"'{source}' is a {pipeline_class(source)}; besttake knows {', '.join(known)}. "

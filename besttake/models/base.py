@@ -75,11 +75,13 @@ class VideoModel(ABC):
         return pipeline_class(source) in cls.pipelines
 
     @classmethod
-    def load(cls, source: str, dtype: torch.dtype, device: str, bits: Quantization = "none") -> VideoModel:
+    def load(
+        cls, source: str, dtype: torch.dtype, device: str, bits: Quantization = "none", offload: bool = False
+    ) -> VideoModel:
         """The model in a folder or on the hub; ValueError if a part of it is missing or broken."""
         dtypes = {"": dtype} | dict.fromkeys(cls.precise, torch.float32)
         folder = pipeline_folder(source)
-        model = cls(read_pipeline(folder, dtypes, device, bits), source)
+        model = cls(read_pipeline(folder, dtypes, device, bits, offload), source)
         model.folder, model.dtypes = folder, dtypes
         with model.using("vae"):  # small, and first needed after a long while: a broken one is found out now
             return model

@@ -62,12 +62,15 @@ def pipeline_folder(source: str) -> str:
         raise ValueError(f"the model '{source}' cannot be had from the hub: {error}") from error
 
 
-def read_pipeline(source: str, dtypes: dict[str, torch.dtype], device: str, bits: Quantization = "none") -> Any:
+def read_pipeline(
+    source: str, dtypes: dict[str, torch.dtype], device: str, bits: Quantization = "none", offload: bool = False
+) -> Any:
     """The pipeline in a folder, its denoisers with their weights, its other modules empty.
 
     Args:
         dtypes: what each part is held in, by name; "" stands for all others.
         bits: what the denoisers' weights are held in instead.
+        offload: leave the denoisers' blocks on the CPU.
 
     Raises:
         ValueError: a part is missing or broken, or its weights are not those of its class.
@@ -86,9 +89,9 @@ def read_pipeline(source: str, dtypes: dict[str, torch.dtype], device: str, bits
             elif not issubclass(cls := _class(*entry), nn.Module):
                 parts[name] = cls.from_pretrained(source, subfolder=name)
             elif name.startswith("transformer"):
-                place = device if bits == "none" else "cpu"
+                place = "cpu" if offload or bits != "none" else device
                 part = read_part(source, name, cls, dtypes.get(name, dtypes[""]), place)
-                parts[name] = quantize(part, bits, device)
+                parts[name] = without_blocks(part, device) if offload else quantize(part, bits, device)
             else:
                 parts[name] = empty_part(source, name, cls)
         return getattr(diffusers, index["_class_name"])(**parts)
@@ -133,6 +136,17 @@ def read_part(source: str, name: str, cls: Any, dtype: torch.dtype, device: str)
                 "download it again, or mend its config.json"
             )
     return part.requires_grad_(False).eval()
+
+
+def without_blocks(network: Any, device: str) -> Any:
+    """A network brought to its device but for its blocks, which stay where they are."""
+    for child in network.children():
+        if not isinstance(child, nn.ModuleList):
+            child.to(device)
+    own = [*network.named_parameters(recurse=False), *network.named_buffers(recurse=False)]
+    for _, tensor in own:
+        tensor.data = tensor.data.to(device)
+    return network
 
 
 def check_files(source: str) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import T5EncoderModel
 
 from besttake.models.base import Size, VideoModel, folded
-from besttake.models.loading import FAULTS, empty_part, read_part
+from besttake.models.loading import FAULTS, empty_part, read_part, without_blocks
 from besttake.models.networks.checkpoints import check_whole
 from besttake.models.networks.opensora import FPS, FPS_OF_STILLS, OpenSoraPipeline, noise_ratio, part_of
 from besttake.models.networks.opensora_captions import clean
@@ -42,18 +42,19 @@ class OpenSora(VideoModel):
         self.schedule = LogitNormalFlow()
 
     @classmethod
-    def load(cls, source: str, dtype: torch.dtype, device: str, bits: Quantization = "none") -> VideoModel:
+    def load(
+        cls, source: str, dtype: torch.dtype, device: str, bits: Quantization = "none", offload: bool = False
+    ) -> VideoModel:
         try:
             places = {name: part_of(source, name) for name in ("text_encoder", "vae")}
             for place in places.values():
                 check_whole(Path(place))
+            network = STDiT3.from_pretrained(source, dtype, "cpu" if offload or bits != "none" else device)
             pipeline = OpenSoraPipeline.from_pretrained(
                 source,
                 dtype,
                 device,
-                transformer=quantize(
-                    STDiT3.from_pretrained(source, dtype, device if bits == "none" else "cpu"), bits, device
-                ),
+                transformer=without_blocks(network, device) if offload else quantize(network, bits, device),
                 text_encoder=empty_part(places["text_encoder"], "", T5EncoderModel),
                 vae=VideoAutoencoderPipeline.empty(places["vae"]),
             )

@@ -39,7 +39,7 @@ def quantize(network: Any, kind: Quantization, device: str) -> Any:
             f"weights cannot be held as {kind} on {device} ({error}); pip install 'besttake[quantize]', "
             "or choose another of int8, fp8 and nf4"
         ) from error
-    return network.to(device).requires_grad_(False)
+    return network.to(device)
 
 
 def _shrink(layer: nn.Linear, kind: str) -> None:

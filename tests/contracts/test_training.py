@@ -4,16 +4,18 @@ import json
 
 import pytest
 import torch
+from PIL import Image
 
 from besttake.algorithms import onlinevpo, realdpo
 from besttake.data.video import write_video
 from besttake.evaluation.before_after import EvaluateConfig
 from besttake.models import load_model
 from besttake.monitor import MonitorConfig
-from besttake.policy import PolicyConfig
+from besttake.policy import Policy, PolicyConfig
 from besttake.rewards.critic import RewardConfig
 from besttake.rollout import RolloutConfig
 from besttake.run import OptimConfig
+from besttake.types import Prompt
 from tests.contracts.conftest import PROMPTS
 
 
@@ -88,3 +90,18 @@ def test_realdpo_on_a_base_in_half_precision(settings, clips, folder_of, name):
         reference_every=1,
     )
     moves_the_right_weights_only(realdpo.train, config, folder_of(name))
+
+
+def test_a_full_fine_tune_starts_as_its_reference_to_the_bit(tiny, folder_of, name):
+    """In bfloat16, where the policy's weights are float32, and the reference's matrices are not."""
+    model = load_model(str(folder_of(name)), torch.bfloat16)
+    policy = Policy(model, PolicyConfig(train="full"))
+    rollout = RolloutConfig(**dict(zip(("frames", "height", "width"), tiny.size, strict=True)))
+    frame = folder_of(name) / "first.png"
+    Image.new("RGB", (32, 32), "orange").save(frame)
+    told = rollout.condition(model, [Prompt("a red ball", frame if tiny.first_frame else None)])
+    x_t = torch.randn(1, *model.latent_shape(*tiny.size), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        for t in (0.2, 0.95):
+            asked = x_t, torch.tensor([t]), told
+            assert torch.equal(policy.predict(*asked), policy.reference.predict(*asked))
