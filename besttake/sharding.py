@@ -16,6 +16,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 
 from besttake.distributed import sharding
+from besttake.models.quantization import blocks
 
 
 def shard(denoiser: nn.Module, whole: Iterable[nn.Parameter] = ()) -> None:
@@ -30,7 +31,7 @@ def shard(denoiser: nn.Module, whole: Iterable[nn.Parameter] = ()) -> None:
     if mesh is None:
         return
     for part in denoiser.values() if isinstance(denoiser, nn.ModuleDict) else [denoiser]:
-        for module in (*_blocks(part), part):
+        for module in (*blocks(part), part):
             # kept together after a forward pass, weights would be those of before the next refresh, or average
             fully_shard(module, mesh=mesh, reshard_after_forward=True, ignored_params=set(whole))
         for module in part.modules():
@@ -59,8 +60,3 @@ def unsharded(denoiser: Any) -> Any:
     if weights:
         shell.load_state_dict(weights, assign=True)
     return shell
-
-
-def _blocks(denoiser: nn.Module) -> list[nn.Module]:
-    """The blocks that a transformer is a stack of: all modules in its lists of modules."""
-    return [block for stack in denoiser.children() if isinstance(stack, nn.ModuleList) for block in stack]
