@@ -91,14 +91,16 @@ def load_tensors(path: Path, like: Callable[[str], Tensor | None] = lambda name:
     """The tensors of a checkpoint, of which each process reads what it is to hold.
 
     Args:
-        like: by name, a tensor that this one is to be laid out as: on the same device, and sharded alike; None for a
-            whole one on the CPU.
+        like: by name, a tensor beside which this one is to lie: on the same device and, if it has the same shape,
+            sharded alike; None for the CPU.
     """
     tensors = {}
     for name, entry in _entries(path).items():
-        model = like(name)
-        empty = torch.empty(entry.size) if model is None else torch.empty_like(model)
-        tensors[name] = empty.to(entry.properties.dtype)
+        model, dtype = like(name), entry.properties.dtype
+        if model is not None and model.shape == entry.size:
+            tensors[name] = torch.empty_like(model, dtype=dtype)
+        else:
+            tensors[name] = torch.empty(entry.size, dtype=dtype, device=None if model is None else model.device)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is disabled")  # there is nothing to say to the others
         shards.load(tensors, storage_reader=HuggingFaceStorageReader(str(path)), no_dist=True)

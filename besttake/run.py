@@ -127,6 +127,12 @@ class TrainConfig:
             raise ValueError(
                 f"quantize is {self.quantize}, and policy.train full; weights in few bits cannot be trained"
             )
+        few_bits = self.quantize != "none" or (self.optim.eight_bit and self.policy.train == "full")
+        if few_bits and self.parallel.shard > 1:
+            raise ValueError(
+                f"parallel.shard is {self.parallel.shard}, and weights or their moments in few bits cannot be sharded; "
+                "set it to 1, or quantize to none and optim.eight_bit to false"
+            )
 
 
 def adamw(config: OptimConfig, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:

@@ -27,8 +27,12 @@ class Ending:
     said: str
 
 
-def launch(size: int, task: Callable, *arguments, seconds: float = 60) -> list[Ending]:
-    """Run `task(*arguments)` in so many processes; how each has ended. One that takes too long fails the test."""
+def launch(size: int, task: Callable, *arguments, silent: int = 0, seconds: float = 60) -> list[Ending]:
+    """Run `task(*arguments)` in so many processes; how each has ended. One that takes too long fails the test.
+
+    Args:
+        silent: so many of the last ones stop for good, and are killed when the others have ended.
+    """
     with tempfile.TemporaryDirectory() as folder:
         places, port = [Path(folder) / str(rank) for rank in range(size)], _free_port()
         workers = [
@@ -37,10 +41,10 @@ def launch(size: int, task: Callable, *arguments, seconds: float = 60) -> list[E
         ]
         for worker in workers:
             worker.start()
-        for worker in workers:
+        for worker in workers[: size - silent]:
             worker.join(seconds)
-        late = [worker for worker in workers if worker.is_alive()]
-        for worker in late:
+        late = [worker for worker in workers[: size - silent] if worker.is_alive()]
+        for worker in workers:
             worker.kill()
             worker.join()
         assert not late, f"{len(late)} of {size} processes hang\n" + "\n".join(map(_said, places))

@@ -1,14 +1,19 @@
 """Several processes on a CPU, over gloo: they are as one, and where one fails none waits for ever."""
 
 import json
+import os
+import resource
 import shutil
+import signal
 from dataclasses import replace
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from besttake import cli, run
 from besttake.algorithms import onlinevpo, realdpo
+from besttake.configuration import to_yaml
 from besttake.distributed import ParallelConfig
 from besttake.monitor import MonitorConfig
 from besttake.policy import PolicyConfig
@@ -37,28 +42,33 @@ def common(model_folder, material):
 
 
 @pytest.fixture(scope="module")
-def online(common, material, tmp_path_factory):
+def online(config, tmp_path_factory):
     """OnlineVPO on a LoRA, by the number of processes and the size of a shard: its folder, and its takes."""
     made = {}
 
     def trained(size, shard):
         if (size, shard) not in made:
             out = tmp_path_factory.mktemp("online")
-            config = onlinevpo.Config(
-                **common,
-                out=out,
-                data=str(material / "prompts.txt"),
-                policy=PolicyConfig(rank=2, average=0.5, clips_at_once=1),
-                prompts_per_step=2,
-                candidates=2,
-                refresh_every=2,
-                reward=RewardConfig("temporal-flicker", normalise="batch"),
-                parallel=ParallelConfig(shard),
-            )
-            made[size, shard] = out, results(launch(size, train_online, config))
+            own = replace(config, out=out, parallel=ParallelConfig(shard))
+            made[size, shard] = out, results(launch(size, train_online, own))
         return made[size, shard]
 
     return trained
+
+
+@pytest.fixture(scope="module")
+def config(common, material, tmp_path_factory):
+    """OnlineVPO on a LoRA."""
+    return onlinevpo.Config(
+        **common,
+        out=tmp_path_factory.mktemp("online"),
+        data=str(material / "prompts.txt"),
+        policy=PolicyConfig(rank=2, average=0.5, clips_at_once=1),
+        prompts_per_step=2,
+        candidates=2,
+        refresh_every=2,
+        reward=RewardConfig("temporal-flicker", normalise="batch"),
+    )
 
 
 def train_online(config):
@@ -167,3 +177,162 @@ def test_a_sharded_checkpoint_is_resumed_by_another_number_of_processes(full, tm
     again = replace(cut, steps=4, out=tmp_path / "again", parallel=ParallelConfig(shard))
     results(launch(size, train_full, again))
     is_the_run_of_one_process(again, full(1, 1, 4))
+
+
+@pytest.fixture
+def short(config, tmp_path):
+    """Two steps, saved after each."""
+    return replace(config, out=tmp_path / "run", steps=2, save_every=1, monitor=MonitorConfig(every=0))
+
+
+def rank():
+    return int(os.environ["RANK"])
+
+
+def started(config):
+    """`besttake train` without the report; its exit status."""
+    recipe = config.out.parent / f"recipe-{rank()}.yaml"
+    recipe.write_text(to_yaml(config, algorithm="onlinevpo"))
+    cli._report = lambda *_: None
+    return cli.main(["train", str(recipe)])
+
+
+def saved(config):
+    return sorted(path.name for path in (config.out / "checkpoints").iterdir())
+
+
+def struck(config, deadly):
+    """A run whose second process gets a signal at its second rollout."""
+    generate, calls = onlinevpo.generate, []
+
+    def fatal(*arguments, **named):
+        calls.append(1)
+        if rank() == 1 and len(calls) == 2:
+            os.kill(os.getpid(), deadly)
+        return generate(*arguments, **named)
+
+    onlinevpo.generate = fatal
+    return started(config)
+
+
+def test_when_a_process_is_killed_the_others_stop_and_the_run_goes_on_from_its_checkpoint(short, online):
+    first, second = launch(2, struck, short, signal.SIGKILL)
+    assert second.code == -signal.SIGKILL
+    assert first.returned == 1
+    assert "process 0 has lost the others" in first.said
+    assert "run the same command again" in first.said
+    assert saved(short) == ["step-00000001"]
+    assert results(launch(1, started, short)) == [0]
+    found, expected = rows(short.out), [row for row in rows(online(1, 1)[0]) if "reward" in row]
+    assert found == [pytest.approx(row, rel=1e-4, abs=1e-5) for row in expected[:2]]
+
+
+def test_a_process_that_falls_silent_is_waited_for_no_longer_than_was_said(short):
+    first, _ = launch(2, struck, replace(short, parallel=ParallelConfig(timeout=0.1)), signal.SIGSTOP, silent=1)
+    assert first.returned == 1
+    assert "has said nothing for 0.1 minutes" in first.said
+
+
+def with_own_settings(config):
+    return started(replace(config, optim=OptimConfig(lr=0.25)) if rank() == 1 else config)
+
+
+def with_own_weights(config):
+    load_model = run.load_model
+
+    def changed(*arguments):
+        model = load_model(*arguments)
+        if rank() == 1:
+            next(model.denoiser.parameters()).data += 1
+        return model
+
+    run.load_model = changed
+    return started(config)
+
+
+def with_own_prompts(config):
+    other = config.out.parent / f"prompts-{rank()}.txt"
+    other.write_text(f"a red ball\na ball of process {rank()}\n")
+    read = onlinevpo.read_prompts
+    onlinevpo.read_prompts = lambda _: read(str(other))
+    return started(config)
+
+
+def with_own_gradients(config):
+    backward = run.backward
+
+    def spoilt(loss, weights):
+        backward(loss, weights)
+        if rank() == 1:
+            next(weight for weight in weights if weight.grad is not None).grad += 1e-3
+
+    run.backward = spoilt
+    return started(config)
+
+
+@pytest.mark.parametrize(
+    ("disagreeing", "words"),
+    [
+        (with_own_settings, "do not agree on optim.lr: it is 0.5 on process 0, 0.25 on 1"),
+        (with_own_weights, "do not agree on the model's weights"),
+        (with_own_prompts, "do not agree on what there is to train on"),
+        (with_own_gradients, "do not agree on the gradients"),
+    ],
+)
+def test_processes_that_disagree_are_refused(short, disagreeing, words):
+    for ending in launch(2, disagreeing, short):
+        assert ending.returned == 2
+        assert words in ending.said.replace("\n", " ")
+
+
+def with_a_critic_that_dies(config):
+    """At its second rollout, of the second process."""
+    critic, calls = onlinevpo.load_panel(config.reward).critics["temporal-flicker"][0], []
+    call = type(critic).__call__
+
+    def dead(*arguments):
+        calls.append(1)
+        if rank() == 1 and len(calls) == 3:  # the first is on trial
+            raise ConnectionError("the critic is gone")
+        return call(*arguments)
+
+    type(critic).__call__ = dead
+    return started(config)
+
+
+@pytest.mark.parametrize("policy", [PolicyConfig(rank=2), PolicyConfig("full")], ids=["lora", "full"])
+def test_a_critic_that_dies_on_one_process_stops_all_and_no_step_is_lost(short, policy):
+    own = replace(short, save_every=9, policy=policy, parallel=ParallelConfig(2))
+    first, second = launch(2, with_a_critic_that_dies, own)
+    assert first.returned == second.returned == 1
+    assert "process 1 has failed, so all stop: ConnectionError: the critic is gone" in first.said
+    assert "the critic is gone" in second.said
+    assert saved(own) == ["step-00000001"]
+
+
+def with_a_full_disk(config):
+    """The second process can write no large file once a checkpoint is there."""
+    save = run.save_checkpoint
+
+    def full(folder, step, *arguments):
+        if rank() == 1 and step == 2:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (2000, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+        save(folder, step, *arguments)
+
+    run.save_checkpoint = full
+    return started(config)
+
+
+def test_a_disk_that_is_full_for_one_process_leaves_the_checkpoint_that_was_there(short):
+    own = replace(short, policy=PolicyConfig("full"), parallel=ParallelConfig(2))
+    for ending in launch(2, with_a_full_disk, own):
+        assert ending.returned == 1
+    assert "the checkpoint of step 2 could not be written" in ending.said
+    assert saved(own) == ["step-00000001"]
+    assert results(launch(1, started, replace(own, parallel=ParallelConfig()))) == [0]
+
+
+def test_a_shard_must_divide_the_processes(short):
+    for ending in launch(2, started, replace(short, parallel=ParallelConfig(3))):
+        assert ending.returned == 2
+        assert "parallel.shard is 3, but there are 2 processes: start a multiple of 3" in ending.said
