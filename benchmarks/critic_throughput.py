@@ -225,7 +225,7 @@ def hpsv3(machine: Machine) -> Reward:
 def videoalign(machine: Machine) -> Reward:
     words = tokenizer(*CHAT, *REWARD_TOKENS)
     config = qwen_config(machine, words, 1536, 8960, 12, 2)
-    settings = Settings("", 1, "special", torch.bfloat16, 32.0, False, 2.0, 448 * 448, (0.0,) * 3, (1.0,) * 3)
+    settings = Settings("", 1, "special", torch.bfloat16, 32.0, False, 2.0, 448 * 448)
     return VideoAlign(
         machine.filled(lambda: make_network(config, settings, {}, words), torch.bfloat16), words, settings
     )
