@@ -28,7 +28,7 @@ from typing import Any, Literal
 import torch
 from PIL import Image
 
-from besttake.configuration import from_dict, to_dict
+from besttake.configuration import from_dict, read_yaml, to_dict
 from besttake.data.video import to_uint8
 from besttake.rewards.frames import at_rate, evenly
 from besttake.rewards.partial import PartialScore
@@ -124,18 +124,26 @@ class Usage:
 
 
 def load(path: str | Path | None = None, device: str = "cpu") -> Judge:
-    """The judge whose settings are in a folder: `config.json`, a `JudgeConfig` with `"critic": "judge"` beside it.
+    """The judge whose settings are in a .yaml file, a `JudgeConfig`; its name is the file's.
+
+    Or in a folder's `config.json`, with `"critic": "judge"` beside them.
 
     Raises:
-        ValueError: no folder is given, or its settings are none.
+        ValueError: no file or folder is given, or its settings are none.
     """
     if path is None:
         raise ValueError(
-            "a judge needs its rubric: name it in the recipe under reward.judges, "
-            'or give a folder whose config.json holds {"critic": "judge", "url": ..., "model": ..., "rubric": ...}'
+            "a judge needs its rubric: give its .yaml file of url, model, rubric and dimensions as the critic's name, "
+            "or put the same into the recipe under reward.judges"
         )
-    config = read_config(Path(path), "judge")
-    return Judge(from_dict(JudgeConfig, {key: value for key, value in config.items() if key != "critic"}))
+    path = Path(path)
+    if path.suffix not in (".yaml", ".yml"):
+        config = read_config(path, "judge")
+        return Judge(from_dict(JudgeConfig, {key: value for key, value in config.items() if key != "critic"}))
+    try:
+        return Judge(from_dict(JudgeConfig, read_yaml(path)), path.stem)
+    except ValueError as error:
+        raise ValueError(f"the judge of {path}: {error}") from error
 
 
 class Judge:

@@ -360,10 +360,11 @@ def changed(
     name = VideoAlign.name
     if fps is not None and num_frames is not None:
         raise ValueError(f"critic {name}: fps is {fps} and num_frames {num_frames}; give one of them")
-    new: dict[str, Any] = {"rate": fps, "most_pixels": max_pixels, "frames": num_frames}
-    new = {key: value for key, value in new.items() if value is not None}
-    if fps is not None or num_frames is not None:
-        new = {"frames": None, "spots": False, **new}
+    new: dict[str, Any] = {"most_pixels": max_pixels} if max_pixels is not None else {}
+    if fps is not None:
+        new |= {"rate": fps, "frames": None, "spots": False}
+    if num_frames is not None:
+        new |= {"frames": int(num_frames), "spots": False}
     if not use_norm:
         new |= {"mean": (0.0,) * 3, "std": (1.0,) * 3}
     return build(name, lambda: replace(settings, **new), "its settings cannot be changed so")
@@ -390,12 +391,12 @@ def sampled(frames: int, fps: float, settings: Settings) -> list[int]:
 
 
 def at_spots(frames: int, fps: float) -> list[int]:
-    """Six frames in a row, of 8 a second, at four places of a clip of `fps` a second: places evenly, in from the ends."""
+    """Six frames in a row, of 8 a second, at each of four places spread evenly over a clip of `fps` a second."""
     half, every = AT_A_SPOT // 2, _evenly(frames, int(frames * SPOTS_RATE // fps))
     if len(every) <= AT_A_SPOT:
         raise ValueError(
-            f"critic {VideoAlign.name}: a clip of {frames} frames at {fps:g} a second is too short for four places of six "
-            f"frames at {SPOTS_RATE:g} a second; it needs {(AT_A_SPOT + 1) / SPOTS_RATE:g} seconds"
+            f"critic {VideoAlign.name}: a clip of {frames} frames at {fps:g} a second is too short for four places of "
+            f"six frames at {SPOTS_RATE:g} a second; it needs {(AT_A_SPOT + 1) / SPOTS_RATE:g} seconds"
         )
     places = torch.linspace(half, len(every) - half - 1, SPOTS).round().long().tolist()
     return [frame for place in places for frame in every[place - half : place + half]]

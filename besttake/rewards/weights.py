@@ -1,7 +1,7 @@
-"""Reading published critics of a folder or the hub, whole or not at all: safetensors, and pickles of which nothing runs.
+"""Reading published critics of a folder or the hub, whole or not at all: safetensors, or pickles that run nothing.
 
-A pickle says what is to be called to make its objects. Here that is only what makes tensors (torch's `weights_only`); of
-a module that was pickled whole, everything else it names is an empty `Shell`.
+A pickle says what is to be called to make its objects. Here that is only what makes tensors (torch's `weights_only`);
+of a module that was pickled whole, everything else it names is an empty `Shell`.
 """
 
 from __future__ import annotations

@@ -179,7 +179,7 @@ def test_authors_settings_can_be_given_in_place_of_the_checkpoints(folder, criti
     videos = clips(12)[:1]
     other = load_reward("videoalign", path=folder, num_frames=6, max_pixels=224 * 224, use_norm=False)
     assert (other.card.frames, other.card.frame_rate) == (6, None)
-    seen, grid = other.view(torch.zeros(2, 3, 300, 400))
+    _, grid = other.view(torch.zeros(2, 3, 300, 400))
     assert grid.tolist() == [[1, 12, 18]], "168 x 252 pixels, no more than 224 x 224"
     raw = other(videos, ["a cat"], fps=4.0)
     assert torch.equal(raw.values[0, :3], other._score(videos[0, [0, 2, 4, 7, 9, 11]], "a cat"))
@@ -187,7 +187,7 @@ def test_authors_settings_can_be_given_in_place_of_the_checkpoints(folder, criti
     assert other.identity != critic.identity
     with pytest.raises(ValueError, match="critic videoalign: fps is 2 and num_frames 8; give one of them"):
         load(folder, fps=2, num_frames=8)
-    with pytest.raises(ValueError, match="critic videoalign: .*1 frames of a clip, expected 2 or more"):
+    with pytest.raises(ValueError, match=r"critic videoalign: .*1 frames of a clip, expected 2 or more"):
         load(folder, num_frames=1)
 
 
