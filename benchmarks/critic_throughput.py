@@ -62,7 +62,7 @@ PROMPT = "A red ball rolls down a wooden ramp and knocks over a row of small blu
 SHIPPED = ("dynamic_degree", "heldout", "motion_smoothness", "temporal_flicker", "world")
 """They come with the package whole, and are loaded as they are."""
 
-ELSEWHERE = ("judge", "qalign", "visionreward")
+ELSEWHERE = ("judge", "qalign", "unifiedreward", "videoscore2", "visionreward")
 """They run on a server, or in an environment of their own with the code that was published with them."""
 
 

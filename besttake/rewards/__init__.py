@@ -71,8 +71,8 @@ def find_critic(name_or_path: str | Path) -> tuple[str, Path | None]:
     if module not in critics():
         known = ", ".join(critic.replace("_", "-") for critic in critics())
         raise ValueError(
-            f"there is no critic {name!r}; there are {known}, or a folder with a critic's config.json, the .yaml file of "
-            "a judge, or the URL of a served critic"
+            f"there is no critic {name!r}; there are {known}, or a folder with a critic's config.json, the .yaml file "
+            "of a judge, or the URL of a served critic"
         )
     return module, folder
 

@@ -162,7 +162,7 @@ def hidden_places(side: int, blocks: int, share: float, generator: torch.Generat
 
 
 def sampled(total: int, frames: int, together: int) -> list[int]:
-    """All frames of a clip, or `frames` spread evenly over a longer one, a multiple of `together` (the last are left out).
+    """All frames of a clip, or `frames` spread evenly over a longer one, but a multiple of `together` of them.
 
     V-JEPA 2 was trained at 4 frames a second; it is shown every frame all the same, or flaws would pass between two.
     """

@@ -20,7 +20,7 @@ MODULES = {
 }
 PUBLISHED = [name for name, module in MODULES.items() if hasattr(module, "write")]
 EMBEDDED = ["dynamic_degree", "heldout", "motion_smoothness", "temporal_flicker", "world"]
-APART = ["judge", "qalign", "visionreward"]
+APART = ["judge", "qalign", "unifiedreward", "videoscore2", "visionreward"]
 """Critics that are other processes: what they must do is tested where they are."""
 
 PROMPTS = ["a red ball rolls to the left", "a large blue square floats"]
