@@ -340,8 +340,8 @@ def _from_lines(text: str, names: Sequence[str]) -> list[tuple[str, Any]]:
     for part in re.split(rf"[\n;]|,\s+(?={listed}(?:{either})\W)", text, flags=re.IGNORECASE):
         head, _, number = (side.strip(MARKDOWN) for side in part.rpartition(":"))
         name = re.sub(f"^{listed}", "", head).strip(MARKDOWN).lower()
-        if name not in names:
-            name = re.split(r"\s(?:[-\u2013\u2014]\s|\()", name)[0].strip(MARKDOWN)  # "beauty - of light", "beauty (1-5)"
+        if name not in names:  # "light (1-5)", "light - its beauty", with a dash of any length
+            name = re.split(r"\s(?:[-\u2013\u2014]\s|\()", name)[0].strip(MARKDOWN)
         match = re.fullmatch(r"([-+]?\d+(?:\.\d+)?)\.?", number)
         if match and name in names:
             found.append((name, match[1]))

@@ -296,12 +296,6 @@ UNIFIEDREWARD = "Alignment Score (1-5): 2.4036\nPhysics Score (1-5): 3.0987\nSty
     ("name", "reply", "scores", "kinds"),
     [
         ("videoscore2", VIDEOSCORE2, [3, 4, 2], ["video_url", "text"]),
-        (
-            "videoscore2",
-            "visual quality: 3;\ntext-to-video alignment: 4,\nphysical/common-sense consistency: 2",
-            [3, 4, 2],
-            0,
-        ),
         ("unifiedreward", UNIFIEDREWARD, [2.4036, 3.0987, 3.3889], ["image_url"] * 16 + ["text"]),
     ],
 )
