@@ -53,7 +53,7 @@ class RewardConfig:
     judges: dict[str, JudgeConfig] = field(default_factory=dict)
     """Generative critics by the names that `name` or `critics` calls them by."""
     paths: dict[str, str] = field(default_factory=dict)
-    """Folder or hub id of each critic's weights; by default those it was published with."""
+    """Folder or hub id of each critic's weights; by default those published. Of a judge, the URL of its server."""
     settings: dict[str, dict[str, float]] = field(default_factory=dict)
     """What single critics take besides, such as {videoalign: {num_frames: 8}}."""
     frames: int = 8
