@@ -45,6 +45,8 @@ def load_reward(
     if str(name_or_path).startswith(("http://", "https://")):
         from besttake.rewards.remote import Remote
 
+        if path or settings:
+            raise ValueError(f"critic {name_or_path} is served elsewhere: give its path and settings there, not here")
         return Remote(str(name_or_path))
     name, folder = find_critic(name_or_path)
     load = importlib.import_module(f"{__name__}.{name}").load
