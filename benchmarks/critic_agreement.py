@@ -60,6 +60,8 @@ LEGEND = """- `world`: the embedded video critic, all five dimensions equally, a
   still; the mean over 8 frames of a take.
 - `frames (image)`: a small network trained for this table, on single frames of training captions, to tell which
   is spoilt more by what a frame shows (blur, noise, tint, mesh, glare, melt, warp); the mean over all frames.
+
+Flawed takes tie in what is best, so Kendall's tau-b is at most 0.39 of thirteen takes, and 0.63 of five.
 """
 
 Critic = Callable[[Tensor, list[str]], Tensor]

@@ -2,6 +2,7 @@
 
     python benchmarks/critic_throughput.py                            # on a GPU: every critic at its real size
     python benchmarks/critic_throughput.py --critics viclip vjepa --clips 4 --frames 81 --height 480 --width 832
+    python benchmarks/critic_throughput.py --count                    # anywhere: parameters and GB at the real sizes
 
 Networks are built by each critic's own classes from the published configurations, so nothing is downloaded: the scores
 mean nothing, the time and memory do. Each critic runs in a process of its own. Without a GPU networks are cut to one
@@ -62,13 +63,13 @@ PROMPT = "A red ball rolls down a wooden ramp and knocks over a row of small blu
 SHIPPED = ("dynamic_degree", "heldout", "motion_smoothness", "temporal_flicker", "world")
 """They come with the package whole, and are loaded as they are."""
 
-ELSEWHERE = ("judge", "qalign", "visionreward")
+ELSEWHERE = ("judge", "qalign", "unifiedreward", "videoscore2", "visionreward")
 """They run on a server, or in an environment of their own with the code that was published with them."""
 
 
 @dataclass(frozen=True)
 class Machine:
-    """Where networks are built, and how large: `layers` = the most layers of any part, None = all."""
+    """Where networks are built ("meta": nowhere), and how large: `layers` = the most layers of any part, None = all."""
 
     device: str
     layers: int | None = None
@@ -86,6 +87,8 @@ class Machine:
     def filled(self, make: Callable[[], Any], dtype: torch.dtype = torch.float32) -> Any:
         """A network with random weights, frozen; in float32 on a CPU whatever its precision."""
         network = empty("benchmark", make)
+        if self.device == "meta":
+            return network.to(dtype)
         dtype = dtype if self.device != "cpu" else torch.float32
 
         def weights() -> Iterator[tuple[str, Tensor]]:
@@ -225,7 +228,7 @@ def hpsv3(machine: Machine) -> Reward:
 def videoalign(machine: Machine) -> Reward:
     words = tokenizer(*CHAT, *REWARD_TOKENS)
     config = qwen_config(machine, words, 1536, 8960, 12, 2)
-    settings = Settings("", 1, "special", torch.bfloat16, 32.0, False, 2.0, 448 * 448, (0.0,) * 3, (1.0,) * 3)
+    settings = Settings("", 1, "special", torch.bfloat16, 32.0, False, 2.0, 448 * 448)
     return VideoAlign(
         machine.filled(lambda: make_network(config, settings, {}, words), torch.bfloat16), words, settings
     )
@@ -283,6 +286,8 @@ class ThroughputConfig:
     """Whether to measure scores with their gradient to the pixels as well."""
     threads: int = 0
     """CPU threads; 0 = torch's default."""
+    count: bool = False
+    """Only count the parameters of the real sizes, beside what the critics' cards say."""
 
 
 @dataclass(frozen=True)
@@ -339,6 +344,17 @@ def _rounds(critic: Reward, videos: Tensor, config: ThroughputConfig, gradient: 
     return config.repeats * len(videos) / seconds, peak / 1e9
 
 
+def counted(names: list[str]) -> str:
+    """Markdown: parameters and GB of the published sizes, and the GB that the cards tell."""
+    lines = ["| critic | parameters, billions | GB | its card, GB |", "| --- | --- | --- | --- |"]
+    for name in names:
+        critic: Any = BUILD[name](Machine("meta"))
+        weights = list(critic.network.parameters())
+        numbers = sum(weight.numel() for weight in weights) / 1e9, sum(weight.nbytes for weight in weights) / 1e9
+        lines.append(f"| {name} | {numbers[0]:.3f} | {numbers[1]:.2f} | {critic.card.memory:.1f} |")
+    return "\n".join(lines)
+
+
 def this_machine() -> Machine:
     return Machine("cuda") if torch.cuda.is_available() else Machine("cpu", layers=1)
 
@@ -375,6 +391,9 @@ def main(config: ThroughputConfig) -> None:
     chosen = [name.replace("-", "_") for name in config.critics] or known
     if unknown := [name for name in chosen if name not in known]:
         raise ValueError(f"there is no network of {', '.join(unknown)}; there are {', '.join(known)}")
+    if config.count:
+        print(counted([name for name in chosen if name in BUILD]))
+        return
     costs = []
     for name in chosen:
         with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:

@@ -141,9 +141,9 @@ class ScoreConfig:
     takes: Path
     """The `takes.jsonl` that `besttake generate` wrote."""
     reward: str = "world"
-    """A critic's name, or the URL of a served one (several with commas between)."""
+    """A critic's name, a judge's .yaml file, or the URL of a served critic (several with commas between)."""
     path: str | None = None
-    """Folder or hub id of its weights; by default those it was published with."""
+    """Folder or hub id of its weights; by default those it was published with. Of a judge, the URL of its server."""
     weights: dict[str, float] = field(default_factory=dict)
     """Weight of each dimension that counts; empty = all of them, equally."""
     out: Path | None = None

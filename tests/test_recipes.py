@@ -10,6 +10,7 @@ from besttake.cli import RECIPES, main, read_recipe
 from besttake.data.prompts import read_prompts
 from besttake.data.video import write_video
 from tests.tiny import tiny_models
+from tests.tiny_critics import videoscore
 
 MODELS = {
     "onlinevpo-opensora": "opensora-1.2",
@@ -52,8 +53,17 @@ def checkpoint(recipe, tmp_path):
     return folder
 
 
+@pytest.fixture(scope="module")
+def critic(tmp_path_factory):
+    """A tiny VideoScore, on which all OnlineVPO recipes train."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("critic") / "videoscore"
+    videoscore.write(folder)
+    return folder
+
+
 @pytest.mark.parametrize("recipe", MODELS)
-def test_a_recipe_trains_measures_and_reports(recipe, checkpoint, material, tmp_path, capsys):
+def test_a_recipe_trains_measures_and_reports(recipe, checkpoint, critic, material, tmp_path, capsys):
     config, tiny = read_recipe(recipe), tiny_models()[MODELS[recipe]]
     size = dict(zip(("frames", "height", "width"), map(str, tiny.size), strict=True))
     flags = {"model": str(checkpoint), "out": str(tmp_path / "run"), "steps": "1", "dtype": "float32"}
@@ -67,7 +77,11 @@ def test_a_recipe_trains_measures_and_reports(recipe, checkpoint, material, tmp_
     else:
         assert len(read_prompts(config.data)) >= config.prompts_per_step
         flags |= {"prompts-per-step": "2", "candidates": "2"}
-    status = main(["train", recipe, *(word for key, value in flags.items() for word in (f"--{key}", value))])
+    words = [word for key, value in flags.items() for word in (f"--{key}", value)]
+    if hasattr(config, "reward"):
+        assert config.reward.chosen == {"videoscore": {"temporal consistency": 1.0}}, "as in the paper"
+        words += ["--reward.paths", "videoscore", str(critic)]
+    status = main(["train", recipe, *words])
     assert status == 0, capsys.readouterr().err
     assert (tmp_path / "run" / "report.html").exists()
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())

@@ -47,7 +47,7 @@ class AgreementConfig:
     benchmark: Path
     """Votes: a .jsonl, a VideoAlign table (.csv), or VideoDPO's pair.json; see `besttake/data/votes.py`."""
     reward: UseAppendAction[tuple[str, ...]] = ()
-    """A critic's name, or a folder with its config.json; once for each critic. By default `world`."""
+    """A critic's name, a folder with its config.json, or a judge's .yaml file; once for each. By default `world`."""
     weights: dict[str, float] = field(default_factory=dict)
     """Weight of each dimension that counts, of critics that have several; empty = all of them, equally."""
     question: str = ""

@@ -7,12 +7,13 @@ import importlib.util
 import inspect
 import json
 import pkgutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from besttake.types import Reward
 
-__all__ = ["critics", "load_reward"]
+__all__ = ["critics", "find_critic", "load_reward"]
 
 
 def critics() -> list[str]:
@@ -22,33 +23,60 @@ def critics() -> list[str]:
 
 
 def load_reward(
-    name_or_path: str | Path, device: str = "cpu", path: str | Path | None = None, **settings: Any
+    name_or_path: str | Path,
+    device: str = "cpu",
+    path: str | Path | None = None,
+    looks: Mapping[str, Any] | None = None,
+    **settings: Any,
 ) -> Reward:
-    """The critic of a name ("world", "temporal-flicker"), or the one in a folder whose `config.json` names it.
+    """The critic of a name ("world", "temporal-flicker"), or the one that a folder's `config.json` names.
 
-    A name may also be the URL of a served critic, or several of them with commas between.
+    A name may also be the URL of a served critic, or several of them with commas between; or the .yaml file of a judge.
 
     Args:
-        path: folder or hub id of the critic's weights; by default those it was published with.
-        settings: what only some critics know, such as `frames` and `aggregate` of image critics; the others let it be.
+        path: folder or hub id of the critic's weights; by default those it was published with. Of a judge with a name
+            ("videoscore2"), the URL that its model is served at.
+        looks: `frames` and `aggregate`, for image critics; the others let them be.
+        settings: what the critic's own `load` takes besides, such as VideoAlign's `num_frames`.
 
     Raises:
-        ValueError: there is no such critic, or its files are broken.
+        ValueError: there is no such critic, its files are broken, or it has no such setting.
     """
     if str(name_or_path).startswith(("http://", "https://")):
         from besttake.rewards.remote import Remote
 
+        if path or settings:
+            raise ValueError(f"critic {name_or_path} is served elsewhere: give its path and settings there, not here")
         return Remote(str(name_or_path))
-    folder = Path(name_or_path)
-    named = (folder / "config.json").is_file()
-    name, path = (_named_in(folder), folder) if named else (str(name_or_path), path)
+    name, folder = find_critic(name_or_path)
+    load = importlib.import_module(f"{__name__}.{name}").load
+    takes = inspect.signature(load).parameters
+    if unknown := sorted(settings.keys() - takes.keys()):
+        there = ", ".join(takes.keys() - {"path", "device"}) or "none"
+        raise ValueError(f"critic {name_or_path} has no setting {', '.join(unknown)}; there are {there}")
+    looks = {key: value for key, value in (looks or {}).items() if key in takes}
+    return load(path=folder or path, device=device, **{**looks, **settings})
+
+
+def find_critic(name_or_path: str | Path) -> tuple[str, Path | None]:
+    """The module of a critic that is no URL, and the folder or file that it was named by, if it was.
+
+    Raises:
+        ValueError: there is no such critic.
+    """
+    place = Path(name_or_path)
+    if place.suffix in (".yaml", ".yml"):
+        return "judge", place
+    folder = place if (place / "config.json").is_file() else None
+    name = _named_in(folder) if folder else str(name_or_path)
     module = name.replace("-", "_").replace(" ", "_")
     if module not in critics():
         known = ", ".join(critic.replace("_", "-") for critic in critics())
-        raise ValueError(f"there is no critic {name!r}; there are {known}, or a folder with a critic's config.json")
-    load = importlib.import_module(f"{__name__}.{module}").load
-    known_here = inspect.signature(load).parameters
-    return load(path=path, device=device, **{key: value for key, value in settings.items() if key in known_here})
+        raise ValueError(
+            f"there is no critic {name!r}; there are {known}, or a folder with a critic's config.json, the .yaml file "
+            "of a judge, or the URL of a served critic"
+        )
+    return module, folder
 
 
 def _named_in(folder: Path) -> str:

@@ -39,7 +39,7 @@ class RewardConfig:
     """Which critic, or critics, rank the takes, and by what."""
 
     name: str = "world"
-    """A critic's name, or the URL of a served one (several with commas between)."""
+    """A critic's name, a judge's .yaml file, or the URL of a served critic (several with commas between)."""
     weights: dict[str, float] = field(default_factory=dict)
     """Weight of each of the critic's dimensions that counts; empty = all of them, equally."""
     critics: dict[str, dict[str, float]] = field(default_factory=dict)
@@ -53,7 +53,9 @@ class RewardConfig:
     judges: dict[str, JudgeConfig] = field(default_factory=dict)
     """Generative critics by the names that `name` or `critics` calls them by."""
     paths: dict[str, str] = field(default_factory=dict)
-    """Folder or hub id of each critic's weights; by default those it was published with."""
+    """Folder or hub id of each critic's weights; by default those published. Of a judge, the URL of its server."""
+    settings: dict[str, dict[str, float]] = field(default_factory=dict)
+    """What single critics take besides, such as {videoalign: {num_frames: 8}}."""
     frames: int = 8
     """How many frames of a clip image critics look at."""
     aggregate: Literal["mean", "min", "segments"] = "mean"
@@ -68,7 +70,7 @@ class RewardConfig:
             raise ValueError(f"reward has weights {self.weights} and critics: give each critic its own weights")
         if self.margins and self.combine != "vote":
             raise ValueError(f"reward.margins are of votes, but combine is {self.combine}: use the algorithm's margin")
-        for key in ("margins", "judges", "paths"):
+        for key in ("margins", "judges", "paths", "settings"):
             if unknown := sorted(getattr(self, key).keys() - self.chosen.keys()):
                 raise ValueError(f"reward.{key} names {', '.join(unknown)}; the critics are {', '.join(self.chosen)}")
 
@@ -214,7 +216,8 @@ def load_panel(config: RewardConfig, device: str = "cpu") -> Panel:
         if name in config.judges:
             reward: Reward = Judge(config.judges[name], name)
         else:
-            reward = load_reward(name, device, config.paths.get(name), **looks)
+            settings = config.settings.get(name, {})
+            reward = load_reward(name, device, config.paths.get(name), looks, **settings)
         critics[name] = (CachedReward(reward, config.cache) if config.cache else reward, weights)
     return Panel(critics, config.combine, config.normalise, config.margins)
 

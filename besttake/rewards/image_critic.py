@@ -65,9 +65,18 @@ class ImageCritic(ABC):
             ValueError: the videos are not `b f 3 h w`, or the prompts are not `b`.
         """
         check_videos(self.name, videos, prompts, least_frames=1)
-        chosen = evenly(videos.shape[1], min(self.frames, videos.shape[1]))
-        scores = self.score(videos[:, chosen].to(self.device), prompts)
+        seen = videos[:, self.chosen(videos.shape[1], fps)]
+        scores = self.score(seen.to(self.device), prompts)
         return Score(per_video(scores.float(), self.aggregate)[:, None], self.dimensions)
+
+    def chosen(self, frames: int, fps: float) -> list[int]:
+        """The frames of a clip that it looks at; of a clip of these alone, all."""
+        return evenly(frames, min(self.frames, frames))
+
+    @property
+    def identity(self) -> str:
+        """What decides a score besides the weights."""
+        return f"{self.frames} frames, {self.aggregate}"
 
     @property
     def device(self) -> torch.device:

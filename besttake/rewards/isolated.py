@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from besttake.rewards.remote import Patience, Remote, Server, Unanswered
-from besttake.rewards.server import TOKEN
+from besttake.rewards.server import TOKEN, wish
 from besttake.rewards.shipped import check_videos
 from besttake.types import FPS, CriticCard, Score, Video
 
@@ -114,6 +114,15 @@ class Isolated:
                         raise ConnectionError(f"{error}; it was started {self.restarts + 1} times.\n{said}") from error
                     log.warning("critic %s failed, and is started again (%s)\n%s", self.name, error, said)
         raise AssertionError("the loop returns or raises")
+
+    @property
+    def identity(self) -> str:
+        """Which weights it was told to load."""
+        return str(self.path or self.card.source)
+
+    def chosen(self, frames: int, fps: float) -> list[int]:
+        """The frames of a clip that it looks at; of a clip of these alone, all."""
+        return wish(self.card, frames, fps)[0]
 
     def start(self) -> Remote:
         """Make the environment and start the process, unless they are there; the critic as its server has it."""

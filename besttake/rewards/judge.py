@@ -14,22 +14,24 @@ import json
 import math
 import os
 import re
+import tempfile
 import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from PIL import Image
 
-from besttake.configuration import from_dict, to_dict
-from besttake.data.video import to_uint8
+from besttake.configuration import from_dict, read_yaml, to_dict
+from besttake.data.video import to_uint8, write_video
 from besttake.rewards.frames import at_rate, evenly
 from besttake.rewards.partial import PartialScore
 from besttake.rewards.shipped import check_videos, read_config
@@ -37,6 +39,9 @@ from besttake.types import FPS, CriticCard, Score, Video
 
 PASSING = (408, 409, 425, 429)
 """What a server says when the same question may be answered later; so does every 5xx."""
+
+URL = "http://localhost:8000/v1"
+"""Where vLLM serves, unless it is told otherwise."""
 
 MARKDOWN = " \t*_`#>"
 """What may stand around a name or a number."""
@@ -46,7 +51,7 @@ MARKDOWN = " \t*_`#>"
 class JudgeConfig:
     """A generative critic: where it is served, what it is asked, and how it must answer."""
 
-    url: str = "http://localhost:8000/v1"
+    url: str = URL
     """Of an OpenAI-compatible server, up to and with `/v1`."""
     model: str = ""
     """The name that the server knows the model by."""
@@ -64,7 +69,8 @@ class JudgeConfig:
     """Frames a second that are sent; by default `frames`, spread evenly over the clip."""
     side: int = 512
     """Longest side in pixels of a frame as it is sent; smaller frames stay as they are."""
-    picture: Literal["jpeg", "png"] = "jpeg"
+    picture: Literal["jpeg", "png", "mp4"] = "jpeg"
+    """How frames are sent: each as a picture, or all as one video, which vLLM and SGLang take for models of videos."""
     temperature: float = 0.0
     max_tokens: int = 1024
     retries: int = 4
@@ -124,18 +130,26 @@ class Usage:
 
 
 def load(path: str | Path | None = None, device: str = "cpu") -> Judge:
-    """The judge whose settings are in a folder: `config.json`, a `JudgeConfig` with `"critic": "judge"` beside it.
+    """The judge whose settings are in a .yaml file, a `JudgeConfig`; its name is the file's.
+
+    Or in a folder's `config.json`, with `"critic": "judge"` beside them.
 
     Raises:
-        ValueError: no folder is given, or its settings are none.
+        ValueError: no file or folder is given, or its settings are none.
     """
     if path is None:
         raise ValueError(
-            "a judge needs its rubric: name it in the recipe under reward.judges, "
-            'or give a folder whose config.json holds {"critic": "judge", "url": ..., "model": ..., "rubric": ...}'
+            "a judge needs its rubric: give its .yaml file of url, model, rubric and dimensions as the critic's name, "
+            "or put the same into the recipe under reward.judges"
         )
-    config = read_config(Path(path), "judge")
-    return Judge(from_dict(JudgeConfig, {key: value for key, value in config.items() if key != "critic"}))
+    path = Path(path)
+    if path.suffix not in (".yaml", ".yml"):
+        config = read_config(path, "judge")
+        return Judge(from_dict(JudgeConfig, {key: value for key, value in config.items() if key != "critic"}))
+    try:
+        return Judge(from_dict(JudgeConfig, read_yaml(path)), path.stem)
+    except ValueError as error:
+        raise ValueError(f"the judge of {path}: {error}") from error
 
 
 class Judge:
@@ -205,14 +219,20 @@ class Judge:
 
     def _question(self, video: torch.Tensor, prompt: str, fps: float) -> bytes:
         config = self.config
-        pictures = [
-            {"type": "image_url", "image_url": {"url": data_url(frame, config.picture, config.side)}}
-            for frame in to_uint8(video.detach().cpu()[chosen(len(video), fps, config)])
-        ]
+        places = chosen(len(video), fps, config)
+        frames = [small(frame, config.side) for frame in to_uint8(video.detach().cpu()[places])]
+        if config.picture == "mp4":
+            rate = config.frame_rate or fps * len(places) / len(video)
+            looks = [{"type": "video_url", "video_url": {"url": data_url("video/mp4", as_mp4(frames, rate))}}]
+        else:
+            files = [as_picture(frame, config.picture) for frame in frames]
+            looks = [
+                {"type": "image_url", "image_url": {"url": data_url(f"image/{config.picture}", file)}} for file in files
+            ]
         words = {"type": "text", "text": config.rubric.replace("{prompt}", prompt)}
         body = {
             "model": config.model,
-            "messages": [{"role": "user", "content": [*pictures, words]}],
+            "messages": [{"role": "user", "content": [*looks, words]}],
             "temperature": config.temperature,
             "max_tokens": config.max_tokens,
         }
@@ -292,16 +312,16 @@ def read_answer(
 ) -> dict[str, float]:
     """The numbers in an answer; what a model thinks aloud before `</think>` is no part of it.
 
-    `dimension: number` stands on a line of its own, or between semicolons or commas (VideoScore2); numbering, Markdown
-    and other words may surround it. A JSON object may be fenced, and give reasons as text under other names. Each
-    dimension must be there, once, with a number in its range.
+    `dimension: number` stands on a line of its own, or between semicolons or commas (VideoScore2); numbering and
+    Markdown may surround it, and a remark behind a dash or in parentheses may follow the name. A JSON object may be
+    fenced, and give reasons as text under other names. Each dimension must be there, once, with a number in its range.
 
     Raises:
         ValueError: one is missing, is there twice or is out of its range, or the object holds another number.
     """
     text = text.rpartition("</think>")[2].strip()
     asked = {name.lower(): name for name in dimensions}
-    found = _once(_from_json(text) if form == "json" else [pair for pair in _from_lines(text) if pair[0] in asked])
+    found = _once(_from_json(text) if form == "json" else _from_lines(text, list(asked)))
     missing, wrong = [name for name in asked if name not in found], [name for name in found if name not in asked]
     if missing or wrong:
         raise ValueError(
@@ -313,13 +333,18 @@ def read_answer(
     return {name: found[key] for key, name in asked.items()}
 
 
-def _from_lines(text: str) -> list[tuple[str, Any]]:
+def _from_lines(text: str, names: Sequence[str]) -> list[tuple[str, Any]]:
+    """The numbers of lines, and of parts of lines, that begin with one of the names."""
+    listed, either = r"(?:\(?\d+[.)]\s*)?", "|".join(re.escape(name) for name in names)  # "2. ", "(2) "
     found = []
-    for part in re.split(r"[\n;]|,\s", text):
-        name, _, number = (side.strip(MARKDOWN) for side in part.rpartition(":"))
-        name = re.sub(r"^\(?\d+[.)]", "", name).strip(MARKDOWN)  # "2. ", "(2) "
-        if match := re.fullmatch(r"([-+]?\d+(?:\.\d+)?)\.?", number):
-            found.append((name.lower(), match[1]))
+    for part in re.split(rf"[\n;]|,\s+(?={listed}(?:{either})\W)", text, flags=re.IGNORECASE):
+        head, _, number = (side.strip(MARKDOWN) for side in part.rpartition(":"))
+        name = re.sub(f"^{listed}", "", head).strip(MARKDOWN).lower()
+        if name not in names:  # "light (1-5)", "light - its beauty", with a dash of any length
+            name = re.split(r"\s(?:[-\u2013\u2014]\s|\()", name)[0].strip(MARKDOWN)
+        match = re.fullmatch(r"([-+]?\d+(?:\.\d+)?)\.?", number)
+        if match and name in names:
+            found.append((name, match[1]))
     return found
 
 
@@ -354,13 +379,28 @@ def chosen(frames: int, fps: float, config: JudgeConfig) -> list[int]:
     return [places[i] for i in evenly(len(places), min(len(places), config.frames))]
 
 
-def data_url(frame: torch.Tensor, picture: Literal["jpeg", "png"], side: int) -> str:
-    """A uint8 `h w 3` frame as a picture inside a URL, its longest side at most `side` pixels."""
+def small(frame: torch.Tensor, side: int) -> Image.Image:
+    """A uint8 `h w 3` frame, its longest side at most `side` pixels."""
     image = Image.fromarray(frame.numpy())
     image.thumbnail((side, side), Image.Resampling.BICUBIC)
+    return image
+
+
+def as_picture(frame: Image.Image, kind: Literal["jpeg", "png"]) -> bytes:
     file = io.BytesIO()
-    image.save(file, picture, quality=95)
-    return f"data:image/{picture};base64,{base64.b64encode(file.getvalue()).decode()}"
+    frame.save(file, kind, quality=95)
+    return file.getvalue()
+
+
+def as_mp4(frames: Sequence[Image.Image], rate: float) -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "video.mp4"
+        write_video(file, torch.from_numpy(np.stack([np.asarray(frame) for frame in frames])), rate)
+        return file.read_bytes()
+
+
+def data_url(kind: str, content: bytes) -> str:
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
 def _said(error: urllib.error.HTTPError) -> str:

@@ -4,8 +4,8 @@ CLIP ViT-H/14's image tokens look at the tokens of the prompt, four times, but o
 condition, has to do with; the score is exp(logit scale) cos(first image token, prompt). Published are the weights for
 the overall preference alone (github.com/Kwai-Kolors/MPS).
 
-The published file is a pickle of a whole module, which runs what it likes when it is opened: it is not read here. Make
-safetensors of it once, where you trust it: `CONVERT`.
+The published file is a pickle of a whole module, which would run what it likes when it is opened in the usual way:
+`weights.read_module` takes the tensors out of it and runs nothing.
 """
 
 from __future__ import annotations
@@ -21,14 +21,10 @@ from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
 from besttake.rewards.image_critic import CLIP_H, ImageCritic, empty, hub_view, read_config, read_tokenizer, token_ids
-from besttake.rewards.weights import checkpoint, load_weights, read_tensors
+from besttake.rewards.weights import checkpoint, load_weights, read_module, read_tensors
 from besttake.types import CriticCard
 
 FILE = "MPS_overall_checkpoint"
-CONVERT = f"""in a clone of github.com/Kwai-Kolors/MPS with its transformers==4.27.3, run
-python -c "import torch, safetensors.torch as s; m = torch.load('outputs/{FILE}.pth', map_location='cpu', \
-weights_only=False); s.save_file({{k: v.float().clone() for k, v in m.state_dict().items()}}, '{FILE}.safetensors')"
-"""
 OVERALL = (
     "light, color, clarity, tone, style, ambiance, artistry, shape, face, hair, hands, limbs, structure, instance, "
     "texture, quantity, attributes, position, number, location, word, things."
@@ -40,28 +36,29 @@ evaluations; the `forward` in their repository, which its README calls, has 0.01
 
 
 def load(path: str | Path | None = None, device: str = "cpu", frames: int = 8, aggregate: str = "mean") -> MpsCritic:
-    """The critic of a folder with `MPS_overall_checkpoint.safetensors`.
+    """The critic of a folder with `MPS_overall_checkpoint.pth`, or its state dict as `.safetensors`.
 
     CLIP's `config.json` and tokenizer are the folder's, or those of `laion/CLIP-ViT-H-14-laion2B-s32B-b79K`.
 
     Raises:
-        ValueError: there is no such folder, it holds the pickle only, or the weights are not these.
+        ValueError: there is no such folder, or the weights are not these.
     """
     name = MpsCritic.name
     if path is None:
         raise ValueError(
             f"critic {name}: its authors put its weights on no hub; download {FILE}.pth (the link is in the README of "
-            f"github.com/Kwai-Kolors/MPS), make safetensors of it and give their folder: {CONVERT}"
+            "github.com/Kwai-Kolors/MPS) and give the folder it is in"
         )
     folder = checkpoint(name, path, f"{FILE}.*", "*.json", "merges.txt")
     file = folder / f"{FILE}.safetensors"
-    if not file.is_file():
-        unsafe = (folder / f"{FILE}.pth").is_file()
-        found = "only the pickle of a whole module, which may run anything when it is opened" if unsafe else "none"
-        raise ValueError(f"critic {name}: expected {file.name} in {folder}, found {found}; to make it, {CONVERT}")
-    published = dict(read_tensors(name, file))
+    if file.is_file():
+        published = dict(read_tensors(name, file))
+    elif (file := file.with_suffix(".pth")).is_file():
+        published = read_module(name, file)
+    else:
+        raise ValueError(f"critic {name}: there is no {file.name} in {folder}, nor the same as .safetensors")
     if missing := [key for key in (QUERY, KEYS_VALUES, WIDER) if key not in published]:
-        raise ValueError(f"critic {name}: {file} is not MPS's: it lacks {', '.join(missing)}; to make it, {CONVERT}")
+        raise ValueError(f"critic {name}: {file} is not MPS's: it lacks {', '.join(missing)}")
     clip = folder if (folder / "config.json").is_file() else checkpoint(name, CLIP_H, "config.json")
     config = read_config(name, clip)
     network = empty(name, lambda: MpsNetwork(config, **sizes(published)))

@@ -85,6 +85,11 @@ class Remote:
         self._turns = itertools.count()
         self._wishes: dict[tuple[int, float], tuple[list[int], float]] = {}
 
+    @property
+    def identity(self) -> str:
+        """What decides a score besides the name."""
+        return self.revision
+
     def __call__(self, videos: Video, prompts: list[str], fps: float = FPS) -> Score:
         """
         Raises:

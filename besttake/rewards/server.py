@@ -249,7 +249,8 @@ class Bench:
         try:
             self.critic = checked_critic(self.make())
         except Exception as error:  # of a critic that nobody here knows
-            traceback.print_exc()
+            if not isinstance(error, ValueError):  # which says all there is to say
+                traceback.print_exc()
             self.failure = f"the critic could not be loaded: {type(error).__name__}: {error}"
             self.stop_asked.put(self.failure)
             return

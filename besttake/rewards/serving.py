@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
 
+from besttake import __version__
 from besttake.devices import find_device
-from besttake.rewards import load_reward
+from besttake.rewards import find_critic, load_reward
+from besttake.rewards.cache import identity
 from besttake.rewards.server import Limits, serve
 from besttake.types import Reward
 
@@ -48,6 +51,7 @@ def serve_critic(config: ServeConfig) -> None:
         ValueError: there is no such device, or another address than this machine's without a token.
         OSError: the port is taken, the critic cannot be loaded, or it hung when it was to stop.
     """
+    find_critic(config.critic)
     device = find_device(config.device)
     limits = Limits(queue=config.queue, largest=config.largest << 20)
     if serve(lambda: Served(load_reward(config.critic, device, config.path)), config.host, config.port, limits):
@@ -57,13 +61,17 @@ def serve_critic(config: ServeConfig) -> None:
 class Served:
     """A `Reward` as `server.py` wants it: called with lists of uint8 arrays (f, h, w, 3).
 
-    Its clips come whole, for only the critic knows which frames it looks at, unless it tells: `chosen(frames, fps)`
-    gives their places. Of a clip of these frames alone it must then choose all.
+    A critic that does not look at all of a clip tells which frames it wants: `chosen(frames, fps)` gives their places,
+    and of a clip of these alone it looks at all.
+
+    Attributes:
+        revision: our version and a hash of the weights and settings, so that servers of one revision give one score,
+            wherever their files came from.
     """
 
     def __init__(self, reward: Reward):
         self.reward, self.name, self.dimensions = reward, reward.name, reward.dimensions
-        self.revision = str(getattr(reward, "revision", "unknown"))
+        self.revision = f"besttake {__version__}, {hashlib.sha256(identity(reward).encode()).hexdigest()[:16]}"
         self.frames, self.frame_rate = reward.card.frames, reward.card.frame_rate
         self.card = asdict(reward.card)
         self.chosen: Callable[[int, float], Sequence[int]] = getattr(reward, "chosen", None) or all_frames

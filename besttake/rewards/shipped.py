@@ -40,10 +40,13 @@ def check_videos(name: str, videos: Video, prompts: Sequence[str], least_frames:
     shape = tuple(videos.shape)
     if videos.dim() != 5 or shape[2] != 3 or not videos.is_floating_point():
         raise ValueError(f"critic {name}: videos are {videos.dtype} {shape}, expected float (b, f, 3, h, w) in [-1, 1]")
-    if shape[1] < least_frames:
-        raise ValueError(f"critic {name}: videos have {shape[1]} frames, it needs {least_frames} or more")
     if len(prompts) != shape[0]:
         raise ValueError(f"critic {name}: {shape[0]} videos but {len(prompts)} prompts; give one prompt for each video")
+    if shape[1] < least_frames:
+        raise ValueError(
+            f"critic {name}: videos have {shape[1]} frames, it needs {least_frames} or more; the first is that of "
+            f"{prompts[0]!r}"
+        )
 
 
 def write_critic(folder: Path, module: nn.Module, config: dict) -> None:

@@ -101,13 +101,21 @@ class ViCLIP:
         said = self.network.text_encoder(token_ids(self.tokenizer, prompts, sizes.words).to(device))
         return Score(F.cosine_similarity(seen.float(), said.float())[:, None], self.dimensions)
 
+    def chosen(self, frames: int, fps: float) -> list[int]:
+        """The frames of a clip that it looks at; of a clip of these alone, all."""
+        return sampled(frames, self.network.sizes.frames)
+
+
+def sampled(total: int, frames: int) -> list[int]:
+    """The first frame of each of `frames` equal parts of a clip; frames of shorter clips come more than once."""
+    return [k * total // frames for k in range(frames)]
+
 
 def shown(videos: Video, frames: int = 8, side: int = 224) -> Float[Tensor, "b n 3 s s"]:
-    """What the network sees of clips: the first frame of each of `frames` equal parts (frames of shorter clips come
-    more than once), squeezed to a square; the gradient ignores the rounding to whole levels."""
-    total = videos.shape[1]
-    chosen = pixels(videos[:, [k * total // frames for k in range(frames)]].flatten(0, 1))
-    exact = F.interpolate(chosen, (side, side), mode="bilinear")
+    """What the network sees of clips: some frames, squeezed to a square; the gradient ignores the rounding to whole
+    levels."""
+    some = pixels(videos[:, sampled(videos.shape[1], frames)].flatten(0, 1))
+    exact = F.interpolate(some, (side, side), mode="bilinear")
     whole = exact + (exact.round() - exact).detach()
     return normalised(whole, IMAGENET_MEAN, IMAGENET_STD).unflatten(0, (len(videos), frames))
 

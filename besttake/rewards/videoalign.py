@@ -3,13 +3,15 @@
 Liu et al., "Improving Video Generation with Human Feedback", arXiv 2501.13918; github.com/KwaiVGI/VideoAlign. Frames at
 2 a second are followed by a question that quotes the prompt and holds a special token for each of the three; a linear
 layer reads a score at each, which the checkpoint's constants bring to mean 0 and deviation 1. Overall is their sum.
+
+Which frames it sees, and how large, `model_config.json` says; `load` can say otherwise, as the authors' `reward` can.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,12 +41,18 @@ from besttake.types import FPS, CriticCard, Score, Video
 SOURCE = "KwaiVGI/VideoReward"
 """On the hub."""
 
+TEMPLATE = "detailed_special"
+"""What its code calls the published checkpoint's question: `QUESTION`."""
+
 AXES = ("VQ", "MQ", "TA")
 REWARD_TOKENS = tuple(f"<|{axis}_reward|>" for axis in AXES)
 DIMENSIONS = ("visual quality", "motion quality", "text alignment", "overall")
 
 LEAST_PIXELS = 128 * 28 * 28
 LEAST_FRAMES, MOST_FRAMES = 4, 768
+
+SPOTS, AT_A_SPOT, SPOTS_RATE = 4, 6, 8.0
+"""Of "multi_pts" sampling: four places of a clip, six frames at each, of 8 a second."""
 
 QUESTION = (
     "\nYou are tasked with evaluating a generated video based on three distinct criteria: Visual Quality, Motion "
@@ -113,7 +121,9 @@ class Settings:
         at: where the layer reads: "special", the three tokens; or "last", three outputs at the last token.
         alpha: of its low-rank adapters, if it has any.
         rank_stabilised: whether their strength is alpha over the root of their rank, and not over the rank.
-        rate: frames a second.
+        rate: frames a second, where `frames` is None.
+        frames: so many, evenly from first to last.
+        spots: whether to look at four places of the clip instead, whatever `rate` and `frames` are ("multi_pts").
         most_pixels: of a frame.
         mean, std: of VQ, MQ and TA, as they come from the network; 0 and 1 where there is no `inference_config`.
     """
@@ -126,15 +136,28 @@ class Settings:
     rank_stabilised: bool
     rate: float
     most_pixels: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    mean: tuple[float, ...] = (0.0,) * 3
+    std: tuple[float, ...] = (1.0,) * 3
+    frames: int | None = None
+    spots: bool = False
+
+    def __post_init__(self):
+        if (self.at, self.outputs) not in (("special", 1), ("special", 3), ("last", 3)):
+            raise ValueError(f"{self.outputs} outputs at {self.at!r} tokens, expected 1 or 3 at 'special' ones")
+        if not (min(self.std) > 0 and self.rate > 0 and self.most_pixels > 0):
+            raise ValueError("the deviations, the frame rate and the most pixels must be above 0")
+        if self.frames is not None and self.frames < TIME:
+            raise ValueError(f"{self.frames} frames of a clip, expected {TIME} or more")
 
     @classmethod
     def of(cls, raw: Mapping[str, Any]) -> Settings:
         model, data, lora = raw["model_config"], raw["data_config"], raw.get("peft_lora_config") or {}
-        norm = raw.get("inference_config")
-        dtype = model.get("torch_dtype")
-        settings = cls(
+        norm, dtype, frames = raw.get("inference_config"), model.get("torch_dtype"), data.get("num_frames")
+        if (kind := data.get("sample_type", "uniform")) not in ("uniform", "multi_pts"):
+            raise ValueError(f"frames are sampled by {kind!r}, expected 'uniform' or 'multi_pts'")
+        if (template := data.get("prompt_template_type", TEMPLATE)) != TEMPLATE:
+            raise ValueError(f"it was trained with the question {template!r}, and only {TEMPLATE!r} is known here")
+        return cls(
             model["model_name_or_path"],
             int(model["output_dim"]),
             "special" if model["use_special_tokens"] else model["reward_token"],
@@ -145,29 +168,39 @@ class Settings:
             int(data["max_frame_pixels"]),
             tuple(float(norm[f"{axis}_mean"]) if norm else 0.0 for axis in AXES),
             tuple(float(norm[f"{axis}_std"]) if norm else 1.0 for axis in AXES),
+            None if frames is None else int(frames),
+            kind == "multi_pts",
         )
-        if (settings.at, settings.outputs) not in (("special", 1), ("special", 3), ("last", 3)):
-            raise ValueError(f"{settings.outputs} outputs at {settings.at!r} tokens, expected 1 or 3 at 'special' ones")
-        if not (min(settings.std) > 0 and settings.rate > 0 and settings.most_pixels > 0):
-            raise ValueError("the deviations, the frame rate and the most pixels must be above 0")
-        return settings
 
 
-def load(path: str | Path | None = None, device: str = "cpu") -> VideoAlign:
+def load(
+    path: str | Path | None = None,
+    device: str = "cpu",
+    fps: float | None = None,
+    num_frames: int | None = None,
+    max_pixels: int | None = None,
+    use_norm: bool = True,
+) -> VideoAlign:
     """The critic of a folder or hub id with `model_config.json` and `checkpoint-*`, of which the last one counts.
 
     That holds either `model.pth`, all weights, with or without low-rank adapters; or `adapter_model.safetensors` and
     `non_lora_state_dict.pth`, what was trained of the base model. Where the checkpoint has no tokenizer or config,
     they are the base model's too.
 
+    Args:
+        fps, num_frames: frames a second, or of a clip, that it sees, instead of what the checkpoint was trained with.
+        max_pixels: of a frame, likewise.
+        use_norm: whether scores are brought to mean 0 and deviation 1.
+
     Raises:
-        ValueError: there are no such files, or they are broken.
+        ValueError: there are no such files, they are broken, or both `fps` and `num_frames` are given.
     """
     name = VideoAlign.name
     folder = checkpoint(name, path or SOURCE, "model_config.json", "checkpoint-*")
     file = folder / "model_config.json"
     raw = read_json(name, file)
     settings = build(name, lambda: Settings.of(raw), f"{file} is not one of VideoAlign's")
+    settings = changed(settings, fps, num_frames, max_pixels, use_norm)
     base = folder / settings.base if (folder / settings.base).is_dir() else settings.base
     weights = _last_checkpoint(folder)
     tokenizer = read_tokenizer(name, first_with(name, "tokenizer.json", [weights / "tokenizer", weights, folder], base))
@@ -197,6 +230,18 @@ class VideoAlign:
 
     def __init__(self, network: VideoAlignNetwork, tokenizer: Any, settings: Settings):
         self.network, self.tokenizer, self.settings = network, tokenizer, settings
+        by_rate = settings.frames is None and not settings.spots
+        most = MOST_FRAMES if by_rate else SPOTS * AT_A_SPOT if settings.spots else settings.frames
+        self.card = replace(self.card, frames=most, frame_rate=settings.rate if by_rate else None)
+
+    @property
+    def identity(self) -> str:
+        """What decides a score besides the weights."""
+        return repr(self.settings)
+
+    def chosen(self, frames: int, fps: float) -> list[int]:
+        """The frames of a clip that it needs; of a clip of these alone, all."""
+        return list(range(frames)) if self.settings.spots else sampled(frames, fps, self.settings)
 
     def __call__(self, videos: Video, prompts: list[str], fps: float = FPS) -> Score:
         """
@@ -208,8 +253,8 @@ class VideoAlign:
         check_prompts(self.name, prompts, self.tokenizer)
         if not fps > 0:
             raise ValueError(f"critic {self.name}: videos of {fps} frames a second, expected a rate above 0")
-        chosen = sampled(videos.shape[1], fps, self.settings.rate)
-        scores = [self._score(video[chosen], prompt) for video, prompt in zip(videos, prompts, strict=True)]
+        seen = sampled(videos.shape[1], fps, self.settings)
+        scores = [self._score(video[seen], prompt) for video, prompt in zip(videos, prompts, strict=True)]
         mean, std = (
             torch.tensor(values, device=scores[0].device) for values in (self.settings.mean, self.settings.std)
         )
@@ -308,14 +353,62 @@ def network_names(*states: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return whole
 
 
-def sampled(frames: int, fps: float, rate: float) -> list[int]:
-    """The frames it sees of a clip of `fps` a second: an even number, `rate` a second, evenly from first to last.
+def changed(
+    settings: Settings, fps: float | None, num_frames: int | None, max_pixels: int | None, use_norm: bool
+) -> Settings:
+    """Settings with what is given; ValueError if a clip's frames were to be chosen in two ways."""
+    name = VideoAlign.name
+    if fps is not None and num_frames is not None:
+        raise ValueError(f"critic {name}: fps is {fps} and num_frames {num_frames}; give one of them")
+    new: dict[str, Any] = {"most_pixels": max_pixels} if max_pixels is not None else {}
+    if fps is not None:
+        new |= {"rate": fps, "frames": None, "spots": False}
+    if num_frames is not None:
+        new |= {"frames": int(num_frames), "spots": False}
+    if not use_norm:
+        new |= {"mean": (0.0,) * 3, "std": (1.0,) * 3}
+    return build(name, lambda: replace(settings, **new), "its settings cannot be changed so")
 
-    They are 4 at least, if the clip has them, and 768 at most.
+
+def sampled(frames: int, fps: float, settings: Settings) -> list[int]:
+    """The frames it sees of a clip of `fps` a second: an even number, evenly from first to last, or at four spots.
+
+    Where a rate tells how many, they are 4 at least, if the clip has them, and 768 at most. A clip that is shorter than
+    it should be is seen whole, its last frame twice if there would be an odd number.
+
+    Raises:
+        ValueError: the clip is too short for four spots.
     """
-    most = min(MOST_FRAMES, frames) // TIME * TIME
-    count = min(max(frames / fps * rate, LEAST_FRAMES), most)
-    return torch.linspace(0, frames - 1, round(count / TIME) * TIME).round().long().tolist()
+    if settings.spots:
+        return at_spots(frames, fps)
+    if settings.frames is None:
+        most = min(MOST_FRAMES, frames) // TIME * TIME
+        count = _even(min(max(frames / fps * settings.rate, LEAST_FRAMES), most))
+    else:
+        count = min(_even(settings.frames), frames)
+    places = _evenly(frames, count)
+    return places + places[-1:] if count % TIME else places
+
+
+def at_spots(frames: int, fps: float) -> list[int]:
+    """Six frames in a row, of 8 a second, at each of four places spread evenly over a clip of `fps` a second."""
+    half, every = AT_A_SPOT // 2, _evenly(frames, int(frames * SPOTS_RATE // fps))
+    if len(every) <= AT_A_SPOT:
+        raise ValueError(
+            f"critic {VideoAlign.name}: a clip of {frames} frames at {fps:g} a second is too short for four places of "
+            f"six frames at {SPOTS_RATE:g} a second; it needs {(AT_A_SPOT + 1) / SPOTS_RATE:g} seconds"
+        )
+    places = torch.linspace(half, len(every) - half - 1, SPOTS).round().long().tolist()
+    return [frame for place in places for frame in every[place - half : place + half]]
+
+
+def _even(count: float) -> int:
+    """The nearest even number, as Python rounds; the ninth place is what dividing by a rate may leave."""
+    return round(round(count / TIME, 9)) * TIME
+
+
+def _evenly(frames: int, count: int) -> list[int]:
+    return torch.linspace(0, frames - 1, count).round().long().tolist()
 
 
 def _last_checkpoint(folder: Path) -> Path:

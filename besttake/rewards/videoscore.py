@@ -115,9 +115,18 @@ class VideoScore:
         """
         check_videos(self.name, videos, prompts)
         check_prompts(self.name, prompts, self.tokenizer)
-        chosen = sampled(videos.shape[1], self.card.frames)
-        scores = [self._score(video[chosen], prompt) for video, prompt in zip(videos, prompts, strict=True)]
+        seen = self.chosen(videos.shape[1], fps)
+        scores = [self._score(video[seen], prompt) for video, prompt in zip(videos, prompts, strict=True)]
         return Score(torch.stack(scores).float(), self.dimensions)
+
+    @property
+    def identity(self) -> str:
+        """What decides a score besides the weights."""
+        return f"{self.name}, frames of {self.sides} pixels"
+
+    def chosen(self, frames: int, fps: float) -> list[int]:
+        """The frames of a clip that it looks at; of a clip of these alone, all."""
+        return sampled(frames, self.card.frames)
 
     def _score(self, frames: Float[Tensor, "f 3 h w"], prompt: str) -> Float[Tensor, "5"]:
         device = self.network.score.weight.device

@@ -101,6 +101,11 @@ class VJepa:
         scores = [feature_consistency(moments), -self.loss(patches, features)]
         return Score(torch.stack(scores, 1), self.dimensions)
 
+    def chosen(self, frames: int, fps: float) -> list[int]:
+        """The frames of a clip that it looks at; of a clip of these alone, all."""
+        config = self.network.config
+        return sampled(frames, config.frames_per_clip, config.tubelet_size)
+
     def encode(
         self, patches: Float[Tensor, "b n d"], places: Int[Tensor, "b n"] | None = None
     ) -> Float[Tensor, "b n d"]:
@@ -156,15 +161,18 @@ def hidden_places(side: int, blocks: int, share: float, generator: torch.Generat
             return hidden
 
 
-def shown(videos: Video, frames: int = 64, together: int = 2, side: int = 256) -> Float[Tensor, "b n 3 s s"]:
-    """What the network sees of clips: all frames, or `frames` spread evenly over longer ones, a multiple of `together`
-    of them (the last are left out); the middle of the picture.
+def sampled(total: int, frames: int, together: int) -> list[int]:
+    """All frames of a clip, or `frames` spread evenly over a longer one, but a multiple of `together` of them.
 
     V-JEPA 2 was trained at 4 frames a second; it is shown every frame all the same, or flaws would pass between two.
     """
-    total = videos.shape[1]
-    chosen = list(range(total)) if total <= frames else evenly(total, frames)
-    chosen = chosen[: len(chosen) // together * together]
+    some = list(range(total)) if total <= frames else evenly(total, frames)
+    return some[: len(some) // together * together]
+
+
+def shown(videos: Video, frames: int = 64, together: int = 2, side: int = 256) -> Float[Tensor, "b n 3 s s"]:
+    """What the network sees of clips: some frames, the middle of the picture."""
+    chosen = sampled(videos.shape[1], frames, together)
     whole = shortest_side(pixels(videos[:, chosen].flatten(0, 1)), int(side * 256 / 224), "bilinear")
     top, left = ((length - side) // 2 for length in whole.shape[-2:])  # as transformers rounds it
     middle = whole[..., top : top + side, left : left + side]

@@ -1,4 +1,8 @@
-"""Reading published critics: safetensors, or pickles of tensors alone, of a folder or the hub; whole or not at all."""
+"""Reading published critics of a folder or the hub, whole or not at all: safetensors, or pickles that run nothing.
+
+A pickle says what is to be called to make its objects. Here that is only what makes tensors (torch's `weights_only`);
+of a module that was pickled whole, everything else it names is an empty `Shell`.
+"""
 
 from __future__ import annotations
 
@@ -64,6 +68,39 @@ def read_tensors(critic: str, path: Path) -> Iterator[tuple[str, Tensor]]:
         except FAULTS as error:
             raise ValueError(f"critic {critic}: {file} is damaged, or no file of tensors: {error}") from error
         yield from tensors.items()
+
+
+def read_module(critic: str, path: Path) -> dict[str, Tensor]:
+    """The state dict of a module that was pickled whole, without its classes, and without running anything of it.
+
+    Raises:
+        ValueError: the file is damaged, no zip file as torch writes them since 1.6, or of no module.
+    """
+    try:
+        strangers = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+        with torch.serialization.safe_globals([(Shell, name) for name in strangers]):
+            module = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        return dict(_tensors_in(module))
+    except (*FAULTS, AttributeError) as error:
+        raise ValueError(f"critic {critic}: {path} is damaged, or no pickled module: {error}") from error
+
+
+class Shell:
+    """Stands for whatever a pickle names: takes any arguments and does nothing; the pickle gives it its attributes."""
+
+    def __init__(self, *_: Any):
+        pass
+
+
+def _tensors_in(module: Any, stem: str = "") -> Iterator[tuple[str, Tensor]]:
+    """As `nn.Module.state_dict` names them."""
+    inside = vars(module)
+    for name, tensor in {**inside["_parameters"], **inside["_buffers"]}.items():
+        if tensor is not None and name not in inside.get("_non_persistent_buffers_set", ()):
+            yield stem + name, tensor.detach()
+    for name, part in inside["_modules"].items():
+        if part is not None:
+            yield from _tensors_in(part, f"{stem}{name}.")
 
 
 def load_weights(

@@ -12,6 +12,7 @@ import tests.tiny_critics
 from besttake.rewards import critics, load_reward
 from besttake.rewards.checks import checked
 from besttake.rewards.critic import RewardConfig, load_critic
+from besttake.rewards.server import wish
 
 MODULES = {
     module.name: importlib.import_module(f"tests.tiny_critics.{module.name}")
@@ -19,7 +20,7 @@ MODULES = {
 }
 PUBLISHED = [name for name, module in MODULES.items() if hasattr(module, "write")]
 EMBEDDED = ["dynamic_degree", "heldout", "motion_smoothness", "temporal_flicker", "world"]
-APART = ["judge", "qalign", "visionreward"]
+APART = ["judge", "qalign", "unifiedreward", "videoscore2", "visionreward"]
 """Critics that are other processes: what they must do is tested where they are."""
 
 PROMPTS = ["a red ball rolls to the left", "a large blue square floats"]
@@ -95,6 +96,19 @@ def test_a_gradient_flows_to_the_video_if_it_says_so(critic, videos):
         assert videos.grad.any()  # CLIPScore's ends where a cosine is negative
 
 
+def test_the_frames_it_chooses_are_all_it_looks_at(critic, videos):
+    """So a server is sent these alone."""
+    if not hasattr(critic, "chosen"):
+        assert critic.card.frames is None, "it looks at all of a clip"
+        return
+    for fps in (8.0, 24.0):
+        places, rate = wish(critic, videos.shape[1], fps)
+        assert len(places) <= (critic.card.frames or videos.shape[1])
+        assert wish(critic, len(places), rate)[0] == list(range(len(places)))
+        expected = critic(videos[:1], PROMPTS[:1], fps).values
+        torch.testing.assert_close(critic(videos[:1, places], PROMPTS[:1], rate).values, expected, atol=1e-5, rtol=1e-5)
+
+
 def test_videos_and_prompts_that_are_none_are_refused(critic, videos):
     for wrong, prompts in ((videos[:, :, :1], PROMPTS), (videos[0], PROMPTS), (videos, PROMPTS[:1])):
         with pytest.raises(ValueError, match=critic.name):
@@ -136,5 +150,9 @@ def test_a_recipe_says_where_a_critics_weights_are(folder_of):
     torch.testing.assert_close(scores, alone[0] + alone[1])
     worst = load_critic(replace(config, frames=2, aggregate="min"))(videos, PROMPTS, 8.0)
     assert not torch.allclose(worst, scores)
+    fewer = replace(config, settings={"aesthetic": {"frames": 2}, "pickscore": {"frames": 2}}, aggregate="min")
+    torch.testing.assert_close(load_critic(fewer)(videos, PROMPTS, 8.0), worst)
+    with pytest.raises(ValueError, match=r"critic pickscore has no setting side; there are .*frames"):
+        load_critic(replace(config, settings={"pickscore": {"side": 2}}))
     with pytest.raises(ValueError, match=r"reward.paths names world; the critics are aesthetic"):
         RewardConfig("aesthetic", paths={"world": "here"})

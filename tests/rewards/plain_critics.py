@@ -19,6 +19,10 @@ def broken(path=None, device="cpu"):
     raise RuntimeError("the weights are not there")
 
 
+def mistaken(path=None, device="cpu"):
+    raise ValueError("there is no folder of weights")
+
+
 class Brightness:
     """Mean brightness in 0..255, and the length of the prompt; what it has been asked is kept."""
 

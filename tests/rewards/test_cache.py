@@ -10,6 +10,7 @@ from besttake.rewards.cache import BLOCK, CachedReward, identity
 from besttake.rewards.checks import checked
 from besttake.rewards.partial import PartialScore, given
 from besttake.types import CriticCard, Score
+from tests.tiny_critics import clipscore
 
 PROMPTS = ["a ball", "a ring", "a square"]
 
@@ -90,6 +91,14 @@ def test_the_identity_of_a_critic_is_its_weights():
         next(network.parameters()).add_(1e-3)
     assert identity(one) != identity(other)
     assert identity(load_reward("world")) != identity(load_reward("heldout"))
+
+
+def test_how_it_looks_at_a_clip_is_part_of_an_image_critics_identity(tmp_path):
+    clipscore.write(tmp_path)
+    looks = [{"frames": 4}, {"frames": 8}, {"frames": 8, "aggregate": "min"}, {"frames": 8, "aggregate": "min"}]
+    told = [identity(load_reward("clipscore", path=tmp_path, **look)) for look in looks]
+    assert len(set(told)) == 3
+    assert told[2] == told[3]
 
 
 def test_an_abstention_is_not_remembered(tmp_path):

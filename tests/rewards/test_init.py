@@ -56,6 +56,12 @@ def test_unknown_critic_lists_those_there_are(name):
         load_reward(name)
 
 
+def test_a_served_critic_takes_no_weights_and_no_settings_here():
+    for given in ({"path": "weights"}, {"num_frames": 8}):
+        with pytest.raises(ValueError, match="http://there:8000 is served elsewhere: give its path and settings there"):
+            load_reward("http://there:8000", **given)
+
+
 @pytest.mark.parametrize("config", ["{", "[]", json.dumps({"words": []})])
 def test_folder_that_names_no_critic_is_refused(tmp_path, config):
     (tmp_path / "config.json").write_text(config)

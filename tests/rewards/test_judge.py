@@ -11,8 +11,10 @@ import torch
 from PIL import Image
 
 from besttake.configuration import from_dict
+from besttake.data.video import probe, read_video
 from besttake.rewards import load_reward
 from besttake.rewards.checks import checked
+from besttake.rewards.composite import RewardConfig, load_panel
 from besttake.rewards.judge import Judge, JudgeConfig, chosen, read_answer
 from besttake.rewards.partial import PartialScore, given
 
@@ -279,6 +281,47 @@ def test_the_answer_of_videoscore2_is_read():
     assert list(read_answer(text, ranges, "lines").values()) == [4, 3, 5]
 
 
+VIDEOSCORE2 = """<think>
+The video is sharp. (1) visual quality: good.
+</think>
+
+(1) visual quality \N{EN DASH} clarity, smoothness, artifacts: 3
+(2) text-to-video alignment \N{EN DASH} fidelity to the prompt: 4
+(3) physical/common-sense consistency \N{EN DASH} naturalness and physics plausibility: 2"""
+"""As the released model answers, and not as it is asked to."""
+UNIFIEDREWARD = "Alignment Score (1-5): 2.4036\nPhysics Score (1-5): 3.0987\nStyle Score (1-5): 3.3889"
+
+
+@pytest.mark.parametrize(
+    ("name", "reply", "scores", "kinds"),
+    [
+        ("videoscore2", VIDEOSCORE2, [3, 4, 2], ["video_url", "text"]),
+        ("unifiedreward", UNIFIEDREWARD, [2.4036, 3.0987, 3.3889], ["image_url"] * 16 + ["text"]),
+    ],
+)
+def test_judges_with_a_name_ask_as_their_authors_do(server, name, reply, scores, kinds):
+    server.replies = [reply]
+    critic = load_reward(name, path=server.url)
+    score = checked(critic, film(frames=48), ["a {red} ball"], fps=16.0)
+    torch.testing.assert_close(score.values, torch.tensor([scores], dtype=torch.float32))
+    assert critic.name == name
+    *looks, words = server.questions[0]["messages"][0]["content"]
+    assert [part["type"] for part in (*looks, words)] == kinds
+    assert "a {red} ball" in words["text"]
+
+
+def test_frames_are_sent_as_one_video_to_models_of_videos(server, tmp_path):
+    judge(server, picture="mp4", frame_rate=2.0, side=20)(film(frames=24), ["a ball"], 8.0)
+    look, _ = server.questions[0]["messages"][0]["content"]
+    head, _, content = look["video_url"]["url"].partition(",")
+    assert head == "data:video/mp4;base64"
+    (tmp_path / "sent.mp4").write_bytes(base64.b64decode(content))
+    info = probe(tmp_path / "sent.mp4")
+    assert (info.frames, info.fps, info.width, info.height) == (6, 2.0, 20, 10)
+    frames = read_video(tmp_path / "sent.mp4")
+    assert (frames.mean((1, 2, 3)) - film(frames=24)[0, ::4].mean((1, 2, 3))).abs().max() < 0.05
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -320,6 +363,20 @@ def test_a_judge_is_found_by_the_folder_that_holds_its_rubric(server, tmp_path):
     assert critic(film(), ["a ball"]).values.tolist() == [[4]]
     with pytest.raises(ValueError, match="a judge needs its rubric"):
         load_reward("judge")
+
+
+def test_a_judge_is_named_by_its_file(server, tmp_path):
+    lines = [f"url: {server.url}", "model: seer", f'rubric: "{RUBRIC}"', "dimensions: {visual quality: [1, 5]}"]
+    (tmp_path / "harsh.yaml").write_text("\n".join(lines))
+    panel = load_panel(RewardConfig(str(tmp_path / "harsh.yaml")))
+    assert panel(film(), ["a ball"]).votes.tolist() == [[4]]
+    (critic,) = (reward for reward, _ in panel.critics.values())
+    assert critic.name == "harsh"
+    (tmp_path / "harsh.yaml").write_text("model: seer\nrubrik: none")
+    with pytest.raises(ValueError, match=r"the judge of .*harsh.yaml: unknown key 'rubrik'; did you mean 'rubric'"):
+        load_reward(tmp_path / "harsh.yaml")
+    with pytest.raises(ValueError, match=r"the judge of .*none.yaml: .* cannot be read"):
+        load_reward("none.yaml")
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,9 @@
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import CLIPConfig
 
 from besttake.rewards.mps import FILE, MpsCritic, MpsNetwork, concerned, load, renamed, rotated, sizes
@@ -81,10 +82,16 @@ def test_condition_can_be_another(folder):
     assert not torch.equal(other.condition, critic.condition)
 
 
-def test_the_unsafe_pickle_is_refused_with_the_way_to_convert_it(tmp_path):
-    torch.save(torch.nn.Linear(1, 1), tmp_path / f"{FILE}.pth")
-    with pytest.raises(ValueError, match=r"critic mps: expected .*safetensors in .*only the pickle.*run\npython -c"):
-        load(tmp_path)
+def test_the_pickled_module_gives_the_same_scores_as_its_state_dict(folder, tmp_path):
+    whole = torch.load(folder / f"{FILE}.pth", weights_only=False)
+    shutil.copytree(folder, tmp_path / "copy")
+    (tmp_path / "copy" / f"{FILE}.pth").unlink()
+    with pytest.raises(ValueError, match=r"critic mps: there is no MPS_overall_checkpoint.pth in"):
+        load(tmp_path / "copy")
+    save_file(whole.state_dict(), tmp_path / "copy" / f"{FILE}.safetensors")
+    video = as_frames(picture(40, 50))[None]
+    scores = [load(place)(video, ["a red ball"]).values for place in (folder, tmp_path / "copy")]
+    torch.testing.assert_close(*scores, atol=1e-6, rtol=1e-6)
 
 
 def test_without_a_folder_it_tells_where_the_weights_are():

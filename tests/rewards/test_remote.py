@@ -6,7 +6,9 @@ import time
 import pytest
 import torch
 
+from besttake import __version__
 from besttake.rewards import load_reward
+from besttake.rewards.cache import CachedReward
 from besttake.rewards.checks import checked
 from besttake.rewards.remote import Patience, Remote
 from besttake.rewards.server import HEADER_LIMIT, CriticServer, Handler, Limits, unpack
@@ -125,7 +127,25 @@ def test_a_critic_of_ours_says_the_same_through_a_server(serve):
     prompts = ["a red ball rolls to the left"] * 3
     remote = Remote(serve(Served(ours)).url, patience=QUICK)
     assert remote.card == ours.card
+    assert remote.revision.startswith(f"besttake {__version__}, ")
     torch.testing.assert_close(remote(videos, prompts).values, ours(videos, prompts).values, atol=1e-5, rtol=1e-5)
+
+
+def test_a_critics_revision_is_that_of_its_weights_and_settings():
+    same = [Served(load_reward("world")).revision for _ in range(2)]
+    assert same[0] == same[1] != Served(load_reward("heldout")).revision
+    changed = load_reward("world")
+    with torch.no_grad():
+        next(changed.network.parameters()).add_(1e-3)
+    assert Served(changed).revision != same[0]
+
+
+def test_servers_of_other_weights_are_told_apart_by_the_cache(serve, tmp_path):
+    for revision, light in (("1", 7.0), ("2", 9.0)):
+        remote = Remote(serve(Brightness(revision=revision)).url, patience=QUICK)
+        cached = CachedReward(remote, tmp_path)
+        assert cached(films(light), ["a"]).values[0, 0] == light
+        assert (cached.hits, cached.misses) == (0, 1)
 
 
 def test_only_the_frames_the_critic_looks_at_are_sent(serve):
@@ -361,6 +381,8 @@ def test_a_batch_larger_than_the_server_takes_is_cut(serve):
 
 
 def test_what_cannot_be_served_is_told_at_once():
+    with pytest.raises(ValueError, match="there is no critic 'nosuch'; there are aesthetic"):
+        serve_critic(ServeConfig("nosuch", port=0, device="cpu"))
     with pytest.raises(ValueError, match="port is 70000"):
         ServeConfig(port=70000)
     with pytest.raises(ValueError, match="BESTTAKE_TOKEN"):

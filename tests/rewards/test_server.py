@@ -356,3 +356,12 @@ def test_a_critic_that_cannot_be_loaded_ends_the_server(tmp_path):
     _, errors = process.communicate(timeout=10)
     assert process.returncode == 1
     assert "RuntimeError: the weights are not there" in errors
+    assert "Traceback" in errors
+
+
+def test_a_users_mistake_is_told_without_a_traceback(tmp_path):
+    process, _ = start_file(tmp_path, f"{CRITICS}:mistaken")
+    _, errors = process.communicate(timeout=10)
+    assert process.returncode == 1
+    assert "ValueError: there is no folder" in errors
+    assert "Traceback" not in errors

@@ -11,7 +11,7 @@ from besttake.rewards import load_reward
 from besttake.rewards.checks import checked
 from besttake.rewards.image_critic import empty
 from besttake.rewards.qwen2vl import renamed
-from besttake.rewards.videoalign import QUESTION, VideoAlignNetwork, load, network_names, sampled
+from besttake.rewards.videoalign import QUESTION, Settings, VideoAlignNetwork, load, network_names, sampled
 from besttake.rewards.weights import load_weights
 from tests.tiny_critics.videoalign import ALPHA, RANK, write
 
@@ -97,10 +97,9 @@ def test_normalised_by_the_checkpoints_constants(golden, critic):
     mean, std = golden[2]["norm.mean_std_VQ_MQ_TA_used_here"].T
     expected = golden[2]["norm.b1_VQ_MQ_TA_Overall"]
     torch.testing.assert_close((raw[0] - mean) / std, expected[:3], atol=1e-5, rtol=0)
-    settings = critic.settings
-    assert (settings.mean, settings.std) == ((0.5, -0.25, 0.0), (2.0, 0.5, 1.0))
+    assert (critic.settings.mean, critic.settings.std) == ((0.5, -0.25, 0.0), (2.0, 0.5, 1.0))
     videos = clips()[:1]
-    raw = critic._score(videos[0, sampled(6, 8, 2)], "a cat")
+    raw = critic._score(videos[0, sampled(6, 8, critic.settings)], "a cat")
     score = critic(videos, ["a cat"])
     torch.testing.assert_close(score["visual quality"][0] * 2 + 0.5, raw[0], atol=1e-5, rtol=0)
     torch.testing.assert_close(score["motion quality"][0] * 0.5 - 0.25, raw[1], atol=1e-5, rtol=0)
@@ -146,12 +145,50 @@ def test_later_weights_count_and_names_of_adapters_become_one():
     }
 
 
+def settings(**changes):
+    """Those of the published checkpoint, changed."""
+    return Settings("", 1, "special", torch.float32, 32.0, False, **{"rate": 2.0, "most_pixels": 448 * 448, **changes})
+
+
 def test_two_frames_a_second_but_four_at_least_and_an_even_number():
-    assert sampled(48, 24, 2) == [0, 16, 31, 47]
-    assert sampled(81, 16, 2) == [0, 9, 18, 27, 36, 44, 53, 62, 71, 80]  # 10.1 frames, to the nearest even number
-    assert sampled(8, 8, 2) == [0, 2, 5, 7]
-    assert sampled(3, 8, 2) == [0, 2]
-    assert len(sampled(2000, 1, 2)) == 768
+    assert sampled(48, 24, settings()) == [0, 16, 31, 47]
+    assert sampled(81, 16, settings()) == [0, 9, 18, 27, 36, 44, 53, 62, 71, 80]  # of 10.1 frames
+    assert sampled(8, 8, settings()) == [0, 2, 5, 7]
+    assert sampled(3, 8, settings()) == [0, 2]
+    assert len(sampled(2000, 1, settings())) == 768
+    assert sampled(48, 24, settings(rate=4.0)) == [0, 7, 13, 20, 27, 34, 40, 47]
+
+
+def test_a_number_of_frames_is_taken_evenly_whatever_the_rate():
+    eight = settings(frames=8)
+    assert sampled(49, 8, eight) == sampled(49, 24, eight) == [0, 7, 14, 21, 27, 34, 41, 48]
+    assert len(sampled(49, 8, settings(frames=7))) == 8, "7 / 2 is nearer to 4 than to 3, as Python rounds"
+    assert sampled(5, 8, eight) == [0, 1, 2, 3, 4, 4], "all there are; the last twice, to be an even number"
+
+
+def test_four_spots_of_six_frames_at_eight_a_second():
+    """By hand: 49 frames at 16 a second are 24 at 8 a second, every second one; spots at the 3rd, 9th, 14th, 20th."""
+    spots = sampled(49, 16, settings(spots=True))
+    assert [spots[i] for i in (0, 5, 6, 12, 18, 23)] == [0, 10, 13, 23, 35, 46]
+    assert len(spots) == 24
+    with pytest.raises(ValueError, match=r"6 frames at 8 a second is too short for four places.*needs 0.875 seconds"):
+        sampled(6, 8, settings(spots=True))
+
+
+def test_authors_settings_can_be_given_in_place_of_the_checkpoints(folder, critic):
+    videos = clips(12)[:1]
+    other = load_reward("videoalign", path=folder, num_frames=6, max_pixels=224 * 224, use_norm=False)
+    assert (other.card.frames, other.card.frame_rate) == (6, None)
+    _, grid = other.view(torch.zeros(2, 3, 300, 400))
+    assert grid.tolist() == [[1, 12, 18]], "168 x 252 pixels, no more than 224 x 224"
+    raw = other(videos, ["a cat"], fps=4.0)
+    assert torch.equal(raw.values[0, :3], other._score(videos[0, [0, 2, 4, 7, 9, 11]], "a cat"))
+    assert torch.equal(raw.values, other(videos, ["a cat"], fps=24.0).values)
+    assert other.identity != critic.identity
+    with pytest.raises(ValueError, match="critic videoalign: fps is 2 and num_frames 8; give one of them"):
+        load(folder, fps=2, num_frames=8)
+    with pytest.raises(ValueError, match=r"critic videoalign: .*1 frames of a clip, expected 2 or more"):
+        load(folder, num_frames=1)
 
 
 def test_question_is_in_the_chat_template_with_a_place_for_each_token(critic):
@@ -220,6 +257,9 @@ def test_what_it_cannot_judge_is_refused(critic, video, prompt, fps, message):
         ("inference_config", {"TA_std": 0}, "must be above 0"),
         ("inference_config", {"TA_mean": None}, "is not one of VideoAlign's"),
         ("data_config", {"fps": None}, "is not one of VideoAlign's"),
+        ("data_config", {"sample_type": "random"}, "sampled by 'random', expected 'uniform' or 'multi_pts'"),
+        ("data_config", {"num_frames": 1}, "1 frames of a clip, expected 2"),
+        ("data_config", {"prompt_template_type": "simple"}, "trained with the question 'simple'"),
     ],
 )
 def test_settings_it_does_not_know_are_refused(tmp_path, part, entries, message):
