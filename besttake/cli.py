@@ -19,10 +19,12 @@ from safetensors import SafetensorError
 
 from besttake import __version__
 from besttake.configuration import from_dict, read_yaml, to_yaml
+from besttake.memory import ADVICE, TooManyClipsError, forget, out_of_memory
 
 RECIPES = Path(__file__).parent / "recipes"
 DEMO = "onlinevpo-tiny"
 console = Console()
+log = logging.getLogger(__name__)
 
 USAGE = f"""besttake {__version__}: post-train video diffusion models on preferences
 
@@ -66,7 +68,10 @@ def main(arguments: list[str] | None = None) -> int:
     except (OSError, SafetensorError) as error:
         safe = "\nnothing before the last checkpoint is lost: mend it and run the same command again"
         return _complain(f"{error}{safe if name in ('train', 'demo') else ''}", 1)
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
+        if out_of_memory(error):
+            first, safe = str(error).splitlines()[:1], "nothing before the last checkpoint is lost"
+            return _complain("\n".join([*first, ADVICE, *([safe] if name in ("train", "demo") else [])]), 1)
         return _complain_of_others(error)
     except KeyboardInterrupt:
         return _complain("stopped; run the same command again to go on from the last checkpoint", 130)
@@ -89,7 +94,7 @@ def _complain(message: str, status: int) -> int:
     return status
 
 
-def _complain_of_others(error: RuntimeError) -> int:
+def _complain_of_others(error: BaseException) -> int:
     """Of several processes: what stopped this one was another. Any other error is raised again."""
     from besttake.distributed import OtherProcessError, leads, lost
 
@@ -141,6 +146,17 @@ def train_and_report(config: Any) -> None:
     leave()
     if reporting:
         _report(run.folder, config.evaluation)
+
+
+def train_in_memory(config: Any) -> Any:
+    """Train; where memory runs out, go on from the last checkpoint with half as many clips at once."""
+    try:
+        return importlib.import_module(type(config).__module__).train(config)
+    except TooManyClipsError as error:
+        log.warning("%s: on from the last checkpoint with %d (policy.clips_at_once)", error, error.fewer)
+        fewer = replace(config.policy, clips_at_once=error.fewer)
+        forget(error)
+    return train_in_memory(replace(config, policy=fewer))
 
 
 def read_recipe(name: str) -> Any:

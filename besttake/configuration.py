@@ -16,8 +16,12 @@ import yaml
 
 C = TypeVar("C")
 
-NOT_IDENTITY = ("steps", "minutes", "out", "save_every", "device", "cache", "parallel", "monitor", "evaluation")
-"""Fields in which a resumed run may differ from the one it resumes."""
+NOT_IDENTITY = (
+    *("steps", "minutes", "out", "save_every", "device", "cache", "tiling", "parallel", "monitor", "evaluation"),
+    *("policy.gradient_checkpointing", "policy.clips_at_once", "policy.halve", "policy.offload", "policy.reference_on"),
+    "rollout.batch",
+)
+"""Fields in which a resumed run may differ from the one it resumes: how long, where and in how much memory it runs."""
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -122,7 +126,10 @@ def write_config(config: Any, path: Path) -> None:
 
 
 def fingerprint(config: Any) -> str:
-    """A hash of what makes a run the run it is: everything but how long, where and how it is watched."""
-    values = {key: value for key, value in to_dict(config).items() if key not in NOT_IDENTITY}
+    """A hash of what makes a run the run it is: everything but how it is carried out and watched."""
+    values = to_dict(config)
+    for key in NOT_IDENTITY:
+        section, _, name = key.rpartition(".")
+        (values.get(section, {}) if section else values).pop(name, None)
     text = json.dumps([algorithm_of(config), values], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

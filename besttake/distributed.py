@@ -113,6 +113,11 @@ def words() -> dist.ProcessGroup | None:
     return _group.words if _group else None
 
 
+def by_itself() -> bool:
+    """Whether there is no other process, which would have to do whatever this one does."""
+    return _group is None
+
+
 def sharding() -> DeviceMesh | None:
     """The mesh over which weights are sharded; None if every process holds all of them."""
     return _group.copies if _group and _group.config.shard > 1 else None
@@ -258,7 +263,7 @@ def digest(tensors: Sequence[Tensor]) -> str:
     return f"{hash(tuple(torch.tensor(sums).flatten().tolist())) % 16**8:08x}"
 
 
-def lost(error: RuntimeError) -> str | None:
+def lost(error: BaseException) -> str | None:
     """What to say of an error, if it is that another process is gone or silent."""
     message = str(error).lower()
     signs = ("gloo", "nccl", "connection", "socket", "broken pipe", "timed out", "timeout")

@@ -23,7 +23,8 @@ from peft import LoraConfig, get_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-from besttake.distributed import leads
+from besttake.distributed import by_itself, leads
+from besttake.memory import out_of_memory
 from besttake.models import VideoModel
 from besttake.models.quantization import blocks
 from besttake.sharding import is_sharded, keep_on_cpu, parts_of, shard, unsharded
@@ -62,6 +63,8 @@ class PolicyConfig:
     """Keep each block's input alone of the forward pass, and compute the rest again in the backward pass."""
     clips_at_once: int = 0
     """Clips of the loss whose activations are in memory together: the split backward; 0 = all of a step's."""
+    halve: bool = True
+    """Where memory runs out, take half as many clips at once, and say so."""
     offload: bool = False
     """Keep the base's blocks on the CPU, below a LoRA: each comes to the device when it is run."""
     reference_on: Literal["device", "cpu"] = "device"
@@ -92,7 +95,7 @@ class Policy:
     """
 
     def __init__(self, model: VideoModel, config: PolicyConfig, seed: int = 0):
-        self.model, self.config, self.clips_at_once = model, config, config.clips_at_once
+        self.model, self.config, self.clips_at_once, self._clips = model, config, config.clips_at_once, 0
         denoiser, self.dtype = model.denoiser, model.pipeline.transformer.dtype
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -124,6 +127,15 @@ class Policy:
         mixed = self.config.train == "full" and self.dtype != torch.float32
         with torch.autocast(x_t.device.type, self.dtype) if mixed else nullcontext():
             return self.model.predict(denoiser, x_t, t, condition)
+
+    def at_once(self, clips: int) -> int:
+        """How many of a loss's clips have their activations in memory together."""
+        self._clips = min(self.clips_at_once or clips, clips)
+        return self._clips
+
+    def too_many(self, error: BaseException) -> int:
+        """How many clips were at once, if memory has run out, and fewer can and may be tried; else 0."""
+        return self._clips if out_of_memory(error) and self.config.halve and self._clips > 1 and by_itself() else 0
 
     @torch.no_grad()
     def update_average(self) -> None:

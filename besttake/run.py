@@ -43,6 +43,7 @@ from besttake.distributed import (
     together,
 )
 from besttake.evaluation.before_after import EvaluateConfig, check_evaluation
+from besttake.memory import TooManyClipsError
 from besttake.models import Quantization, load_model
 from besttake.monitor import Monitor, MonitorConfig
 from besttake.policy import Policy, PolicyConfig, signature
@@ -248,6 +249,10 @@ class Run:
 
         Returns:
             Whether the weights were changed.
+
+        Raises:
+            FloatingPointError: the loss, or its gradient, is not finite.
+            TooManyClipsError: there was no memory for its backward pass.
         """
         optim, changed, self._updating = self.config.optim, False, True
         row: dict[str, Any] = {name: float(value) for name, value in watched.items()}
@@ -300,7 +305,12 @@ class Run:
 
     def _backward(self, loss: Tensor) -> None:
         weights = list(self.policy.trainable.values())
-        backward(loss, weights)
+        try:
+            backward(loss, weights)
+        except (RuntimeError, MemoryError) as error:
+            if clips := self.policy.too_many(error):
+                raise TooManyClipsError(clips) from None  # with what led to it, its memory would stay
+            raise
         if not self._gradients_agree:
             agree({"the gradients": digest([w.grad for w in weights if w.grad is not None])}, place())
             self._gradients_agree = True

@@ -13,6 +13,7 @@ ROOMS = (  # from the ground up; a room may import itself and what stands before
     "types",
     "configuration",
     "devices",
+    "memory",
     "distributed",
     "embedded",
     "schedules",

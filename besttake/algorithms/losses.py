@@ -6,6 +6,7 @@ winner, v of a loser. w < 0 says that the policy has got better at the winner th
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 
 import torch
@@ -15,8 +16,11 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from besttake.distributed import gathered, share
+from besttake.memory import forget
 from besttake.policy import Policy
 from besttake.types import Condition, Latent, Time
+
+log = logging.getLogger(__name__)
 
 Clips = Float[Tensor, "b k c f h w"]
 """Latents of `k` clips of each of `b` prompts: the winner first, then its losers."""
@@ -56,7 +60,19 @@ def predictions(policy: Policy, x_t: Latent, t: Time, condition: Condition) -> t
     part goes backward first, and every other is then predicted once more and goes backward alone. Activations never
     take more memory than those of one part, at the cost of one forward pass more for each part but one.
     """
-    size = policy.clips_at_once or len(x_t)
+    try:
+        return _predictions(policy, x_t, t, condition, policy.at_once(len(x_t)))
+    except (RuntimeError, MemoryError) as error:
+        clips = policy.too_many(error)
+        if not clips:
+            raise
+        forget(error)
+    policy.clips_at_once = clips // 2
+    log.warning("memory has run out with %d clips of the loss at once: from now on %d", clips, clips // 2)
+    return predictions(policy, x_t, t, condition)
+
+
+def _predictions(policy: Policy, x_t: Latent, t: Time, condition: Condition, size: int) -> tuple[Latent, Latent]:
     parts = [slice(start, start + size) for start in range(0, len(x_t), size)]
     found, held = [], []
     for part in parts:

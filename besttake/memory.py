@@ -1,0 +1,34 @@
+"""Memory that runs out: told from other faults, and what to do about it."""
+
+from __future__ import annotations
+
+import sys
+
+ADVICE = (
+    "take fewer clips at once (--policy.clips-at-once 1, --rollout.batch 1), or turn on policy.gradient_checkpointing, "
+    "tiling, quantize, optim.eight_bit or policy.offload; `besttake plan` tells what each of them brings"
+)
+
+
+class TooManyClipsError(RuntimeError):
+    """Memory ran out in the backward pass of a loss, which can be tried again with `fewer` clips at once."""
+
+    def __init__(self, clips: int):
+        self.fewer = clips // 2
+        super().__init__(f"memory has run out with {clips} clips of the loss at once")
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that there is not enough memory, of a GPU or of the machine."""
+    named = (
+        isinstance(error, (MemoryError, TooManyClipsError)) or type(error).__name__ == "OutOfMemoryError"
+    )  # torch's own
+    return named or "DefaultCPUAllocator" in str(error)
+
+
+def forget(error: BaseException) -> None:
+    """Give back what a failed computation holds: the tensors in its frames, and what PyTorch has set aside."""
+    error.__traceback__ = None
+    torch = sys.modules.get("torch")
+    if torch and torch.cuda.is_available():
+        torch.cuda.empty_cache()
