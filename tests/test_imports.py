@@ -19,6 +19,7 @@ ROOMS = (  # from the ground up; a room may import itself and what stands before
     "schedules",
     "data",
     "models",
+    "sampling",
     "policy",
     "rollout",
     "rewards",
