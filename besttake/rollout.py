@@ -6,12 +6,11 @@ on (seed, step, prompt, candidate), so that one process and eight shoot the same
 
 from __future__ import annotations
 
-import inspect
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
@@ -20,8 +19,9 @@ from torch import Tensor
 from besttake.data.video import read_video
 from besttake.distributed import gathered, share
 from besttake.models import Size, VideoModel
-from besttake.models.base import folded
+from besttake.models.caches import CacheConfig, step_cache
 from besttake.policy import Policy
+from besttake.sampling import Course, Told, guided, noised, spread_out, stepper
 from besttake.types import Condition, Latent, Prompt, Video
 
 
@@ -38,7 +38,12 @@ class RolloutConfig:
     height: int | None = None
     width: int | None = None
     batch: int = 16
-    """Videos denoised at once."""
+    """Videos denoised at once; with guidance, both halves of a prediction are one pass where twice as many fit."""
+    cache: CacheConfig = field(default_factory=CacheConfig)
+    guided: tuple[float, float] = (0.0, 1.0)
+    """Diffusion times (1 = noise) within which there is guidance; outside them a step costs half."""
+    asked: int | None = None
+    """Steps at which the network is asked, by default all; at the others its last two answers are extrapolated."""
     strength: float = 0.8
     """Of prompts with a source video: the share of the steps that it is noised back by, and taken again."""
 
@@ -48,6 +53,10 @@ class RolloutConfig:
         for name in ("steps", "frames", "height", "width"):
             if (size := getattr(self, name)) is not None and size < 1:
                 raise ValueError(f"rollout.{name} is {size}; it must be at least 1, or left out for the model's own")
+        if not 0 <= self.guided[0] <= self.guided[1] <= 1:
+            raise ValueError(f"rollout.guided is {self.guided}; expected two times in [0, 1], the smaller one first")
+        if self.asked is not None and self.asked < 2:
+            raise ValueError(f"rollout.asked is {self.asked}; it must be at least 2, or left out for all steps")
         if not 0 < self.strength <= 1:
             raise ValueError(f"rollout.strength is {self.strength}; a share of the steps lies in (0, 1]")
 
@@ -65,6 +74,10 @@ class RolloutConfig:
         if model.embeds_guidance:
             told["guidance"] = torch.full((len(prompts),), self.scale(model), device=model.device)
         return told
+
+    def asks(self, steps: int) -> set[int]:
+        """Which of so many steps ask the network."""
+        return spread_out(self.asked or steps, steps)
 
     def scale(self, model: VideoModel) -> float:
         """The guidance scale, the model's own if none was asked for."""
@@ -161,53 +174,25 @@ def denoise(
         draws: random numbers of each row, for samplers that add noise on the way.
     """
     model = shooter.model if isinstance(shooter, Policy) else shooter
-    steps, scale = config.steps or model.default_steps, config.scale(model)
+    steps = config.steps or model.default_steps
     sampler = model.sampler(steps, noise.shape)
     x, first = noise * getattr(sampler, "init_noise_sigma", 1.0), 0  # flow samplers have none
     if source is not None:
         first = steps - max(1, int(steps * config.strength))
         x = noised(model, sampler, source, noise, sampler.timesteps[first])
-    step = stepper(sampler, draws)
-    for timestep in sampler.timesteps[first:]:
-        t = model.schedule.time(timestep).expand(len(x))
-        x_t = sampler.scale_model_input(x, timestep) if hasattr(sampler, "scale_model_input") else x
-        prediction = _predict(shooter, x_t, t, condition).float()
-        if negative is not None:
-            away = {name: value.expand_as(condition[name]) for name, value in negative.items()}
-            unguided = _predict(shooter, x_t, t, {**condition, **away}).float()
-            prediction = unguided + scale * (prediction - unguided)
-        x = step(prediction, timestep, x)
+    step, timesteps = stepper(sampler, draws), sampler.timesteps[first:]
+    asked, course = config.asks(len(timesteps)), Course()
+    predict = shooter.predict if isinstance(shooter, Policy) else partial(model.predict, model.denoiser)
+    with step_cache(model.denoisers.values(), config.cache, predict) as ask:
+        for i, timestep in enumerate(timesteps):
+            t = model.schedule.time(timestep)
+            if i in asked:
+                x_t = sampler.scale_model_input(x, timestep) if hasattr(sampler, "scale_model_input") else x
+                away = negative if config.guided[0] <= t <= config.guided[1] else None
+                told = Told(condition, away, config.scale(model), together=2 * len(x) <= config.batch)
+                course.add(t.item(), guided(ask, x_t, t.expand(len(x)), told))
+            x = step(course(t.item()), timestep, x)
     return model.with_known(x, condition)
-
-
-def noised(model: VideoModel, sampler: Any, x_0: Latent, noise: Latent, timestep: Tensor) -> Latent:
-    """Latents as they are at a timestep of a diffusers scheduler, by its own `add_noise` if it has one."""
-    timesteps = timestep.expand(len(x_0))
-    if hasattr(sampler, "add_noise"):
-        return sampler.add_noise(x_0, noise, timesteps)
-    return model.schedule.add_noise(x_0, noise, model.schedule.time(timesteps))
-
-
-def stepper(sampler: Any, draws: Sequence[torch.Generator]) -> Callable[[Tensor, Tensor, Latent], Latent]:
-    """One step of a diffusers scheduler: prediction, timestep and latents to the next latents."""
-    if "old_pred_original_sample" not in inspect.signature(sampler.step).parameters:
-        return lambda prediction, timestep, x: sampler.step(prediction, timestep, x, return_dict=False)[0]
-    before: list[Any] = [None, None]  # its second order needs the step before: the x_0 it foresaw, and its timestep
-
-    def step(prediction: Tensor, timestep: Tensor, x: Latent) -> Latent:
-        """CogVideoX's DPM solver, in its own order of axes, in which it draws noise."""
-        args = folded(prediction), before[0], timestep, before[1], folded(x)
-        x, foreseen = sampler.step(*args, generator=list(draws))
-        before[:] = foreseen, timestep
-        return folded(x)
-
-    return step
-
-
-def _predict(shooter: Policy | VideoModel, x_t: Latent, t: Tensor, condition: Condition) -> Latent:
-    if isinstance(shooter, Policy):
-        return shooter.predict(x_t, t, condition)
-    return shooter.predict(shooter.denoiser, x_t, t, condition)
 
 
 def keyed_generator(*key: int) -> torch.Generator:

@@ -20,6 +20,7 @@ ROOMS = (  # from the ground up; a room may import itself and what stands before
     "data",
     "models",
     "sharding",
+    "sampling",
     "policy",
     "rollout",
     "rewards",

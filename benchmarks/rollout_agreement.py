@@ -1,0 +1,198 @@
+"""Do cheaper rollouts name the same winner and loser as full ones, and what do they cost?
+
+Every way of shooting gets the same prompts and the same noise as the full one, and the same critic judges all. Printed
+for each, as Markdown: denoiser FLOPs relative to the full way (counted on the first batch), seconds (of the processor's
+time on a CPU, by the clock on a GPU), how often the winner, the loser and both are those of the full way, with a 95 %
+interval (bootstrap over prompts), and how much of the margin between the full way's best and worst take the chosen pair
+has by the full way's scores. Groups of fewer takes are the first ones of each prompt.
+
+    python benchmarks/rollout_agreement.py                                # an hour on one core; again goes on
+    python benchmarks/rollout_agreement.py --model tiny-wan --prompts 32
+    python benchmarks/rollout_agreement.py --steps 8 --guidance 1 --ways full asked-6 asked-5
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+import tyro
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from besttake import rollout
+from besttake.cli import read_recipe
+from besttake.data.files import atomic
+from besttake.data.prompts import read_prompts
+from besttake.devices import describe_device, find_device, keep_freed_memory
+from besttake.models import VideoModel, load_model
+from besttake.models.caches import CacheConfig
+from besttake.rewards.composite import Panel, load_panel
+from besttake.rollout import RolloutConfig, generate
+
+WAYS: dict[str, dict[str, Any]] = {
+    "full": {},
+    "asked-16": {"asked": 16},
+    "asked-14": {"asked": 14},
+    "asked-12": {"asked": 12},
+    "steps-14": {"steps": 14},
+    "asked-14-guided-early": {"asked": 14, "guided": (0.3, 1.0)},
+    "asked-20-guided-early": {"asked": 20, "guided": (0.5, 1.0)},
+    "first-block": {"cache": CacheConfig("first-block", threshold=0.1)},
+    "first-block-bold": {"cache": CacheConfig("first-block", threshold=0.3)},
+    "taylorseer": {"cache": CacheConfig("taylorseer", every=4)},
+    "pyramid": {"cache": CacheConfig("pyramid", every=2)},
+}
+PREVIEWS = (0.3, 0.5, 0.7)
+"""Shares of the full way's steps after which takes might be dropped, by what a critic says of the x_0 foreseen then."""
+
+
+@dataclass(frozen=True)
+class AgreementConfig:
+    """Compare ways to shoot with the full way."""
+
+    model: str = "tiny-cogvideox"
+    recipe: str = "onlinevpo-tiny"
+    """Whose critic judges."""
+    data: str = "world-validation"
+    prompts: int = 64
+    takes: tuple[int, ...] = (4, 8)
+    """Sizes of the groups; the largest is shot."""
+    steps: int = 50
+    guidance: float = 2.0
+    batch: int = 32
+    ways: tuple[str, ...] = tuple(WAYS)
+    device: str = "auto"
+    out: Path = Path("runs/rollout_agreement")
+    """Scores of every way that was shot, which are not shot again."""
+
+    def __post_init__(self):
+        if unknown := set(self.ways) - set(WAYS):
+            raise ValueError(f"there is no way {', '.join(sorted(unknown))}; there are {', '.join(WAYS)}")
+
+
+def main(config: AgreementConfig) -> None:
+    keep_freed_memory()
+    device = find_device(config.device)
+    model, critic = load_model(config.model, device=device), load_panel(read_recipe(config.recipe).reward, device)
+    prompts = read_prompts(config.data)[: config.prompts]
+    print(f"{config.model}, {len(prompts)} prompts, {config.steps} steps, guidance {config.guidance}")
+    print(f"{describe_device(device)}, {torch.get_num_threads()} threads\n")
+    full = shot("full", model, critic, prompts, config)
+    for takes in config.takes:
+        print(f"\n{takes} takes | FLOPs | seconds | winner | loser | both | margin kept")
+        print("--- | --- | --- | --- | --- | --- | ---", flush=True)
+        for way in config.ways:
+            print(row(way, shot(way, model, critic, prompts, config), full, takes, max(config.takes)), flush=True)
+        for share, previews in full["previews"].items():
+            for margin in (0.5, 1.0):
+                print(dropped(float(share), previews, margin, full["scores"], takes, max(config.takes)), flush=True)
+
+
+def shot(way: str, model: VideoModel, critic: Panel, prompts: list[str], config: AgreementConfig) -> dict[str, Any]:
+    """Scores, cost and previews' scores of one way, from disk if it was shot before."""
+    name = f"{config.model}-{config.steps}-{config.guidance:g}-{len(prompts)}x{max(config.takes)}-{way}.json"
+    path = config.out / name
+    if path.exists():
+        return json.loads(path.read_text())
+    settings = RolloutConfig(steps=config.steps, guidance=config.guidance, batch=config.batch)
+    settings, n = replace(settings, **WAYS[way]), max(config.takes)
+    wanted = [round(share * config.steps) for share in PREVIEWS] if way == "full" else []
+    found: dict[str, Any] = {"scores": [], "previews": {share: [] for share in PREVIEWS if wanted}}
+    model.encode_prompts(prompts), model.encode_negative(1)  # their cost is the same for all
+    found |= {"flops": flops(model, prompts[: config.batch // n], settings, n), "seconds": 0.0}
+    with torch.no_grad():
+        for start in range(0, len(prompts), config.batch // n):
+            part = prompts[start : start + config.batch // n]
+            began = clock(model)
+            with patch.object(rollout, "guided", watched := Watched(model, wanted)):
+                takes = generate(model, part, settings, n=n)
+            found["seconds"] += clock(model) - began
+            found["scores"] += critic(takes.videos, takes.prompts, model.fps).votes[:, 0].tolist()
+            for share, x_0 in zip(found["previews"], watched.foreseen, strict=True):
+                videos = model.decode(x_0).float().clamp(-1, 1)
+                found["previews"][share] += critic(videos, takes.prompts, model.fps).votes[:, 0].tolist()
+    config.out.mkdir(parents=True, exist_ok=True)
+    with atomic(path) as file:
+        file.write_text(json.dumps(found))
+    return json.loads(path.read_text())
+
+
+class Watched:
+    """`guided`, and the x_0 that it foresees at some of the times it is asked."""
+
+    def __init__(self, model: VideoModel, wanted: list[int]):
+        self.schedule, self.wanted, self.asked, self.foreseen = model.schedule, wanted, 0, []
+        self.guided: Callable[..., Tensor] = rollout.guided
+
+    def __call__(self, ask: Any, x_t: Tensor, t: Tensor, told: Any) -> Tensor:
+        prediction = self.guided(ask, x_t, t, told)
+        if self.asked in self.wanted:
+            self.foreseen.append(self.schedule.split(prediction, x_t, t)[0])
+        self.asked += 1
+        return prediction
+
+
+def flops(model: VideoModel, prompts: list[str], settings: RolloutConfig, n: int) -> int:
+    with FlopCounterMode(display=False) as counter:
+        generate(model, prompts, settings, n=n, decode=False)
+    return counter.get_total_flops()
+
+
+def clock(model: VideoModel) -> float:
+    if model.device.type == "cpu":
+        return time.process_time()
+    torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def groups(scores: list[float], takes: int, shot: int) -> Tensor:
+    """(prompts, takes) of the first takes of each prompt, of which so many were shot."""
+    return torch.tensor(scores).view(-1, shot)[:, :takes]
+
+
+def row(way: str, found: dict[str, Any], full: dict[str, Any], takes: int, shot: int) -> str:
+    mine, true = groups(found["scores"], takes, shot), groups(full["scores"], takes, shot)
+    best, worst = mine.argmax(1, True), mine.argmin(1, True)
+    winner, loser = (best == true.argmax(1, True)).float(), (worst == true.argmin(1, True)).float()
+    kept = (true.gather(1, best) - true.gather(1, worst)).mean() / (true.amax(1) - true.amin(1)).mean()
+    low, high = interval(winner * loser)
+    return (
+        f"{way} | {found['flops'] / full['flops']:.2f} | {found['seconds']:.0f} | {winner.mean():.2f} | "
+        f"{loser.mean():.2f} | {(winner * loser).mean():.2f} ({low:.2f}-{high:.2f}) | {kept:.3f}"
+    )
+
+
+def dropped(share: float, previews: list[float], margin: float, scores: list[float], takes: int, shot: int) -> str:
+    """What the full way gives if, after a share of its steps, it drops takes that are far from best and from worst.
+
+    Of those that are kept, the critic's word at the end counts; what previews cost to decode is left out.
+    """
+    seen, true = groups(previews, takes, shot), groups(scores, takes, shot)
+    on = (seen >= seen.amax(1, True) - margin) | (seen <= seen.amin(1, True) + margin)
+    winner, loser = (on.gather(1, place).float() for place in (true.argmax(1, True), true.argmin(1, True)))
+    low, high = interval(winner * loser)
+    best, worst = torch.where(on, true, -torch.inf).amax(1), torch.where(on, true, torch.inf).amin(1)
+    kept = (best - worst).mean() / (true.amax(1) - true.amin(1)).mean()
+    cost = share + (1 - share) * on.float().mean()
+    return (
+        f"dropped after {share:.0%} beyond {margin} | {cost:.2f} | | {winner.mean():.2f} | {loser.mean():.2f} | "
+        f"{(winner * loser).mean():.2f} ({low:.2f}-{high:.2f}) | {kept:.3f}"
+    )
+
+
+def interval(hits: Tensor, draws: int = 4000) -> tuple[float, float]:
+    """The 95 % interval of a mean over prompts, by bootstrap."""
+    hits, generator = hits.flatten(), torch.Generator().manual_seed(0)
+    means = hits[torch.randint(len(hits), (draws, len(hits)), generator=generator)].mean(1)
+    return means.quantile(0.025).item(), means.quantile(0.975).item()
+
+
+if __name__ == "__main__":
+    main(tyro.cli(AgreementConfig))
