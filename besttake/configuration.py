@@ -17,7 +17,19 @@ import yaml
 C = TypeVar("C")
 
 NOT_IDENTITY = (
-    *("steps", "minutes", "out", "save_every", "device", "cache", "tiling", "parallel", "monitor", "evaluation"),
+    *(
+        "steps",
+        "minutes",
+        "out",
+        "save_every",
+        "device",
+        "cache",
+        "tiling",
+        "by_turns",
+        "parallel",
+        "monitor",
+        "evaluation",
+    ),
     *("policy.gradient_checkpointing", "policy.clips_at_once", "policy.halve", "policy.offload", "policy.reference_on"),
     "rollout.batch",
 )

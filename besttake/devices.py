@@ -27,6 +27,16 @@ def find_device(name: str) -> str:
     return name
 
 
+def check_dtype(dtype: torch.dtype, device: str) -> None:
+    """ValueError if a device computes in a dtype by emulation only, as GPUs before Ampere do in bfloat16."""
+    half = device.startswith("cuda") and dtype == torch.bfloat16
+    if half and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise ValueError(
+            f"{describe_device(device)} does not compute in bfloat16 but by emulation, many times slower; "
+            "give dtype float32, or a newer GPU"
+        )
+
+
 def describe_device(name: str) -> str:
     """The device in words, for whoever reads a figure."""
     if name.startswith("cuda"):

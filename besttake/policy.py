@@ -11,7 +11,7 @@ import hashlib
 import itertools
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -200,10 +200,12 @@ class Reference(ABC):
 
     Attributes:
         weights: what a checkpoint keeps of it, by the names of `trainable`.
+        networks: those that are its own, and on the device.
     """
 
     policy: Policy
     weights: Mapping[str, Tensor]
+    networks: Sequence[nn.Module] = ()
 
     @abstractmethod
     def predict(self, x_t: Latent, t: Time, condition: Condition) -> Latent:
@@ -265,6 +267,8 @@ class Copy(Reference):
                     module.to(policy.dtype)  # as autocast does; what stands before the blocks looks at its own dtype
         if policy.config.reference_on == "cpu":
             self._keep_on_cpu()
+        else:
+            self.networks = parts_of(denoiser)
 
     @torch.no_grad()
     def predict(self, x_t: Latent, t: Time, condition: Condition) -> Latent:

@@ -131,6 +131,7 @@ def generate(
     mine = share(len(rows))
     parts = [mine[start : start + config.batch] for start in range(0, len(mine), config.batch)]
     latents = []
+    model.wake()
     with shooter.merged() if isinstance(shooter, Policy) else nullcontext():
         for part in parts:
             told = {name: value[part] for name, value in condition.items()}

@@ -48,8 +48,9 @@ from besttake.models import Quantization, load_model
 from besttake.monitor import Monitor, MonitorConfig
 from besttake.policy import Policy, PolicyConfig, signature
 from besttake.rewards.guard import Alarm, Guard, watching
+from besttake.rewards.turns import send_away
 from besttake.sharding import in_full, is_sharded
-from besttake.types import Latent, Video
+from besttake.types import Latent, Reward, Video
 
 log = logging.getLogger(__name__)
 Item = TypeVar("Item")
@@ -104,6 +105,9 @@ class TrainConfig:
     """What the weights of the denoiser's blocks are held in instead, below a LoRA."""
     tiling: bool = False
     """Encode and decode in tiles that overlap: less memory, for faint seams."""
+    by_turns: bool = False
+    """One role on the device at a time, of what samples and trains, what decodes, what scores; the others wait on the
+    CPU."""
     cache: Path | None = None
     """Folder where text embeddings and real clips' latents are kept for this run and others."""
     save_every: int = 50
@@ -119,6 +123,10 @@ class TrainConfig:
             raise ValueError(f"steps is {self.steps} and save_every {self.save_every}; both must be at least 1")
         if self.seed < 0 or self.minutes < 0:
             raise ValueError(f"seed is {self.seed} and minutes {self.minutes}; both must be 0 or more")
+        if self.by_turns and (self.policy.offload or self.parallel.shard > 1):
+            raise ValueError(
+                "by_turns moves whole networks; leave it out where policy.offload or parallel.shard splits them"
+            )
         if self.quantize != "none" and (self.policy.offload or self.parallel.shard > 1):
             raise ValueError(
                 f"quantize is {self.quantize}: weights in few bits are neither sharded nor kept on the CPU; "
@@ -170,6 +178,7 @@ class Run:
         join(config.parallel, device)
         agree(_flat(to_dict(config)))
         found = led(self._open_folder)
+        self._send_away(thing for panel in kept.values() for thing in getattr(panel, "rewards", ()))
         self.model = load_model(
             config.model, getattr(torch, config.dtype), device, config.quantize, config.policy.offload
         )
@@ -182,6 +191,9 @@ class Run:
         self.policy = Policy(self.model, config.policy, config.seed)
         self.optimizer = adamw(config.optim, self.policy.trainable.values())
         self.monitor = Monitor(config.monitor, self.policy, self.folder, config.seed, device)
+        self._send_away(self.monitor.rewards)
+        if config.by_turns:
+            self.model.by_turns = [*self.model.denoisers.values(), *self.policy.reference.networks]
         trained = list(config.reward.chosen) if hasattr(config, "reward") else []
         self.guard = Guard(config.monitor.guard, watching(self.monitor.rewards, trained, config.monitor.guard))
         self.step, self.updates, self.seconds = 0, 0, 0.0
@@ -191,6 +203,10 @@ class Run:
         agree({"the weights that are trained": digest(list(self.policy.trainable.values()))}, place())
         self._gradients_agree = False
         self._open_logs()
+
+    def _send_away(self, critics: Iterable[Reward]) -> None:
+        for critic in critics if self.config.by_turns else ():
+            send_away(critic)
 
     def steps(self, items: Sequence[Item], batch: int) -> Iterator[tuple[int, list[Item]]]:
         """The steps that are left, each with its batch of items; saves, watches and shows progress on the way."""

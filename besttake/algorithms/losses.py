@@ -60,6 +60,7 @@ def predictions(policy: Policy, x_t: Latent, t: Time, condition: Condition) -> t
     part goes backward first, and every other is then predicted once more and goes backward alone. Activations never
     take more memory than those of one part, at the cost of one forward pass more for each part but one.
     """
+    policy.model.wake()
     try:
         return _predictions(policy, x_t, t, condition, policy.at_once(len(x_t)))
     except (RuntimeError, MemoryError) as error:

@@ -7,6 +7,7 @@ import pkgutil
 
 import torch
 
+from besttake.devices import check_dtype
 from besttake.embedded import embedded_model
 from besttake.models.base import Size, VideoModel
 from besttake.models.loading import pipeline_class
@@ -40,9 +41,11 @@ def load_model(
         offload: leave these blocks on the CPU: whoever runs the denoiser brings them to the device.
 
     Raises:
-        ValueError: there is no such model, its files are broken, or no file here knows its pipeline.
+        ValueError: there is no such model, its files are broken, no file here knows its pipeline, or the device has no
+            such dtype.
     """
     source = embedded_model(source)
+    check_dtype(dtype, device)
     for family in families():
         if family.serves(source):
             return family.load(source, dtype, device, bits, offload)

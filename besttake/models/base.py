@@ -54,6 +54,9 @@ class VideoModel(ABC):
 
     def __init__(self, pipeline: Any, source: str):
         self.pipeline = pipeline
+        self.device: torch.device = pipeline.transformer.device
+        self.by_turns: list[Any] = []
+        """Networks that go to the CPU when another part is read, and come back when they are next run."""
         self.source = self.folder = source
         self.dtypes: dict[str, torch.dtype] = {"": pipeline.transformer.dtype}
         self.frugal = self.device.type != "cpu"
@@ -99,10 +102,6 @@ class VideoModel(ABC):
         return nn.ModuleDict(parts) if len(parts) > 1 else next(iter(parts.values()))
 
     @property
-    def device(self) -> torch.device:
-        return self.pipeline.transformer.device
-
-    @property
     def fps(self) -> float:
         """Frames a second the model shoots at: the family's, unless the autoencoder's config has a `sample_fps`."""
         return float(self.pipeline.vae.config.get("sample_fps") or self.frame_rate)
@@ -121,6 +120,8 @@ class VideoModel(ABC):
     def using(self, *names: str) -> Iterator[None]:
         """Within this context these parts of the pipeline have their weights; a frugal model then drops them again."""
         empty = [name for name in names if is_empty(getattr(self.pipeline, name))]
+        if empty:
+            self.rest()
         for name in empty:
             cls, dtype = type(getattr(self.pipeline, name)), self.dtypes.get(name, self.dtypes[""])
             setattr(self.pipeline, name, self.read(name, cls, dtype))
@@ -129,6 +130,16 @@ class VideoModel(ABC):
         finally:
             for name in empty if self.frugal else ():
                 getattr(self.pipeline, name).to("meta")
+
+    def wake(self) -> None:
+        """Bring what waits on the CPU to the device."""
+        for network in self.by_turns:
+            network.to(self.device)
+
+    def rest(self) -> None:
+        """Let what takes turns wait on the CPU, until it is woken."""
+        for network in self.by_turns:
+            network.to("cpu")
 
     def read(self, name: str, cls: type, dtype: torch.dtype) -> nn.Module:
         """A part of the pipeline, with its weights."""

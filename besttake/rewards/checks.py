@@ -9,6 +9,7 @@ import torch
 
 from besttake.distributed import gathered, share, together
 from besttake.rewards.partial import PartialScore, given
+from besttake.rewards.turns import called_back
 from besttake.types import FPS, Reward, Score, Video
 
 
@@ -58,7 +59,7 @@ def shared(reward: Reward, videos: Video, prompts: list[str], fps: float = FPS) 
     Raises:
         ValueError: as `checked` does; the other processes stop as well. Abstentions are no error.
     """
-    with together():
+    with together(), called_back(reward):
         own = checked(reward, videos, [prompts[row] for row in share(len(prompts))], fps, abstentions=True)
     values, there = gathered(own.values, len(prompts)), gathered(given(own), len(prompts))
     return Score(values, own.dimensions) if there.all() else PartialScore(values, own.dimensions, there)

@@ -124,6 +124,11 @@ class Panel:
         self.margins = [(margins or {}).get(name, 0.0) for name in critics] if combine == "vote" else [0.0]
         self.running = {name: Running(len(weights)) for name, (_, weights) in self.critics.items()}
 
+    @property
+    def rewards(self) -> list[Reward]:
+        """The critics themselves."""
+        return [reward for reward, _ in self.critics.values()]
+
     def __call__(self, videos: Video, prompts: list[str], fps: float = FPS) -> Ballots:
         """
         Args:
