@@ -32,12 +32,17 @@ class ParallelConfig:
 
     shard: int = 1
     """Processes that hold one copy of the weights between them (FSDP2); 1 = each holds all of them."""
+    context: int = 1
+    """Processes that have each clip together, a stretch of its tokens each, for clips too long for one (Wan alone)."""
     timeout: float = 10.0
     """Minutes that a process waits for the others before it gives up."""
 
     def __post_init__(self):
-        if self.shard < 1 or self.timeout <= 0:
-            raise ValueError(f"parallel: shard is {self.shard} and timeout {self.timeout}; expected >= 1, and > 0")
+        if min(self.shard, self.context) < 1 or self.timeout <= 0:
+            raise ValueError(
+                f"parallel: shard is {self.shard}, context {self.context} and timeout {self.timeout}; "
+                "expected at least 1, at least 1, and more than 0"
+            )
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,7 @@ class Group:
         words: a group for what the processes tell each other, apart from that of tensors: the two cannot be mixed up
             when one process fails where the others do not.
         copies: a mesh of (copies of the weights, processes that hold one between them).
+        clips: a mesh of (shares of the rows, 1, processes that have one together).
     """
 
     config: ParallelConfig
@@ -56,6 +62,7 @@ class Group:
     size: int
     words: dist.ProcessGroup
     copies: DeviceMesh
+    clips: DeviceMesh
 
 
 _group: Group | None = None
@@ -69,16 +76,17 @@ def join(config: ParallelConfig, device: str) -> None:
     """Become one of the processes that the launcher has started, unless this is done already.
 
     Raises:
-        ValueError: their number is no multiple of `config.shard`.
+        ValueError: their number is no multiple of `config.shard` and `config.context`.
     """
     global _group
     size = int(os.environ.get("WORLD_SIZE", "1"))
-    if size % config.shard:
-        raise ValueError(
-            f"parallel.shard is {config.shard}, but there {'is 1 process' if size == 1 else f'are {size} processes'}: "
-            f"start a multiple of {config.shard} (torchrun --nproc-per-node {config.shard} -m besttake train ...), or "
-            "set parallel.shard to 1"
-        )
+    for name, some in (("shard", config.shard), ("context", config.context)):
+        if size % some:
+            there = "is 1 process" if size == 1 else f"are {size} processes"
+            raise ValueError(
+                f"parallel.{name} is {some}, but there {there}: start a multiple of {some} "
+                f"(torchrun --nproc-per-node {some} -m besttake train ...), or set it to 1"
+            )
     if size == 1 or (_group and _group.config == config):
         return
     wait = timedelta(minutes=config.timeout)
@@ -86,10 +94,10 @@ def join(config: ParallelConfig, device: str) -> None:
         if on_gpu := device.startswith("cuda"):
             torch.cuda.set_device(device)
         dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=wait)
-    copies = init_device_mesh(
-        torch.device(device).type, (size // config.shard, config.shard), mesh_dim_names=("replicate", "shard")
-    )
-    _group = Group(config, dist.get_rank(), size, dist.new_group(backend="gloo", timeout=wait), copies)
+    kind, shares = torch.device(device).type, (size // config.context, 1, config.context)
+    copies = init_device_mesh(kind, (size // config.shard, config.shard), mesh_dim_names=("replicate", "shard"))
+    clips = init_device_mesh(kind, shares, mesh_dim_names=("rows", "ring", "ulysses"))  # diffusers' names
+    _group = Group(config, dist.get_rank(), size, dist.new_group(backend="gloo", timeout=wait), copies, clips)
     if not leads():
         logging.getLogger("besttake").setLevel(logging.ERROR)  # what process 0 says is enough
 
@@ -131,6 +139,11 @@ def alone(device: str) -> DeviceMesh:
     return _group.copies["shard"] if _group else init_device_mesh(torch.device(device).type, (1,))
 
 
+def splitting() -> DeviceMesh | None:
+    """The mesh over which a clip's tokens are split, as diffusers takes it; None if every process has whole clips."""
+    return _group.clips["ring", "ulysses"] if _group and _group.config.context > 1 else None
+
+
 # Rows ----------------------------------------------------------------------------------------------------------------
 
 
@@ -138,26 +151,37 @@ def share(rows: int) -> list[int]:
     """The rows that are this process's: a stretch of them, in which the last of all may come more than once."""
     if _group is None:
         return list(range(rows))
-    each = -(-rows // _group.size)
-    return [min(row, rows - 1) for row in range(_group.rank * each, (_group.rank + 1) * each)]
+    mine, shares = _shares()
+    each = -(-rows // shares)
+    return [min(row, rows - 1) for row in range(mine * each, (mine + 1) * each)]
 
 
 def gathered(own: Tensor, rows: int) -> Tensor:
     """All `rows`, on every process, of what each has of its `share`; a gradient flows to the own ones alone."""
     if _group is None:
         return own
-    parts = [torch.empty_like(own, memory_format=torch.contiguous_format) for _ in range(_group.size)]
-    dist.all_gather(parts, own.detach().contiguous())
-    parts[_group.rank] = own
+    mine, shares = _shares()
+    parts = [torch.empty_like(own, memory_format=torch.contiguous_format) for _ in range(shares)]
+    dist.all_gather(parts, own.detach().contiguous(), group=_group.clips.get_group("rows"))
+    parts[mine] = own
     return torch.cat(parts)[:rows]
+
+
+def anywhere(true: Tensor) -> bool:
+    """Whether it is true for one of the processes that have to run the same networks; by itself, whether it is true."""
+    if sharding() is None:
+        return bool(true)
+    found = true.to(torch.int)
+    dist.all_reduce(found, dist.ReduceOp.MAX)
+    return bool(found)
 
 
 def backward(loss: Tensor, parameters: Sequence[nn.Parameter]) -> None:
     """Add the gradient of a loss of gathered rows to `parameters`, the same on every process.
 
-    Each process has the gradient by its own rows, and their sum is that of the loss. It is summed here, once for all
-    rows, rather than by DDP's hooks, which take one backward pass for each forward pass. Sharded parameters were
-    summed by FSDP2 on the way.
+    Each process has the gradient by its own rows, or its own tokens of them, and their sum is that of the loss. It is
+    summed here, once for all rows, rather than by DDP's hooks, which take one backward pass for each forward pass.
+    Sharded parameters were summed by FSDP2 on the way.
     """
     if _group is None:
         loss.backward()
@@ -273,6 +297,12 @@ def lost(error: BaseException) -> str | None:
         f"process {_group.rank} has lost the others: one of them has died, or has said nothing for "
         f"{_group.config.timeout:g} minutes (parallel.timeout); its own words, or the launcher's, tell more"
     )
+
+
+def _shares() -> tuple[int, int]:
+    """Which of the shares of the rows is this process's, and how many there are."""
+    assert _group
+    return _group.rank // _group.config.context, _group.size // _group.config.context
 
 
 def _hear(said: Any) -> list[Any]:

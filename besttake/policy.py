@@ -27,7 +27,7 @@ from besttake.distributed import by_itself, leads
 from besttake.memory import out_of_memory
 from besttake.models import VideoModel
 from besttake.models.quantization import blocks
-from besttake.sharding import is_sharded, keep_on_cpu, parts_of, shard, unsharded
+from besttake.sharding import is_sharded, keep_on_cpu, parts_of, shard, split_tokens, unsharded
 from besttake.types import Condition, Latent, Time
 
 
@@ -103,6 +103,7 @@ class Policy:
         if twin is None:
             reference = copy.deepcopy(denoiser)  # before it is sharded, which nothing can copy
             for part in (reference, denoiser):
+                split_tokens(part)
                 shard(part)
                 part.float()
             denoiser.requires_grad_(True)
@@ -111,6 +112,7 @@ class Policy:
         else:
             self.trainable = {n.replace(".policy.", "."): p for n, p in denoiser.named_parameters() if ".policy." in n}
             adapters = [*self.trainable.values(), *twin.values()]
+            split_tokens(denoiser)
             keep_on_cpu(denoiser, str(model.device), adapters) if config.offload else shard(denoiser, adapters)
             self.reference = Twin(self, twin)
         if config.gradient_checkpointing:

@@ -49,7 +49,7 @@ from besttake.monitor import Monitor, MonitorConfig
 from besttake.policy import Policy, PolicyConfig, signature
 from besttake.rewards.guard import Alarm, Guard, watching
 from besttake.rewards.turns import send_away
-from besttake.sharding import in_full, is_sharded
+from besttake.sharding import check_tokens, in_full, is_sharded
 from besttake.types import Latent, Reward, Video
 
 log = logging.getLogger(__name__)
@@ -136,11 +136,10 @@ class TrainConfig:
             raise ValueError(
                 f"quantize is {self.quantize}, and policy.train full; weights in few bits cannot be trained"
             )
-        few_bits = self.quantize != "none" or (self.optim.eight_bit and self.policy.train == "full")
-        if few_bits and self.parallel.shard > 1:
+        if self.parallel.shard > 1 and (self.policy.offload or (self.optim.eight_bit and self.policy.train == "full")):
             raise ValueError(
-                f"parallel.shard is {self.parallel.shard}, and weights or their moments in few bits cannot be sharded; "
-                "set it to 1, or quantize to none and optim.eight_bit to false"
+                f"parallel.shard is {self.parallel.shard}: sharded weights are not kept on the CPU, nor moments in "
+                "eight bits; leave out policy.offload and optim.eight_bit, or parallel.shard"
             )
 
 
@@ -185,6 +184,9 @@ class Run:
         self.model.cache = TensorCache(config.cache) if config.cache else None
         if config.tiling:
             self.model.tile()
+        looks = [config.monitor.rollout] if config.monitor.every else []
+        sizes = [rollout.size(self.model) for rollout in (getattr(config, "rollout", None), *looks) if rollout]
+        check_tokens(self.model, sizes)
         check_evaluation(config.evaluation, self.model)
         self.base = signature(self.model.denoiser)
         agree({"the model's weights": self.base})

@@ -1,4 +1,4 @@
-"""Weights that several processes hold between them: FSDP2, block by block.
+"""Weights that several processes hold between them, by FSDP2; and the tokens of clips, by diffusers.
 
 With LoRA the frozen base is sharded, and the adapters, which are small, stay whole on every process; with full
 fine-tuning everything is. A tensor that is sharded is a `DTensor`, whose own part is this process's.
@@ -10,12 +10,14 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
+from diffusers import ContextParallelConfig
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 
-from besttake.distributed import alone, sharding
+from besttake.distributed import alone, sharding, splitting
+from besttake.models import Size, VideoModel
 from besttake.models.quantization import blocks
 
 
@@ -38,6 +40,42 @@ def shard(denoiser: nn.Module, whole: Iterable[nn.Parameter] = ()) -> None:
             if isinstance(module, FSDPModule):
                 module.set_gradient_divide_factor(1.0)
                 module.set_force_sum_reduction_for_comms(True)  # gloo, for one, cannot scale on the way
+
+
+def split_tokens(denoiser: nn.Module) -> None:
+    """Have each of `parallel.context` processes run a denoiser on its stretch of a clip's tokens.
+
+    In attention, each has some of the heads of all tokens instead (Ulysses, arXiv 2309.14509).
+    """
+    mesh = splitting()
+    if mesh is None:
+        return
+    for part in parts_of(denoiser):
+        part.enable_parallelism(config=ContextParallelConfig(ulysses_degree=mesh["ulysses"].size(), mesh=mesh))
+
+
+def check_tokens(model: VideoModel, sizes: Iterable[Size]) -> None:
+    """ValueError unless `parallel.context` processes can have clips of such sizes together."""
+    mesh = splitting()
+    if mesh is None:
+        return
+    among, heads = mesh["ulysses"].size(), getattr(model.pipeline.transformer.config, "num_attention_heads", 1)
+    if not torch.accelerator.device_count():
+        raise ValueError(f"parallel.context is {among}, and diffusers splits tokens on GPUs only; set it to 1")
+    if heads % among:
+        raise ValueError(f"parallel.context is {among}, but {model.source} has {heads} attention heads; set a divisor")
+    for size in sizes:
+        tokens = model.tokens(*size)
+        if tokens is None:
+            raise ValueError(
+                f"parallel.context is {among}, but {model.source} cannot run on a part of a clip's tokens: "
+                "Wan's models can; set it to 1"
+            )
+        if tokens % among:
+            raise ValueError(
+                f"parallel.context is {among}, but {size[0]} frames of {size[1]} x {size[2]} are {tokens} tokens; "
+                "set a divisor, or another size"
+            )
 
 
 def keep_on_cpu(denoiser: nn.Module, device: str, whole: Iterable[nn.Parameter]) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import resource
 import shutil
 import signal
@@ -13,14 +14,18 @@ from safetensors.torch import load_file
 
 from besttake import cli, run
 from besttake.algorithms import onlinevpo, realdpo
+from besttake.algorithms.losses import denoising_errors
 from besttake.configuration import to_yaml
-from besttake.distributed import ParallelConfig
+from besttake.distributed import ParallelConfig, backward, join
+from besttake.models import load_model
 from besttake.monitor import MonitorConfig
-from besttake.policy import PolicyConfig
+from besttake.policy import Policy, PolicyConfig
 from besttake.rewards.composite import RewardConfig
-from besttake.rollout import RolloutConfig
+from besttake.rollout import RolloutConfig, generate
 from besttake.run import OptimConfig
+from besttake.sharding import check_tokens
 from tests.processes import launch, results
+from tests.tiny.wan import TINY
 
 LAYOUTS = [(2, 1), (2, 2), (4, 2)]
 """Processes, and how many of them hold one copy of the weights: replicas, FSDP2, HSDP."""
@@ -336,3 +341,52 @@ def test_a_shard_must_divide_the_processes(short):
     for ending in launch(2, started, replace(short, parallel=ParallelConfig(3))):
         assert ending.returned == 2
         assert "parallel.shard is 3, but there are 2 processes: start a multiple of 3" in ending.said
+
+
+def one_step(folder, parallel, size):
+    """Takes of a policy on a tiny model, errors and gradients: of two clips, one with little noise, one with much."""
+    torch.accelerator.device_count = lambda: 1  # or diffusers divides by their number, none
+    join(parallel, "cpu")
+    model = load_model(str(folder))
+    check_tokens(model, [size])
+    policy, generator = Policy(model, PolicyConfig(rank=2)), torch.Generator().manual_seed(0)
+    for weight in policy.trainable.values():
+        weight.data = torch.randn(weight.shape, generator=generator) / 10
+    frames, height, width = size
+    rollout = RolloutConfig(steps=2, guidance=2.0, frames=frames, height=height, width=width, batch=1)
+    takes = generate(policy, ["a red ball", "a blue ball"], rollout, decode=False)
+    noise, t = torch.randn(1, *takes.latents.shape[1:], generator=generator), torch.tensor([0.1, 0.95])
+    told, noise = rollout.condition(model, takes.prompts), noise.expand_as(takes.latents)
+    errors = denoising_errors(policy, takes.latents[:, None], told, t, noise)
+    weights = list(policy.trainable.values())
+    backward((errors.policy - errors.reference).square().mean(), weights)
+    gradients = [weight.grad for weight in weights]
+    assert all(gradient.any() for gradient in gradients[1::2])
+    return pickle.dumps((takes.latents, errors.policy.detach(), gradients))
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "parallel"),
+    [
+        ("wan-2.1", 2, ParallelConfig(context=2)),
+        ("wan-2.2-5b", 4, ParallelConfig(shard=2, context=2)),
+        ("wan-2.2-a14b", 2, ParallelConfig(shard=2)),
+    ],
+)
+def test_tokens_and_experts_are_shared_without_a_difference(tmp_path, name, size, parallel):
+    torch.manual_seed(0)
+    TINY[name].build().save_pretrained(tmp_path)
+    (alone,) = results(launch(1, one_step, tmp_path, ParallelConfig(), TINY[name].size))
+    for found in results(launch(size, one_step, tmp_path, parallel, TINY[name].size)):
+        torch.testing.assert_close(pickle.loads(found), pickle.loads(alone), rtol=1e-4, atol=1e-6)
+
+
+def test_a_model_whose_tokens_cannot_be_split_is_refused(short):
+    for ending in launch(2, with_a_gpu, replace(short, parallel=ParallelConfig(context=2))):
+        assert ending.returned == 2
+        assert "cannot run on a part of a clip's tokens: Wan's models can" in ending.said.replace("\n", " ")
+
+
+def with_a_gpu(config):
+    torch.accelerator.device_count = lambda: 1
+    return started(config)

@@ -200,6 +200,10 @@ class VideoModel(ABC):
                     f"{name} {side} does not fit {self.source}: it takes multiples of {space}, say {nearest}"
                 )
 
+    def tokens(self, frames: int, height: int, width: int) -> int | None:
+        """Tokens of a clip, if a denoiser of this family can be run on a part of them; else None."""
+        return None
+
     # What the model is told -----------------------------------------------------------------------------------------
 
     needs_first_frame: bool = False

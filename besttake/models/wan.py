@@ -7,6 +7,7 @@ with a time of its own, 0. 2.2's larger models are two experts, one for much noi
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from besttake.data.video import to_uint8
+from besttake.distributed import anywhere
 from besttake.models.base import Size, VideoModel
 from besttake.schedules import RectifiedFlow
 from besttake.types import Condition, Latent, Time
@@ -45,6 +47,10 @@ class Wan(VideoModel):
         time, space = self.pipeline.vae_scale_factor_temporal, self.pipeline.vae_scale_factor_spatial
         self.check_size(frames, height, width, max(time, 4), space * self._config.patch_size[1])
         return self.pipeline.vae.config.z_dim, (frames - 1) // time + 1, height // space, width // space
+
+    def tokens(self, frames: int, height: int, width: int) -> int:
+        _, *sides = self.latent_shape(frames, height, width)
+        return math.prod(side // patch for side, patch in zip(sides, self._config.patch_size, strict=True))
 
     @property
     def _config(self) -> Any:
@@ -86,11 +92,14 @@ class Wan(VideoModel):
         if not isinstance(denoiser, nn.ModuleDict):
             return self._predict(denoiser, x_t, t, condition)
         early = t >= self.pipeline.config.boundary_ratio
-        prediction = torch.empty_like(x_t)
+        prediction, first = torch.zeros_like(x_t), torch.arange(len(t), device=t.device) < 1
         for expert, rows in ((denoiser["transformer"], early), (denoiser["transformer_2"], ~early)):
-            if rows.any():
-                told = {name: value[rows] for name, value in condition.items()}
-                prediction[rows] = self._predict(expert, x_t[rows], t[rows], told).to(prediction)
+            if anywhere(rows.any()):
+                # an expert whose weights are sharded is run by all processes: for nothing, where it has no rows
+                some = rows if rows.any() else first
+                told = {name: value[some] for name, value in condition.items()}
+                found = self._predict(expert, x_t[some], t[some], told).to(prediction)
+                prediction[some] = torch.where(rows[some].view(-1, 1, 1, 1, 1), found, prediction[some])
         return prediction
 
     def _predict(self, denoiser: Any, x_t: Latent, t: Time, condition: Condition) -> Latent:
