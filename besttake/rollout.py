@@ -20,6 +20,7 @@ from besttake.data.video import read_video
 from besttake.distributed import gathered, share
 from besttake.models import Size, VideoModel
 from besttake.models.caches import CacheConfig, step_cache
+from besttake.models.compiled import compile_blocks
 from besttake.policy import Policy
 from besttake.sampling import Course, Told, guided, noised, spread_out, stepper
 from besttake.types import Condition, Latent, Prompt, Video
@@ -44,6 +45,8 @@ class RolloutConfig:
     """Diffusion times (1 = noise) within which there is guidance; outside them a step costs half."""
     asked: int | None = None
     """Steps at which the network is asked, by default all; at the others its last two answers are extrapolated."""
+    compile: bool = False
+    """Compile the network's blocks (torch.compile), in training too: minutes at the start, faster afterwards."""
     strength: float = 0.8
     """Of prompts with a source video: the share of the steps that it is noised back by, and taken again."""
 
@@ -132,6 +135,8 @@ def generate(
     parts = [mine[start : start + config.batch] for start in range(0, len(mine), config.batch)]
     latents = []
     model.wake()
+    for denoiser in model.denoisers.values() if config.compile else ():
+        compile_blocks(denoiser)
     with shooter.merged() if isinstance(shooter, Policy) else nullcontext():
         for part in parts:
             told = {name: value[part] for name, value in condition.items()}
@@ -182,17 +187,20 @@ def denoise(
         first = steps - max(1, int(steps * config.strength))
         x = noised(model, sampler, source, noise, sampler.timesteps[first])
     step, timesteps = stepper(sampler, draws), sampler.timesteps[first:]
-    asked, course = config.asks(len(timesteps)), Course()
+    asked, course = config.asks(len(timesteps)), Course(model.schedule)
     predict = shooter.predict if isinstance(shooter, Policy) else partial(model.predict, model.denoiser)
     with step_cache(model.denoisers.values(), config.cache, predict) as ask:
         for i, timestep in enumerate(timesteps):
-            t = model.schedule.time(timestep)
+            t = model.schedule.time(timestep).expand(len(x))
+            x_t = sampler.scale_model_input(x, timestep) if hasattr(sampler, "scale_model_input") else x
             if i in asked:
-                x_t = sampler.scale_model_input(x, timestep) if hasattr(sampler, "scale_model_input") else x
-                away = negative if config.guided[0] <= t <= config.guided[1] else None
+                away = negative if config.guided[0] <= t[0] <= config.guided[1] else None
                 told = Told(condition, away, config.scale(model), together=2 * len(x) <= config.batch)
-                course.add(t.item(), guided(ask, x_t, t.expand(len(x)), told))
-            x = step(course(t.item()), timestep, x)
+                prediction = guided(ask, x_t, t, told)
+                course.add(prediction, x_t, t)
+            else:
+                prediction = course(x_t, t)
+            x = step(prediction, timestep, x)
     return model.with_known(x, condition)
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from besttake.models import VideoModel
 from besttake.models.base import folded
 from besttake.models.caches import Ask
+from besttake.schedules import Schedule, like
 from besttake.types import Condition, Latent, Time
 
 
@@ -63,22 +64,27 @@ def guided(ask: Ask, x_t: Latent, t: Time, told: Told) -> Latent:
 
 
 class Course:
-    """The straight line through what the network said the last two times.
+    """Where a take is heading: the straight line through the x_0 that the network foresaw the last two times.
 
-    Along its path the prediction of a diffusion model hardly bends, so a line stands in for it at a step or two. The
-    sampler is the model's own all the same, and takes all of its steps.
+    Along its path that hardly bends, so at a step or two the line stands in for an answer of the network. (The raw
+    prediction is nearly as straight, but where a sampler adds noise on the way, it is about noise that is gone.)
     """
 
-    def __init__(self) -> None:
-        self.said: list[tuple[float, Latent]] = []
+    def __init__(self, schedule: Schedule):
+        self.schedule = schedule
+        self.foreseen: list[tuple[Time, Latent]] = []
 
-    def add(self, t: float, prediction: Latent) -> None:
-        self.said = [*self.said[-1:], (t, prediction)]
+    def add(self, prediction: Latent, x_t: Latent, t: Time) -> None:
+        """Take an answer of the network into account."""
+        self.foreseen = [*self.foreseen[-1:], (t, self.schedule.split(prediction, x_t, t)[0])]
 
-    def __call__(self, t: float) -> Latent:
-        """The prediction at time `t`; at the time it was last given, to the bit what was given."""
-        (t_1, first), (t_2, second) = self.said[0], self.said[-1]
-        return second if t == t_2 else second + (t - t_2) / (t_2 - t_1) * (second - first)
+    def __call__(self, x_t: Latent, t: Time) -> Latent:
+        """The prediction that a later `x_t` would have got."""
+        (t_1, early), (t_2, late) = self.foreseen[0], self.foreseen[-1]
+        ahead = like((t - t_2) / (t_2 - t_1), x_t) if t_1[0] > t_2[0] else 0.0
+        x_0 = late + ahead * (late - early)
+        alpha, sigma = (like(scale, x_t) for scale in self.schedule.alpha_sigma(t))
+        return self.schedule.target(x_0, (x_t - alpha * x_0) / sigma, t)
 
 
 def noised(model: VideoModel, sampler: Any, x_0: Latent, noise: Latent, timestep: Tensor) -> Latent:

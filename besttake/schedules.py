@@ -53,7 +53,7 @@ class Schedule(ABC):
     def add_noise(self, x_0: Latent, noise: Latent, t: Time) -> Latent:
         """x_t, the noised latents."""
         alpha, sigma = self.alpha_sigma(t)
-        return _like(alpha, x_0) * x_0 + _like(sigma, x_0) * noise
+        return like(alpha, x_0) * x_0 + like(sigma, x_0) * noise
 
 
 class VPrediction(Schedule):
@@ -78,10 +78,10 @@ class VPrediction(Schedule):
 
     def target(self, x_0: Latent, noise: Latent, t: Time) -> Latent:
         alpha, sigma = self.alpha_sigma(t)
-        return _like(alpha, x_0) * noise - _like(sigma, x_0) * x_0
+        return like(alpha, x_0) * noise - like(sigma, x_0) * x_0
 
     def split(self, prediction: Latent, x_t: Latent, t: Time) -> tuple[Latent, Latent]:
-        alpha, sigma = (_like(scale, x_t) for scale in self.alpha_sigma(t))
+        alpha, sigma = (like(scale, x_t) for scale in self.alpha_sigma(t))
         return alpha * x_t - sigma * prediction, sigma * x_t + alpha * prediction
 
     def times(self, u: Tensor, low: float = 0.0, high: float = 1.0) -> Time:
@@ -122,7 +122,7 @@ class RectifiedFlow(Schedule):
         return self.sign * (noise - x_0)
 
     def split(self, prediction: Latent, x_t: Latent, t: Time) -> tuple[Latent, Latent]:
-        time, velocity = _like(t.float(), x_t), self.sign * prediction
+        time, velocity = like(t.float(), x_t), self.sign * prediction
         return x_t - time * velocity, x_t + (1 - time) * velocity
 
     def times(self, u: Tensor, low: float = 0.0, high: float = 1.0) -> Time:
@@ -144,6 +144,6 @@ class RectifiedFlow(Schedule):
         return 1 - t if self.backwards else t
 
 
-def _like(scale: Time, x: Tensor) -> Tensor:
+def like(scale: Time, x: Tensor) -> Tensor:
     """(b,) -> (b, 1, 1, ...), to multiply `x` with."""
     return scale.to(x.device).view(-1, *[1] * (x.ndim - 1))

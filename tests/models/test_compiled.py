@@ -1,0 +1,37 @@
+"""Compiled blocks give what the plain ones give. Traced only: making machine code of them takes minutes."""
+
+import pytest
+import torch
+from torch._dynamo.utils import counters
+
+from besttake.algorithms.losses import denoising_errors
+from besttake.models.caches import CacheConfig
+from besttake.models.compiled import compile_blocks
+from besttake.policy import Policy, PolicyConfig
+from besttake.rollout import RolloutConfig, generate
+
+
+def work(policy, cache):
+    """Takes, and a loss's gradients."""
+    config = RolloutConfig(steps=6, guidance=1.0, cache=cache)
+    takes = generate(policy, ["a red ball", "a blue ball"], config, decode=False).latents
+    clips, told = takes.view(1, 2, *takes.shape[1:]), policy.model.encode_prompts(["a red ball"])
+    errors = denoising_errors(policy, clips, told, torch.tensor([0.5]), torch.ones_like(takes[:1]))
+    errors.policy.sum().backward()
+    gradients = [weight.grad.clone() for weight in policy.trainable.values()]
+    policy.model.denoiser.zero_grad()
+    return [takes, errors.policy.detach(), errors.reference, *gradients]
+
+
+@pytest.mark.parametrize("cache", [CacheConfig(), CacheConfig("first-block")])
+def test_sampling_merged_and_both_sides_of_a_loss(cogvideox, cache):
+    policy = Policy(cogvideox, PolicyConfig(rank=2))
+    for weight in policy.trainable.values():
+        weight.data += 0.05 * torch.randn_like(weight)
+    plain = work(policy, cache)
+    torch._dynamo.reset()
+    counters.clear()
+    compile_blocks(cogvideox.denoiser, backend="eager")
+    for before, after in zip(plain, work(policy, cache), strict=True):
+        torch.testing.assert_close(after, before, atol=1e-4, rtol=1e-3)
+    assert counters["stats"]["unique_graphs"] > 0
