@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -44,8 +45,20 @@ unimagined = _disable_current_modes
 def known(tensor: Tensor) -> Tensor | None:
     """The numbers of a tensor, on the CPU, if it has any."""
     if isinstance(tensor, FakeTensor):
-        return getattr(tensor, "numbers", None)
+        held = getattr(tensor, "held", None)
+        return held and held.numbers
     return tensor if tensor.numel() <= SMALL else None
+
+
+@dataclass
+class _Held:
+    """The numbers of a small fake tensor, which it carries with it."""
+
+    numbers: Tensor
+
+    def __deepcopy__(self, memo: dict) -> _Held:
+        with unimagined():
+            return _Held(self.numbers.clone())
 
 
 class _SmallOnesKnown(TorchDispatchMode):
@@ -68,13 +81,14 @@ class _SmallOnesKnown(TorchDispatchMode):
             return self._shaped(func, args, kwargs, leaves, computable)
         out = func(*args, **kwargs)
         results = [leaf for leaf in tree_leaves(out) if isinstance(leaf, FakeTensor)]
-        if results and computable and all(result.numel() <= SMALL for result in results):
+        touched = results or (leaves if func._schema.is_mutable else [])  # what works on lists in place returns nothing
+        if touched and computable and all(leaf.numel() <= SMALL for leaf in touched):
             real = [leaf for leaf in tree_leaves(_really(func, args, kwargs)) if isinstance(leaf, Tensor)]
             for result, number in zip(results, real, strict=True):
-                result.numbers = number  # type: ignore[attr-defined]
+                result.held = _Held(number)  # type: ignore[attr-defined]
         elif func._schema.is_mutable:
-            for result in results:
-                result.numbers = None  # type: ignore[attr-defined]
+            for leaf in touched:
+                leaf.held = None  # type: ignore[attr-defined]
         return out
 
     def _shaped(self, func: Any, args: Any, kwargs: Any, leaves: list[Tensor], computable: bool) -> Any:
@@ -85,14 +99,16 @@ class _SmallOnesKnown(TorchDispatchMode):
 
     def _places(self, index: Any) -> list[Any]:
         """An index; a mask as the places where it is true, of which there is a known number."""
-        if not isinstance(index, Tensor) or index.dtype != torch.bool or known(index) is None:
+        if not isinstance(index, Tensor) or index.dtype != torch.bool or (mask := known(index)) is None:
             return [index]
-        return [self._fake(place, index.device) for place in _really(aten.nonzero.default, (index,), {}).unbind(1)]
+        with unset_fake_temporarily():
+            places = mask.nonzero().unbind(1)
+        return [self._fake(place, index.device) for place in places]
 
     def _fake(self, real: Tensor, device: torch.device) -> Tensor:
         with self.fakes:
             fake = torch.empty(real.shape, dtype=real.dtype, device=device)
-        fake.numbers = real  # type: ignore[attr-defined]
+        fake.held = _Held(real)  # type: ignore[attr-defined]
         return fake
 
 

@@ -33,10 +33,13 @@ class Phase:
     """A part of a step.
 
     Attributes:
+        name: what it is called.
         flops: floating-point operations, a multiply-add being two.
+        seconds: on the card.
         peak: bytes at the fullest moment; `owners` tells whose they were.
     """
 
+    name: str
     flops: float = 0.0
     seconds: float = 0.0
     peak: int = 0
@@ -80,13 +83,17 @@ class Meter(TorchDispatchMode):
         self.phases: dict[str, Phase] = {}
         self.live: Counter[str] = Counter()
         self._held: dict[int, _Held] = {}
-        self._within: list[Phase] = [Phase()]
+        self._within = [Phase("")]
 
     @contextmanager
     def phase(self, name: str) -> Iterator[Phase]:
         """What happens within counts for this phase, and not for one around it."""
-        with self._into(self.phases.setdefault(name, Phase())) as phase:
+        with self._into(self.phases.setdefault(name, Phase(name))) as phase:
             yield phase
+
+    def again(self) -> None:
+        """Forget the phases so far; what is in memory stays."""
+        self.phases.clear()
 
     def claim(self, owner: str, tensors: Iterable[Tensor]) -> None:
         """From now on the memory of these tensors belongs to `owner`."""
@@ -111,12 +118,12 @@ class Meter(TorchDispatchMode):
             if torch.is_grad_enabled():
                 return work(*args, **kwargs)
             with self.phase(phase) if phase else nullcontext():
-                key = id(self._within[-1]), str(tree_map(_look, (args, kwargs)))
+                key = self._within[-1].name, str(tree_map(_look, (args, kwargs)))
                 if key in seen:
                     self._charge(*seen[key][:2])
                     return tree_map_only(_Look, _Look.again, seen[key][2])
                 before = self.live.copy()
-                with self._into(Phase()) as cost:
+                with self._into(Phase(self._within[-1].name)) as cost:
                     out = work(*args, **kwargs)
                 extra = cost.owners.copy()
                 extra.subtract(before)
@@ -202,7 +209,7 @@ class _Look:
     device: torch.device
 
     def again(self) -> Tensor:
-        return torch.empty(self.shape, dtype=self.dtype, device=self.device)
+        return torch.ones(self.shape, dtype=self.dtype, device=self.device)
 
 
 def _look(leaf: Any) -> Any:

@@ -18,12 +18,13 @@ from torch import nn
 from transformers import BatchEncoding, T5EncoderModel
 
 from besttake.embedded import embedded_model
-from besttake.models import VideoModel, families
+from besttake.models import Quantization, VideoModel, families
 from besttake.models.loading import FAULTS, class_of, empty_part
 from besttake.models.networks.opensora import OpenSoraPipeline, RFlowScheduler, part_of
 from besttake.models.networks.opensora_vae import VideoAutoencoderPipeline
 from besttake.models.networks.stdit3 import STDiT3
 from besttake.models.opensora import OpenSora
+from besttake.models.quantization import quantize
 from besttake.plan.imagined import CARD, unimagined
 
 ARCHITECTURES = Path(__file__).parent / "architectures"
@@ -31,12 +32,15 @@ ARCHITECTURES = Path(__file__).parent / "architectures"
 Claim = Callable[[str, nn.Module], None]
 
 
-def skeleton(source: str, dtype: torch.dtype, claim: Claim = lambda owner, part: None) -> VideoModel:
+def skeleton(
+    source: str, dtype: torch.dtype, claim: Claim = lambda name, part: None, bits: Quantization = "none"
+) -> VideoModel:
     """The model as `load_model` gives it on a graphics card, on CARD; to be called where tensors are imagined.
 
     Args:
         source: folder or hub id, whose configurations are enough, or the name of an embedded model.
         claim: told of each part's name when its weights are there.
+        bits: what the weights of the denoiser's blocks are held in.
 
     Raises:
         ValueError: there are no such configurations, or they are broken.
@@ -58,7 +62,8 @@ def skeleton(source: str, dtype: torch.dtype, claim: Claim = lambda owner, part:
             pipeline = _open_sora(folder) if issubclass(family, OpenSora) else _pipeline(folder)
         for name, part in pipeline.components.items():
             if name.startswith("transformer") and part is not None:
-                claim(name, filled(part, dtypes.get(name, dtype)))
+                place = CARD if bits == "none" else torch.device("cpu")
+                claim(name, quantize(filled(part, dtypes.get(name, dtype), place), bits, str(CARD)))
         model = family(pipeline, folder)
     except FAULTS as error:
         raise ValueError(f"the configurations of '{source}' do not make a model: {error}") from error
@@ -85,8 +90,8 @@ def configurations(source: str) -> str:
         ) from error
 
 
-def filled(part: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """An empty part with imagined weights on CARD, in the dtypes that reading a checkpoint gives."""
+def filled(part: nn.Module, dtype: torch.dtype, place: torch.device = CARD) -> nn.Module:
+    """An empty part with imagined weights, in the dtypes that reading a checkpoint gives."""
     exact = set(getattr(part, "_keep_in_fp32_modules_strict", None) or ())
     if isinstance(part, diffusers.ModelMixin):
         exact |= set(part._keep_in_fp32_modules or ())
@@ -94,12 +99,14 @@ def filled(part: nn.Module, dtype: torch.dtype) -> nn.Module:
         for name, weight in module._parameters.items():
             if weight is not None:
                 held = torch.float32 if exact & {*path.split("."), name} else dtype
-                imagined = torch.empty(weight.shape, dtype=held, device=CARD)
+                imagined = torch.empty(weight.shape, dtype=held, device=place)
                 module._parameters[name] = nn.Parameter(imagined, requires_grad=False)
         for name, buffer in module._buffers.items():
             if buffer is not None:
-                there = torch.empty(buffer.shape, dtype=buffer.dtype, device="cpu") if buffer.is_meta else buffer
-                module._buffers[name] = there.to(CARD)
+                read = buffer.is_floating_point() and name not in module._non_persistent_buffers_set
+                held = dtype if read else buffer.dtype
+                known = buffer if not buffer.is_meta else torch.empty(buffer.shape, device="cpu")
+                module._buffers[name] = known.to(place, held)
     return part
 
 
