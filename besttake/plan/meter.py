@@ -6,6 +6,7 @@ that of its arithmetic or that of reading and writing its tensors, whichever is 
 
 from __future__ import annotations
 
+import functools
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -114,6 +115,7 @@ class Meter(TorchDispatchMode):
         """
         seen: dict[Any, tuple[Phase, Counter[str], Any]] = {}
 
+        @functools.wraps(work)
         def replayed(*args: Any, **kwargs: Any) -> Any:
             if torch.is_grad_enabled():
                 return work(*args, **kwargs)
@@ -215,7 +217,7 @@ class _Look:
 def _look(leaf: Any) -> Any:
     if isinstance(leaf, Tensor):
         return _Look(tuple(leaf.shape), leaf.dtype, leaf.device)
-    return id(leaf) if isinstance(leaf, nn.Module) else leaf
+    return id(leaf) if isinstance(leaf, nn.Module) else type(leaf) if isinstance(leaf, str | torch.Generator) else leaf
 
 
 def _attention(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -143,7 +143,7 @@ class _Step:
     def evaluate(self) -> None:
         config = self.config.evaluation
         with self.meter.phase("evaluate"):
-            generate(self.model, self._some(min(config.count, config.rollout.batch)), config.rollout)
+            generate(self.policy, self._some(min(config.count, config.rollout.batch)), config.rollout)
 
     def _take(self) -> None:
         """The takes of a step; of RealDPO's only a batch is in memory."""
@@ -176,10 +176,17 @@ class _Step:
             yield Prompt(text, first_frame=first_frame) if first_frame else text
 
     def _measure_once(self) -> None:
-        model: Any = self.model
-        model.embed = self.meter.once(model.embed, "prompts")
-        model.decode = self.meter.once(model.decode, "decode")
-        model.encode, model.predict = self.meter.once(model.encode), self.meter.once(model.predict)
+        """Have what is done many times alike be run a single time."""
+        model, once, sampler_of = self.model, self.meter.once, self.model.sampler
+
+        def sampler(steps: int, shape: Sequence[int]) -> Any:
+            sampler = sampler_of(steps, shape)
+            sampler.step = once(sampler.step)
+            return sampler
+
+        alike = {"embed": once(model.embed, "prompts"), "decode": once(model.decode, "decode"), "sampler": sampler}
+        alike |= {"encode": once(model.encode), "predict": once(model.predict)}
+        vars(model).update(alike)
 
     def _remember(self) -> None:
         """What is there from the second step on: the optimizer's moments and, between updates, gradients."""
