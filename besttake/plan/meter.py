@@ -7,6 +7,7 @@ that of its arithmetic or that of reading and writing its tensors, whichever is 
 from __future__ import annotations
 
 import functools
+import itertools
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -98,7 +99,7 @@ class Meter(TorchDispatchMode):
 
     def claim(self, owner: str, tensors: Iterable[Tensor]) -> None:
         """From now on the memory of these tensors belongs to `owner`."""
-        for tensor in filter(self._is_here, tensors):
+        for tensor in filter(self._is_here, itertools.chain.from_iterable(map(plain, tensors))):
             self._note(tensor)
             held = self._held[tensor.untyped_storage()._cdata]
             self.live[held.owner] -= held.size
@@ -179,7 +180,7 @@ class Meter(TorchDispatchMode):
 
     def _is_here(self, leaf: Any) -> bool:
         device = leaf.fake_device if isinstance(leaf, FakeTensor) else getattr(leaf, "device", None)
-        return device == self.device and isinstance(leaf, Tensor)
+        return device == self.device and isinstance(leaf, Tensor) and not hasattr(leaf, "__tensor_flatten__")
 
     def _note(self, tensor: Tensor) -> None:
         """Count a tensor's memory until nobody holds it."""
@@ -193,6 +194,13 @@ class Meter(TorchDispatchMode):
     def _free(self, key: int) -> None:
         held = self._held.pop(key)
         self.live[held.owner] -= held.size
+
+
+def plain(tensor: Tensor) -> list[Tensor]:
+    """A tensor, or the plain ones that a quantized or a sharded one is made of."""
+    if not hasattr(tensor, "__tensor_flatten__"):
+        return [tensor]
+    return [part for name in tensor.__tensor_flatten__()[0] for part in plain(getattr(tensor, name))]
 
 
 @dataclass

@@ -55,20 +55,18 @@ def skeleton(
         with unimagined():
             part = _empty(folder, name, cls)
         claim(name, filled(part, dtype))
-        return part
+        return model.thrifty(part) if name == "vae" else part
 
     try:
         with unimagined():
             pipeline = _open_sora(folder) if issubclass(family, OpenSora) else _pipeline(folder)
         for name, part in pipeline.components.items():
             if name.startswith("transformer") and part is not None:
-                place = CARD if bits == "none" else torch.device("cpu")
-                claim(name, quantize(filled(part, dtypes.get(name, dtype), place), bits, str(CARD)))
-        model = family(pipeline, folder)
+                claim(name, _in_bits(filled(part, dtypes.get(name, dtype)), bits))
+        model: Any = family(pipeline, folder)
     except FAULTS as error:
         raise ValueError(f"the configurations of '{source}' do not make a model: {error}") from error
-    model.source, model.dtypes, model.frugal = source, dtypes, True
-    model.read = read  # type: ignore[method-assign]
+    model.source, model.dtypes, model.frugal, model.read = source, dtypes, True, read
     return model
 
 
@@ -90,8 +88,8 @@ def configurations(source: str) -> str:
         ) from error
 
 
-def filled(part: nn.Module, dtype: torch.dtype, place: torch.device = CARD) -> nn.Module:
-    """An empty part with imagined weights, in the dtypes that reading a checkpoint gives."""
+def filled(part: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """An empty part with imagined weights on CARD, in the dtypes that reading a checkpoint gives."""
     exact = set(getattr(part, "_keep_in_fp32_modules_strict", None) or ())
     if isinstance(part, diffusers.ModelMixin):
         exact |= set(part._keep_in_fp32_modules or ())
@@ -99,14 +97,14 @@ def filled(part: nn.Module, dtype: torch.dtype, place: torch.device = CARD) -> n
         for name, weight in module._parameters.items():
             if weight is not None:
                 held = torch.float32 if exact & {*path.split("."), name} else dtype
-                imagined = torch.empty(weight.shape, dtype=held, device=place)
+                imagined = torch.empty(weight.shape, dtype=held, device=CARD)
                 module._parameters[name] = nn.Parameter(imagined, requires_grad=False)
         for name, buffer in module._buffers.items():
             if buffer is not None:
                 read = buffer.is_floating_point() and name not in module._non_persistent_buffers_set
                 held = dtype if read else buffer.dtype
                 known = buffer if not buffer.is_meta else torch.empty(buffer.shape, device="cpu")
-                module._buffers[name] = known.to(place, held)
+                module._buffers[name] = known.to(CARD, held)
     return part
 
 
@@ -126,6 +124,11 @@ class Tokens:
             return BatchEncoding(row)
         rows = 1 if isinstance(text, str) else len(text)
         return BatchEncoding({name: [values] * rows for name, values in row.items()}, tensor_type=return_tensors)
+
+
+def _in_bits(part: nn.Module, bits: Quantization) -> nn.Module:
+    """A denoiser in fewer bits; the work is done off the card, since torchao forgets which of two CPUs it is on."""
+    return quantize(part.to("cpu"), bits, "cpu").to(CARD) if bits != "none" else part
 
 
 def _pipeline(folder: str) -> Any:

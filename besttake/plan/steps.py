@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from besttake.algorithms.losses import dpo, drawn_errors, sft_error
 from besttake.configuration import algorithm_of
+from besttake.distributed import backward
 from besttake.plan.critics import Critics, ask
 from besttake.plan.imagined import CARD, imagined
 from besttake.plan.meter import Meter, Pace, Phase
@@ -99,6 +100,8 @@ class _Step:
         self.config, self.meter, self.shape = config, meter, shape_of(config)
         self.critics = Critics(config, meter)
         self.model = skeleton(config.model, getattr(torch, config.dtype), self._claim, config.quantize)
+        if config.tiling:
+            self.model.tile()
         self.policy = Policy(self.model, config.policy, config.seed)
         self.optimizer: Any = adamw(config.optim, self.policy.trainable.values())
         self.prompts = self._prompts(picture if self.model.needs_first_frame else None)
@@ -127,7 +130,7 @@ class _Step:
     def train(self) -> None:
         config, policy = self.config, self.policy
         with self.meter.phase("train"):
-            self._loss().backward()
+            backward(self._loss(), list(policy.trainable.values()))
             nn.utils.clip_grad_norm_(policy.trainable.values(), config.optim.clip, foreach=True)
             self.optimizer.step()
             self._forget_gradients()
