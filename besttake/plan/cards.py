@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
 
 
@@ -47,13 +46,14 @@ CARDS = {
 
 
 def find_card(name: str) -> Card:
-    """A card by its name, however it is spelt; ValueError if there is none."""
-    spelt = {_plain(known): card for known, card in CARDS.items()}
-    if _plain(name) in spelt:
-        return spelt[_plain(name)]
-    near = difflib.get_close_matches(_plain(name), spelt, 1)
-    advice = f"did you mean {spelt[near[0]].name}?" if near else f"there are {', '.join(CARDS)}"
-    raise ValueError(f"there is no card '{name}' in the table; {advice}")
+    """A card by its name, or by a part that no other's has, however it is spelt; ValueError if there is none."""
+    asked = _plain(name)
+    alike = [card for card in CARDS.values() if asked in _plain(card.name)]
+    exact = [card for card in alike if asked == _plain(card.name)]
+    if len(exact or alike) == 1:
+        return (exact or alike)[0]
+    known = ", ".join(card.name for card in alike or CARDS.values())
+    raise ValueError(f"there {'are several cards' if alike else 'is no card'} '{name}'; give one of {known}")
 
 
 def _plain(name: str) -> str:

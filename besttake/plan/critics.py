@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from besttake.distributed import share
 from besttake.plan.imagined import CARD
 from besttake.plan.meter import Meter
 from besttake.rewards import load_reward
@@ -17,27 +18,26 @@ from besttake.types import CriticCard, Reward
 
 
 class Critics:
-    """The critics of a recipe that are on its own card.
-
-    Attributes:
-        unasked: those whose work is not counted, since their networks are not here.
-    """
+    """The critics of a recipe that are on its own card: those it is trained on, and those that watch."""
 
     def __init__(self, config: Any, meter: Meter):
-        trained_on = [name for name in _trained_on(config) if not _elsewhere(name, config)]
-        watched = [name for name in config.monitor.rewards if config.monitor.every and not _elsewhere(name, config)]
-        cards = {name: card_of(name) for name in (*trained_on, *watched)}
-        self.unasked = sorted(name for name, card in cards.items() if card.memory)
-        self.trained_on = _loaded(trained_on, self.unasked)
-        self.watched = _loaded(watched, self.unasked)
-        sizes = [cards[name].memory for name in (*trained_on, *watched)]  # one that does both is there twice
+        networks = unasked(config)
+        self.trained_on = _loaded(_trained_on(config), networks)
+        self.watched = _loaded(_watching(config), networks)
+        sizes = [card_of(name).memory for name in (*_trained_on(config), *_watching(config))]  # each has its own copy
         self.weights = [torch.empty(int(size * 1e9), dtype=torch.uint8, device=CARD) for size in sizes]
         meter.claim("critics", self.weights)
 
 
+def unasked(config: Any) -> list[str]:
+    """Critics whose work is not counted, since their networks are not here."""
+    return sorted({name for name in (*_trained_on(config), *_watching(config)) if card_of(name).memory})
+
+
 def ask(critics: Iterable[Reward], takes: Rollout, fps: float) -> list[Tensor]:
-    """What critics say of takes."""
-    return [critic(takes.videos, takes.prompts, fps).values for critic in critics]
+    """What critics say of takes, of this process's share."""
+    prompts = [takes.prompts[row] for row in share(len(takes.prompts))]
+    return [critic(takes.videos, prompts, fps).values for critic in critics]
 
 
 def card_of(name: str) -> CriticCard:
@@ -49,13 +49,16 @@ def card_of(name: str) -> CriticCard:
 
 
 def _trained_on(config: Any) -> list[str]:
-    return list(config.reward.chosen) if hasattr(config, "reward") else []
+    return _here(config.reward.chosen, config.reward.judges) if hasattr(config, "reward") else []
 
 
-def _elsewhere(name: str, config: Any) -> bool:
-    """Whether a critic is a server, a judge behind an endpoint, or a folder of somebody's own."""
-    judges = config.reward.judges if hasattr(config, "reward") else {}
-    return name.startswith(("http://", "https://")) or name in judges or "/" in name
+def _watching(config: Any) -> list[str]:
+    return _here(config.monitor.rewards) if config.monitor.every else []
+
+
+def _here(names: Iterable[str], judges: Iterable[str] = ()) -> list[str]:
+    """Those that are no servers, no judges behind an endpoint, and no files of somebody's own."""
+    return [name for name in names if name not in judges and "/" not in name and not name.endswith(".yaml")]
 
 
 def _loaded(names: Iterable[str], without: Iterable[str]) -> list[Reward]:

@@ -31,9 +31,7 @@ SHAPED_BY_NUMBERS = {aten.nonzero.default, aten._local_scalar_dense.default, ate
 @contextmanager
 def imagined() -> Iterator[None]:
     """Within this context no tensor takes memory, and CARD is there."""
-    fakes = FakeTensorMode(allow_non_fake_inputs=True)
-    # The mode's notes on its tensors are weak references, with which `module.to` would refuse to work.
-    fakes.fake_tensor_converter.set_tensor_memo = lambda tensor, fake: None  # type: ignore[method-assign]
+    fakes = _Fakes(allow_non_fake_inputs=True)
     with fakes, _SmallOnesKnown(fakes):
         yield
 
@@ -59,6 +57,18 @@ class _Held:
     def __deepcopy__(self, memo: dict) -> _Held:
         with unimagined():
             return _Held(self.numbers.clone())
+
+
+class _Fakes(FakeTensorMode):
+    """PyTorch's mode, in which modules can be moved and copied as elsewhere."""
+
+    def __init__(self, **settings: Any):
+        super().__init__(**settings)
+        # Its notes are weak references to tensors, which `module.to` takes for somebody's interest in them.
+        self.fake_tensor_converter.set_tensor_memo = lambda tensor, fake: None  # type: ignore[method-assign]
+
+    def __deepcopy__(self, memo: dict) -> _Fakes:
+        return self  # a tensor's copy is of the same mode
 
 
 class _SmallOnesKnown(TorchDispatchMode):

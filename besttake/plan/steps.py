@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import itertools
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from besttake.distributed import backward
 from besttake.plan.critics import Critics, ask
 from besttake.plan.imagined import CARD, imagined
 from besttake.plan.meter import Meter, Pace, Phase
+from besttake.plan.processes import first_of
 from besttake.plan.skeletons import skeleton
 from besttake.policy import Policy
 from besttake.rollout import Rollout, generate
@@ -32,6 +34,14 @@ from besttake.types import Prompt
 
 PARTS = ("encode", "sample", "score", "train", "watch", "evaluate")
 """What a recipe does: its step, what comes before it, and what is done beside."""
+
+STEP = ("prompts", "sample", "decode", "score", "train")
+"""The phases of a step."""
+
+PART_OF = dict(zip(STEP, ("sample", "sample", "sample", "score", "train"), strict=True)) | {
+    part: part for part in PARTS if part not in STEP
+}
+"""The part of a recipe that a phase is found out in."""
 
 OWNERS = {"transformer": "weights", "transformer_2": "weights", "vae": "autoencoder", "text_encoder": "text encoder"}
 
@@ -69,19 +79,26 @@ def shape_of(config: Any) -> Shape:
     raise ValueError(f"there is no plan of {algorithm_of(config)}: tell its shape in besttake/plan/steps.py")
 
 
-def measure(config: Any, pace: Pace, parts: Iterable[str] = PARTS) -> dict[str, Phase]:
+def measure(config: Any, pace: Pace, gpus: int = 1, parts: Iterable[str] = PARTS) -> dict[str, Phase]:
     """The phases of a step, from the second one on, when all that lasts is there; and of what is done beside steps.
 
     "encode" is of one real clip, "watch" of one look of the monitor, "evaluate" of one batch of takes.
 
     Args:
+        gpus: cards, each with a process and its share of the rows; what is measured is the first.
         parts: those that are wanted.
 
     Raises:
         ValueError: the model cannot be had, or cannot take the clips' size.
     """
     found: dict[str, Phase] = {}
-    with _black_picture() as picture, imagined(), Meter(CARD, pace) as meter:
+    with (
+        warnings.catch_warnings(action="ignore"),  # of an unusual device; a run of the recipe has its own
+        first_of(gpus, config.parallel),
+        _black_picture() as picture,
+        imagined(),
+        Meter(CARD, pace) as meter,
+    ):
         step = _Step(config, meter, picture)
         for part in parts:
             if part == "sample":
@@ -155,6 +172,7 @@ class _Step:
         for start in range(0, shape.rows, whole):
             rows = min(whole, shape.rows - start)
             self.takes = generate(self.policy, self._some(rows), config, n=shape.takes, decode=shape.scored)
+            self.meter.claim("takes", [self.takes.videos, self.takes.latents])
 
     def _some(self, count: int) -> list[str]:
         return [next(self.prompts) for _ in range(count)]
@@ -215,6 +233,11 @@ class _Step:
 
     def _claim(self, name: str, part: nn.Module) -> None:
         self.meter.claim(OWNERS.get(name, name.replace("_", " ")), [*part.parameters(), *part.buffers()])
+
+
+def fullest(phases: Mapping[str, Phase]) -> Phase:
+    """The phase that takes the most memory, of those while training; an evaluation has its card to itself."""
+    return max((phase for name, phase in phases.items() if name != "evaluate"), key=lambda phase: phase.peak)
 
 
 def together(name: str, phases: Iterable[Phase]) -> Phase:
