@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import logging
 import os
 import sys
@@ -30,6 +31,7 @@ USAGE = f"""besttake {__version__}: post-train video diffusion models on prefere
 
   besttake demo                    the main job on an embedded model, in minutes on two CPU cores
   besttake train RECIPE [flags]    train; the same command again resumes
+  besttake plan RECIPE [flags]     what training will cost on a card: memory, seconds, hours; what to do if it does not fit
   besttake generate [flags]        shoot takes of prompts
   besttake score [flags]           score takes with a critic; write preference pairs
   besttake score --benchmark FILE  which critics rank like people? on votes; --reward for each critic
@@ -131,6 +133,25 @@ def with_flags(config: Any, flags: list[str], command: str) -> Any:
     if reward and changed.reward.name == reward.name and not changed.reward.weights:
         return replace(changed, reward=replace(changed.reward, weights=reward.weights))
     return changed
+
+
+def plan(arguments: list[str]) -> None:
+    """besttake plan RECIPE [--card NAME] [--gpus N] [--json] [the recipe's flags]"""
+    from besttake.plan import PlanConfig, make_plan
+    from besttake.plan.table import as_json, table, times, verdict
+
+    if not arguments or arguments[0].startswith("-"):
+        tyro.cli(PlanConfig, args=["--help"], prog="besttake plan RECIPE")
+    recipe, *flags = arguments
+    asked, rest = tyro.cli(PlanConfig, args=flags, prog=f"besttake plan {recipe}", return_unknown_args=True)
+    config = with_flags(read_recipe(recipe), rest, f"besttake plan {recipe}")
+    with Console(stderr=True).status("running one step without weights"):
+        made = make_plan(config, asked)
+    if asked.json:
+        print(json.dumps(as_json(made), indent=1))
+        return
+    console.print(table(made))
+    console.print(f"{times(made)}\n{verdict(made)}", highlight=False, soft_wrap=True)
 
 
 def train_and_report(config: Any) -> None:
@@ -298,6 +319,7 @@ def _list_recipes() -> None:
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "demo": demo,
     "train": train,
+    "plan": plan,
     "generate": generate,
     "score": score,
     "report": report,

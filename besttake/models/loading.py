@@ -86,7 +86,7 @@ def read_pipeline(
                 parts[name] = entry  # a setting
             elif entry[0] is None:
                 parts[name] = None
-            elif not issubclass(cls := _class(*entry), nn.Module):
+            elif not issubclass(cls := class_of(*entry), nn.Module):
                 parts[name] = cls.from_pretrained(source, subfolder=name)
             elif name.startswith("transformer"):
                 place = "cpu" if offload or bits != "none" else device
@@ -99,7 +99,7 @@ def read_pipeline(
         raise ValueError(f"the model in '{source}' does not load: {error}") from error
 
 
-def _class(library: str, name: str) -> Any:
+def class_of(library: str, name: str) -> Any:
     """A class named in a `model_index.json`: of diffusers, of transformers, or of one of diffusers' pipelines."""
     return getattr(getattr(diffusers.pipelines, library, None) or importlib.import_module(library), name)
 

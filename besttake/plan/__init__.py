@@ -1,0 +1,117 @@
+"""What a recipe will cost, before there are weights or a graphics card: memory, arithmetic, seconds, hours.
+
+`steps` runs the library's own code on an imagined card (`imagined`), on models made from their configurations
+(`skeletons`), under a meter (`meter`); `advice` does so again with other settings. Nothing here is a table of results.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from besttake.configuration import algorithm_of
+from besttake.data.real import find_clips
+from besttake.plan.advice import Advice, advise
+from besttake.plan.cards import Card, find_card
+from besttake.plan.critics import unasked
+from besttake.plan.meter import Pace, Phase
+from besttake.plan.steps import STEP, fullest, measure, shape_of
+
+__all__ = ["Plan", "PlanConfig", "make_plan"]
+
+
+@dataclass(frozen=True)
+class PlanConfig:
+    """What the recipe is planned for; the recipe's own flags may follow."""
+
+    card: str = "H100"
+    """A name of besttake/plan/cards.py."""
+    gpus: int = 1
+    """So many cards, each with its share of every step's takes and clips."""
+    efficiency: float = 0.5
+    """Share of the card's published rate that matrix products reach."""
+    reserve: float = 1.5
+    """GiB that are not for tensors: CUDA's own, and gaps between allocations."""
+    json: bool = False
+    """Print the plan as JSON."""
+
+    def __post_init__(self):
+        if self.gpus < 1 or not 0 < self.efficiency <= 1 or self.reserve < 0:
+            raise ValueError(
+                f"gpus is {self.gpus}, efficiency {self.efficiency} and reserve {self.reserve}; "
+                "expected 1 or more, a share in (0, 1], and 0 or more"
+            )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """
+    Attributes:
+        room: bytes for tensors on the card.
+        phases: of the first card, by name: those of a step, then what is done beside.
+        hours: of all cards' time together, by what they do.
+        advice: what makes it fit, where it does not.
+        uncounted: critics whose work is not in it; their weights are.
+    """
+
+    card: Card
+    gpus: int
+    room: float
+    phases: dict[str, Phase]
+    hours: dict[str, float]
+    advice: list[Advice] = field(default_factory=list)
+    uncounted: list[str] = field(default_factory=list)
+
+    @property
+    def peak(self) -> Phase:
+        """The phase that takes the most memory."""
+        return fullest(self.phases)
+
+    @property
+    def step(self) -> float:
+        """Seconds of a step."""
+        return sum(phase.seconds for name, phase in self.phases.items() if name in STEP)
+
+
+def make_plan(config: Any, asked: PlanConfig) -> Plan:
+    """The plan of a recipe's config.
+
+    Raises:
+        ValueError: there is no such card, or no such model, or it cannot take the clips' size.
+    """
+    card = find_card(asked.card)
+    pace, room = Pace(card, asked.efficiency), (card.memory - asked.reserve) * 2**30
+    phases = measure(config, pace, asked.gpus)
+    advice = advise(config, phases, room, pace, asked.gpus)
+    return Plan(card, asked.gpus, room, phases, hours(config, phases, asked.gpus), advice, unasked(config))
+
+
+def hours(config: Any, phases: dict[str, Phase], gpus: int) -> dict[str, float]:
+    """Hours of all cards together; what only the first does counts once.
+
+    RealDPO shoots for a clip whose takes are old; if the clips are not at hand, as if none came twice meanwhile.
+    """
+    clips, per_step = _clips(config), shape_of(config).rows
+    steps, watch, evaluation = config.steps, config.monitor, config.evaluation
+    shots = min(1.0, clips / (per_step * (config.renew_every or steps))) if hasattr(config, "renew_every") else 1.0
+    each = {name: phases[name].seconds if name in phases else 0.0 for name in (*STEP, "encode", "watch", "evaluate")}
+    seconds = {
+        "encoding": each["encode"] * min(clips, steps * per_step),
+        "sampling": (each["prompts"] + each["sample"] + each["decode"]) * steps * shots * gpus,
+        "scoring": each["score"] * steps * gpus,
+        "training": each["train"] * steps * gpus,
+        "watching": each["watch"] * (math.ceil(steps / watch.every) + 1) * gpus if watch.every else 0.0,
+        "evaluation": each["evaluate"] * 2 * evaluation.count / min(evaluation.count, evaluation.rollout.batch),
+    }
+    return {name: time / 3600 for name, time in seconds.items() if time}
+
+
+def _clips(config: Any) -> float:
+    """Real clips of a recipe; without end if they are not at hand."""
+    if algorithm_of(config) not in ("realdpo", "sft"):
+        return 0.0
+    try:
+        return len(find_clips(config.data, skip_bad=True))
+    except ValueError:
+        return math.inf

@@ -1,0 +1,65 @@
+"""Critics on the imagined card: those that are arithmetic are asked, of networks their published size counts."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from besttake.distributed import share
+from besttake.plan.imagined import CARD
+from besttake.plan.meter import Meter
+from besttake.rewards import load_reward
+from besttake.rollout import Rollout
+from besttake.types import CriticCard, Reward
+
+
+class Critics:
+    """The critics of a recipe that are on its own card: those it is trained on, and those that watch."""
+
+    def __init__(self, config: Any, meter: Meter):
+        networks = unasked(config)
+        self.trained_on = _loaded(_trained_on(config), networks)
+        self.watched = _loaded(_watching(config), networks)
+        sizes = [card_of(name).memory for name in (*_trained_on(config), *_watching(config))]  # each has its own copy
+        self.weights = [torch.empty(int(size * 1e9), dtype=torch.uint8, device=CARD) for size in sizes]
+        meter.claim("critics", self.weights)
+
+
+def unasked(config: Any) -> list[str]:
+    """Critics whose work is not counted, since their networks are not here."""
+    return sorted({name for name in (*_trained_on(config), *_watching(config)) if card_of(name).memory})
+
+
+def ask(critics: Iterable[Reward], takes: Rollout, fps: float) -> list[Tensor]:
+    """What critics say of takes, of this process's share."""
+    prompts = [takes.prompts[row] for row in share(len(takes.prompts))]
+    return [critic(takes.videos, prompts, fps).values for critic in critics]
+
+
+def card_of(name: str) -> CriticCard:
+    """What a critic says of itself, without its weights."""
+    module = importlib.import_module(f"besttake.rewards.{name.replace('-', '_').replace(' ', '_')}")
+    own = [thing for thing in vars(module).values() if getattr(thing, "__module__", "") == module.__name__]
+    found = [getattr(thing, "card", None) for thing in own] + list(vars(module).values())
+    return next(card for card in found if isinstance(card, CriticCard))
+
+
+def _trained_on(config: Any) -> list[str]:
+    return _here(config.reward.chosen, config.reward.judges) if hasattr(config, "reward") else []
+
+
+def _watching(config: Any) -> list[str]:
+    return _here(config.monitor.rewards) if config.monitor.every else []
+
+
+def _here(names: Iterable[str], judges: Iterable[str] = ()) -> list[str]:
+    """Those that are no servers, no judges behind an endpoint, and no files of somebody's own."""
+    return [name for name in names if name not in judges and "/" not in name and not name.endswith(".yaml")]
+
+
+def _loaded(names: Iterable[str], without: Iterable[str]) -> list[Reward]:
+    return [load_reward(name, str(CARD)) for name in names if name not in without]

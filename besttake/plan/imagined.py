@@ -1,0 +1,130 @@
+"""A card that is not there: tensors without memory, on which the library's own code runs as it would on a real one.
+
+Every tensor is fake (PyTorch's `FakeTensorMode`): it has a shape, a dtype and a device, and no numbers. Small ones keep
+their numbers all the same, since samplers look their timesteps up and text encoders their padding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+CARD = torch.device("cpu", 1)
+"""The card: a second CPU, which no machine has. It needs no driver, and is still another device than the host's."""
+
+SMALL = 2**15
+"""Tensors of up to so many numbers keep them."""
+
+aten = torch.ops.aten
+SHAPED_BY_NUMBERS = {aten.nonzero.default, aten._local_scalar_dense.default, aten.masked_select.default}
+"""Operations whose result's shape, or whose result, is a matter of the numbers."""
+
+
+@contextmanager
+def imagined() -> Iterator[None]:
+    """Within this context no tensor takes memory, and CARD is there."""
+    fakes = _Fakes(allow_non_fake_inputs=True)
+    with fakes, _SmallOnesKnown(fakes):
+        yield
+
+
+unimagined = _disable_current_modes
+"""Within this context tensors are what they are elsewhere."""
+
+
+def known(tensor: Tensor) -> Tensor | None:
+    """The numbers of a tensor, on the CPU, if it has any."""
+    if isinstance(tensor, FakeTensor):
+        held = getattr(tensor, "held", None)
+        return held and held.numbers
+    return tensor if tensor.numel() <= SMALL else None
+
+
+@dataclass
+class _Held:
+    """The numbers of a small fake tensor, which it carries with it."""
+
+    numbers: Tensor
+
+    def __deepcopy__(self, memo: dict) -> _Held:
+        with unimagined():
+            return _Held(self.numbers.clone())
+
+
+class _Fakes(FakeTensorMode):
+    """PyTorch's mode, in which modules can be moved and copied as elsewhere."""
+
+    def __init__(self, **settings: Any):
+        super().__init__(**settings)
+        # Its notes are weak references to tensors, which `module.to` takes for somebody's interest in them.
+        self.fake_tensor_converter.set_tensor_memo = lambda tensor, fake: None  # type: ignore[method-assign]
+
+    def __deepcopy__(self, memo: dict) -> _Fakes:
+        return self  # a tensor's copy is of the same mode
+
+
+class _SmallOnesKnown(TorchDispatchMode):
+    """Does small operations on known numbers for real, beside the fake ones."""
+
+    def __init__(self, fakes: FakeTensorMode):
+        super().__init__()
+        self.fakes = fakes
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func.namespace == "prim":  # what device?
+            return func(*args, **kwargs)
+        if func is aten.index.Tensor:
+            args = args[0], [place for index in args[1] for place in self._places(index)]
+        leaves = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        numbers = [known(leaf) for leaf in leaves]
+        computable = all(number is not None for number in numbers)
+        if func in SHAPED_BY_NUMBERS:
+            return self._shaped(func, args, kwargs, leaves, computable)
+        out = func(*args, **kwargs)
+        results = [leaf for leaf in tree_leaves(out) if isinstance(leaf, FakeTensor)]
+        touched = results or (leaves if func._schema.is_mutable else [])  # what works on lists in place returns nothing
+        if touched and computable and all(leaf.numel() <= SMALL for leaf in touched):
+            real = [leaf for leaf in tree_leaves(_really(func, args, kwargs)) if isinstance(leaf, Tensor)]
+            for result, number in zip(results, real, strict=True):
+                result.held = _Held(number)  # type: ignore[attr-defined]
+        elif func._schema.is_mutable:
+            for leaf in touched:
+                leaf.held = None  # type: ignore[attr-defined]
+        return out
+
+    def _shaped(self, func: Any, args: Any, kwargs: Any, leaves: list[Tensor], computable: bool) -> Any:
+        if not computable:
+            raise NotImplementedError(f"{func} asks for numbers that are not known before there are weights")
+        real = _really(func, args, kwargs)
+        return self._fake(real, leaves[0].device) if isinstance(real, Tensor) else real
+
+    def _places(self, index: Any) -> list[Any]:
+        """An index; a mask as the places where it is true, of which there is a known number."""
+        if not isinstance(index, Tensor) or index.dtype != torch.bool or (mask := known(index)) is None:
+            return [index]
+        with unset_fake_temporarily():
+            places = mask.nonzero().unbind(1)
+        return [self._fake(place, index.device) for place in places]
+
+    def _fake(self, real: Tensor, device: torch.device) -> Tensor:
+        with self.fakes:
+            fake = torch.empty(real.shape, dtype=real.dtype, device=device)
+        fake.held = _Held(real)  # type: ignore[attr-defined]
+        return fake
+
+
+def _really(func: Any, args: Any, kwargs: Any) -> Any:
+    """What an operation gives for known numbers, on the CPU."""
+    args, kwargs = tree_map_only(Tensor, known, (args, kwargs))
+    kwargs = {name: value for name, value in kwargs.items() if name not in ("device", "pin_memory")}
+    with unset_fake_temporarily():
+        return func(*args, **kwargs)

@@ -1,0 +1,162 @@
+"""Models without weights, from their configurations alone: of a folder, of the hub, or of those that come along.
+
+`architectures/` holds the widths and depths of the models of the recipes, as their authors published them; statistics
+of latents, which cost nothing, may be left at 0 and 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from diffusers import DiffusionPipeline
+from huggingface_hub import snapshot_download
+from torch import nn
+from transformers import BatchEncoding, T5EncoderModel
+
+from besttake.embedded import embedded_model
+from besttake.models import Quantization, VideoModel, families
+from besttake.models.loading import FAULTS, class_of, empty_part
+from besttake.models.networks.opensora import OpenSoraPipeline, RFlowScheduler, part_of
+from besttake.models.networks.opensora_vae import VideoAutoencoderPipeline
+from besttake.models.networks.stdit3 import STDiT3
+from besttake.models.opensora import OpenSora
+from besttake.models.quantization import quantize
+from besttake.plan.imagined import CARD, unimagined
+
+ARCHITECTURES = Path(__file__).parent / "architectures"
+
+Claim = Callable[[str, nn.Module], None]
+
+
+def skeleton(
+    source: str, dtype: torch.dtype, claim: Claim = lambda name, part: None, bits: Quantization = "none"
+) -> VideoModel:
+    """The model as `load_model` gives it on a graphics card, on CARD; to be called where tensors are imagined.
+
+    Args:
+        source: folder or hub id, whose configurations are enough, or the name of an embedded model.
+        claim: told of each part's name when its weights are there.
+        bits: what the weights of the denoiser's blocks are held in.
+
+    Raises:
+        ValueError: there are no such configurations, or they are broken.
+    """
+    folder = configurations(source)
+    family = next((family for family in families() if family.serves(folder)), None)
+    if family is None:
+        raise ValueError(f"no file in besttake/models/ knows the pipeline of '{source}'")
+    dtypes = {"": dtype} | dict.fromkeys(family.precise, torch.float32)
+
+    def read(name: str, cls: type, dtype: torch.dtype) -> nn.Module:
+        with unimagined():
+            part = _empty(folder, name, cls)
+        claim(name, filled(part, dtype))
+        return model.thrifty(part) if name == "vae" else part
+
+    try:
+        with unimagined():
+            pipeline = _open_sora(folder) if issubclass(family, OpenSora) else _pipeline(folder)
+        for name, part in pipeline.components.items():
+            if name.startswith("transformer") and part is not None:
+                claim(name, _in_bits(filled(part, dtypes.get(name, dtype)), bits))
+        model: Any = family(pipeline, folder)
+    except FAULTS as error:
+        raise ValueError(f"the configurations of '{source}' do not make a model: {error}") from error
+    model.source, model.dtypes, model.frugal, model.read = source, dtypes, True, read
+    return model
+
+
+def configurations(source: str) -> str:
+    """The folder of a model's configurations, those of a hub id without its weights; ValueError if there is none."""
+    source = embedded_model(source)
+    if Path(source).is_dir():
+        return source
+    shipped = ARCHITECTURES / source.replace("/", "--")
+    if shipped.is_dir():
+        return str(shipped)
+    known = ", ".join(sorted(folder.name.replace("--", "/") for folder in ARCHITECTURES.iterdir()))
+    try:
+        return snapshot_download(source, allow_patterns=["*.json", "*.model"])
+    except FAULTS as error:
+        raise ValueError(
+            f"'{source}' is no folder, and its configurations cannot be had from the hub ({error}); give a folder "
+            f"with them, the weights left out, or one of {known}"
+        ) from error
+
+
+def filled(part: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """An empty part with imagined weights on CARD, in the dtypes that reading a checkpoint gives."""
+    exact = set(getattr(part, "_keep_in_fp32_modules_strict", None) or ())
+    if isinstance(part, diffusers.ModelMixin):
+        exact |= set(part._keep_in_fp32_modules or ())
+    for path, module in part.named_modules():
+        for name, weight in module._parameters.items():
+            if weight is not None:
+                held = torch.float32 if exact & {*path.split("."), name} else dtype
+                imagined = torch.empty(weight.shape, dtype=held, device=CARD)
+                module._parameters[name] = nn.Parameter(imagined, requires_grad=False)
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                read = buffer.is_floating_point() and name not in module._non_persistent_buffers_set
+                held = dtype if read else buffer.dtype
+                known = buffer if not buffer.is_meta else torch.empty(buffer.shape, device="cpu")
+                module._buffers[name] = known.to(CARD, held)
+    return part
+
+
+class Tokens:
+    """Stands in for a tokenizer whose files are not at hand: a prompt is words without meaning, as many as fit."""
+
+    model_max_length = 512
+    words = 77
+
+    def __call__(
+        self, text: Any, padding: Any = False, max_length: int | None = None, return_tensors: Any = None, **_: Any
+    ) -> BatchEncoding:
+        told = min(self.words, max_length or self.words)
+        length = max_length if padding == "max_length" and max_length else told
+        row = {"input_ids": [1] * told + [0] * (length - told), "attention_mask": [1] * told + [0] * (length - told)}
+        if isinstance(text, str) and return_tensors is None:
+            return BatchEncoding(row)
+        rows = 1 if isinstance(text, str) else len(text)
+        return BatchEncoding({name: [values] * rows for name, values in row.items()}, tensor_type=return_tensors)
+
+
+def _in_bits(part: nn.Module, bits: Quantization) -> nn.Module:
+    """A denoiser in fewer bits; the work is done off the card, since torchao forgets which of two CPUs it is on."""
+    return quantize(part.to("cpu"), bits, "cpu").to(CARD) if bits != "none" else part
+
+
+def _pipeline(folder: str) -> Any:
+    """A diffusers pipeline, its networks empty."""
+    index: Any = DiffusionPipeline.load_config(folder)
+    parts: dict[str, Any] = {}
+    for name, entry in index.items():
+        if name.startswith("_"):
+            continue
+        if not isinstance(entry, (list, tuple)) or entry[0] is None:
+            parts[name] = entry if not isinstance(entry, (list, tuple)) else None
+        elif issubclass(cls := class_of(*entry), nn.Module):
+            parts[name] = empty_part(folder, name, cls)
+        elif name.startswith("tokenizer") and not list(Path(folder, name).glob("*token*")):
+            parts[name] = Tokens()
+        else:
+            parts[name] = cls.from_pretrained(folder, subfolder=name)
+    return getattr(diffusers, index["_class_name"])(**parts)
+
+
+def _open_sora(folder: str) -> OpenSoraPipeline:
+    tokenizer: Any = Tokens()
+    encoder = _empty(folder, "text_encoder", T5EncoderModel)
+    vae = _empty(folder, "vae", VideoAutoencoderPipeline)
+    return OpenSoraPipeline(tokenizer, encoder, vae, STDiT3.empty(folder), RFlowScheduler())
+
+
+def _empty(folder: str, name: str, cls: Any) -> Any:
+    if issubclass(cls, VideoAutoencoderPipeline):
+        return cls.empty(part_of(folder, name)).requires_grad_(False)
+    return empty_part(folder, name, cls).requires_grad_(False)

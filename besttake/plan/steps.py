@@ -1,0 +1,257 @@
+"""One training step of a recipe, run on the imagined card: the library's own code, with a meter on it.
+
+Only the algorithms' loops are told here once more, in a table: how many takes are shot and how many clips the loss is
+of. What sampling, decoding and the loss do, and hold in memory meanwhile, is found out by doing it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import tempfile
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from besttake.algorithms.losses import dpo, drawn_errors, sft_error
+from besttake.configuration import algorithm_of
+from besttake.distributed import backward
+from besttake.plan.critics import Critics, ask
+from besttake.plan.imagined import CARD, imagined
+from besttake.plan.meter import Meter, Pace, Phase
+from besttake.plan.processes import first_of
+from besttake.plan.skeletons import skeleton
+from besttake.policy import Policy
+from besttake.rollout import Rollout, generate
+from besttake.run import adamw
+from besttake.types import Prompt
+
+PARTS = ("encode", "sample", "score", "train", "watch", "evaluate")
+"""What a recipe does: its step, what comes before it, and what is done beside."""
+
+STEP = ("prompts", "sample", "decode", "score", "train")
+"""The phases of a step."""
+
+PART_OF = dict(zip(STEP, ("sample", "sample", "sample", "score", "train"), strict=True)) | {
+    part: part for part in PARTS if part not in STEP
+}
+"""The part of a recipe that a phase is found out in."""
+
+OWNERS = {"transformer": "weights", "transformer_2": "weights", "vae": "autoencoder", "text_encoder": "text encoder"}
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a step of an algorithm is made of.
+
+    Attributes:
+        rows: prompts or real clips.
+        takes: shot of each of them.
+        scored: whether takes are decoded and shown to critics.
+        clips: of each row that the loss is of.
+        real: clips of each row that come from files.
+    """
+
+    rows: int
+    takes: int
+    scored: bool
+    clips: int
+    real: int
+
+
+def shape_of(config: Any) -> Shape:
+    """The shape of a recipe's step; RealDPO's as if no clip came twice before its takes are made anew."""
+    match algorithm_of(config):
+        case "onlinevpo":
+            return Shape(config.prompts_per_step, config.candidates, True, 2, 0)
+        case "realdpo":
+            return Shape(config.clips_per_step, config.negatives, False, 1 + config.negatives, 1)
+        case "offline_dpo":
+            return Shape(config.pairs_per_step, 0, False, 2, 2)
+        case "sft":
+            return Shape(config.clips_per_step, 0, False, 1, 1)
+    raise ValueError(f"there is no plan of {algorithm_of(config)}: tell its shape in besttake/plan/steps.py")
+
+
+def measure(config: Any, pace: Pace, gpus: int = 1, parts: Iterable[str] = PARTS) -> dict[str, Phase]:
+    """The phases of a step, from the second one on, when all that lasts is there; and of what is done beside steps.
+
+    "encode" is of one real clip, "watch" of one look of the monitor, "evaluate" of one batch of takes.
+
+    Args:
+        gpus: cards, each with a process and its share of the rows; what is measured is the first.
+        parts: those that are wanted.
+
+    Raises:
+        ValueError: the model cannot be had, or cannot take the clips' size.
+    """
+    found: dict[str, Phase] = {}
+    with (
+        warnings.catch_warnings(action="ignore"),  # of an unusual device; a run of the recipe has its own
+        first_of(gpus, config.parallel),
+        _black_picture() as picture,
+        imagined(),
+        Meter(CARD, pace) as meter,
+    ):
+        step = _Step(config, meter, picture)
+        for part in parts:
+            if part == "sample":
+                step.sample()  # the takes of the step before are there still
+            meter.again()
+            getattr(step, part)()
+            beside = part in ("watch", "evaluate") and meter.phases
+            found |= {part: together(part, meter.phases.values())} if beside else meter.phases
+    return found
+
+
+class _Step:
+    """A recipe's model, policy and optimizer on the card, and what is done with them."""
+
+    def __init__(self, config: Any, meter: Meter, picture: Path):
+        self.config, self.meter, self.shape = config, meter, shape_of(config)
+        self.critics = Critics(config, meter)
+        self.model = skeleton(config.model, getattr(torch, config.dtype), self._claim, config.quantize)
+        if config.tiling:
+            self.model.tile()
+        self.policy = Policy(self.model, config.policy, config.seed)
+        self.optimizer: Any = adamw(config.optim, self.policy.trainable.values())
+        self.prompts = self._prompts(picture if self.model.needs_first_frame else None)
+        self._measure_once()
+        self._remember()
+        self.takes: Rollout | None = None
+
+    def encode(self) -> None:
+        """A real clip, before training."""
+        if self.shape.real:
+            frames, height, width = self.config.rollout.size(self.model)
+            video = torch.empty(1, frames, 3, height, width)
+            with self.meter.phase("encode"), torch.no_grad(), self.model.using("vae"):
+                self.model.encode(video.to(CARD))
+
+    def sample(self) -> None:
+        if self.shape.takes:
+            with self.meter.phase("sample"):
+                self._take()
+
+    def score(self) -> None:
+        if self.shape.scored and self.takes is not None:
+            with self.meter.phase("score"), torch.no_grad():
+                ask(self.critics.trained_on, self.takes, self.model.fps)
+
+    def train(self) -> None:
+        config, policy = self.config, self.policy
+        with self.meter.phase("train"):
+            backward(self._loss(), list(policy.trainable.values()))
+            nn.utils.clip_grad_norm_(policy.trainable.values(), config.optim.clip, foreach=True)
+            self.optimizer.step()
+            self._forget_gradients()
+            policy.update_average()
+
+    def watch(self) -> None:
+        config = self.config.monitor
+        if config.every:
+            with self.meter.phase("watch"), self.policy.averaged():
+                takes = generate(self.policy, self._some(config.count), config.rollout)
+                ask(self.critics.watched, takes, self.model.fps)
+
+    def evaluate(self) -> None:
+        config = self.config.evaluation
+        with self.meter.phase("evaluate"):
+            generate(self.policy, self._some(min(config.count, config.rollout.batch)), config.rollout)
+
+    def _take(self) -> None:
+        """The takes of a step; of RealDPO's only a batch is in memory."""
+        shape, config = self.shape, self.config.rollout
+        whole = shape.rows if shape.scored else max(1, config.batch // max(1, shape.takes))
+        for start in range(0, shape.rows, whole):
+            rows = min(whole, shape.rows - start)
+            self.takes = generate(self.policy, self._some(rows), config, n=shape.takes, decode=shape.scored)
+            self.meter.claim("takes", [self.takes.videos, self.takes.latents])
+
+    def _some(self, count: int) -> list[str]:
+        return [next(self.prompts) for _ in range(count)]
+
+    def _loss(self) -> Tensor:
+        """What the algorithms give to `Run.update`."""
+        config, shape, model = self.config, self.shape, self.model
+        clip = model.latent_shape(*config.rollout.size(model))
+        rows = torch.empty(shape.rows, shape.clips, *clip, device=CARD)
+        generator = torch.Generator()
+        condition = config.rollout.condition(model, self._some(shape.rows), generator)
+        if shape.clips == 1:
+            t = model.schedule_for(clip).sample_times(shape.rows, generator).to(CARD)
+            return sft_error(self.policy, rows[:, 0], condition, t, torch.empty_like(rows[:, 0])).mean()
+        errors = drawn_errors(self.policy, rows, condition, generator, draws=config.draws)
+        return dpo(errors, config.beta, config.guard)[0].mean() / config.optim.accumulate
+
+    def _prompts(self, first_frame: Path | None) -> Iterator[str]:
+        """Prompts, none twice, as long as people's are; with a first frame where the model needs one."""
+        for number in itertools.count():
+            text = f"a woman opens a red umbrella in the rain and walks on, number {number}"
+            yield Prompt(text, first_frame=first_frame) if first_frame else text
+
+    def _measure_once(self) -> None:
+        """Have what is done many times alike be run a single time."""
+        model, once, sampler_of = self.model, self.meter.once, self.model.sampler
+
+        def sampler(steps: int, shape: Sequence[int]) -> Any:
+            sampler = sampler_of(steps, shape)
+            sampler.step = once(sampler.step)
+            return sampler
+
+        alike = {"embed": once(model.embed, "prompts"), "decode": once(model.decode, "decode"), "sampler": sampler}
+        alike |= {"encode": once(model.encode), "predict": once(model.predict)}
+        vars(model).update(alike)
+
+    def _remember(self) -> None:
+        """What is there from the second step on: the optimizer's moments and, between updates, gradients."""
+        policy, claim = self.policy, self.meter.claim
+        claim("trained weights", policy.trainable.values())
+        claim("reference", policy.reference.weights.values())
+        claim("average", policy.average.values())
+        for group in self.optimizer.param_groups:
+            if "foreach" in group:
+                group["foreach"] = True  # as on a card
+        for parameter in policy.trainable.values():
+            parameter.register_post_accumulate_grad_hook(lambda p: claim("gradients", [p.grad]))
+            parameter.grad = torch.zeros_like(parameter)
+            claim("gradients", [parameter.grad])
+        self.optimizer.step()
+        for state in self.optimizer.state.values():
+            claim("optimizer", [value for value in state.values() if isinstance(value, Tensor)])
+        self._forget_gradients()
+
+    def _forget_gradients(self) -> None:
+        if self.config.optim.accumulate == 1:
+            self.optimizer.zero_grad()
+
+    def _claim(self, name: str, part: nn.Module) -> None:
+        self.meter.claim(OWNERS.get(name, name.replace("_", " ")), [*part.parameters(), *part.buffers()])
+
+
+def fullest(phases: Mapping[str, Phase]) -> Phase:
+    """The phase that takes the most memory, of those while training; an evaluation has its card to itself."""
+    return max((phase for name, phase in phases.items() if name != "evaluate"), key=lambda phase: phase.peak)
+
+
+def together(name: str, phases: Iterable[Phase]) -> Phase:
+    """Phases as one: their work is summed, and the fullest moment is that of the fullest."""
+    phases = list(phases)
+    fullest = max(phases, key=lambda phase: phase.peak)
+    flops, seconds = sum(phase.flops for phase in phases), sum(phase.seconds for phase in phases)
+    return Phase(name, flops, seconds, fullest.peak, fullest.owners)
+
+
+@contextmanager
+def _black_picture() -> Iterator[Path]:
+    """An image file, for models that are shown one."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "black.png"
+        Image.new("RGB", (16, 16)).save(file)
+        yield file
