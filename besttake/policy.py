@@ -293,6 +293,7 @@ def _add_adapters(model: VideoModel, config: PolicyConfig) -> dict[str, nn.Param
     lora = LoraConfig(r=config.rank, lora_alpha=alpha, target_modules=list(model.lora_targets))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Already found a `peft_config` attribute")  # two adapters are what we want
+        warnings.filterwarnings("ignore", "TorchaoLoraLinear was instantiated")  # it could not be merged, and is not
         for adapter, part in itertools.product(("reference", "policy"), model.denoisers.values()):
             part.add_adapter(copy.deepcopy(lora), adapter_name=adapter)
     named = dict(denoiser.named_parameters())

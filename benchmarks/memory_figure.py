@@ -1,0 +1,106 @@
+"""The paper's memory figure: a DPO step against a reward's gradient through the autoencoder (ReFL), by size of clip.
+
+Both train Open-Sora 1.2, the paper's model, in bfloat16 with gradient checkpointing and AdamW. The DPO step is ours: a
+winner and a loser, by the split backward. ReFL's is one denoising step with gradient to x_0, which is decoded; the
+reward is the mean of the pixels, so that a critic's own memory would come on top.
+
+    python benchmarks/memory_figure.py                  # counted on an imagined card: no GPU, no weights
+    python benchmarks/memory_figure.py --device cuda    # measured, with random weights
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import tyro
+from torch import Tensor
+
+from besttake.algorithms.losses import dpo, drawn_errors
+from besttake.devices import describe_device
+from besttake.models import Size
+from besttake.plan.cards import find_card
+from besttake.plan.imagined import CARD, imagined
+from besttake.plan.meter import Meter, Pace
+from besttake.plan.skeletons import skeleton
+from besttake.policy import Policy, PolicyConfig
+from besttake.run import OptimConfig, adamw
+from besttake.types import Condition
+
+SIZES = {"240p": (240, 424), "360p": (360, 640), "480p": (480, 848), "720p": (720, 1280)}
+
+
+@dataclass(frozen=True)
+class FigureConfig:
+    """Peak memory of a training step, in GiB."""
+
+    model: str = "hpcai-tech/OpenSora-STDiT-v3"
+    methods: tuple[str, ...] = ("dpo", "refl")
+    train: tuple[str, ...] = ("full", "lora")
+    sizes: tuple[str, ...] = tuple(SIZES)
+    frames: tuple[int, ...] = (17, 34, 51, 68, 136)
+    """The paper's, and twice its longest."""
+    device: str = "imagined"
+    """Or "cuda"."""
+
+
+def main(config: FigureConfig) -> None:
+    """Print a table for each method and kind of training: a row for each size, a column for each number of frames."""
+    counted = config.device == "imagined"
+    print("counted, not measured" if counted else f"measured on {describe_device(config.device)}")
+    for method in config.methods:
+        for train in config.train:
+            print(f"\n{method}, {train} | " + " | ".join(f"{frames} frames" for frames in config.frames))
+            print(" | ".join(["---"] * (1 + len(config.frames))))
+            for size in config.sizes:
+                found = (peak(config, method, train, (frames, *SIZES[size])) for frames in config.frames)
+                print(f"{size} | " + " | ".join(f"{gib:.1f}" for gib in found), flush=True)
+
+
+def peak(config: FigureConfig, method: str, train: Any, size: Size) -> float:
+    """GiB at the fullest moment of the second step, when the optimizer has its moments; infinite if they do not fit."""
+    counted = config.device == "imagined"
+    device = CARD if counted else torch.device(config.device)
+    meter = Meter(CARD, Pace(find_card("H200"), 0.5))
+    with imagined() if counted else nullcontext(), meter if counted else nullcontext():
+        model = skeleton(config.model, torch.bfloat16, device=device)
+        how = PolicyConfig(train=train, rank=64, gradient_checkpointing=True, clips_at_once=1)
+        try:
+            policy = Policy(model, how)
+            optimizer = adamw(OptimConfig(), policy.trainable.values())
+            for _ in range(2):
+                METHODS[method](policy, size, model.encode_prompts(["a woman opens an umbrella"])).backward()
+                optimizer.step()
+                optimizer.zero_grad()
+        except torch.OutOfMemoryError:
+            return float("inf")
+    most = max(phase.peak for phase in meter.phases.values()) if counted else torch.cuda.max_memory_allocated(device)
+    del policy, optimizer, model
+    gc.collect()
+    if not counted:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    return most / 2**30
+
+
+def dpo_step(policy: Policy, size: Size, condition: Condition) -> Tensor:
+    rows = torch.randn(1, 2, *policy.model.latent_shape(*size), device=policy.model.device)
+    return dpo(drawn_errors(policy, rows, condition, torch.Generator()), 500.0)[0].mean()
+
+
+def refl_step(policy: Policy, size: Size, condition: Condition) -> Tensor:
+    model = policy.model
+    x_t = torch.randn(1, *model.latent_shape(*size), device=model.device)
+    t = torch.full((1,), 0.2, device=model.device)
+    x_0, _ = model.schedule.split(policy.predict(x_t, t, condition).float(), x_t, t)
+    return -model.decode(x_0, size[0]).float().mean()
+
+
+METHODS: dict[str, Callable[[Policy, Size, Condition], Tensor]] = {"dpo": dpo_step, "refl": refl_step}
+
+if __name__ == "__main__":
+    main(tyro.cli(FigureConfig))
