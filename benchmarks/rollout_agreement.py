@@ -1,18 +1,20 @@
-"""Do cheaper rollouts name the same winner and loser as full ones, and what do they cost?
+"""Do cheaper rollouts name the same winner and loser as full ones, and what do they save?
 
 Every way of shooting gets the same prompts and the same noise as the full one, and the same critic judges all. Printed
-for each, as Markdown: denoiser FLOPs relative to the full way (counted on the first batch), seconds (of the processor's
-time on a CPU, by the clock on a GPU), how often the winner, the loser and both are those of the full way, with a 95 %
-interval (bootstrap over prompts), and how much of the margin between the full way's best and worst take the chosen pair
-has by the full way's scores. Groups of fewer takes are the first ones of each prompt.
+for each, as Markdown: denoiser FLOPs relative to the full way (counted on the first batch); how many times the pairs an
+hour that makes at real sizes, by FLOPs (sampling, decoding, and a DPO update with gradient checkpointing; the critic is
+left out); seconds here (of the processor's time on a CPU, by the clock on a GPU); how often the winner, the loser and
+both are those of the full way, with a 95 % interval (bootstrap over prompts); and how much of the margin between the
+full way's best and worst take the chosen pair has by the full way's scores.
 
-    python benchmarks/rollout_agreement.py                                # an hour on one core; again goes on
-    python benchmarks/rollout_agreement.py --model tiny-wan --prompts 32
+    python benchmarks/rollout_agreement.py                                # two hours on one core; again goes on
+    python benchmarks/rollout_agreement.py --model tiny-wan --prompts 24 --takes 4 --ways full asked-14
     python benchmarks/rollout_agreement.py --steps 8 --guidance 1 --ways full asked-6 asked-5
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import time
 from collections.abc import Callable
@@ -23,6 +25,7 @@ from unittest.mock import patch
 
 import torch
 import tyro
+from diffusers import AutoencoderKLCogVideoX, AutoencoderKLWan, CogVideoXTransformer3DModel, WanTransformer3DModel
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -41,6 +44,8 @@ WAYS: dict[str, dict[str, Any]] = {
     "asked-16": {"asked": 16},
     "asked-14": {"asked": 14},
     "asked-12": {"asked": 12},
+    "asked-6": {"asked": 6},
+    "asked-5": {"asked": 5},
     "steps-14": {"steps": 14},
     "asked-14-guided-early": {"asked": 14, "guided": (0.3, 1.0)},
     "asked-20-guided-early": {"asked": 20, "guided": (0.5, 1.0)},
@@ -67,7 +72,7 @@ class AgreementConfig:
     steps: int = 50
     guidance: float = 2.0
     batch: int = 32
-    ways: tuple[str, ...] = tuple(WAYS)
+    ways: tuple[str, ...] = ("full", "asked-16", "asked-14", "steps-14")
     device: str = "auto"
     out: Path = Path("runs/rollout_agreement")
     """Scores of every way that was shot, which are not shot again."""
@@ -86,8 +91,8 @@ def main(config: AgreementConfig) -> None:
     print(f"{describe_device(device)}, {torch.get_num_threads()} threads\n")
     full = shot("full", model, critic, prompts, config)
     for takes in config.takes:
-        print(f"\n{takes} takes | FLOPs | seconds | winner | loser | both | margin kept")
-        print("--- | --- | --- | --- | --- | --- | ---", flush=True)
+        print(f"\n{takes} takes | FLOPs | {' | '.join(real_costs())} | seconds | winner | loser | both | margin kept")
+        print("--- | " * 8 + "---", flush=True)
         for way in config.ways:
             print(row(way, shot(way, model, critic, prompts, config), full, takes, max(config.takes)), flush=True)
         for share, previews in full["previews"].items():
@@ -106,7 +111,8 @@ def shot(way: str, model: VideoModel, critic: Panel, prompts: list[str], config:
     wanted = [round(share * config.steps) for share in PREVIEWS] if way == "full" else []
     found: dict[str, Any] = {"scores": [], "previews": {share: [] for share in PREVIEWS if wanted}}
     model.encode_prompts(prompts), model.encode_negative(1)  # their cost is the same for all
-    found |= {"flops": flops(model, prompts[: config.batch // n], settings, n), "seconds": 0.0}
+    batch = prompts[: config.batch // n]
+    found |= {"flops": counted(lambda: generate(model, batch, settings, n=n, decode=False)), "seconds": 0.0}
     with torch.no_grad():
         for start in range(0, len(prompts), config.batch // n):
             part = prompts[start : start + config.batch // n]
@@ -139,9 +145,10 @@ class Watched:
         return prediction
 
 
-def flops(model: VideoModel, prompts: list[str], settings: RolloutConfig, n: int) -> int:
+def counted(work: Callable[[], Any]) -> int:
+    """FLOPs of some work."""
     with FlopCounterMode(display=False) as counter:
-        generate(model, prompts, settings, n=n, decode=False)
+        work()
     return counter.get_total_flops()
 
 
@@ -162,29 +169,65 @@ def row(way: str, found: dict[str, Any], full: dict[str, Any], takes: int, shot:
     best, worst = mine.argmax(1, True), mine.argmin(1, True)
     winner, loser = (best == true.argmax(1, True)).float(), (worst == true.argmin(1, True)).float()
     kept = (true.gather(1, best) - true.gather(1, worst)).mean() / (true.amax(1) - true.amin(1)).mean()
-    low, high = interval(winner * loser)
-    return (
-        f"{way} | {found['flops'] / full['flops']:.2f} | {found['seconds']:.0f} | {winner.mean():.2f} | "
-        f"{loser.mean():.2f} | {(winner * loser).mean():.2f} ({low:.2f}-{high:.2f}) | {kept:.3f}"
-    )
+    cost = found["flops"] / full["flops"]
+    return f"{way} | {cost:.2f} | {speed(cost, takes)} | {found['seconds']:.0f} | {hits(winner, loser)} | {kept:.3f}"
 
 
 def dropped(share: float, previews: list[float], margin: float, scores: list[float], takes: int, shot: int) -> str:
     """What the full way gives if, after a share of its steps, it drops takes that are far from best and from worst.
 
-    Of those that are kept, the critic's word at the end counts; what previews cost to decode is left out.
+    Of those that are kept, the critic's word at the end counts.
     """
     seen, true = groups(previews, takes, shot), groups(scores, takes, shot)
     on = (seen >= seen.amax(1, True) - margin) | (seen <= seen.amin(1, True) + margin)
     winner, loser = (on.gather(1, place).float() for place in (true.argmax(1, True), true.argmin(1, True)))
-    low, high = interval(winner * loser)
     best, worst = torch.where(on, true, -torch.inf).amax(1), torch.where(on, true, torch.inf).amin(1)
     kept = (best - worst).mean() / (true.amax(1) - true.amin(1)).mean()
-    cost = share + (1 - share) * on.float().mean()
-    return (
-        f"dropped after {share:.0%} beyond {margin} | {cost:.2f} | | {winner.mean():.2f} | {loser.mean():.2f} | "
-        f"{(winner * loser).mean():.2f} ({low:.2f}-{high:.2f}) | {kept:.3f}"
-    )
+    cost = share + (1 - share) * on.float().mean().item()
+    gain = speed(cost, takes, decoded=1 + on.float().mean().item())
+    return f"dropped after {share:.0%} beyond {margin} | {cost:.2f} | {gain} | | {hits(winner, loser)} | {kept:.3f}"
+
+
+def hits(winner: Tensor, loser: Tensor) -> str:
+    low, high = interval(winner * loser)
+    return f"{winner.mean():.2f} | {loser.mean():.2f} | {(winner * loser).mean():.2f} ({low:.2f}-{high:.2f})"
+
+
+def speed(cost: float, takes: int, decoded: float = 1.0) -> str:
+    """Pairs an hour, in multiples of those of 50 guided steps, at each real size.
+
+    Args:
+        decoded: clips decoded a take.
+    """
+    gains = []
+    for forward, decoder in real_costs().values():
+        update = (
+            10 * forward
+        )  # of two clips: the policy's forward, that again, its backward (2); the reference's forward
+        plain, way = (takes * (100 * share * forward + n * decoder) + update for share, n in ((1, 1), (cost, decoded)))
+        gains.append(f"{plain / way:.2f}")
+    return " | ".join(gains)
+
+
+@functools.cache
+def real_costs() -> dict[str, tuple[int, int]]:
+    """FLOPs of a denoiser's pass and of decoding a clip, at the sizes the models are made for."""
+    with torch.device("meta"), torch.no_grad():
+        cogvideox, wan = (
+            CogVideoXTransformer3DModel(),
+            WanTransformer3DModel(num_attention_heads=12, ffn_dim=8960, num_layers=30),
+        )
+        latents, clip = torch.empty(1, 13, 16, 60, 90), torch.empty(1, 16, 21, 60, 104)
+        return {
+            "CogVideoX-2B, 49 x 480 x 720": (
+                counted(lambda: cogvideox(latents, torch.empty(1, 226, 4096), torch.empty(1))),
+                counted(lambda: AutoencoderKLCogVideoX().decode(latents.transpose(1, 2))),
+            ),
+            "Wan 1.3B, 81 x 480 x 832": (
+                counted(lambda: wan(clip, torch.zeros(1), torch.empty(1, 512, 4096))),
+                counted(lambda: AutoencoderKLWan().decode(clip)),
+            ),
+        }
 
 
 def interval(hits: Tensor, draws: int = 4000) -> tuple[float, float]:

@@ -31,7 +31,7 @@ NOT_IDENTITY = (
         "evaluation",
     ),
     *("policy.gradient_checkpointing", "policy.clips_at_once", "policy.halve", "policy.offload", "policy.reference_on"),
-    "rollout.batch",
+    *("rollout.batch", "rollout.compile"),
 )
 """Fields in which a resumed run may differ from the one it resumes: how long, where and in how much memory it runs."""
 
