@@ -17,7 +17,9 @@ SWITCHES = (
     ("quantize", "int8"),
     ("tiling", True),  # faint seams
     ("quantize", "nf4"),
+    ("policy.reference_on", "cpu"),  # its blocks come over for every pass
     ("policy.train", "lora"),
+    ("policy.offload", True),  # so do the base's
 )
 """Settings that save memory, in the order of what they cost."""
 

@@ -7,10 +7,10 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from besttake.distributed import share
-from besttake.plan.imagined import CARD
+from besttake.plan.imagined import CARD, unimagined
 from besttake.plan.meter import Meter
 from besttake.rewards import load_reward
 from besttake.rollout import Rollout
@@ -62,4 +62,14 @@ def _here(names: Iterable[str], judges: Iterable[str] = ()) -> list[str]:
 
 
 def _loaded(names: Iterable[str], without: Iterable[str]) -> list[Reward]:
-    return [load_reward(name, str(CARD)) for name in names if name not in without]
+    return [_on_card(name) for name in names if name not in without]
+
+
+def _on_card(name: str) -> Reward:
+    """A critic whose weights, if it has any, come with the package."""
+    with unimagined():
+        critic = load_reward(name)
+    for part, value in vars(critic).items():
+        if isinstance(value, Tensor | nn.Module):
+            setattr(critic, part, value.to(CARD))
+    return critic

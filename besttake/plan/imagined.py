@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map_only
 
@@ -32,7 +33,7 @@ SHAPED_BY_NUMBERS = {aten.nonzero.default, aten._local_scalar_dense.default, ate
 def imagined() -> Iterator[None]:
     """Within this context no tensor takes memory, and CARD is there."""
     fakes = _Fakes(allow_non_fake_inputs=True)
-    with fakes, _SmallOnesKnown(fakes):
+    with fakes, _SmallOnesKnown(fakes), _DataMoves():
         yield
 
 
@@ -69,6 +70,16 @@ class _Fakes(FakeTensorMode):
 
     def __deepcopy__(self, memo: dict) -> _Fakes:
         return self  # a tensor's copy is of the same mode
+
+
+class _DataMoves(TorchFunctionMode):
+    """Lets `tensor.data = other` bring a fake tensor to another device, as it does a real one."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if func == Tensor.data.__set__ and isinstance(args[0], FakeTensor) and isinstance(args[1], FakeTensor):
+            args[0].fake_device = args[1].fake_device
+        return out
 
 
 class _SmallOnesKnown(TorchDispatchMode):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from unittest.mock import patch
 
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
@@ -11,6 +12,10 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from besttake import distributed
 from besttake.distributed import Group, ParallelConfig
+from besttake.plan.imagined import CARD
+
+
+FSDP = "torch.distributed.fsdp._fully_shard._fully_shard"
 
 
 @contextmanager
@@ -18,21 +23,20 @@ def first_of(size: int, config: ParallelConfig) -> Iterator[None]:
     """Within this context this process is the first of so many, each with the same share of the work.
 
     Raises:
-        ValueError: the weights are to be sharded.
+        ValueError: their number is no multiple of `config.shard`.
     """
-    if config.shard > 1:
-        raise ValueError(
-            f"parallel.shard is {config.shard}: the plan does not know sharded weights; plan with parallel.shard 1, "
-            f"and take weights, reference, gradients and optimizer {config.shard} times less"
-        )
-    if size == 1:
-        yield
-        return
+    if size % config.shard:
+        raise ValueError(f"parallel.shard is {config.shard}, and gpus {size}; expected a multiple of {config.shard}")
     dist.init_process_group("fake", rank=0, world_size=size, store=FakeStore())
-    copies = init_device_mesh("cpu", (size, 1), mesh_dim_names=("replicate", "shard"))
-    distributed._group = Group(config, 0, size, dist.group.WORLD, copies)
-    try:
-        yield
-    finally:
-        distributed._group = None
-        dist.destroy_process_group()
+    # FSDP2 takes the device from the mesh, and a mesh of CPUs knows no second one.
+    with patch(f"{FSDP}._get_device_from_mesh", return_value=CARD):
+        try:
+            if size > 1:
+                copies = init_device_mesh(
+                    "cpu", (size // config.shard, config.shard), mesh_dim_names=("replicate", "shard")
+                )
+                distributed._group = Group(config, 0, size, dist.group.WORLD, copies)
+            yield
+        finally:
+            distributed._group = None
+            dist.destroy_process_group()

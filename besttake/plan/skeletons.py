@@ -19,7 +19,7 @@ from transformers import BatchEncoding, T5EncoderModel
 
 from besttake.embedded import embedded_model
 from besttake.models import Quantization, VideoModel, families
-from besttake.models.loading import FAULTS, class_of, empty_part
+from besttake.models.loading import FAULTS, class_of, empty_part, without_blocks
 from besttake.models.networks.opensora import OpenSoraPipeline, RFlowScheduler, part_of
 from besttake.models.networks.opensora_vae import VideoAutoencoderPipeline
 from besttake.models.networks.stdit3 import STDiT3
@@ -33,7 +33,11 @@ Claim = Callable[[str, nn.Module], None]
 
 
 def skeleton(
-    source: str, dtype: torch.dtype, claim: Claim = lambda name, part: None, bits: Quantization = "none"
+    source: str,
+    dtype: torch.dtype,
+    claim: Claim = lambda name, part: None,
+    bits: Quantization = "none",
+    offload: bool = False,
 ) -> VideoModel:
     """The model as `load_model` gives it on a graphics card, on CARD; to be called where tensors are imagined.
 
@@ -41,6 +45,7 @@ def skeleton(
         source: folder or hub id, whose configurations are enough, or the name of an embedded model.
         claim: told of each part's name when its weights are there.
         bits: what the weights of the denoiser's blocks are held in.
+        offload: leave these blocks off the card.
 
     Raises:
         ValueError: there are no such configurations, or they are broken.
@@ -62,7 +67,12 @@ def skeleton(
             pipeline = _open_sora(folder) if issubclass(family, OpenSora) else _pipeline(folder)
         for name, part in pipeline.components.items():
             if name.startswith("transformer") and part is not None:
-                claim(name, _in_bits(filled(part, dtypes.get(name, dtype)), bits))
+                filled(part, dtypes.get(name, dtype))
+                if offload:
+                    without_blocks(part.to("cpu"), str(CARD))
+                elif bits != "none":  # off the card, since torchao forgets which of two CPUs it is on
+                    quantize(part.to("cpu"), bits, "cpu").to(CARD)
+                claim(name, part)
         model: Any = family(pipeline, folder)
     except FAULTS as error:
         raise ValueError(f"the configurations of '{source}' do not make a model: {error}") from error
@@ -124,11 +134,6 @@ class Tokens:
             return BatchEncoding(row)
         rows = 1 if isinstance(text, str) else len(text)
         return BatchEncoding({name: [values] * rows for name, values in row.items()}, tensor_type=return_tensors)
-
-
-def _in_bits(part: nn.Module, bits: Quantization) -> nn.Module:
-    """A denoiser in fewer bits; the work is done off the card, since torchao forgets which of two CPUs it is on."""
-    return quantize(part.to("cpu"), bits, "cpu").to(CARD) if bits != "none" else part
 
 
 def _pipeline(folder: str) -> Any:

@@ -116,7 +116,8 @@ class _Step:
     def __init__(self, config: Any, meter: Meter, picture: Path):
         self.config, self.meter, self.shape = config, meter, shape_of(config)
         self.critics = Critics(config, meter)
-        self.model = skeleton(config.model, getattr(torch, config.dtype), self._claim, config.quantize)
+        dtype, offload = getattr(torch, config.dtype), config.policy.offload
+        self.model = skeleton(config.model, dtype, self._claim, config.quantize, offload)
         if config.tiling:
             self.model.tile()
         self.policy = Policy(self.model, config.policy, config.seed)
