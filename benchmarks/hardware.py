@@ -1,6 +1,6 @@
 """Plan every recipe of a real model, and write the tables of docs/hardware.md.
 
-    python benchmarks/hardware.py --cards H100 RTX-4090
+python benchmarks/hardware.py --cards H100 RTX-4090
 """
 
 from __future__ import annotations

@@ -50,8 +50,8 @@ def test_the_whole_way_from_latents_to_gradient_is_that_of_the_public_flow_dpo(b
     prediction = case["model_pred"].clone().requires_grad_()
     order = pairs(torch.arange(8)).flatten()  # winner and loser of a pair stand side by side
     policy = SimpleNamespace(
-        clips_at_once=0,
-        model=SimpleNamespace(schedule=RectifiedFlow()),
+        at_once=lambda clips: clips,
+        model=SimpleNamespace(schedule=RectifiedFlow(), wake=lambda: None),
         predict=lambda *_: prediction[order],
         reference=SimpleNamespace(predict=lambda *_: case["ref_pred"][order]),
     )
