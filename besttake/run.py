@@ -123,23 +123,37 @@ class TrainConfig:
             raise ValueError(f"steps is {self.steps} and save_every {self.save_every}; both must be at least 1")
         if self.seed < 0 or self.minutes < 0:
             raise ValueError(f"seed is {self.seed} and minutes {self.minutes}; both must be 0 or more")
-        if self.by_turns and (self.policy.offload or self.parallel.shard > 1):
+        if self.by_turns and self.policy.offload:
+            raise ValueError("by_turns moves whole networks; leave it out where policy.offload splits them")
+        if self.quantize != "none" and self.policy.offload:
             raise ValueError(
-                "by_turns moves whole networks; leave it out where policy.offload or parallel.shard splits them"
-            )
-        if self.quantize != "none" and (self.policy.offload or self.parallel.shard > 1):
-            raise ValueError(
-                f"quantize is {self.quantize}: weights in few bits are neither sharded nor kept on the CPU; "
-                "leave out policy.offload and parallel.shard, or quantize"
+                f"quantize is {self.quantize}: weights in few bits are not kept on the CPU; leave out "
+                "policy.offload, or quantize"
             )
         if self.quantize != "none" and self.policy.train == "full":
             raise ValueError(
                 f"quantize is {self.quantize}, and policy.train full; weights in few bits cannot be trained"
             )
-        if self.parallel.shard > 1 and (self.policy.offload or (self.optim.eight_bit and self.policy.train == "full")):
+        self._check_parallel()
+
+    def _check_parallel(self) -> None:
+        """Refuse what does not go with weights or tokens that processes have together."""
+        shard, context, full = self.parallel.shard, self.parallel.context, self.policy.train == "full"
+        sharded = {
+            "quantize": self.quantize != "none",
+            "by_turns": self.by_turns,
+            "policy.offload": self.policy.offload,
+            "policy.reference_on: cpu": full and self.policy.reference_on == "cpu",
+            "optim.eight_bit": full and self.optim.eight_bit,
+        }
+        # each process leaves out blocks as its own takes allow, and the others would wait for it there
+        caches = [rollout.cache.name for rollout in (getattr(self, "rollout", None), self.monitor.rollout) if rollout]
+        conflicts = [name for name, chosen in sharded.items() if chosen and shard > 1]
+        conflicts += ["rollout.cache.name: first-block"] if "first-block" in caches and shard * context > 1 else []
+        if conflicts:
             raise ValueError(
-                f"parallel.shard is {self.parallel.shard}: sharded weights are not kept on the CPU, nor moments in "
-                "eight bits; leave out policy.offload and optim.eight_bit, or parallel.shard"
+                f"parallel.shard is {shard} and context {context}, which does not go with {', '.join(conflicts)}; "
+                "leave out one or the other"
             )
 
 

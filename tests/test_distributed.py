@@ -18,6 +18,7 @@ from besttake.algorithms.losses import denoising_errors
 from besttake.configuration import to_yaml
 from besttake.distributed import ParallelConfig, backward, join
 from besttake.models import load_model
+from besttake.models.caches import CacheConfig
 from besttake.monitor import MonitorConfig
 from besttake.policy import Policy, PolicyConfig
 from besttake.rewards.composite import RewardConfig
@@ -334,13 +335,27 @@ def test_a_disk_that_is_full_for_one_process_leaves_the_checkpoint_that_was_ther
         assert ending.returned == 1
     assert "the checkpoint of step 2 could not be written" in ending.said
     assert saved(own) == ["step-00000001"]
-    assert results(launch(1, started, replace(own, parallel=ParallelConfig()))) == [0]
 
 
-def test_a_shard_must_divide_the_processes(short):
-    for ending in launch(2, started, replace(short, parallel=ParallelConfig(3))):
-        assert ending.returned == 2
-        assert "parallel.shard is 3, but there are 2 processes: start a multiple of 3" in ending.said
+@pytest.mark.parametrize("name", ["shard", "context"])
+def test_what_processes_have_together_must_divide_them(monkeypatch, name):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match=f"parallel.{name} is 3, but there are 2 processes: start a multiple of 3"):
+        join(ParallelConfig(**{name: 3}), "cpu")
+    monkeypatch.delenv("WORLD_SIZE")
+    with pytest.raises(ValueError, match=f"parallel.{name} is 2, but there is 1 process"):
+        join(ParallelConfig(**{name: 2}), "cpu")
+
+
+def test_what_does_not_go_with_shards_is_refused(short):
+    first_block = RolloutConfig(cache=CacheConfig("first-block"))
+    with pytest.raises(ValueError, match=r"does not go with policy.offload, rollout.cache.name: first-block"):
+        replace(short, parallel=ParallelConfig(2), policy=PolicyConfig(offload=True), rollout=first_block)
+    with pytest.raises(ValueError, match=r"does not go with rollout.cache.name: first-block"):
+        replace(short, parallel=ParallelConfig(context=2), policy=PolicyConfig(offload=True), rollout=first_block)
+    full = PolicyConfig("full", reference_on="cpu")
+    with pytest.raises(ValueError, match=r"does not go with policy.reference_on: cpu, optim.eight_bit"):
+        replace(short, parallel=ParallelConfig(2), policy=full, optim=OptimConfig(eight_bit=True))
 
 
 def one_step(folder, parallel, size):
