@@ -41,6 +41,7 @@ from besttake.rollout import RolloutConfig, generate
 
 WAYS: dict[str, dict[str, Any]] = {
     "full": {},
+    "asked-20": {"asked": 20},
     "asked-16": {"asked": 16},
     "asked-14": {"asked": 14},
     "asked-12": {"asked": 12},
