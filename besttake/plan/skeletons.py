@@ -115,25 +115,30 @@ def filled(part: nn.Module, dtype: torch.dtype) -> nn.Module:
                 held = dtype if read else buffer.dtype
                 known = buffer if not buffer.is_meta else torch.empty(buffer.shape, device="cpu")
                 module._buffers[name] = known.to(CARD, held)
+    if hasattr(part, "tie_weights"):
+        part.tie_weights()
     return part
 
 
 class Tokens:
-    """Stands in for a tokenizer whose files are not at hand: a prompt is words without meaning, as many as fit."""
+    """Stands in for a tokenizer whose files are not at hand: a token for each word, and one for the end."""
 
     model_max_length = 512
-    words = 77
 
     def __call__(
         self, text: Any, padding: Any = False, max_length: int | None = None, return_tensors: Any = None, **_: Any
     ) -> BatchEncoding:
-        told = min(self.words, max_length or self.words)
-        length = max_length if padding == "max_length" and max_length else told
-        row = {"input_ids": [1] * told + [0] * (length - told), "attention_mask": [1] * told + [0] * (length - told)}
+        texts = [text] if isinstance(text, str) else list(text)
+        longest = max_length if padding == "max_length" and max_length else max(map(_tokens, texts))
+        masks = [[int(place < _tokens(text)) for place in range(longest)] for text in texts]
+        rows: dict[str, Any] = {"input_ids": masks, "attention_mask": masks}
         if isinstance(text, str) and return_tensors is None:
-            return BatchEncoding(row)
-        rows = 1 if isinstance(text, str) else len(text)
-        return BatchEncoding({name: [values] * rows for name, values in row.items()}, tensor_type=return_tensors)
+            rows = {name: values[0] for name, values in rows.items()}
+        return BatchEncoding(rows, tensor_type=return_tensors)
+
+
+def _tokens(text: str) -> int:
+    return len(text.split()) + 1
 
 
 def _pipeline(folder: str) -> Any:
