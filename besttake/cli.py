@@ -31,7 +31,7 @@ USAGE = f"""besttake {__version__}: post-train video diffusion models on prefere
 
   besttake demo                    the main job on an embedded model, in minutes on two CPU cores
   besttake train RECIPE [flags]    train; the same command again resumes
-  besttake plan RECIPE [flags]     what training will cost on a card: memory, seconds, hours; what to do if it does not fit
+  besttake plan RECIPE [flags]     memory, seconds and hours on a card; what to do where it does not fit
   besttake generate [flags]        shoot takes of prompts
   besttake score [flags]           score takes with a critic; write preference pairs
   besttake score --benchmark FILE  which critics rank like people? on votes; --reward for each critic

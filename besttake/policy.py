@@ -165,7 +165,7 @@ class Policy:
         """
         layers: list[Any] = list(_adapter_layers(self.model.denoiser)) if self.config.train == "lora" else []
         weights = [layer.get_base_layer().weight for layer in layers]
-        if any(type(weight.data) is not torch.Tensor or weight.dtype != torch.float32 for weight in weights):
+        if any(hasattr(weight, "__tensor_flatten__") or weight.dtype != torch.float32 for weight in weights):
             layers = weights = []
         kept = [weight.clone() for weight in weights]
         try:

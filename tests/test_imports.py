@@ -29,6 +29,7 @@ ROOMS = (  # from the ground up; a room may import itself and what stands before
     "monitor",
     "run",
     "algorithms",
+    "plan",
     "report",
     "world",
     "recipes",

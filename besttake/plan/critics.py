@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from besttake.distributed import share
-from besttake.plan.imagined import CARD, unimagined
-from besttake.plan.meter import Meter
+from besttake.plan.imagined import unimagined
 from besttake.rewards import load_reward
 from besttake.rollout import Rollout
 from besttake.types import CriticCard, Reward
@@ -20,13 +19,12 @@ from besttake.types import CriticCard, Reward
 class Critics:
     """The critics of a recipe that are on its own card: those it is trained on, and those that watch."""
 
-    def __init__(self, config: Any, meter: Meter):
+    def __init__(self, config: Any, device: torch.device):
         networks = unasked(config)
-        self.trained_on = _loaded(_trained_on(config), networks)
-        self.watched = _loaded(_watching(config), networks)
+        self.trained_on = _loaded(_trained_on(config), networks, device)
+        self.watched = _loaded(_watching(config), networks, device)
         sizes = [card_of(name).memory for name in (*_trained_on(config), *_watching(config))]  # each has its own copy
-        self.weights = [torch.empty(int(size * 1e9), dtype=torch.uint8, device=CARD) for size in sizes]
-        meter.claim("critics", self.weights)
+        self.weights = [torch.empty(int(size * 1e9), dtype=torch.uint8, device=device) for size in sizes]
 
 
 def unasked(config: Any) -> list[str]:
@@ -61,15 +59,15 @@ def _here(names: Iterable[str], judges: Iterable[str] = ()) -> list[str]:
     return [name for name in names if name not in judges and "/" not in name and not name.endswith(".yaml")]
 
 
-def _loaded(names: Iterable[str], without: Iterable[str]) -> list[Reward]:
-    return [_on_card(name) for name in names if name not in without]
+def _loaded(names: Iterable[str], without: Iterable[str], device: torch.device) -> list[Reward]:
+    return [_brought(name, device) for name in names if name not in without]
 
 
-def _on_card(name: str) -> Reward:
+def _brought(name: str, device: torch.device) -> Reward:
     """A critic whose weights, if it has any, come with the package."""
     with unimagined():
         critic = load_reward(name)
     for part, value in vars(critic).items():
         if isinstance(value, Tensor | nn.Module):
-            setattr(critic, part, value.to(CARD))
+            setattr(critic, part, value.to(device))
     return critic

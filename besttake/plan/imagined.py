@@ -66,10 +66,13 @@ class _Fakes(FakeTensorMode):
     def __init__(self, **settings: Any):
         super().__init__(**settings)
         # Its notes are weak references to tensors, which `module.to` takes for somebody's interest in them.
-        self.fake_tensor_converter.set_tensor_memo = lambda tensor, fake: None  # type: ignore[method-assign]
+        self.fake_tensor_converter.set_tensor_memo = lambda tensor, fake: None  # type: ignore[method-assign, assignment]
 
     def __deepcopy__(self, memo: dict) -> _Fakes:
         return self  # a tensor's copy is of the same mode
+
+
+SET_DATA: Any = Tensor.data.__set__  # type: ignore[attr-defined]
 
 
 class _DataMoves(TorchFunctionMode):
@@ -77,7 +80,7 @@ class _DataMoves(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        if func == Tensor.data.__set__ and isinstance(args[0], FakeTensor) and isinstance(args[1], FakeTensor):
+        if func == SET_DATA and isinstance(args[0], FakeTensor) and isinstance(args[1], FakeTensor):
             args[0].fake_device = args[1].fake_device
         return out
 

@@ -123,15 +123,21 @@ class Meter(TorchDispatchMode):
             with self.phase(phase) if phase else nullcontext():
                 key = self._within[-1].name, str(tree_map(_look, (args, kwargs)))
                 if key in seen:
-                    self._charge(*seen[key][:2])
-                    return tree_map_only(_Look, _Look.again, seen[key][2])
+                    cost, extra, out = seen[key]
+                    now = self.live.copy()
+                    now.update(extra)
+                    self._charge(cost, now)
+                    with self._into(Phase("")):  # writing it is charged already
+                        out = tree_map_only(_Look, _Look.again, out)
+                    self._mark(self.live)
+                    return out
                 before = self.live.copy()
                 with self._into(Phase(self._within[-1].name)) as cost:
                     out = work(*args, **kwargs)
                 extra = cost.owners.copy()
                 extra.subtract(before)
                 seen[key] = cost, extra, tree_map_only(Tensor, _look, out)
-                self._charge(cost, extra)
+                self._charge(cost, cost.owners)
                 return out
 
         return replayed
@@ -157,13 +163,11 @@ class Meter(TorchDispatchMode):
         finally:
             self._within.pop()
 
-    def _charge(self, cost: Phase, extra: Counter[str]) -> None:
-        """Add work done before, which took `extra` memory besides what there was."""
+    def _charge(self, cost: Phase, fullest: Counter[str]) -> None:
+        """Add work that was measured apart, at whose fullest moment memory was this."""
         phase = self._within[-1]
         phase.flops, phase.seconds = phase.flops + cost.flops, phase.seconds + cost.seconds
-        then = self.live.copy()
-        then.update(extra)
-        self._mark(then)
+        self._mark(fullest)
 
     def _mark(self, owners: Counter[str]) -> None:
         phase, total = self._within[-1], owners.total()

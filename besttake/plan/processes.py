@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 from unittest.mock import patch
 
 import torch.distributed as dist
@@ -13,7 +14,6 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from besttake import distributed
 from besttake.distributed import Group, ParallelConfig
 from besttake.plan.imagined import CARD
-
 
 FSDP = "torch.distributed.fsdp._fully_shard._fully_shard"
 
@@ -28,6 +28,7 @@ def first_of(size: int, config: ParallelConfig) -> Iterator[None]:
     if size % config.shard:
         raise ValueError(f"parallel.shard is {config.shard}, and gpus {size}; expected a multiple of {config.shard}")
     dist.init_process_group("fake", rank=0, world_size=size, store=FakeStore())
+    everyone: Any = dist.group.WORLD
     # FSDP2 takes the device from the mesh, and a mesh of CPUs knows no second one.
     with patch(f"{FSDP}._get_device_from_mesh", return_value=CARD):
         try:
@@ -35,7 +36,7 @@ def first_of(size: int, config: ParallelConfig) -> Iterator[None]:
                 copies = init_device_mesh(
                     "cpu", (size // config.shard, config.shard), mesh_dim_names=("replicate", "shard")
                 )
-                distributed._group = Group(config, 0, size, dist.group.WORLD, copies)
+                distributed._group = Group(config, 0, size, everyone, copies)
             yield
         finally:
             distributed._group = None

@@ -38,14 +38,16 @@ def skeleton(
     claim: Claim = lambda name, part: None,
     bits: Quantization = "none",
     offload: bool = False,
+    device: torch.device = CARD,
 ) -> VideoModel:
-    """The model as `load_model` gives it on a graphics card, on CARD; to be called where tensors are imagined.
+    """The model as `load_model` gives it on a graphics card; what its weights are is left to chance.
 
     Args:
         source: folder or hub id, whose configurations are enough, or the name of an embedded model.
         claim: told of each part's name when its weights are there.
         bits: what the weights of the denoiser's blocks are held in.
         offload: leave these blocks off the card.
+        device: CARD, where tensors are imagined, or a real one.
 
     Raises:
         ValueError: there are no such configurations, or they are broken.
@@ -59,19 +61,19 @@ def skeleton(
     def read(name: str, cls: type, dtype: torch.dtype) -> nn.Module:
         with unimagined():
             part = _empty(folder, name, cls)
-        claim(name, filled(part, dtype))
+        claim(name, filled(part, dtype, device))
         return model.thrifty(part) if name == "vae" else part
 
     try:
         with unimagined():
-            pipeline = _open_sora(folder) if issubclass(family, OpenSora) else _pipeline(folder)
+            pipeline: Any = _open_sora(folder) if issubclass(family, OpenSora) else _pipeline(folder)
         for name, part in pipeline.components.items():
             if name.startswith("transformer") and part is not None:
-                filled(part, dtypes.get(name, dtype))
+                filled(part, dtypes.get(name, dtype), device)
                 if offload:
-                    without_blocks(part.to("cpu"), str(CARD))
+                    without_blocks(part.to("cpu"), str(device))
                 elif bits != "none":  # off the card, since torchao forgets which of two CPUs it is on
-                    quantize(part.to("cpu"), bits, "cpu").to(CARD)
+                    quantize(part.to("cpu"), bits, "cpu").to(device)
                 claim(name, part)
         model: Any = family(pipeline, folder)
     except FAULTS as error:
@@ -98,42 +100,46 @@ def configurations(source: str) -> str:
         ) from error
 
 
-def filled(part: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """An empty part with imagined weights on CARD, in the dtypes that reading a checkpoint gives."""
-    exact = set(getattr(part, "_keep_in_fp32_modules_strict", None) or ())
-    if isinstance(part, diffusers.ModelMixin):
-        exact |= set(part._keep_in_fp32_modules or ())
+def filled(part: Any, dtype: torch.dtype, device: torch.device) -> nn.Module:
+    """An empty part with weights that nobody has set, in the dtypes that reading a checkpoint gives."""
+    kept = "_keep_in_fp32_modules" if isinstance(part, diffusers.ModelMixin) else "_keep_in_fp32_modules_strict"
+    exact = set(getattr(part, kept, None) or ())
     for path, module in part.named_modules():
         for name, weight in module._parameters.items():
             if weight is not None:
                 held = torch.float32 if exact & {*path.split("."), name} else dtype
-                imagined = torch.empty(weight.shape, dtype=held, device=CARD)
-                module._parameters[name] = nn.Parameter(imagined, requires_grad=False)
+                unset = torch.empty(weight.shape, dtype=held, device=device)
+                module._parameters[name] = nn.Parameter(unset, requires_grad=False)
         for name, buffer in module._buffers.items():
             if buffer is not None:
                 read = buffer.is_floating_point() and name not in module._non_persistent_buffers_set
                 held = dtype if read else buffer.dtype
                 known = buffer if not buffer.is_meta else torch.empty(buffer.shape, device="cpu")
-                module._buffers[name] = known.to(CARD, held)
+                module._buffers[name] = known.to(device, held)
+    if hasattr(part, "tie_weights"):
+        part.tie_weights()
     return part
 
 
 class Tokens:
-    """Stands in for a tokenizer whose files are not at hand: a prompt is words without meaning, as many as fit."""
+    """Stands in for a tokenizer whose files are not at hand: a token for each word, and one for the end."""
 
     model_max_length = 512
-    words = 77
 
     def __call__(
         self, text: Any, padding: Any = False, max_length: int | None = None, return_tensors: Any = None, **_: Any
     ) -> BatchEncoding:
-        told = min(self.words, max_length or self.words)
-        length = max_length if padding == "max_length" and max_length else told
-        row = {"input_ids": [1] * told + [0] * (length - told), "attention_mask": [1] * told + [0] * (length - told)}
+        texts = [text] if isinstance(text, str) else list(text)
+        longest = max_length if padding == "max_length" and max_length else max(map(_tokens, texts))
+        masks = [[int(place < _tokens(text)) for place in range(longest)] for text in texts]
+        rows: dict[str, Any] = {"input_ids": masks, "attention_mask": masks}
         if isinstance(text, str) and return_tensors is None:
-            return BatchEncoding(row)
-        rows = 1 if isinstance(text, str) else len(text)
-        return BatchEncoding({name: [values] * rows for name, values in row.items()}, tensor_type=return_tensors)
+            rows = {name: values[0] for name, values in rows.items()}
+        return BatchEncoding(rows, tensor_type=return_tensors)
+
+
+def _tokens(text: str) -> int:
+    return len(text.split()) + 1
 
 
 def _pipeline(folder: str) -> Any:

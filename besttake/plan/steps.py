@@ -95,11 +95,11 @@ def measure(config: Any, pace: Pace, gpus: int = 1, parts: Iterable[str] = PARTS
     with (
         warnings.catch_warnings(action="ignore"),  # of an unusual device; a run of the recipe has its own
         first_of(gpus, config.parallel),
-        _black_picture() as picture,
+        black_picture() as picture,
         imagined(),
         Meter(CARD, pace) as meter,
     ):
-        step = _Step(config, meter, picture)
+        step = Step(config, meter, picture)
         for part in parts:
             if part == "sample":
                 step.sample()  # the takes of the step before are there still
@@ -110,14 +110,20 @@ def measure(config: Any, pace: Pace, gpus: int = 1, parts: Iterable[str] = PARTS
     return found
 
 
-class _Step:
-    """A recipe's model, policy and optimizer on the card, and what is done with them."""
+class Step:
+    """A recipe's model, policy and optimizer on the card, and what is done with them.
 
-    def __init__(self, config: Any, meter: Meter, picture: Path):
-        self.config, self.meter, self.shape = config, meter, shape_of(config)
-        self.critics = Critics(config, meter)
+    Args:
+        meter: a `Meter`, or what measures a real card.
+        picture: a first frame, for models that need one.
+    """
+
+    def __init__(self, config: Any, meter: Any, picture: Path, device: torch.device = CARD):
+        self.config, self.meter, self.device, self.shape = config, meter, device, shape_of(config)
+        self.critics = Critics(config, device)
+        meter.claim("critics", self.critics.weights)
         dtype, offload = getattr(torch, config.dtype), config.policy.offload
-        self.model = skeleton(config.model, dtype, self._claim, config.quantize, offload)
+        self.model = skeleton(config.model, dtype, self._claim, config.quantize, offload, device)
         if config.tiling:
             self.model.tile()
         self.policy = Policy(self.model, config.policy, config.seed)
@@ -133,7 +139,7 @@ class _Step:
             frames, height, width = self.config.rollout.size(self.model)
             video = torch.empty(1, frames, 3, height, width)
             with self.meter.phase("encode"), torch.no_grad(), self.model.using("vae"):
-                self.model.encode(video.to(CARD))
+                self.model.encode(video.to(self.device))
 
     def sample(self) -> None:
         if self.shape.takes:
@@ -182,11 +188,11 @@ class _Step:
         """What the algorithms give to `Run.update`."""
         config, shape, model = self.config, self.shape, self.model
         clip = model.latent_shape(*config.rollout.size(model))
-        rows = torch.empty(shape.rows, shape.clips, *clip, device=CARD)
+        rows = torch.empty(shape.rows, shape.clips, *clip, device=self.device)
         generator = torch.Generator()
         condition = config.rollout.condition(model, self._some(shape.rows), generator)
         if shape.clips == 1:
-            t = model.schedule_for(clip).sample_times(shape.rows, generator).to(CARD)
+            t = model.schedule_for(clip).sample_times(shape.rows, generator).to(self.device)
             return sft_error(self.policy, rows[:, 0], condition, t, torch.empty_like(rows[:, 0])).mean()
         errors = drawn_errors(self.policy, rows, condition, generator, draws=config.draws)
         return dpo(errors, config.beta, config.guard)[0].mean() / config.optim.accumulate
@@ -250,7 +256,7 @@ def together(name: str, phases: Iterable[Phase]) -> Phase:
 
 
 @contextmanager
-def _black_picture() -> Iterator[Path]:
+def black_picture() -> Iterator[Path]:
     """An image file, for models that are shown one."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "black.png"

@@ -1,0 +1,62 @@
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from besttake.plan.imagined import CARD, SMALL, imagined, known
+
+
+def test_large_tensors_take_no_memory_and_have_no_numbers():
+    with imagined():
+        large = torch.ones(1_000_000, 1_000_000, device=CARD)  # 4 TB
+        assert large.device == CARD
+        assert known(large) is None
+        with pytest.raises(NotImplementedError, match="not known"):
+            large.sum().item()
+
+
+def test_small_tensors_keep_their_numbers():
+    with imagined():
+        numbers = torch.arange(4, device=CARD)
+        numbers[1:] += 10
+        assert numbers.tolist() == [0, 11, 12, 13]
+        assert (numbers > 11).nonzero().flatten().tolist() == [2, 3]
+        assert torch.zeros(SMALL, device=CARD)[0].item() == 0
+
+
+def test_numbers_that_are_written_over_by_unknown_ones_are_forgotten():
+    with imagined():
+        small = torch.zeros(3, device=CARD)
+        small.copy_(torch.zeros(3, SMALL, device=CARD)[:, 0])
+        assert known(small) is None
+
+
+def test_a_mask_of_known_numbers_picks_rows_of_unknown_ones():
+    with imagined():
+        large = torch.empty(4, SMALL, device=CARD)
+        mask = torch.tensor([True, False, True, True]).to(CARD)
+        assert large[mask].shape == (3, SMALL)
+
+
+def test_the_host_is_another_device():
+    with imagined(), pytest.raises(RuntimeError, match="same device"):
+        torch.empty(SMALL, 2) + torch.empty(SMALL, 2, device=CARD)
+
+
+def test_modules_are_moved_and_copied_as_elsewhere():
+    with imagined():
+        layer = nn.Linear(300, 300).to(CARD)
+        twin = copy.deepcopy(layer).to("cpu", torch.bfloat16)
+        layer.bias.data = layer.bias.data.to("cpu")
+        assert (layer.weight.device, layer.bias.device) == (CARD, torch.device("cpu"))
+        assert (twin.weight.device, twin.weight.dtype) == (torch.device("cpu"), torch.bfloat16)
+
+
+def test_an_optimizer_steps():
+    with imagined():
+        layer = nn.Linear(300, 300, device=CARD)
+        optimizer = torch.optim.AdamW(layer.parameters(), foreach=True)
+        layer(torch.empty(2, 300, device=CARD)).sum().backward()
+        optimizer.step()
+        assert optimizer.state[layer.weight]["step"].item() == 1

@@ -1,0 +1,78 @@
+import json
+import math
+from dataclasses import replace
+
+import pytest
+
+from besttake.algorithms.realdpo import Config as RealDPO
+from besttake.cli import main, read_recipe
+from besttake.plan import PlanConfig, hours, make_plan
+from besttake.plan.advice import advise, with_setting
+from besttake.plan.meter import Phase
+from besttake.plan.table import verdict
+from tests.plan.test_steps import PACE, measure, recipe
+
+
+def test_a_recipe_is_planned_from_the_command_line(capsys):
+    flags = ["--card", "4090", "--json", "--rollout.steps", "2", "--monitor.every", "0", "--evaluation.count", "2"]
+    assert main(["plan", "onlinevpo-tiny", *flags]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["fits"]
+    assert told["card"] == "RTX-4090"
+    assert {"sample", "decode", "score", "train", "evaluate"} <= told["phases"].keys()
+    assert told["seconds_of_a_step"] == pytest.approx(
+        sum(phase["seconds"] for name, phase in told["phases"].items() if name != "evaluate")
+    )
+
+
+def test_users_mistakes_are_said_in_words(capsys):
+    assert main(["plan", "onlinevpo-tiny", "--card", "voodoo"]) == 2
+    assert main(["plan", "nothing"]) == 2
+    words = capsys.readouterr().err
+    assert "no card 'voodoo'" in words
+    assert "no recipe 'nothing'" in words
+    with pytest.raises(ValueError, match="gpus is 0"):
+        PlanConfig(gpus=0)
+
+
+def test_where_it_does_not_fit_switches_are_turned_until_it_does():
+    config = recipe("tiny-cogvideox")
+    phases = measure(config, PACE, parts=("sample", "score", "train"))
+    before = phases["train"].peak
+    assert advise(config, phases, before, PACE) == []
+    one, *others = advise(config, phases, 0.9 * before, PACE)
+    assert (one.setting, others) == ("policy.gradient_checkpointing", [])
+    assert one.peak <= 0.9 * before
+    turned = with_setting(config, one.setting, one.value)
+    assert measure(turned, PACE, parts=("train",))["train"].peak == one.peak
+
+
+def test_verdicts():
+    config = replace(read_recipe("onlinevpo-tiny"), steps=1)
+    config = replace(config, monitor=replace(config.monitor, every=0), rollout=replace(config.rollout, steps=2))
+    plan = make_plan(config, PlanConfig("H100", reserve=0))
+    assert verdict(plan).startswith("fits on H100")
+    assert "not enough" in verdict(replace(plan, room=1.0))
+
+
+def test_hours():
+    second = {name: Phase(name, seconds=1.0) for name in ("sample", "train", "encode", "watch", "evaluate")}
+    config = RealDPO(data="nowhere", steps=3600, clips_per_step=2, renew_every=10)
+    config = replace(config, monitor=replace(config.monitor, every=1800))
+    config = replace(config, evaluation=replace(config.evaluation, count=32))  # two batches of 16, before and after
+    found = hours(config, second, gpus=4)
+    assert found == {
+        "encoding": 2.0,  # as many clips as the steps take: it is not known how many there are
+        "sampling": 4.0,
+        "training": 4.0,
+        "watching": 4 * 3 / 3600,
+        "evaluation": 4 / 3600,
+    }
+
+
+def test_hours_of_clips_that_come_twice_before_they_are_renewed(material):
+    second = {name: Phase(name, seconds=1.0) for name in ("sample", "train", "encode", "watch", "evaluate")}
+    config = RealDPO(data=str(material / "clips"), steps=3600, clips_per_step=2, renew_every=10)
+    found = hours(config, second, gpus=1)
+    assert math.isclose(found["sampling"], 4 / 20)  # the takes of four clips serve twenty draws
+    assert math.isclose(found["encoding"], 4 / 3600)

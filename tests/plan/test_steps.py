@@ -1,0 +1,98 @@
+"""The plan of the embedded models against what running them takes, followed operation by operation."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from besttake.algorithms.losses import dpo, drawn_errors
+from besttake.algorithms.onlinevpo import Config
+from besttake.models import load_model
+from besttake.plan.cards import CARDS
+from besttake.plan.meter import Meter, Pace
+from besttake.plan.steps import measure
+from besttake.policy import Policy, PolicyConfig
+from besttake.rewards.composite import RewardConfig
+from besttake.rollout import RolloutConfig, generate
+from besttake.run import adamw
+from tests.peak import Peak
+
+PACE = Pace(CARDS["H100"], 0.5)
+ROLLOUT = RolloutConfig(steps=2, guidance=3.0, batch=3)
+
+
+def recipe(model: str, **policy) -> Config:
+    reward = RewardConfig(name="motion-smoothness")
+    config = Config(model=model, prompts_per_step=2, candidates=2, draws=2, rollout=ROLLOUT, reward=reward)
+    monitor, evaluation = replace(config.monitor, every=0), replace(config.evaluation, count=2, rollout=ROLLOUT)
+    return replace(config, policy=PolicyConfig(**policy), monitor=monitor, evaluation=evaluation)
+
+
+def a_step(policy: Policy, config: Config):
+    """A training step on clips of nothing, as `train` takes it."""
+    model = policy.model
+    clips = torch.zeros(config.prompts_per_step, 2, *model.latent_shape(*config.rollout.size(model)))
+    condition = config.rollout.condition(model, ["a red ball", "a blue ball"])
+    optimizer = adamw(config.optim, policy.trainable.values())
+    errors = drawn_errors(policy, clips, condition, torch.Generator(), draws=config.draws)
+    dpo(errors, config.beta, config.guard)[0].mean().backward()
+    return optimizer
+
+
+@pytest.mark.parametrize("name", ["tiny-cogvideox", "tiny-wan"])
+def test_arithmetic_of_a_rollout(name):
+    config = recipe(name)
+    phases = measure(config, PACE, parts=("sample",))
+    policy = Policy(load_model(name), config.policy)
+    takes = ["a red ball"] * 2, config.rollout
+    generate(policy, *takes, n=1, decode=False)  # the text is embedded
+    # attention as plain products, which PyTorch's counter sees
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        generate(policy, *takes, n=2, decode=False)
+    assert phases["sample"].flops == pytest.approx(counter.get_total_flops(), rel=0.01)
+
+
+@pytest.mark.parametrize("policy", [{}, {"gradient_checkpointing": True}, {"train": "full"}, {"clips_at_once": 1}])
+def test_a_training_step(policy):
+    config = recipe("tiny-cogvideox", **policy)
+    planned = measure(config, PACE, parts=("train",))["train"]
+    real = Policy(load_model("tiny-cogvideox"), config.policy)
+    a_step(real, config)
+    for parameter in real.trainable.values():
+        parameter.grad = None
+    lasting = sum(size for owner, size in planned.owners.items() if owner not in ("activations", "gradients"))
+    with Peak() as peak:
+        a_step(real, config)
+    with Meter(torch.device("cpu"), PACE) as meter, meter.phase("train") as run:
+        a_step(real, config)
+    assert planned.flops == pytest.approx(run.flops, rel=0.01)
+    assert planned.peak - lasting == pytest.approx(peak.peak, rel=0.05)
+
+
+def test_a_card_of_several_has_its_share():
+    config = recipe("tiny-cogvideox")
+    alone, shared = (measure(config, PACE, gpus, ("sample", "score", "train")) for gpus in (1, 2))
+    for name in ("sample", "decode", "train"):
+        assert shared[name].flops == pytest.approx(alone[name].flops / 2, rel=0.01)
+    assert shared["train"].peak < alone["train"].peak
+
+
+def test_sharded_weights_take_their_share():
+    config = recipe("tiny-cogvideox", train="full")
+    whole = measure(config, PACE, 2, ("train",))["train"].owners
+    parts = measure(replace(config, parallel=replace(config.parallel, shard=2)), PACE, 2, ("train",))["train"].owners
+    for owner in ("trained weights", "reference", "optimizer"):
+        assert parts[owner] == pytest.approx(whole[owner] / 2, rel=0.02)
+
+
+def test_blocks_on_the_cpu_leave_the_card():
+    owners = [measure(recipe("tiny-wan", offload=off), PACE, parts=("train",))["train"].owners for off in (False, True)]
+    assert owners[1]["weights"] < owners[0]["weights"] / 3
+
+
+def test_a_number_of_cards_that_shards_do_not_divide():
+    config = recipe("tiny-cogvideox")
+    with pytest.raises(ValueError, match="shard is 2, and gpus 3"):
+        measure(replace(config, parallel=replace(config.parallel, shard=2)), PACE, 3)
