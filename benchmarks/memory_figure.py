@@ -6,6 +6,7 @@ reward is the mean of the pixels, so that a critic's own memory would come on to
 
     python benchmarks/memory_figure.py                  # counted on an imagined card: no GPU, no weights
     python benchmarks/memory_figure.py --device cuda    # measured, with random weights
+    python benchmarks/memory_figure.py --model THUDM/CogVideoX-5b --methods dpo --train lora --sizes 480x720 --frames 49
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ from typing import Any
 
 import torch
 import tyro
-from torch import Tensor
+from random_weights import randomise
 
 from besttake.algorithms.losses import dpo, drawn_errors
 from besttake.devices import describe_device
-from besttake.models import Size
+from besttake.models import Quantization, Size
 from besttake.plan.cards import find_card
 from besttake.plan.imagined import CARD, imagined
 from besttake.plan.meter import Meter, Pace
@@ -42,8 +43,11 @@ class FigureConfig:
     methods: tuple[str, ...] = ("dpo", "refl")
     train: tuple[str, ...] = ("full", "lora")
     sizes: tuple[str, ...] = tuple(SIZES)
+    """Their names, or height x width."""
     frames: tuple[int, ...] = (17, 34, 51, 68, 136)
     """The paper's, and twice its longest."""
+    quantize: Quantization = "none"
+    eight_bit: bool = False
     device: str = "imagined"
     """Or "cuda"."""
 
@@ -57,7 +61,8 @@ def main(config: FigureConfig) -> None:
             print(f"\n{method}, {train} | " + " | ".join(f"{frames} frames" for frames in config.frames))
             print(" | ".join(["---"] * (1 + len(config.frames))))
             for size in config.sizes:
-                found = (peak(config, method, train, (frames, *SIZES[size])) for frames in config.frames)
+                height, width = SIZES.get(size) or map(int, size.split("x"))
+                found = (peak(config, method, train, (frames, height, width)) for frames in config.frames)
                 print(f"{size} | " + " | ".join(f"{gib:.1f}" for gib in found), flush=True)
 
 
@@ -67,40 +72,44 @@ def peak(config: FigureConfig, method: str, train: Any, size: Size) -> float:
     device = CARD if counted else torch.device(config.device)
     meter = Meter(CARD, Pace(find_card("H200"), 0.5))
     with imagined() if counted else nullcontext(), meter if counted else nullcontext():
-        model = skeleton(config.model, torch.bfloat16, device=device)
+        model = skeleton(config.model, torch.bfloat16, randomise, config.quantize, device=device)
         how = PolicyConfig(train=train, rank=64, gradient_checkpointing=True, clips_at_once=1)
         try:
             policy = Policy(model, how)
-            optimizer = adamw(OptimConfig(), policy.trainable.values())
+            optimizer = adamw(OptimConfig(eight_bit=config.eight_bit), policy.trainable.values())
             for _ in range(2):
-                METHODS[method](policy, size, model.encode_prompts(["a woman opens an umbrella"])).backward()
-                optimizer.step()
-                optimizer.zero_grad()
+                condition = model.encode_prompts(["a woman opens an umbrella"])
+                if not counted:
+                    torch.cuda.reset_peak_memory_stats(device)  # the text encoder has gone again
+                with meter.phase("step"):
+                    METHODS[method](policy, size, condition)
+                    optimizer.step()
+                    optimizer.zero_grad()
         except torch.OutOfMemoryError:
             return float("inf")
-    most = max(phase.peak for phase in meter.phases.values()) if counted else torch.cuda.max_memory_allocated(device)
+    most = meter.phases["step"].peak if counted else torch.cuda.max_memory_allocated(device)
     del policy, optimizer, model
     gc.collect()
     if not counted:
         torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
     return most / 2**30
 
 
-def dpo_step(policy: Policy, size: Size, condition: Condition) -> Tensor:
+def dpo_step(policy: Policy, size: Size, condition: Condition) -> None:
     rows = torch.randn(1, 2, *policy.model.latent_shape(*size), device=policy.model.device)
-    return dpo(drawn_errors(policy, rows, condition, torch.Generator()), 500.0)[0].mean()
+    dpo(drawn_errors(policy, rows, condition, torch.Generator()), 500.0)[0].mean().backward()
 
 
-def refl_step(policy: Policy, size: Size, condition: Condition) -> Tensor:
+def refl_step(policy: Policy, size: Size, condition: Condition) -> None:
     model = policy.model
     x_t = torch.randn(1, *model.latent_shape(*size), device=model.device)
     t = torch.full((1,), 0.2, device=model.device)
     x_0, _ = model.schedule.split(policy.predict(x_t, t, condition).float(), x_t, t)
-    return -model.decode(x_0, size[0]).float().mean()
+    with model.using("vae"):
+        model.decode(x_0, size[0]).float().mean().neg().backward()
 
 
-METHODS: dict[str, Callable[[Policy, Size, Condition], Tensor]] = {"dpo": dpo_step, "refl": refl_step}
+METHODS: dict[str, Callable[[Policy, Size, Condition], None]] = {"dpo": dpo_step, "refl": refl_step}
 
 if __name__ == "__main__":
     main(tyro.cli(FigureConfig))

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 import tyro
+from random_weights import fill
 from rich.console import Console
 from rich.table import Table
 
@@ -30,6 +31,9 @@ from besttake.plan.steps import STEP, Step, black_picture, measure
 from besttake.rewards.composite import RewardConfig
 
 GIB = 2**30
+
+DRAWN = ("weights", "autoencoder", "text encoder")
+"""Owners of what is given random numbers: what was in memory before might not stay finite."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,8 @@ class Clock:
 
     def claim(self, owner: str, tensors: Any) -> None:
         """Whose memory it is cannot be seen."""
-        give_numbers(owner, tensors)
+        if owner in DRAWN:
+            fill(tensors)
 
     def once(self, work: Callable[..., Any], phase: str = "") -> Callable[..., Any]:
         def timed(*args: Any, **kwargs: Any) -> Any:
@@ -98,16 +103,10 @@ class Whole(Meter):
         return Clock.once(self, work, phase)  # type: ignore[arg-type]
 
     def claim(self, owner: str, tensors: Any) -> None:
-        give_numbers(owner, tensors := list(tensors))
+        tensors = list(tensors)
+        if owner in DRAWN:
+            fill(tensors)
         super().claim(owner, tensors)
-
-
-@torch.no_grad()
-def give_numbers(owner: str, tensors: Any) -> None:
-    """Random weights, small enough that what they make stays finite; what was in memory before might not."""
-    for tensor in tensors if owner in ("weights", "autoencoder", "text encoder") else ():
-        if tensor.is_floating_point() and not hasattr(tensor, "__tensor_flatten__"):
-            tensor.normal_(std=0.02)
 
 
 def run(config: Any, meter: Any, device: torch.device) -> dict[str, Phase]:

@@ -24,6 +24,7 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 import tyro
+from random_weights import randomise
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -120,10 +121,6 @@ def random_model(source: str, dtype: torch.dtype, device: str) -> VideoModel:
     """An embedded model, or one at its real size with random weights, made from its configurations."""
     if embedded_model(source) != source:
         return load_model(source, dtype, device)
-
-    def randomise(_: str, part: torch.nn.Module) -> None:
-        for weight in part.parameters():
-            torch.nn.init.normal_(weight, std=0.02)
 
     return skeleton(source, dtype, randomise, device=torch.device(device))
 
