@@ -94,12 +94,19 @@ def join(config: ParallelConfig, device: str) -> None:
         if on_gpu := device.startswith("cuda"):
             torch.cuda.set_device(device)
         dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=wait)
-    kind, shares = torch.device(device).type, (size // config.context, 1, config.context)
-    copies = init_device_mesh(kind, (size // config.shard, config.shard), mesh_dim_names=("replicate", "shard"))
-    clips = init_device_mesh(kind, shares, mesh_dim_names=("rows", "ring", "ulysses"))  # diffusers' names
-    _group = Group(config, dist.get_rank(), size, dist.new_group(backend="gloo", timeout=wait), copies, clips)
+    _group = laid_out(config, torch.device(device).type, dist.new_group(backend="gloo", timeout=wait))
     if not leads():
         logging.getLogger("besttake").setLevel(logging.ERROR)  # what process 0 says is enough
+
+
+def laid_out(config: ParallelConfig, kind: str, words: dist.ProcessGroup) -> Group:
+    """The processes that there are, on devices of a kind."""
+    rank, size = dist.get_rank(), dist.get_world_size()
+    copies = init_device_mesh(kind, (size // config.shard, config.shard), mesh_dim_names=("replicate", "shard"))
+    clips = init_device_mesh(
+        kind, (size // config.context, 1, config.context), mesh_dim_names=("rows", "ring", "ulysses")
+    )  # the last two are diffusers' names
+    return Group(config, rank, size, words, copies, clips)
 
 
 def leave() -> None:

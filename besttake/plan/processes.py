@@ -8,11 +8,10 @@ from typing import Any
 from unittest.mock import patch
 
 import torch.distributed as dist
-from torch.distributed.device_mesh import init_device_mesh
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from besttake import distributed
-from besttake.distributed import Group, ParallelConfig
+from besttake.distributed import ParallelConfig, laid_out
 from besttake.plan.imagined import CARD
 
 FSDP = "torch.distributed.fsdp._fully_shard._fully_shard"
@@ -23,8 +22,10 @@ def first_of(size: int, config: ParallelConfig) -> Iterator[None]:
     """Within this context this process is the first of so many, each with the same share of the work.
 
     Raises:
-        ValueError: their number is no multiple of `config.shard`.
+        ValueError: their number is no multiple of `config.shard`, or they split clips' tokens.
     """
+    if config.context > 1:
+        raise ValueError(f"parallel.context is {config.context}, and what that saves is not foreseen here; set it to 1")
     if size % config.shard:
         raise ValueError(f"parallel.shard is {config.shard}, and gpus {size}; expected a multiple of {config.shard}")
     dist.init_process_group("fake", rank=0, world_size=size, store=FakeStore())
@@ -33,10 +34,7 @@ def first_of(size: int, config: ParallelConfig) -> Iterator[None]:
     with patch(f"{FSDP}._get_device_from_mesh", return_value=CARD):
         try:
             if size > 1:
-                copies = init_device_mesh(
-                    "cpu", (size // config.shard, config.shard), mesh_dim_names=("replicate", "shard")
-                )
-                distributed._group = Group(config, 0, size, everyone, copies)
+                distributed._group = laid_out(config, "cpu", everyone)
             yield
         finally:
             distributed._group = None
