@@ -6,10 +6,11 @@ on (seed, step, prompt, candidate), so that one process and eight shoot the same
 
 from __future__ import annotations
 
+import logging
 import zlib
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
@@ -17,13 +18,16 @@ import torch
 from torch import Tensor
 
 from besttake.data.video import read_video
-from besttake.distributed import gathered, share
+from besttake.distributed import by_itself, gathered, share
+from besttake.memory import forget, out_of_memory
 from besttake.models import Size, VideoModel
 from besttake.models.caches import CacheConfig, step_cache
 from besttake.models.compiled import compile_blocks
 from besttake.policy import Policy
 from besttake.sampling import Course, Told, guided, noised, spread_out, stepper
 from besttake.types import Condition, Latent, Prompt, Video
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,9 @@ class RolloutConfig:
     """Diffusion times (1 = noise) within which there is guidance; outside them a step costs half."""
     asked: int | None = None
     """Steps at which the network is asked, by default all; at the others its last two answers are extrapolated."""
+    shared: float = 0.0
+    """Share of the steps that a prompt's takes have in common, at the cost of one: they part there, each by a noise of
+    its own, and are more alike."""
     compile: bool = False
     """Compile the network's blocks (torch.compile), in training too: minutes at the start, faster afterwards."""
     strength: float = 0.8
@@ -60,6 +67,8 @@ class RolloutConfig:
             raise ValueError(f"rollout.guided is {self.guided}; expected two times in [0, 1], the smaller one first")
         if self.asked is not None and self.asked < 2:
             raise ValueError(f"rollout.asked is {self.asked}; it must be at least 2, or left out for all steps")
+        if not 0 <= self.shared < 1:
+            raise ValueError(f"rollout.shared is {self.shared}; a share of the steps lies in [0, 1)")
         if not 0 < self.strength <= 1:
             raise ValueError(f"rollout.strength is {self.strength}; a share of the steps lies in (0, 1]")
 
@@ -124,31 +133,60 @@ def generate(
     model = shooter.model if isinstance(shooter, Policy) else shooter
     shape = model.latent_shape(*config.size(model))
     rows = [prompt for prompt in prompts for _ in range(n)]
-    draws = [keyed_generator(*seed, zlib.crc32(p.encode()), k) for p in prompts for k in range(n)]
-    noise = torch.stack([torch.randn(shape, generator=draw) for draw in draws])
     unique = config.condition(model, prompts)
     condition = {name: value.repeat_interleave(n, 0) for name, value in unique.items()}
     guided = config.scale(model) != 1 and not model.embeds_guidance
-    negative = model.encode_negative(1) if guided else None
-    source = encode_sources(model, prompts, config)
-    mine = share(len(rows))
-    parts = [mine[start : start + config.batch] for start in range(0, len(mine), config.batch)]
-    latents = []
+    shoot = partial(_shoot, shooter, config, shape, model.encode_negative(1) if guided else None)
+    source, strength = encode_sources(model, prompts, config), config.strength
     model.wake()
     for denoiser in model.denoisers.values() if config.compile else ():
         compile_blocks(denoiser)
     with shooter.merged() if isinstance(shooter, Policy) else nullcontext():
-        for part in parts:
-            told = {name: value[part] for name, value in condition.items()}
-            over = None if source is None else source.repeat_interleave(n, 0)[part]
-            drawn = [draws[row] for row in part]
-            latents.append(denoise(shooter, noise[part].to(model.device), told, config, negative, drawn, over))
+        if config.shared and source is None:
+            strength = 1 - config.shared
+            begun = shoot(unique, [keyed_generator(*seed, zlib.crc32(p.encode()), n) for p in prompts], to=strength)
+            source = gathered(torch.cat(begun), len(prompts))
+        draws = [keyed_generator(*seed, zlib.crc32(p.encode()), k) for p in prompts for k in range(n)]
+        over = None if source is None else source.repeat_interleave(n, 0)
+        latents = shoot(condition, draws, over, strength)
     videos = torch.empty(0)
     if decode:
         frames = config.size(model)[0]
         with model.using("vae"):
             videos = torch.cat([model.decode(part, frames).float().clamp(-1, 1) for part in latents])
     return Rollout(gathered(torch.cat(latents), len(rows)), videos, rows, condition, n)
+
+
+def _shoot(
+    shooter: Policy | VideoModel,
+    config: RolloutConfig,
+    shape: Sequence[int],
+    negative: Condition | None,
+    condition: Condition,
+    draws: Sequence[torch.Generator],
+    source: Latent | None = None,
+    strength: float = 1.0,
+    to: float = 0.0,
+) -> list[Latent]:
+    """This process's share of the takes of a condition, a batch at a time; half of one where memory runs out."""
+    model = shooter.model if isinstance(shooter, Policy) else shooter
+    noise = torch.stack([torch.randn(tuple(shape), generator=draw) for draw in draws])
+    left, latents = share(len(draws)), []
+    while left:
+        part = left[: min(config.batch, model.room)]
+        told = {name: value[part] for name, value in condition.items()}
+        over, drawn = None if source is None else source[part], [draws[row] for row in part]
+        settings = replace(config, strength=strength)
+        try:
+            latents.append(denoise(shooter, noise[part].to(model.device), told, settings, negative, drawn, over, to))
+            left = left[len(part) :]
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error) or len(part) == 1 or not by_itself():
+                raise
+            forget(error)
+            model.room = len(part) // 2
+            log.warning("memory has run out with %d takes at once: from now on %d", len(part), model.room)
+    return latents
 
 
 def encode_sources(model: VideoModel, prompts: Sequence[str], config: RolloutConfig) -> Latent | None:
@@ -173,11 +211,13 @@ def denoise(
     negative: Condition | None,
     draws: Sequence[torch.Generator],
     source: Latent | None = None,
+    to: float = 0.0,
 ) -> Latent:
     """From noise, or from a noised `source`, to latents; guided away from `negative`.
 
     Args:
         draws: random numbers of each row, for samplers that add noise on the way.
+        to: the share of the steps that is left to others: the latents are then those foreseen at the last one taken.
     """
     model = shooter.model if isinstance(shooter, Policy) else shooter
     steps = config.steps or model.default_steps
@@ -186,11 +226,11 @@ def denoise(
     if source is not None:
         first = steps - max(1, int(steps * config.strength))
         x = noised(model, sampler, source, noise, sampler.timesteps[first])
-    step, timesteps = stepper(sampler, draws), sampler.timesteps[first:]
-    asked, course = config.asks(len(timesteps)), Course(model.schedule)
+    step, last = stepper(sampler, draws), steps - 1 - int(steps * to)
+    asked, course = config.asks(steps) | {first, last}, Course(model.schedule)
     predict = shooter.predict if isinstance(shooter, Policy) else partial(model.predict, model.denoiser)
     with step_cache(model.denoisers.values(), config.cache, predict) as ask:
-        for i, timestep in enumerate(timesteps):
+        for i, timestep in enumerate(sampler.timesteps[first : last + 1], first):
             t = model.schedule.time(timestep).expand(len(x))
             x_t = sampler.scale_model_input(x, timestep) if hasattr(sampler, "scale_model_input") else x
             if i in asked:
@@ -200,6 +240,8 @@ def denoise(
                 course.add(prediction, x_t, t)
             else:
                 prediction = course(x_t, t)
+            if to and i == last:
+                return model.schedule.split(prediction, x_t, t)[0]
             x = step(prediction, timestep, x)
     return model.with_known(x, condition)
 

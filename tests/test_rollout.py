@@ -1,5 +1,6 @@
 """Takes made over a source video: as the official pipelines make them."""
 
+from dataclasses import replace
 from zlib import crc32
 
 import pytest
@@ -72,3 +73,75 @@ def test_a_source_for_some_prompts_only_is_refused(wan, clip):
 def test_a_strength_outside_0_1_is_refused(strength):
     with pytest.raises(ValueError, match=f"rollout.strength is {strength}"):
         RolloutConfig(strength=strength)
+
+
+def passes(model, monkeypatch):
+    """How many rows the network is asked for, in each call."""
+    asked, predict = [], type(model).predict
+    monkeypatch.setattr(type(model), "predict", lambda self, *seen: asked.append(len(seen[1])) or predict(self, *seen))
+    return asked
+
+
+def test_takes_that_share_their_beginning_cost_it_once_and_part_there(cogvideox, monkeypatch):
+    asked = passes(cogvideox, monkeypatch)
+    prompts, settings = ["a red ball", "a blue ball"], RolloutConfig(steps=8, guidance=1.0)
+    apart = generate(cogvideox, prompts, settings, n=3, decode=False)
+    assert sum(asked) == 6 * 8
+    asked.clear()
+    shared = generate(cogvideox, prompts, replace(settings, shared=0.5), n=3, decode=False)
+    assert sum(asked) == 2 * 4 + 6 * 4
+    spread = {
+        name: takes.latents.view(2, 3, -1).std(1).mean() for name, takes in (("apart", apart), ("shared", shared))
+    }
+    assert 0.1 * spread["apart"] < spread["shared"] < spread["apart"]  # other takes, and more alike
+    again = generate(cogvideox, prompts[1:], replace(settings, shared=0.5), n=3, decode=False)
+    torch.testing.assert_close(again.latents, shared.latents[3:], rtol=1e-4, atol=1e-4)  # whatever is shot beside them
+
+
+def test_a_beginning_that_is_shared_leads_where_the_network_says(wan, monkeypatch):
+    """A network that knows the data brings every take there, from a beginning of its own or a common one."""
+    data = torch.randn(1, *wan.latent_shape(*SIZE))
+
+    def knows(self, denoiser, x_t, t, condition):
+        time = t.view(-1, 1, 1, 1, 1).clamp(min=1e-4)
+        return (x_t - data) / time  # noise - x_0
+
+    monkeypatch.setattr(type(wan), "predict", knows)
+    takes = generate(wan, ["a red ball"], config(shared=0.4), n=2, decode=False)
+    torch.testing.assert_close(takes.latents, data.expand_as(takes.latents), rtol=0, atol=1e-2)
+
+
+def test_where_memory_runs_out_fewer_takes_are_shot_at_once(cogvideox, monkeypatch, caplog):
+    prompts, settings = ["a red ball"], RolloutConfig(steps=2, guidance=1.0)
+    whole = generate(cogvideox, prompts, settings, n=5, decode=False)
+    asked, predict = [], type(cogvideox).predict
+
+    def short(self, denoiser, x_t, t, condition):
+        asked.append(len(x_t))
+        if len(x_t) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return predict(self, denoiser, x_t, t, condition)
+
+    monkeypatch.setattr(type(cogvideox), "predict", short)
+    takes = generate(cogvideox, prompts, settings, n=5, decode=False)
+    torch.testing.assert_close(takes.latents, whole.latents, rtol=1e-4, atol=1e-4)
+    assert asked == [5, 2, 2, 2, 2, 1, 1]
+    assert "memory has run out with 5 takes at once: from now on 2" in caplog.text
+    asked.clear()
+    generate(cogvideox, prompts, settings, n=5, decode=False)
+    assert asked == [2, 2, 2, 2, 1, 1]  # it is not forgotten
+
+
+def test_one_take_that_does_not_fit_is_not_halved(cogvideox, monkeypatch):
+    def short(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(type(cogvideox), "predict", short)
+    with pytest.raises(torch.OutOfMemoryError):
+        generate(cogvideox, ["a red ball"], RolloutConfig(steps=2, guidance=1.0), n=3)
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.0])
+def test_a_shared_part_outside_0_1_is_refused(share):
+    with pytest.raises(ValueError, match=r"rollout\.shared is"):
+        RolloutConfig(shared=share)

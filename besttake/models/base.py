@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -55,6 +56,8 @@ class VideoModel(ABC):
     def __init__(self, pipeline: Any, source: str):
         self.pipeline = pipeline
         self.device: torch.device = pipeline.transformer.device
+        self.room = sys.maxsize
+        """Takes that can be denoised at once, as far as it is known."""
         self.by_turns: list[Any] = []
         """Networks that go to the CPU when another part is read, and come back when they are next run."""
         self.source = self.folder = source
