@@ -5,13 +5,17 @@ python benchmarks/hardware.py --cards H100 RTX-4090
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import tyro
 
 from besttake.cli import RECIPES, read_recipe
 from besttake.plan import Plan, PlanConfig, make_plan
+from besttake.plan.advice import advise
+from besttake.plan.cards import find_card
+from besttake.plan.meter import Pace
 from besttake.plan.table import BESIDE, GIB, times, verdict, whose
 
 MARK = "<!-- what follows is written by benchmarks/hardware.py -->\n"
@@ -26,6 +30,18 @@ class HardwareConfig:
     recipes: tuple[str, ...] = ()
     """By default all but those of the embedded models."""
     page: Path = Path("docs/hardware.md")
+
+
+def plans_of(config: Any, cards: tuple[str, ...]) -> list[Plan]:
+    """The plan for the first card, and what it says of the memory of the others."""
+    first = make_plan(config, PlanConfig(card=cards[0]))
+    found = [first]
+    for name in cards[1:]:
+        card, asked = find_card(name), PlanConfig()
+        room = (card.memory - asked.reserve) * GIB
+        advice = advise(config, first.phases, room, Pace(card, asked.efficiency))
+        found.append(replace(first, card=card, room=room, advice=advice))
+    return found
 
 
 def section(recipe: str, plans: list[Plan]) -> str:
@@ -46,7 +62,7 @@ def main(config: HardwareConfig) -> None:
     before = config.page.read_text().partition(MARK)[0]
     found = ""
     for recipe in recipes:
-        plans = [make_plan(read_recipe(recipe), PlanConfig(card=card)) for card in config.cards]
+        plans = plans_of(read_recipe(recipe), config.cards)
         found += "\n" + section(recipe, plans)
         print(recipe, *(f"{plan.card.name} {plan.peak.peak / GIB:.1f}" for plan in plans), flush=True)
         config.page.write_text(before + MARK + found)

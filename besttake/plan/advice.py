@@ -13,6 +13,7 @@ SWITCHES = (
     ("policy.clips_at_once", 1),  # a forward pass more for each clip but the last
     ("rollout.batch", 1),
     ("monitor.rollout.batch", 1),
+    ("by_turns", True),  # two moves a step
     ("optim.eight_bit", True),
     ("quantize", "int8"),
     ("tiling", True),  # faint seams

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from itertools import chain
 from typing import Any
 
 import torch
@@ -15,27 +16,38 @@ from besttake.rewards import load_reward
 from besttake.rollout import Rollout
 from besttake.types import CriticCard, Reward
 
+Claim = Callable[[str, Iterable[Tensor]], None]
+
 
 class Critics:
-    """The critics of a recipe that are on its own card: those it is trained on, and those that watch."""
+    """The critics of a recipe that are on its own card: what it is trained on ("score"), and what watches it ("watch")."""
 
-    def __init__(self, config: Any, device: torch.device):
+    def __init__(self, config: Any, device: torch.device, claim: Claim):
+        self.device, self.claim = device, claim
+        self.names = {"score": _trained_on(config), "watch": _watching(config)}
         networks = unasked(config)
-        self.trained_on = _loaded(_trained_on(config), networks, device)
-        self.watched = _loaded(_watching(config), networks, device)
-        sizes = [card_of(name).memory for name in (*_trained_on(config), *_watching(config))]  # each has its own copy
-        self.weights = [torch.empty(int(size * 1e9), dtype=torch.uint8, device=device) for size in sizes]
+        self.loaded = {part: _loaded(names, networks, device) for part, names in self.names.items()}
+        self.resident = [] if config.by_turns else self._weights(chain(*self.names.values()))
+
+    def ask(self, part: str, takes: Rollout, fps: float) -> list[Tensor]:
+        """What critics say of takes, of this process's share."""
+        there = self.resident or self._weights(self.names[part])
+        prompts = [takes.prompts[row] for row in share(len(takes.prompts))]
+        said = [critic(takes.videos, prompts, fps).values for critic in self.loaded[part]]
+        del there
+        return said
+
+    def _weights(self, names: Iterable[str]) -> list[Tensor]:
+        """Memory of the published sizes; a critic that does both is there twice."""
+        sizes = [int(card_of(name).memory * 1e9) for name in names]
+        weights = [torch.empty(size, dtype=torch.uint8, device=self.device) for size in sizes]
+        self.claim("critics", weights)
+        return weights
 
 
 def unasked(config: Any) -> list[str]:
     """Critics whose work is not counted, since their networks are not here."""
     return sorted({name for name in (*_trained_on(config), *_watching(config)) if card_of(name).memory})
-
-
-def ask(critics: Iterable[Reward], takes: Rollout, fps: float) -> list[Tensor]:
-    """What critics say of takes, of this process's share."""
-    prompts = [takes.prompts[row] for row in share(len(takes.prompts))]
-    return [critic(takes.videos, prompts, fps).values for critic in critics]
 
 
 def card_of(name: str) -> CriticCard:

@@ -15,7 +15,7 @@ import torch
 from diffusers import DiffusionPipeline
 from huggingface_hub import snapshot_download
 from torch import nn
-from transformers import BatchEncoding, T5EncoderModel
+from transformers import BatchEncoding, PreTrainedModel, T5EncoderModel
 
 from besttake.embedded import embedded_model
 from besttake.models import Quantization, VideoModel, families
@@ -104,20 +104,22 @@ def filled(part: Any, dtype: torch.dtype, device: torch.device) -> nn.Module:
     """An empty part with weights that nobody has set, in the dtypes that reading a checkpoint gives."""
     kept = "_keep_in_fp32_modules" if isinstance(part, diffusers.ModelMixin) else "_keep_in_fp32_modules_strict"
     exact = set(getattr(part, kept, None) or ())
+    if isinstance(part, PreTrainedModel):
+        part.tie_weights()  # two names of one weight, which it has once
+    made: dict[nn.Parameter, nn.Parameter] = {}
     for path, module in part.named_modules():
         for name, weight in module._parameters.items():
-            if weight is not None:
+            if weight is not None and weight not in made:
                 held = torch.float32 if exact & {*path.split("."), name} else dtype
                 unset = torch.empty(weight.shape, dtype=held, device=device)
-                module._parameters[name] = nn.Parameter(unset, requires_grad=False)
+                made[weight] = nn.Parameter(unset, requires_grad=False)
+            module._parameters[name] = weight if weight is None else made[weight]
         for name, buffer in module._buffers.items():
             if buffer is not None:
                 read = buffer.is_floating_point() and name not in module._non_persistent_buffers_set
                 held = dtype if read else buffer.dtype
                 known = buffer if not buffer.is_meta else torch.empty(buffer.shape, device="cpu")
                 module._buffers[name] = known.to(device, held)
-    if hasattr(part, "tie_weights"):
-        part.tie_weights()
     return part
 
 

@@ -10,8 +10,8 @@ import itertools
 import tempfile
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +22,14 @@ from torch import Tensor, nn
 from besttake.algorithms.losses import dpo, drawn_errors, sft_error
 from besttake.configuration import algorithm_of
 from besttake.distributed import backward
-from besttake.plan.critics import Critics, ask
+from besttake.models.caches import CacheConfig
+from besttake.plan.critics import Critics
 from besttake.plan.imagined import CARD, imagined
 from besttake.plan.meter import Meter, Pace, Phase
 from besttake.plan.processes import first_of
 from besttake.plan.skeletons import skeleton
 from besttake.policy import Policy
-from besttake.rollout import Rollout, generate
+from besttake.rollout import Rollout, RolloutConfig, generate
 from besttake.run import adamw
 from besttake.types import Prompt
 
@@ -92,6 +93,7 @@ def measure(config: Any, pace: Pace, gpus: int = 1, parts: Iterable[str] = PARTS
         ValueError: the model cannot be had, or cannot take the clips' size.
     """
     found: dict[str, Phase] = {}
+    config = _by_the_plain_way(config)
     with (
         warnings.catch_warnings(action="ignore"),  # of an unusual device; a run of the recipe has its own
         first_of(gpus, config.parallel),
@@ -120,8 +122,7 @@ class Step:
 
     def __init__(self, config: Any, meter: Any, picture: Path, device: torch.device = CARD):
         self.config, self.meter, self.device, self.shape = config, meter, device, shape_of(config)
-        self.critics = Critics(config, device)
-        meter.claim("critics", self.critics.weights)
+        self.critics = Critics(config, device, meter.claim)
         dtype, offload = getattr(torch, config.dtype), config.policy.offload
         self.model = skeleton(config.model, dtype, self._claim, config.quantize, offload, device)
         if config.tiling:
@@ -131,6 +132,8 @@ class Step:
         self.prompts = self._prompts(picture if self.model.needs_first_frame else None)
         self._measure_once()
         self._remember()
+        if config.by_turns:
+            self._take_turns()
         self.takes: Rollout | None = None
 
     def encode(self) -> None:
@@ -149,7 +152,7 @@ class Step:
     def score(self) -> None:
         if self.shape.scored and self.takes is not None:
             with self.meter.phase("score"), torch.no_grad():
-                ask(self.critics.trained_on, self.takes, self.model.fps)
+                self.critics.ask("score", self.takes, self.model.fps)
 
     def train(self) -> None:
         config, policy = self.config, self.policy
@@ -165,7 +168,7 @@ class Step:
         if config.every:
             with self.meter.phase("watch"), self.policy.averaged():
                 takes = generate(self.policy, self._some(config.count), config.rollout)
-                ask(self.critics.watched, takes, self.model.fps)
+                self.critics.ask("watch", takes, self.model.fps)
 
     def evaluate(self) -> None:
         config = self.config.evaluation
@@ -205,7 +208,11 @@ class Step:
 
     def _measure_once(self) -> None:
         """Have what is done many times alike be run a single time."""
-        model, once, sampler_of = self.model, self.meter.once, self.model.sampler
+        model, once, sampler_of, read_part = self.model, self.meter.once, self.model.sampler, self.model.read
+
+        def read(name: str, cls: type, dtype: torch.dtype) -> nn.Module:
+            with self.meter.phase("prompts") if name in model.text_parts else nullcontext():
+                return read_part(name, cls, dtype)
 
         def sampler(steps: int, shape: Sequence[int]) -> Any:
             sampler = sampler_of(steps, shape)
@@ -214,13 +221,12 @@ class Step:
 
         alike = {"embed": once(model.embed, "prompts"), "decode": once(model.decode, "decode"), "sampler": sampler}
         alike |= {"encode": once(model.encode), "predict": once(model.predict)}
-        vars(model).update(alike)
+        vars(model).update(alike, read=read)
 
     def _remember(self) -> None:
         """What is there from the second step on: the optimizer's moments and, between updates, gradients."""
         policy, claim = self.policy, self.meter.claim
-        claim("trained weights", policy.trainable.values())
-        claim("reference", policy.reference.weights.values())
+        self._claim_weights()
         claim("average", policy.average.values())
         for group in self.optimizer.param_groups:
             if "foreach" in group:
@@ -234,12 +240,44 @@ class Step:
             claim("optimizer", [value for value in state.values() if isinstance(value, Tensor)])
         self._forget_gradients()
 
+    def _take_turns(self) -> None:
+        """As a run does; what comes back to the card is claimed anew."""
+        model, wake = self.model, self.model.wake
+        model.by_turns = [*model.denoisers.values(), *self.policy.reference.networks]
+
+        def woken() -> None:
+            wake()
+            self._claim_weights()
+
+        vars(model)["wake"] = woken
+
+    def _claim_weights(self) -> None:
+        """Whose the denoiser's memory is: first all of it the base's, then some of it trained, or the reference's."""
+        policy, claim = self.policy, self.meter.claim
+        for name, part in self.model.denoisers.items():
+            self._claim(name, part)
+        claim("trained weights", policy.trainable.values())
+        claim("reference", policy.reference.weights.values())
+        for network in policy.reference.networks:
+            claim("reference", network.parameters())
+
     def _forget_gradients(self) -> None:
         if self.config.optim.accumulate == 1:
             self.optimizer.zero_grad()
 
     def _claim(self, name: str, part: nn.Module) -> None:
         self.meter.claim(OWNERS.get(name, name.replace("_", " ")), [*part.parameters(), *part.buffers()])
+
+
+def _by_the_plain_way(config: Any) -> Any:
+    """A recipe without what depends on a real machine or on real numbers: compiled blocks, and caches between steps."""
+
+    def plain(rollout: RolloutConfig) -> RolloutConfig:
+        return replace(rollout, compile=False, cache=CacheConfig())
+
+    monitor = replace(config.monitor, rollout=plain(config.monitor.rollout))
+    evaluation = replace(config.evaluation, rollout=plain(config.evaluation.rollout))
+    return replace(config, rollout=plain(config.rollout), monitor=monitor, evaluation=evaluation)
 
 
 def fullest(phases: Mapping[str, Phase]) -> Phase:

@@ -92,6 +92,13 @@ def test_blocks_on_the_cpu_leave_the_card():
     assert owners[1]["weights"] < owners[0]["weights"] / 3
 
 
+def test_networks_that_take_turns_are_off_the_card_while_takes_are_decoded():
+    config = replace(recipe("tiny-wan"), by_turns=True)
+    phases = measure(config, PACE, parts=("sample", "train"))
+    assert phases["decode"].owners["weights"] == 0
+    assert phases["sample"].owners["weights"] == phases["train"].owners["weights"] > 0
+
+
 def test_a_number_of_cards_that_shards_do_not_divide():
     config = recipe("tiny-cogvideox")
     with pytest.raises(ValueError, match="shard is 2, and gpus 3"):
