@@ -20,7 +20,7 @@ Claim = Callable[[str, Iterable[Tensor]], None]
 
 
 class Critics:
-    """The critics of a recipe that are on its own card: what it is trained on ("score"), and what watches it ("watch")."""
+    """Critics on the recipe's own card: what it is trained on ("score"), and what watches it ("watch")."""
 
     def __init__(self, config: Any, device: torch.device, claim: Claim):
         self.device, self.claim = device, claim
