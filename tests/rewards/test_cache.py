@@ -166,7 +166,7 @@ def score_many(folder, start, results):
 
 
 def test_several_processes_share_a_folder(tmp_path):
-    context = multiprocessing.get_context("fork")
+    context = multiprocessing.get_context("forkserver")  # of a small process: this one may be large by now
     results = context.SimpleQueue()
     workers = [context.Process(target=score_many, args=(tmp_path, start, results)) for start in (0, 1, 20)]
     for worker in workers:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +34,8 @@ def ask(url, method="GET", path="/health", body=None, headers=None):
     """Status, JSON and headers of one answer."""
     line = http.client.HTTPConnection(url.removeprefix("http://"), timeout=20)
     try:
-        line.request(method, path, body, headers or {})
+        with suppress(BrokenPipeError):  # an answer may come before all is said
+            line.request(method, path, body, headers or {})
         answer = line.getresponse()
         return answer.status, json.loads(answer.read() or "{}"), answer.headers
     finally:
