@@ -302,7 +302,8 @@ def lost(error: BaseException) -> str | None:
         return None
     return (
         f"process {_group.rank} has lost the others: one of them has died, or has said nothing for "
-        f"{_group.config.timeout:g} minutes (parallel.timeout); its own words, or the launcher's, tell more"
+        f"{_group.config.timeout:g} minutes (parallel.timeout); its own words, or the launcher's, tell more\n"
+        f"({str(error).splitlines()[0]})"
     )
 
 
