@@ -21,7 +21,7 @@ from torch import Tensor
 from besttake.data.prompts import read_prompts
 from besttake.devices import describe_device, find_device
 from besttake.models import load_model
-from besttake.models.quantization import blocks
+from besttake.models.quantization import blocks, plain
 from besttake.policy import Policy, PolicyConfig
 from besttake.rollout import RolloutConfig, generate
 
@@ -86,10 +86,7 @@ def megabytes(policy: Policy) -> float:
         for name, weight in block.named_parameters()
         if "lora" not in name
     ]
-    parts = [
-        [getattr(w, p) for p in w.__tensor_flatten__()[0]] if hasattr(w, "__tensor_flatten__") else [w] for w in weights
-    ]
-    return sum(part.nbytes for plain in parts for part in plain if isinstance(part, Tensor)) / 1e6
+    return sum(part.nbytes for weight in weights for part in plain(weight)) / 1e6
 
 
 if __name__ == "__main__":

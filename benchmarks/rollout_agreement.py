@@ -66,7 +66,8 @@ class AgreementConfig:
     model: str = "tiny-cogvideox"
     recipe: str = "onlinevpo-tiny"
     """Whose critic judges."""
-    data: str = "world-validation"
+    data: str = "world-test"
+    """Settings were chosen on world-validation."""
     prompts: int = 64
     takes: tuple[int, ...] = (4, 8)
     """Sizes of the groups; the largest is shot."""
@@ -103,8 +104,8 @@ def main(config: AgreementConfig) -> None:
 
 def shot(way: str, model: VideoModel, critic: Panel, prompts: list[str], config: AgreementConfig) -> dict[str, Any]:
     """Scores, cost and previews' scores of one way, from disk if it was shot before."""
-    name = f"{config.model}-{config.steps}-{config.guidance:g}-{len(prompts)}x{max(config.takes)}-{way}.json"
-    path = config.out / name
+    size = f"{config.steps}-{config.guidance:g}-{len(prompts)}x{max(config.takes)}"
+    path = config.out / f"{config.model}-{Path(config.data).stem}-{size}-{way}.json"
     if path.exists():
         return json.loads(path.read_text())
     settings = RolloutConfig(steps=config.steps, guidance=config.guidance, batch=config.batch)

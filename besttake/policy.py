@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from besttake.distributed import by_itself, leads
 from besttake.memory import out_of_memory
 from besttake.models import VideoModel
-from besttake.models.quantization import blocks
+from besttake.models.quantization import blocks, plain
 from besttake.sharding import is_sharded, keep_on_cpu, parts_of, shard, split_tokens, unsharded
 from besttake.types import Condition, Latent, Time
 
@@ -34,18 +34,11 @@ from besttake.types import Condition, Latent, Time
 def signature(module: nn.Module) -> str:
     """A hash that tells one set of weights from another without reading all of it: of every tensor's two ends."""
     ends = [
-        (name, plain.flatten()[[0, -1]].float().tolist())
+        (name, part.flatten()[[0, -1]].float().tolist())
         for name, weight in module.state_dict().items()
-        for plain in _plain(weight)
+        for part in plain(weight)
     ]
     return hashlib.sha256(repr(ends).encode()).hexdigest()[:16]
-
-
-def _plain(weight: torch.Tensor) -> list[torch.Tensor]:
-    """The plain tensors that a quantized one is made of."""
-    if not hasattr(weight, "__tensor_flatten__"):
-        return [weight]
-    return [getattr(weight, name) for name in weight.__tensor_flatten__()[0]]
 
 
 @dataclass(frozen=True)

@@ -70,10 +70,13 @@ def trained_model(run: Path) -> VideoModel:
 
 
 def base_model(run: Path) -> VideoModel:
-    """The model a run started from, where and in the precision it was trained."""
+    """The model a run started from, where and in the precision it was trained, and in tiles if it was."""
     config = read_yaml(run / "config.yaml")
     dtype, bits = getattr(torch, config["dtype"]), config.get("quantize", "none")
-    return load_model(config["model"], dtype, find_device(config["device"]), bits)
+    model = load_model(config["model"], dtype, find_device(config["device"]), bits)
+    if config.get("tiling"):
+        model.tile()
+    return model
 
 
 def with_adapter(model: VideoModel, adapter: Path) -> VideoModel:

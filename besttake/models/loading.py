@@ -9,7 +9,9 @@ from __future__ import annotations
 import importlib
 import json
 import warnings
+from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -89,9 +91,8 @@ def read_pipeline(
             elif not issubclass(cls := class_of(*entry), nn.Module):
                 parts[name] = cls.from_pretrained(source, subfolder=name)
             elif name.startswith("transformer"):
-                place = "cpu" if offload or bits != "none" else device
-                part = read_part(source, name, cls, dtypes.get(name, dtypes[""]), place)
-                parts[name] = without_blocks(part, device) if offload else quantize(part, bits, device)
+                read = partial(read_part, source, name, cls, dtypes.get(name, dtypes[""]))
+                parts[name] = read_denoiser(read, device, bits, offload)
             else:
                 parts[name] = empty_part(source, name, cls)
         return getattr(diffusers, index["_class_name"])(**parts)
@@ -138,13 +139,23 @@ def read_part(source: str, name: str, cls: Any, dtype: torch.dtype, device: str)
     return part.requires_grad_(False).eval()
 
 
+def read_denoiser(read: Callable[[str], Any], device: str, bits: Quantization, offload: bool) -> Any:
+    """A denoiser, read straight to its device, unless its weights are made smaller first or its blocks stay behind.
+
+    Args:
+        read: gives the network on the device that it is told.
+    """
+    if offload:
+        return without_blocks(read("cpu"), device)
+    return quantize(read("cpu"), bits, device) if bits != "none" else read(device)
+
+
 def without_blocks(network: Any, device: str) -> Any:
     """A network brought to its device but for its blocks, which stay where they are."""
     for child in network.children():
         if not isinstance(child, nn.ModuleList):
             child.to(device)
-    own = [*network.named_parameters(recurse=False), *network.named_buffers(recurse=False)]
-    for _, tensor in own:
+    for tensor in (*network.parameters(recurse=False), *network.buffers(recurse=False)):
         tensor.data = tensor.data.to(device)
     return network
 

@@ -7,6 +7,7 @@ steps at guidance 7. Its own inference script adds "aesthetic score: 6.5." to pr
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,13 @@ from torch import Tensor, nn
 from transformers import T5EncoderModel
 
 from besttake.models.base import Size, VideoModel, folded
-from besttake.models.loading import FAULTS, empty_part, read_part, without_blocks
+from besttake.models.loading import FAULTS, empty_part, read_denoiser, read_part
 from besttake.models.networks.checkpoints import check_whole
 from besttake.models.networks.opensora import FPS, FPS_OF_STILLS, OpenSoraPipeline, noise_ratio, part_of
 from besttake.models.networks.opensora_captions import clean
 from besttake.models.networks.opensora_vae import VideoAutoencoderPipeline
 from besttake.models.networks.stdit3 import STDiT3
-from besttake.models.quantization import Quantization, quantize
+from besttake.models.quantization import Quantization
 from besttake.schedules import RectifiedFlow
 from besttake.types import Condition, Latent, Time, Video
 
@@ -49,12 +50,11 @@ class OpenSora(VideoModel):
             places = {name: part_of(source, name) for name in ("text_encoder", "vae")}
             for place in places.values():
                 check_whole(Path(place))
-            network = STDiT3.from_pretrained(source, dtype, "cpu" if offload or bits != "none" else device)
             pipeline = OpenSoraPipeline.from_pretrained(
                 source,
                 dtype,
                 device,
-                transformer=without_blocks(network, device) if offload else quantize(network, bits, device),
+                transformer=read_denoiser(partial(STDiT3.from_pretrained, source, dtype), device, bits, offload),
                 text_encoder=empty_part(places["text_encoder"], "", T5EncoderModel),
                 vae=VideoAutoencoderPipeline.empty(places["vae"]),
             )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from typing import Any, Literal
 
-from torch import nn
+from torch import Tensor, nn
 
 Quantization = Literal["none", "int8", "fp8", "nf4"]
 """How a frozen denoiser's weights are held: 2, 1, 1 and about a half byte each where the model is read in bfloat16."""
@@ -23,6 +23,13 @@ def blocks(network: nn.Module) -> list[nn.Module]:
     return [block for child in network.children() if isinstance(child, nn.ModuleList) for block in child]
 
 
+def plain(tensor: Tensor) -> list[Tensor]:
+    """A tensor, or the plain ones that a quantized or a sharded one is made of."""
+    if not hasattr(tensor, "__tensor_flatten__"):
+        return [tensor]
+    return [part for name in tensor.__tensor_flatten__()[0] for part in plain(getattr(tensor, name))]
+
+
 def quantize(network: Any, kind: Quantization, device: str) -> Any:
     """A frozen network read on the CPU, brought to its device in fewer bits layer by layer: it is never whole there.
 
@@ -30,7 +37,7 @@ def quantize(network: Any, kind: Quantization, device: str) -> Any:
         ValueError: torchao is not installed, or cannot on this device.
     """
     try:
-        for block in blocks(network) if kind != "none" else ():
+        for block in blocks(network):
             for layer in block.modules():
                 if type(layer) is nn.Linear:
                     _shrink(layer.to(device), kind)

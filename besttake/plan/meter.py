@@ -22,6 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
+from besttake.models.quantization import plain
 from besttake.plan.cards import Card
 
 aten = torch.ops.aten
@@ -198,13 +199,6 @@ class Meter(TorchDispatchMode):
     def _free(self, key: int) -> None:
         held = self._held.pop(key)
         self.live[held.owner] -= held.size
-
-
-def plain(tensor: Tensor) -> list[Tensor]:
-    """A tensor, or the plain ones that a quantized or a sharded one is made of."""
-    if not hasattr(tensor, "__tensor_flatten__"):
-        return [tensor]
-    return [part for name in tensor.__tensor_flatten__()[0] for part in plain(getattr(tensor, name))]
 
 
 @dataclass

@@ -124,9 +124,9 @@ class CachedReward:
             raise
 
     def _make_room(self) -> None:
-        """Throw out the scores used longest ago; another process may be doing the same."""
+        """Throw out the scores used longest ago; another process may be doing the same, or writing one just now."""
         found = []
-        for path in self.folder.glob("??/*"):
+        for path in self.folder.glob("??/*.json"):
             try:
                 found.append((path.stat().st_mtime_ns, path))
             except FileNotFoundError:

@@ -49,6 +49,14 @@ def test_before_is_the_base_and_after_the_trained_model_from_the_same_noise(run,
     assert not torch.allclose(after, before, atol=1e-3)
 
 
+def test_a_run_in_tiles_is_evaluated_in_tiles(run, model_folder):
+    folder, _ = run
+    assert not base_model(folder).tiled
+    write_config(TrainConfig(model=str(model_folder("tiny-cogvideox")), tiling=True), folder / "config.yaml")
+    assert base_model(folder).tiled
+    assert trained_model(folder).tiled
+
+
 def test_no_prompt_is_shot_twice(tmp_path):
     (tmp_path / "prompts.txt").write_text("a\nb\na\nc\n")
     config = EvaluateConfig(str(tmp_path / "prompts.txt"), count=100)

@@ -146,6 +146,17 @@ def test_the_folder_stays_within_its_limit_and_what_was_used_last_stays(tmp_path
     assert critic.asked == 60
 
 
+def test_what_another_process_is_writing_is_not_thrown_out(tmp_path):
+    cached = CachedReward(Counting(), tmp_path, limit=BLOCK)
+    cached(films(1), ["a ball"])
+    part = next(tmp_path.glob("*")) / "tmp1234"
+    part.write_text("[0.5")
+    os.utime(part, (0, 0))
+    cached._room = 0
+    cached(films(2), ["a ball"] * 2)
+    assert part.read_text() == "[0.5"
+
+
 def test_limits_and_folders_that_are_none_are_refused(tmp_path):
     with pytest.raises(ValueError, match="the limit of the score cache is 10 bytes"):
         CachedReward(Counting(), tmp_path, limit=10)
