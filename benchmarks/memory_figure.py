@@ -24,6 +24,7 @@ from random_weights import randomise
 from besttake.algorithms.losses import dpo, drawn_errors
 from besttake.devices import describe_device
 from besttake.models import Quantization, Size
+from besttake.plan.alike import run_one_of_each
 from besttake.plan.cards import find_card
 from besttake.plan.imagined import CARD, imagined
 from besttake.plan.meter import Meter, Pace
@@ -76,6 +77,8 @@ def peak(config: FigureConfig, method: str, train: Any, size: Size) -> float:
         how = PolicyConfig(train=train, rank=64, gradient_checkpointing=True, clips_at_once=1)
         try:
             policy = Policy(model, how)
+            if counted:
+                run_one_of_each(meter, model.pipeline.transformer, how.gradient_checkpointing)
             optimizer = adamw(OptimConfig(eight_bit=config.eight_bit), policy.trainable.values())
             for _ in range(2):
                 condition = model.encode_prompts(["a woman opens an umbrella"])

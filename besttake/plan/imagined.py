@@ -76,12 +76,13 @@ SET_DATA: Any = Tensor.data.__set__  # type: ignore[attr-defined]
 
 
 class _DataMoves(TorchFunctionMode):
-    """Lets `tensor.data = other` bring a fake tensor to another device, as it does a real one."""
+    """Lets `tensor.data = other` bring a fake tensor its device and its numbers, as it does a real one."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         if func == SET_DATA and isinstance(args[0], FakeTensor) and isinstance(args[1], FakeTensor):
             args[0].fake_device = args[1].fake_device
+            args[0].held = getattr(args[1], "held", None)  # type: ignore[attr-defined]
         return out
 
 

@@ -143,6 +143,24 @@ class Meter(TorchDispatchMode):
 
         return replayed
 
+    @contextmanager
+    def until_saved(self) -> Iterator[None]:
+        """What is done within, after the last tensor that is kept for a gradient, costs nothing.
+
+        A checkpointed forward that is run once more stops there.
+        """
+        phase = self._within[-1]
+        cost = phase.flops, phase.seconds
+
+        def kept(tensor: Tensor) -> Tensor:
+            nonlocal cost
+            cost = phase.flops, phase.seconds
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(kept, lambda tensor: tensor):
+            yield
+        phase.flops, phase.seconds = cost
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if not PLAIN.issuperset(types):  # of a quantized weight: what it does to its own parts comes by here next
             return NotImplemented

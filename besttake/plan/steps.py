@@ -23,6 +23,7 @@ from besttake.algorithms.losses import dpo, drawn_errors, sft_error
 from besttake.configuration import algorithm_of
 from besttake.distributed import backward
 from besttake.models.caches import CacheConfig
+from besttake.plan.alike import run_one_of_each
 from besttake.plan.critics import Critics
 from besttake.plan.imagined import CARD, imagined
 from besttake.plan.meter import Meter, Pace, Phase
@@ -102,6 +103,8 @@ def measure(config: Any, pace: Pace, gpus: int = 1, parts: Iterable[str] = PARTS
         Meter(CARD, pace) as meter,
     ):
         step = Step(config, meter, picture)
+        for network in (*step.model.denoisers.values(), *step.policy.reference.networks):
+            run_one_of_each(meter, network, config.policy.gradient_checkpointing)
         for part in parts:
             if part == "sample":
                 step.sample()  # the takes of the step before are there still
@@ -212,7 +215,10 @@ class Step:
 
         def read(name: str, cls: type, dtype: torch.dtype) -> nn.Module:
             with self.meter.phase("prompts") if name in model.text_parts else nullcontext():
-                return read_part(name, cls, dtype)
+                part: Any = read_part(name, cls, dtype)
+            if hasattr(part, "_decode"):
+                part._decode = once(part._decode)  # clip by clip
+            return part
 
         def sampler(steps: int, shape: Sequence[int]) -> Any:
             sampler = sampler_of(steps, shape)

@@ -53,6 +53,12 @@ def test_modules_are_moved_and_copied_as_elsewhere():
         assert (twin.weight.device, twin.weight.dtype) == (torch.device("cpu"), torch.bfloat16)
 
 
+def test_small_modules_keep_their_numbers_when_they_are_moved():
+    with imagined():
+        layer = nn.Linear(3, 3).to(CARD, torch.bfloat16)
+        assert layer(torch.ones(1, 3, dtype=torch.bfloat16, device=CARD))[0, 0].item() != 0
+
+
 def test_an_optimizer_steps():
     with imagined():
         layer = nn.Linear(300, 300, device=CARD)

@@ -1,0 +1,114 @@
+"""Blocks of a network that are alike, of which one is run for all: a plan in seconds instead of minutes.
+
+A pass without gradients takes a block's cost and result from that of the first of its kind. So does a pass that
+carries gradients where blocks are checkpointed: nothing of a block is kept then but what goes into it, and backward it
+is run once more, by itself. In other passes, and where processes or the CPU hold the weights, all blocks are run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+from torch.autograd.graph import get_gradient_edge
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
+from torch.utils.checkpoint import checkpoint
+
+from besttake.models.quantization import blocks
+from besttake.plan.meter import Meter
+from besttake.sharding import is_sharded
+
+
+def run_one_of_each(meter: Meter, network: Any, checkpointed: bool) -> None:
+    """From now on run one of a network's blocks for all that are like it.
+
+    Args:
+        checkpointed: whether the blocks' activations are computed anew going backward.
+    """
+    forward, backward = meter.once(_forward), meter.once(partial(_backward, meter))
+    found = {module: Block(module) for module in blocks(network)}
+
+    def run(block: Block, *args: Any, **kwargs: Any) -> Any:
+        return block(*args, **kwargs) if _casting() else forward(block, *args, **kwargs)
+
+    def checkpoint_one(module: nn.Module, *args: Any) -> Any:
+        """What diffusers is to do instead of calling a block, where gradients are wanted."""
+        block = found.get(module)
+        if block is None or block.apart or _casting():
+            return checkpoint(module, *args, use_reentrant=False)
+        leaves, spec = tree_flatten(args)
+        return _Checkpointed.apply((block, spec, len(leaves), forward, backward), *leaves, *block.trained)
+
+    for module, block in found.items():
+        vars(module)["forward"] = partial(run, block)
+    if checkpointed:
+        network.enable_gradient_checkpointing(checkpoint_one)
+
+
+class Block:
+    """A block, in whose `repr` is all that its cost depends on."""
+
+    def __init__(self, module: nn.Module):
+        self._run = module.forward
+        self._adapted = next((part for part in module.modules() if isinstance(part, BaseTunerLayer)), None)
+        weights = dict(module.named_parameters())
+        self._kind = type(module).__name__, [(name, w.shape, w.dtype, w.requires_grad) for name, w in weights.items()]
+        self.trained = [weight for weight in weights.values() if weight.requires_grad]
+        self.apart = any(map(is_sharded, weights.values()))
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._run(*args, **kwargs)
+
+    def __repr__(self) -> str:
+        adapter = self._adapted and (self._adapted._active_adapter, self._adapted._disable_adapters)
+        return repr((self._kind, adapter))
+
+
+class _Checkpointed(torch.autograd.Function):
+    """A block of which nothing but what went into it is kept."""
+
+    @staticmethod
+    def forward(ctx: Any, how: Any, *inputs: Any) -> Any:
+        block, spec, count, forward, _ = ctx.how = how
+        leaves = inputs[:count]
+        ctx.others = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        ctx.save_for_backward(*(leaf for leaf in leaves if isinstance(leaf, Tensor)))
+        ctx.places = [place for place, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
+        return forward(block, *tree_unflatten(leaves, spec))
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> Any:
+        block, spec, _, _, backward = ctx.how
+        leaves = list(ctx.others)
+        for place, tensor in zip(ctx.places, ctx.saved_tensors, strict=True):
+            leaves[place] = tensor
+        wanted = [place for place, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and leaf.requires_grad]
+        return None, *backward(block, spec, leaves, wanted, upstream)
+
+
+def _forward(block: Block, *args: Any, **kwargs: Any) -> Any:
+    return block(*args, **kwargs)
+
+
+def _backward(
+    meter: Meter, block: Block, spec: TreeSpec, leaves: list[Any], wanted: list[int], upstream: Sequence[Tensor]
+) -> list[Any]:
+    """The gradients of what went into a block, where they are wanted, and of its trained weights."""
+    leaves = [leaf.detach() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+    inputs = [*(leaves[place].requires_grad_() for place in wanted), *block.trained]
+    with torch.enable_grad(), meter.until_saved():
+        out = block(*tree_unflatten(leaves, spec))
+    edges = [get_gradient_edge(tensor) for tensor in ([out] if isinstance(out, Tensor) else out)]
+    del out
+    found = torch.autograd.grad(edges, inputs, upstream, allow_unused=True)
+    gradients = dict(zip(wanted, found, strict=False))
+    return [*(gradients.get(place) for place in range(len(leaves))), *found[len(wanted) :]]
+
+
+def _casting() -> bool:
+    """Whether weights are cast for a pass (a full fine-tune's): the cast ones stay to its end, which blocks share."""
+    return torch.is_autocast_enabled("cpu")
