@@ -30,13 +30,14 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from besttake import rollout
+from besttake.algorithms.pairing import extremes
 from besttake.cli import read_recipe
 from besttake.data.files import atomic
 from besttake.data.prompts import read_prompts
 from besttake.devices import describe_device, find_device, keep_freed_memory
 from besttake.models import VideoModel, load_model
 from besttake.models.caches import CacheConfig
-from besttake.rewards.composite import Panel, load_panel
+from besttake.rewards.composite import Ballots, Panel, load_panel
 from besttake.rollout import RolloutConfig, generate
 
 WAYS: dict[str, dict[str, Any]] = {
@@ -50,6 +51,8 @@ WAYS: dict[str, dict[str, Any]] = {
     "steps-14": {"steps": 14},
     "asked-14-guided-early": {"asked": 14, "guided": (0.3, 1.0)},
     "asked-20-guided-early": {"asked": 20, "guided": (0.5, 1.0)},
+    "decoded-2": {"decoded": 2},
+    "decoded-4": {"decoded": 4},
     "first-block": {"cache": CacheConfig("first-block", threshold=0.1)},
     "first-block-bold": {"cache": CacheConfig("first-block", threshold=0.3)},
     "taylorseer": {"cache": CacheConfig("taylorseer", every=4)},
@@ -98,8 +101,8 @@ def main(config: AgreementConfig) -> None:
         for way in config.ways:
             print(row(way, shot(way, model, critic, prompts, config), full, takes, max(config.takes)), flush=True)
         for share, previews in full["previews"].items():
-            for margin in (0.5, 1.0):
-                print(dropped(float(share), previews, margin, full["scores"], takes, max(config.takes)), flush=True)
+            for kept in sorted({max(2, takes // 2), takes * 3 // 4}):
+                print(dropped(float(share), previews, kept, full["scores"], takes, max(config.takes)), flush=True)
 
 
 def shot(way: str, model: VideoModel, critic: Panel, prompts: list[str], config: AgreementConfig) -> dict[str, Any]:
@@ -175,19 +178,16 @@ def row(way: str, found: dict[str, Any], full: dict[str, Any], takes: int, shot:
     return f"{way} | {cost:.2f} | {speed(cost, takes)} | {found['seconds']:.0f} | {hits(winner, loser)} | {kept:.3f}"
 
 
-def dropped(share: float, previews: list[float], margin: float, scores: list[float], takes: int, shot: int) -> str:
-    """What the full way gives if, after a share of its steps, it drops takes that are far from best and from worst.
-
-    Of those that are kept, the critic's word at the end counts.
-    """
+def dropped(share: float, previews: list[float], kept: int, scores: list[float], takes: int, shot: int) -> str:
+    """What OnlineVPO's previews (`preview_at`, `preview_keeps`) make of the full way's takes."""
     seen, true = groups(previews, takes, shot), groups(scores, takes, shot)
-    on = (seen >= seen.amax(1, True) - margin) | (seen <= seen.amin(1, True) + margin)
+    on = torch.zeros_like(true, dtype=torch.bool).scatter(1, extremes(Ballots.of(seen.flatten()), takes, kept), True)
     winner, loser = (on.gather(1, place).float() for place in (true.argmax(1, True), true.argmin(1, True)))
     best, worst = torch.where(on, true, -torch.inf).amax(1), torch.where(on, true, torch.inf).amin(1)
-    kept = (best - worst).mean() / (true.amax(1) - true.amin(1)).mean()
-    cost = share + (1 - share) * on.float().mean().item()
-    gain = speed(cost, takes, decoded=1 + on.float().mean().item())
-    return f"dropped after {share:.0%} beyond {margin} | {cost:.2f} | {gain} | | {hits(winner, loser)} | {kept:.3f}"
+    margin = (best - worst).mean() / (true.amax(1) - true.amin(1)).mean()
+    cost = share + (1 - share) * kept / takes
+    gain = speed(cost, takes, decoded=1 + kept / takes)
+    return f"{kept} kept after {share:.0%} | {cost:.2f} | {gain} | | {hits(winner, loser)} | {margin:.3f}"
 
 
 def hits(winner: Tensor, loser: Tensor) -> str:

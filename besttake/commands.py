@@ -78,6 +78,7 @@ def generate_takes(config: GenerateConfig) -> Path:
     if config.adapter:
         with_adapter(model, config.adapter)
     policy = f"{config.model}{' + ' + str(config.adapter) if config.adapter else ''}"
+    fps = config.rollout.rate(model)
     start = _takes_there(config, prompts, signature(model.denoiser))
     with listed.open("a") as rows:
         for i in track(range(start, len(prompts), batch), "shooting", console=Console(stderr=True)):
@@ -86,9 +87,9 @@ def generate_takes(config: GenerateConfig) -> Path:
             for j, (prompt, takes) in enumerate(zip(part, videos.unflatten(0, (-1, config.n)), strict=True)):
                 files = [f"{i + j:05d}-{k}.mp4" for k in range(config.n)]
                 for file, video in zip(files, takes, strict=True):
-                    write_video(config.out / file, video, model.fps, upscale=enlargement(video))
+                    write_video(config.out / file, video, fps, upscale=enlargement(video))
                 size = list(videos.shape[-2:])
-                row = {"prompt": prompt, "takes": files, "policy": policy, "size": size, "fps": model.fps}
+                row = {"prompt": prompt, "takes": files, "policy": policy, "size": size, "fps": fps}
                 rows.write(json.dumps(row) + "\n")
                 rows.flush()
     _contact_sheet(config.out)

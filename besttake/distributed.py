@@ -163,6 +163,11 @@ def share(rows: int) -> list[int]:
     return [min(row, rows - 1) for row in range(mine * each, (mine + 1) * each)]
 
 
+def even(rows: int) -> bool:
+    """Whether every process has as many of these rows as any other."""
+    return _group is None or rows % _shares()[1] == 0
+
+
 def gathered(own: Tensor, rows: int) -> Tensor:
     """All `rows`, on every process, of what each has of its `share`; a gradient flows to the own ones alone."""
     if _group is None:

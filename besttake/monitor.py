@@ -52,15 +52,15 @@ class Monitor:
         """Shoot the prompts, keep a few of the videos, and say what the critics say of all."""
         with self.policy.averaged():
             takes = generate(self.policy, self.prompts, self.config.rollout, seed=(self.seed, 1_000_000_007))
-        target, model = self.folder / f"step-{step:08d}", self.policy.model
+        target, fps = self.folder / f"step-{step:08d}", self.config.rollout.rate(self.policy.model)
         with together():
             target.mkdir(parents=True, exist_ok=True)
             for i, video in zip(share(len(self.prompts)), takes.videos, strict=True):
                 if i < self.config.samples:
-                    write_video(target / f"{i:02d}.mp4", video, model.fps, upscale=enlargement(video))
+                    write_video(target / f"{i:02d}.mp4", video, fps, upscale=enlargement(video))
         row = {}
         for reward in self.rewards:
-            score = shared(reward, takes.videos, takes.prompts, model.fps)
+            score = shared(reward, takes.videos, takes.prompts, fps)
             there = given(score)
             for dimension in score.dimensions if there.any() else ():
                 row[f"monitor/{reward.name}/{dimension}"] = score[dimension][there].mean().item()

@@ -8,26 +8,31 @@ from __future__ import annotations
 
 import logging
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Container, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
+from typing import TypeVar
 
 import numpy as np
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
 from besttake.data.video import read_video
-from besttake.distributed import by_itself, gathered, share
+from besttake.distributed import by_itself, even, gathered, share
 from besttake.memory import forget, out_of_memory
 from besttake.models import Size, VideoModel
 from besttake.models.caches import CacheConfig, step_cache
 from besttake.models.compiled import compile_blocks
+from besttake.models.windows import decode_some
 from besttake.policy import Policy
-from besttake.sampling import Course, Told, guided, noised, spread_out, stepper
+from besttake.sampling import Course, Stepper, Told, guided, noised, spread_out
 from besttake.types import Condition, Latent, Prompt, Video
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -54,13 +59,16 @@ class RolloutConfig:
     its own, and are more alike."""
     compile: bool = False
     """Compile the network's blocks (torch.compile), in training too: minutes at the start, faster afterwards."""
+    decoded: int | None = None
+    """Frames of a take that are decoded, evenly from first to last, each from the latents around it: a preview for
+    critics that look at few; by default all."""
     strength: float = 0.8
     """Of prompts with a source video: the share of the steps that it is noised back by, and taken again."""
 
     def __post_init__(self):
         if self.batch < 1:
             raise ValueError(f"rollout.batch is {self.batch}; it must be at least 1")
-        for name in ("steps", "frames", "height", "width"):
+        for name in ("steps", "frames", "height", "width", "decoded"):
             if (size := getattr(self, name)) is not None and size < 1:
                 raise ValueError(f"rollout.{name} is {size}; it must be at least 1, or left out for the model's own")
         if not 0 <= self.guided[0] <= self.guided[1] <= 1:
@@ -87,6 +95,11 @@ class RolloutConfig:
             told["guidance"] = torch.full((len(prompts),), self.scale(model), device=model.device)
         return told
 
+    def rate(self, model: VideoModel) -> float:
+        """Frames a second of the videos that come of it."""
+        frames = self.size(model)[0]
+        return model.fps * min(self.decoded or frames, frames) / frames
+
     def asks(self, steps: int) -> set[int]:
         """Which of so many steps ask the network."""
         return spread_out(self.asked or steps, steps)
@@ -110,6 +123,19 @@ class Rollout:
     n: int
 
 
+@dataclass(frozen=True)
+class Preview:
+    """Takes that are shown when they are half done, and of which only some are finished.
+
+    Attributes:
+        at: share of the steps after which the x_0 that is foreseen then is decoded.
+        choose: given previews of this process's rows and the prompts of all, which takes of each prompt go on.
+    """
+
+    at: float
+    choose: Callable[[Video, list[str]], Int[Tensor, "p k"]]
+
+
 @torch.no_grad()
 def generate(
     shooter: Policy | VideoModel,
@@ -119,6 +145,7 @@ def generate(
     n: int = 1,
     seed: tuple[int, ...] = (0,),
     decode: bool = True,
+    preview: Preview | None = None,
 ) -> Rollout:
     """Shoot `n` takes of every prompt; of several processes each shoots its share.
 
@@ -126,10 +153,13 @@ def generate(
         shooter: a policy, or a model without one.
         seed: with the prompt and the number of the take, the key of its noise.
         decode: whether to turn latents into videos; otherwise `videos` is empty.
+        preview: after which only some of the takes go on; by default all do.
 
     Raises:
         ValueError: a prompt is empty or too long, or the model cannot take the size asked for.
     """
+    if preview and not even(len(prompts)):
+        raise ValueError(f"{len(prompts)} prompts with previews cannot be dealt to these processes: take a multiple")
     model = shooter.model if isinstance(shooter, Policy) else shooter
     shape = model.latent_shape(*config.size(model))
     rows = [prompt for prompt in prompts for _ in range(n)]
@@ -144,16 +174,23 @@ def generate(
     with shooter.merged() if isinstance(shooter, Policy) else nullcontext():
         if config.shared and source is None:
             strength = 1 - config.shared
-            begun = shoot(unique, [keyed_generator(*seed, zlib.crc32(p.encode()), n) for p in prompts], to=strength)
+            draws = [keyed_generator(*seed, zlib.crc32(p.encode()), n) for p in prompts]
+            begun = shoot(unique, draws, lambda shot: shot.until(config.shared))
             source = gathered(torch.cat(begun), len(prompts))
         draws = [keyed_generator(*seed, zlib.crc32(p.encode()), k) for p in prompts for k in range(n)]
         over = None if source is None else source.repeat_interleave(n, 0)
-        latents = shoot(condition, draws, over, strength)
-    videos = torch.empty(0)
-    if decode:
-        frames = config.size(model)[0]
-        with model.using("vae"):
-            videos = torch.cat([model.decode(part, frames).float().clamp(-1, 1) for part in latents])
+        if preview is None:
+            latents = shoot(condition, draws, Shot.finish, over, strength)
+        else:
+            half_done = shoot(condition, draws, lambda shot: (shot, shot.until(preview.at)), over, strength)
+            previews = _decoded(model, [foreseen for _, foreseen in half_done], config)
+            places = preview.choose(previews, rows).cpu() + n * torch.arange(len(prompts))[:, None]
+            model.wake()
+            latents = _finished([shot for shot, _ in half_done], share(len(rows)), set(places.flatten().tolist()))
+            kept, n = places.sort(1).values.flatten(), places.shape[1]
+            rows = [rows[row] for row in kept]
+            condition = {name: value[kept] for name, value in condition.items()}
+    videos = _decoded(model, latents, config) if decode else torch.empty(0)
     return Rollout(gathered(torch.cat(latents), len(rows)), videos, rows, condition, n)
 
 
@@ -164,21 +201,20 @@ def _shoot(
     negative: Condition | None,
     condition: Condition,
     draws: Sequence[torch.Generator],
+    go: Callable[[Shot], T],
     source: Latent | None = None,
     strength: float = 1.0,
-    to: float = 0.0,
-) -> list[Latent]:
-    """This process's share of the takes of a condition, a batch at a time; half of one where memory runs out."""
+) -> list[T]:
+    """How far each batch of this process's share of takes has come; batches are half as large where memory runs out."""
     model = shooter.model if isinstance(shooter, Policy) else shooter
     noise = torch.stack([torch.randn(tuple(shape), generator=draw) for draw in draws])
-    left, latents = share(len(draws)), []
+    left, found = share(len(draws)), []
     while left:
         part = left[: min(config.batch, model.room)]
         told = {name: value[part] for name, value in condition.items()}
         over, drawn = None if source is None else source[part], [draws[row] for row in part]
-        settings = replace(config, strength=strength)
         try:
-            latents.append(denoise(shooter, noise[part].to(model.device), told, settings, negative, drawn, over, to))
+            found.append(go(Shot(shooter, config, negative, noise[part].to(model.device), told, drawn, over, strength)))
             left = left[len(part) :]
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error) or len(part) == 1 or not by_itself():
@@ -186,7 +222,26 @@ def _shoot(
             forget(error)
             model.room = len(part) // 2
             log.warning("memory has run out with %d takes at once: from now on %d", len(part), model.room)
+    return found
+
+
+def _finished(shots: Sequence[Shot], rows: Sequence[int], wanted: Container[int]) -> list[Latent]:
+    """The latents of those of half-done takes that are wanted; `rows` are all those of the shots, in order."""
+    latents, row = [], iter(rows)
+    for shot in shots:
+        shot.keep([place for place in range(len(shot.x)) if next(row) in wanted])
+        if len(shot.x):
+            latents.append(shot.finish())
     return latents
+
+
+def _decoded(model: VideoModel, latents: Sequence[Latent], config: RolloutConfig) -> Video:
+    frames = config.size(model)[0]
+    decode = partial(model.decode, frames=frames)
+    if config.decoded and config.decoded < frames:
+        decode = partial(decode_some, model, frames=frames, some=config.decoded)
+    with model.using("vae"):
+        return torch.cat([decode(part).float().clamp(-1, 1) for part in latents])
 
 
 def encode_sources(model: VideoModel, prompts: Sequence[str], config: RolloutConfig) -> Latent | None:
@@ -202,48 +257,76 @@ def encode_sources(model: VideoModel, prompts: Sequence[str], config: RolloutCon
         return torch.cat([model.encode(video[None].to(model.device)).float() for video in videos])
 
 
-@torch.no_grad()
-def denoise(
-    shooter: Policy | VideoModel,
-    noise: Latent,
-    condition: Condition,
-    config: RolloutConfig,
-    negative: Condition | None,
-    draws: Sequence[torch.Generator],
-    source: Latent | None = None,
-    to: float = 0.0,
-) -> Latent:
-    """From noise, or from a noised `source`, to latents; guided away from `negative`.
+class Shot:
+    """A batch of takes on its way: from noise, or from a noised `source`, to latents."""
 
-    Args:
-        draws: random numbers of each row, for samplers that add noise on the way.
-        to: the share of the steps that is left to others: the latents are then those foreseen at the last one taken.
-    """
-    model = shooter.model if isinstance(shooter, Policy) else shooter
-    steps = config.steps or model.default_steps
-    sampler = model.sampler(steps, noise.shape)
-    x, first = noise * getattr(sampler, "init_noise_sigma", 1.0), 0  # flow samplers have none
-    if source is not None:
-        first = steps - max(1, int(steps * config.strength))
-        x = noised(model, sampler, source, noise, sampler.timesteps[first])
-    step, last = stepper(sampler, draws), steps - 1 - int(steps * to)
-    asked, course = config.asks(steps) | {first, last}, Course(model.schedule)
-    predict = shooter.predict if isinstance(shooter, Policy) else partial(model.predict, model.denoiser)
-    with step_cache(model.denoisers.values(), config.cache, predict) as ask:
-        for i, timestep in enumerate(sampler.timesteps[first : last + 1], first):
-            t = model.schedule.time(timestep).expand(len(x))
-            x_t = sampler.scale_model_input(x, timestep) if hasattr(sampler, "scale_model_input") else x
-            if i in asked:
-                away = negative if config.guided[0] <= t[0] <= config.guided[1] else None
-                told = Told(condition, away, config.scale(model), together=2 * len(x) <= config.batch)
-                prediction = guided(ask, x_t, t, told)
-                course.add(prediction, x_t, t)
-            else:
-                prediction = course(x_t, t)
-            if to and i == last:
-                return model.schedule.split(prediction, x_t, t)[0]
-            x = step(prediction, timestep, x)
-    return model.with_known(x, condition)
+    def __init__(
+        self,
+        shooter: Policy | VideoModel,
+        config: RolloutConfig,
+        negative: Condition | None,
+        noise: Latent,
+        condition: Condition,
+        draws: Sequence[torch.Generator],
+        source: Latent | None = None,
+        strength: float = 1.0,
+    ):
+        """
+        Args:
+            negative: what it is guided away from.
+            draws: random numbers of each row, for samplers that add noise on the way.
+            strength: the share of the steps that a source is noised back by.
+        """
+        self.model = model = shooter.model if isinstance(shooter, Policy) else shooter
+        self.config, self.negative, self.condition = config, negative, condition
+        self.steps = config.steps or model.default_steps
+        self.sampler = sampler = model.sampler(self.steps, noise.shape)
+        self.x, self.at = noise * getattr(sampler, "init_noise_sigma", 1.0), 0  # flow samplers have none
+        if source is not None:
+            self.at = self.steps - max(1, int(self.steps * strength))
+            self.x = noised(model, sampler, source, noise, sampler.timesteps[self.at])
+        self.asked = config.asks(self.steps) | {self.at, self.steps - 1}
+        self.step, self.course = Stepper(sampler, draws), Course(model.schedule)
+        self.predict = shooter.predict if isinstance(shooter, Policy) else partial(model.predict, model.denoiser)
+
+    def finish(self) -> Latent:
+        """Take the steps that are left."""
+        self._go(self.steps - 1)
+        return self.model.with_known(self.x, self.condition)
+
+    def until(self, share: float) -> Latent:
+        """Take a share of all steps, and foresee x_0 at the last of them."""
+        last = max(self.at, self.steps - 1 - int(self.steps * (1 - share)))
+        self.asked.add(last)
+        return self._go(last)
+
+    def keep(self, rows: list[int]) -> None:
+        """Go on with some of the takes."""
+        self.x, self.condition = self.x[rows], {name: value[rows] for name, value in self.condition.items()}
+        self.step.keep(rows)
+        self.course.keep(rows)
+
+    @torch.no_grad()
+    def _go(self, last: int) -> Latent:
+        """Steps up to the `last` one; the x_0 that is foreseen there."""
+        model, config, sampler = self.model, self.config, self.sampler
+        foreseen = self.x
+        with step_cache(model.denoisers.values(), config.cache, self.predict) as ask:
+            for i in range(self.at, last + 1):
+                timestep = sampler.timesteps[i]
+                t = model.schedule.time(timestep).expand(len(self.x))
+                scaled = hasattr(sampler, "scale_model_input")
+                x_t = sampler.scale_model_input(self.x, timestep) if scaled else self.x
+                if i in self.asked:
+                    away = self.negative if config.guided[0] <= t[0] <= config.guided[1] else None
+                    together = 2 * len(x_t) <= config.batch
+                    prediction = guided(ask, x_t, t, Told(self.condition, away, config.scale(model), together))
+                    foreseen = self.course.add(prediction, x_t, t)
+                else:
+                    prediction = self.course(x_t, t)
+                self.x = self.step(prediction, timestep, self.x)
+        self.at = last + 1
+        return foreseen
 
 
 def keyed_generator(*key: int) -> torch.Generator:

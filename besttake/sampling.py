@@ -7,7 +7,7 @@ steps, so that a take is what it would have been, and asks at some of them only.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,9 +74,14 @@ class Course:
         self.schedule = schedule
         self.foreseen: list[tuple[Time, Latent]] = []
 
-    def add(self, prediction: Latent, x_t: Latent, t: Time) -> None:
-        """Take an answer of the network into account."""
+    def add(self, prediction: Latent, x_t: Latent, t: Time) -> Latent:
+        """Take an answer of the network into account; the x_0 that it foresees."""
         self.foreseen = [*self.foreseen[-1:], (t, self.schedule.split(prediction, x_t, t)[0])]
+        return self.foreseen[-1][1]
+
+    def keep(self, rows: list[int]) -> None:
+        """Forget all but some rows."""
+        self.foreseen = [(t[rows], x_0[rows]) for t, x_0 in self.foreseen]
 
     def __call__(self, x_t: Latent, t: Time) -> Latent:
         """The prediction that a later `x_t` would have got."""
@@ -95,17 +100,35 @@ def noised(model: VideoModel, sampler: Any, x_0: Latent, noise: Latent, timestep
     return model.schedule.add_noise(x_0, noise, model.schedule.time(timesteps))
 
 
-def stepper(sampler: Any, draws: Sequence[torch.Generator]) -> Callable[[Tensor, Tensor, Latent], Latent]:
-    """One step of a diffusers scheduler: prediction, timestep and latents to the next latents."""
-    if "old_pred_original_sample" not in inspect.signature(sampler.step).parameters:
-        return lambda prediction, timestep, x: sampler.step(prediction, timestep, x, return_dict=False)[0]
-    before: list[Any] = [None, None]  # its second order needs the step before: the x_0 it foresaw, and its timestep
+class Stepper:
+    """One step of a diffusers scheduler after another: prediction, timestep and latents to the next latents."""
 
-    def step(prediction: Tensor, timestep: Tensor, x: Latent) -> Latent:
-        """CogVideoX's DPM solver, in its own order of axes, in which it draws noise."""
-        args = folded(prediction), before[0], timestep, before[1], folded(x)
-        x, foreseen = sampler.step(*args, generator=list(draws))
-        before[:] = foreseen, timestep
+    def __init__(self, sampler: Any, draws: Sequence[torch.Generator]):
+        """
+        Args:
+            draws: random numbers of each row, for samplers that add noise on the way.
+        """
+        self.sampler, self.draws = sampler, list(draws)
+        self._in_own_order = "old_pred_original_sample" in inspect.signature(sampler.step).parameters
+        self._before: list[Any] = [None, None]  # of CogVideoX's DPM: the x_0 that was foreseen, and its timestep
+
+    def __call__(self, prediction: Tensor, timestep: Tensor, x: Latent) -> Latent:
+        if not self._in_own_order:
+            return self.sampler.step(prediction, timestep, x, return_dict=False)[0]
+        args = folded(prediction), self._before[0], timestep, self._before[1], folded(x)
+        x, foreseen = self.sampler.step(*args, generator=self.draws)
+        self._before = [foreseen, timestep]
         return folded(x)
 
-    return step
+    def keep(self, rows: list[int]) -> None:
+        """Forget all but some rows: schedulers of higher order remember latents of the steps before."""
+        for name, value in vars(self.sampler).items():
+            setattr(self.sampler, name, _some_rows(value, rows))
+        self._before, self.draws = _some_rows(self._before, rows), [self.draws[row] for row in rows]
+
+
+def _some_rows(value: Any, rows: list[int]) -> Any:
+    """Rows of latents (b, ., ., ., .), and of a list of such; all of anything else."""
+    if isinstance(value, list):
+        return [_some_rows(one, rows) for one in value]
+    return value[rows] if isinstance(value, Tensor) and value.ndim == 5 else value

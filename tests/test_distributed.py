@@ -16,13 +16,13 @@ from besttake import cli, run
 from besttake.algorithms import onlinevpo, realdpo
 from besttake.algorithms.losses import denoising_errors
 from besttake.configuration import to_yaml
-from besttake.distributed import ParallelConfig, backward, join
+from besttake.distributed import ParallelConfig, backward, gathered, join
 from besttake.models import load_model
 from besttake.models.caches import CacheConfig
 from besttake.monitor import MonitorConfig
 from besttake.policy import Policy, PolicyConfig
 from besttake.rewards.composite import RewardConfig
-from besttake.rollout import RolloutConfig, generate
+from besttake.rollout import Preview, RolloutConfig, generate
 from besttake.run import OptimConfig
 from besttake.sharding import check_tokens
 from tests.processes import launch, results
@@ -394,6 +394,30 @@ def test_tokens_and_experts_are_shared_without_a_difference(tmp_path, name, size
     (alone,) = results(launch(1, one_step, tmp_path, ParallelConfig(), TINY[name].size))
     for found in results(launch(size, one_step, tmp_path, parallel, TINY[name].size)):
         torch.testing.assert_close(pickle.loads(found), pickle.loads(alone), rtol=1e-4, atol=1e-6)
+
+
+def finished(folder, prompts):
+    """The takes of some prompts that go on after a preview: those that are darkest."""
+    join(ParallelConfig(), "cpu")
+
+    def choose(previews, rows):
+        means = gathered(previews.mean((1, 2, 3, 4)), len(rows))
+        return means.view(-1, 3).argsort(1)[:, :2]
+
+    takes = generate(
+        load_model(str(folder)), prompts, RolloutConfig(steps=4, batch=2), n=3, preview=Preview(0.5, choose)
+    )
+    return takes.latents.tolist(), takes.prompts
+
+
+def test_previews_are_those_of_one_process(model_folder):
+    folder, prompts = model_folder("tiny-cogvideox"), ["a red ball", "a blue ball"]
+    (alone,) = results(launch(1, finished, folder, prompts))
+    for latents, rows in results(launch(2, finished, folder, prompts)):
+        assert rows == alone[1]
+        torch.testing.assert_close(torch.tensor(latents), torch.tensor(alone[0]), rtol=1e-5, atol=1e-5)
+    for ending in launch(2, finished, folder, prompts[:1]):
+        assert "1 prompts with previews cannot be dealt to these processes" in ending.raised
 
 
 def test_a_model_whose_tokens_cannot_be_split_is_refused(short):

@@ -10,8 +10,9 @@ from PIL import Image
 
 from besttake.data.video import read_video, to_uint8, write_video
 from besttake.models import load_model
-from besttake.rollout import RolloutConfig, generate, keyed_generator
+from besttake.rollout import Preview, RolloutConfig, generate, keyed_generator
 from besttake.types import Prompt
+from tests.tiny.cogvideox import TINY as COGVIDEOX
 from tests.tiny.wan import SIZE, TINY
 
 
@@ -145,3 +146,48 @@ def test_one_take_that_does_not_fit_is_not_halved(cogvideox, monkeypatch):
 def test_a_shared_part_outside_0_1_is_refused(share):
     with pytest.raises(ValueError, match=r"rollout\.shared is"):
         RolloutConfig(shared=share)
+
+
+@pytest.fixture
+def cogvideox_dpm(tmp_path):
+    """A sampler that adds noise on the way, and remembers the step before."""
+    COGVIDEOX["cogvideox-5b"].build().save_pretrained(tmp_path / "cogvideox")
+    return load_model(str(tmp_path / "cogvideox"))
+
+
+@pytest.mark.parametrize("family", ["cogvideox", "cogvideox_dpm", "wan"])
+def test_takes_that_go_on_after_a_preview_are_what_they_would_have_been(request, family):
+    model, prompts, shown = request.getfixturevalue(family), ["a red ball", "a blue ball"], []
+
+    def choose(previews, rows):
+        shown.append((len(previews), rows))
+        return torch.tensor([[3, 0], [1, 2]])
+
+    size = {"wan": SIZE, "cogvideox_dpm": COGVIDEOX["cogvideox-5b"].size}.get(family, (None, None, None))
+    settings = RolloutConfig(8, 2.0, *size, batch=3)
+    some = generate(model, prompts, settings, n=4, preview=Preview(0.5, choose))
+    assert shown == [(8, ["a red ball"] * 4 + ["a blue ball"] * 4)]
+    assert (some.n, some.prompts, len(some.videos)) == (2, ["a red ball"] * 2 + ["a blue ball"] * 2, 4)
+    every, kept = generate(model, prompts, settings, n=4), [0, 3, 5, 6]
+    torch.testing.assert_close(some.latents, every.latents[kept], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(some.videos, every.videos[kept], rtol=1e-3, atol=1e-3)
+    for name, value in some.condition.items():
+        torch.testing.assert_close(value, every.condition[name][kept])
+
+
+def test_dropped_takes_cost_nothing_from_then_on(cogvideox, monkeypatch):
+    asked = passes(cogvideox, monkeypatch)
+    first = Preview(0.5, lambda videos, rows: torch.tensor([[0, 1]]))
+    settings = RolloutConfig(steps=8, guidance=1.0, batch=2)
+    generate(cogvideox, ["a red ball"], settings, n=4, decode=False, preview=first)
+    assert asked == [2] * 12  # two batches up to the middle, one of them to the end
+    asked.clear()
+    generate(cogvideox, ["a red ball"], replace(settings, asked=3), n=4, decode=False, preview=first)
+    assert asked == [2] * 7  # a preview is of an answer of the network, and not of a guess
+
+
+def test_some_frames_are_decoded_and_played_as_slowly(cogvideox):
+    frames, settings = cogvideox.default_size()[0], RolloutConfig(steps=1, guidance=1.0, decoded=2)
+    assert generate(cogvideox, ["a red ball"], settings).videos.shape[1] == 2
+    assert settings.rate(cogvideox) == pytest.approx(cogvideox.fps * 2 / frames)
+    assert RolloutConfig(decoded=1000).rate(cogvideox) == RolloutConfig().rate(cogvideox) == cogvideox.fps

@@ -12,16 +12,18 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor
 
 from besttake.algorithms.losses import check_dpo, dpo, drawn_errors
-from besttake.algorithms.pairing import Pairs, best_against_worst
+from besttake.algorithms.pairing import Pairs, best_against_worst, extremes
 from besttake.data.prompts import read_prompts
 from besttake.devices import find_device
-from besttake.models import Size
+from besttake.models import VideoModel
 from besttake.policy import Policy
-from besttake.rewards.composite import Panel, RewardConfig, load_panel
-from besttake.rollout import RolloutConfig, generate
+from besttake.rewards.composite import Ballots, Panel, RewardConfig, load_panel
+from besttake.rollout import Preview, RolloutConfig, generate
 from besttake.run import Run, TrainConfig
+from besttake.types import Video
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,10 @@ class Config(TrainConfig):
     """Pairs whose scores differ by no more are dropped."""
     draws: int = 1
     """Times and noises that each pair's errors are averaged over."""
+    preview_at: float = 0.0
+    """Share of the steps after which takes are decoded as they look then; 0 = never."""
+    preview_keeps: int = 4
+    """Takes of a prompt that are finished after a preview: those that the critic finds best and worst."""
     refresh_every: int = 20
     """Updates between hard copies of the policy into the reference; 0 = the reference stays."""
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
@@ -54,6 +60,11 @@ class Config(TrainConfig):
             raise ValueError(f"candidates is {self.candidates}; best against worst needs at least 2")
         if self.margin < 0:
             raise ValueError(f"margin is {self.margin}; a difference of scores is at least 0")
+        if not 0 <= self.preview_at < 1 or (self.preview_at and not 2 <= self.preview_keeps <= self.candidates):
+            raise ValueError(
+                f"preview_at is {self.preview_at} and preview_keeps {self.preview_keeps}; "
+                f"expected a share in [0, 1), and 2 to {self.candidates} takes"
+            )
         check_dpo(self.beta, self.guard, self.draws)
 
 
@@ -61,12 +72,13 @@ def train(config: Config) -> Run:
     prompts = read_prompts(config.data)
     critic = load_panel(config.reward, find_device(config.device))
     run = Run(config, critic=critic)
-    policy = run.policy
+    policy, fps = run.policy, config.rollout.rate(run.policy.model)
     policy.model.prepare(prompts)
-    try_critic(critic, prompts[0], config.rollout.size(policy.model), policy.model.fps)
+    try_critic(critic, prompts[0], config.rollout, policy.model)
+    preview = half_done(config, critic, fps)
     for step, batch in run.steps(prompts, config.prompts_per_step):
-        takes = generate(policy, batch, config.rollout, n=config.candidates, seed=(config.seed, step))
-        scores = critic(takes.videos, takes.prompts, policy.model.fps)
+        takes = generate(policy, batch, config.rollout, n=config.candidates, seed=(config.seed, step), preview=preview)
+        scores = critic(takes.videos, takes.prompts, fps)
         pairs, counts = best_against_worst(takes, scores, config.margin)
         loss, watched = pair_loss(policy, pairs, config, run.generator(step)) if len(pairs) else (None, {})
         if run.update(loss, **scores.said, **counts, **watched) and run.every(config.refresh_every):
@@ -74,13 +86,29 @@ def train(config: Config) -> Run:
     return run
 
 
-def try_critic(critic: Panel, prompt: str, size: Size, fps: float) -> None:
+def try_critic(critic: Panel, prompt: str, config: RolloutConfig, model: VideoModel) -> None:
     """Show the critic a clip of noise, so that one that cannot score is found out before anything is shot."""
-    frames, height, width = size
-    noise = torch.rand(1, frames, 3, height, width, generator=torch.Generator().manual_seed(0))
+    frames, height, width = config.size(model)
+    shape = 1, min(config.decoded or frames, frames), 3, height, width
+    noise = torch.rand(shape, generator=torch.Generator().manual_seed(0))
+    by_the_way(critic, 2 * noise - 1, [prompt], config.rate(model))
+
+
+def half_done(config: Config, critic: Panel, fps: float) -> Preview | None:
+    """Where previews are asked for: of the takes, those that the critic finds neither best nor worst are dropped."""
+
+    def choose(videos: Video, prompts: list[str]) -> Tensor:
+        return extremes(by_the_way(critic, videos, prompts, fps), config.candidates, config.preview_keeps)
+
+    return Preview(config.preview_at, choose) if config.preview_at else None
+
+
+def by_the_way(critic: Panel, videos: Video, prompts: list[str], fps: float) -> Ballots:
+    """What the critic says, without a trace in its running means."""
     seen = critic.state()
-    critic(2 * noise - 1, [prompt], fps)
+    ballots = critic(videos, prompts, fps)
     critic.load_state(seen)
+    return ballots
 
 
 def pair_loss(policy: Policy, pairs: Pairs, config: Config, generator: torch.Generator):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from besttake.algorithms.losses import Clips
@@ -57,3 +57,14 @@ def best_against_worst(
     return Pairs(
         takes.latents[rows], {name: value[first] for name, value in takes.condition.items()}, found.margin
     ), counts
+
+
+def extremes(ballots: Ballots, n: int, kept: int) -> Int[Tensor, "p k"]:
+    """The takes of each prompt, `kept` of `n`, that look best and worst; those without a score lie in the middle.
+
+    Where critics vote, a take's rank is the mean of its ranks.
+    """
+    ranks = ballots.votes.view(-1, n, ballots.votes.shape[1]).argsort(1).argsort(1).float().mean(2)
+    ranks = torch.where(ballots.given.view(-1, n), ranks, (n - 1) / 2)
+    order = ranks.argsort(1)
+    return torch.cat([order[:, : kept // 2], order[:, n - (kept + 1) // 2 :]], 1)

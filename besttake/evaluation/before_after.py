@@ -56,6 +56,10 @@ def check_evaluation(config: EvaluateConfig, model: VideoModel) -> None:
     """Find out before a training, not after it, that its result could not be measured; raises ValueError."""
     model.check_prompts(evaluation_prompts(config))
     model.latent_shape(*config.rollout.size(model))
+    if config.rollout.decoded:
+        raise ValueError(
+            f"evaluation.rollout.decoded is {config.rollout.decoded}; whole clips are measured: leave it out"
+        )
     for name in config.rewards:
         load_reward(name)
 

@@ -30,7 +30,7 @@ from besttake.plan.meter import Meter, Pace, Phase
 from besttake.plan.processes import first_of
 from besttake.plan.skeletons import skeleton
 from besttake.policy import Policy
-from besttake.rollout import Rollout, RolloutConfig, generate
+from besttake.rollout import Preview, Rollout, RolloutConfig, generate
 from besttake.run import adamw
 from besttake.types import Prompt
 
@@ -155,7 +155,7 @@ class Step:
     def score(self) -> None:
         if self.shape.scored and self.takes is not None:
             with self.meter.phase("score"), torch.no_grad():
-                self.critics.ask("score", self.takes, self.model.fps)
+                self.critics.ask("score", self.takes, self.config.rollout.rate(self.model))
 
     def train(self) -> None:
         config, policy = self.config, self.policy
@@ -171,7 +171,7 @@ class Step:
         if config.every:
             with self.meter.phase("watch"), self.policy.averaged():
                 takes = generate(self.policy, self._some(config.count), config.rollout)
-                self.critics.ask("watch", takes, self.model.fps)
+                self.critics.ask("watch", takes, config.rollout.rate(self.model))
 
     def evaluate(self) -> None:
         config = self.config.evaluation
@@ -184,8 +184,17 @@ class Step:
         whole = shape.rows if shape.scored else max(1, config.batch // max(1, shape.takes))
         for start in range(0, shape.rows, whole):
             rows = min(whole, shape.rows - start)
-            self.takes = generate(self.policy, self._some(rows), config, n=shape.takes, decode=shape.scored)
+            self.takes = generate(
+                self.policy, self._some(rows), config, n=shape.takes, decode=shape.scored, preview=self._preview(rows)
+            )
             self.meter.claim("takes", [self.takes.videos, self.takes.latents])
+
+    def _preview(self, rows: int) -> Preview | None:
+        """Of OnlineVPO, if it drops takes early: as if the critic found the first ones best and worst."""
+        config: Any = self.config
+        if not getattr(config, "preview_at", 0):
+            return None
+        return Preview(config.preview_at, lambda *_: torch.arange(config.preview_keeps).repeat(rows, 1))
 
     def _some(self, count: int) -> list[str]:
         return [next(self.prompts) for _ in range(count)]

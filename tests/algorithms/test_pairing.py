@@ -1,7 +1,10 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
-from besttake.algorithms.pairing import best_against_worst
+from besttake.algorithms.pairing import best_against_worst, extremes
+from besttake.rewards.composite import Ballots
 from besttake.rollout import Rollout
 
 N = 3
@@ -40,3 +43,18 @@ def test_nothing_left_is_no_error():
     pairs, counts = best_against_worst(takes(1), torch.zeros(N))
     assert len(pairs) == 0
     assert counts["ties"] == 1
+
+
+def test_the_extremes_are_the_best_and_the_worst_and_what_has_no_score_is_neither():
+    scores = torch.tensor([0.3, 0.1, 0.5, 0.9, 0.2, 0.8, 0.4, 0.6, 0.1, 0.5])
+    assert extremes(Ballots.of(scores), 5, 2).sort(1).values.tolist() == [[1, 3], [0, 3]]
+    assert extremes(Ballots.of(scores), 5, 3).sort(1).values.tolist() == [[1, 2, 3], [0, 2, 3]]
+    assert extremes(Ballots.of(scores), 5, 5).sort(1).values.tolist() == [[0, 1, 2, 3, 4]] * 2
+    silent = replace(Ballots.of(scores), given=torch.arange(10) != 3)
+    assert extremes(silent, 5, 2).sort(1).values.tolist() == [[1, 2], [0, 3]]
+
+
+def test_where_critics_vote_the_extremes_are_those_of_their_mean_rank():
+    votes = torch.tensor([[0.0, 40.0], [1.0, 10.0], [2.0, 30.0], [3.0, 35.0]])
+    ballots = Ballots(votes, torch.ones(4, dtype=torch.bool), torch.zeros(2))
+    assert extremes(ballots, 4, 2).tolist() == [[1, 3]]  # mean ranks 1.5, .5, 1.5 and 2.5

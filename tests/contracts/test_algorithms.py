@@ -35,6 +35,7 @@ OWN = {
     "offline_dpo": {"pairs_per_step": 2, "refresh_every": 2},
     "sft": {"clips_per_step": 2},
 }
+DECIDED = RewardConfig("temporal-flicker", normalise="batch")
 STEPS, SAVED, KILLED = 5, 3, 4
 
 one_family = pytest.mark.parametrize("family", ["tiny-cogvideox"])  # for what does not depend on it
@@ -174,6 +175,24 @@ def test_the_loss_is_ln_2_until_the_first_update_and_again_after_a_refresh(confi
     # updates follow steps 1 and 3; the second completes refresh_every
     assert [row["drift"] > 0 for row in found] == [False, False, True, True, False]
     assert [row["loss"] for row in found if not row["drift"]] == pytest.approx([math.log(2)] * 3)
+
+
+@one_family
+@pytest.mark.parametrize("algorithm", ["onlinevpo"])
+def test_onlinevpo_finishes_what_looks_best_and_worst_half_way(config):
+    config = replace(config, monitor=MonitorConfig(every=0), candidates=4, reward=DECIDED)
+    every, all_kept, two_kept = (
+        rows(train(replace(config, out=config.out / str(i), **preview)).folder)
+        for i, preview in enumerate([{}, *({"preview_at": 0.5, "preview_keeps": kept} for kept in (4, 2))])
+    )
+    assert all_kept == every  # a preview leaves no trace, in the critic's running means neither
+    assert [row["reward"] for row in two_kept] != [row["reward"] for row in every]
+
+
+@pytest.mark.parametrize("preview", [{"preview_at": 1.0}, {"preview_at": 0.5, "preview_keeps": 5}])
+def test_previews_that_mean_nothing_are_refused(preview):
+    with pytest.raises(ValueError, match=r"expected a share in \[0, 1\), and 2 to 4 takes"):
+        onlinevpo.Config(**preview)
 
 
 @one_family

@@ -10,6 +10,7 @@ from besttake.data.video import probe
 from besttake.evaluation.before_after import (
     EvaluateConfig,
     base_model,
+    check_evaluation,
     critics_say,
     evaluation_prompts,
     shoot,
@@ -55,6 +56,11 @@ def test_a_run_in_tiles_is_evaluated_in_tiles(run, model_folder):
     write_config(TrainConfig(model=str(model_folder("tiny-cogvideox")), tiling=True), folder / "config.yaml")
     assert base_model(folder).tiled
     assert trained_model(folder).tiled
+
+
+def test_an_evaluation_measures_whole_clips(cogvideox):
+    with pytest.raises(ValueError, match=r"evaluation\.rollout\.decoded is 2; whole clips are measured"):
+        check_evaluation(EvaluateConfig(rollout=RolloutConfig(decoded=2)), cogvideox)
 
 
 def test_no_prompt_is_shot_twice(tmp_path):

@@ -20,6 +20,7 @@ from besttake.run import adamw
 from tests.peak import Peak
 
 PACE = Pace(CARDS["H100"], 0.5)
+HALF = {"preview_at": 0.5, "preview_keeps": 2}
 ROLLOUT = RolloutConfig(steps=2, guidance=3.0, batch=3)
 
 
@@ -77,6 +78,13 @@ def test_a_card_of_several_has_its_share():
     for name in ("sample", "decode", "train"):
         assert shared[name].flops == pytest.approx(alone[name].flops / 2, rel=0.01)
     assert shared["train"].peak < alone["train"].peak
+
+
+def test_takes_that_are_dropped_early_are_not_paid_to_the_end():
+    config = replace(recipe("tiny-cogvideox"), candidates=4)
+    every, some = (measure(replace(config, **preview), PACE, parts=("sample",)) for preview in ({}, HALF))
+    assert some["sample"].flops == pytest.approx(every["sample"].flops * 0.75, rel=0.02)
+    assert some["decode"].flops == pytest.approx(every["decode"].flops * 1.5, rel=0.01)
 
 
 def test_sharded_weights_take_their_share():
