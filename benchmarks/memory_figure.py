@@ -15,11 +15,13 @@ import gc
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 import tyro
 from random_weights import randomise
+from torch import nn
 
 from besttake.algorithms.losses import dpo, drawn_errors
 from besttake.devices import describe_device
@@ -73,7 +75,8 @@ def peak(config: FigureConfig, method: str, train: Any, size: Size) -> float:
     device = CARD if counted else torch.device(config.device)
     meter = Meter(CARD, Pace(find_card("H200"), 0.5))
     with imagined() if counted else nullcontext(), meter if counted else nullcontext():
-        model = skeleton(config.model, torch.bfloat16, randomise, config.quantize, device=device)
+        ready = partial(claimed, meter) if counted else randomise
+        model = skeleton(config.model, torch.bfloat16, ready, config.quantize, device=device)
         how = PolicyConfig(train=train, rank=64, gradient_checkpointing=True, clips_at_once=1)
         try:
             policy = Policy(model, how)
@@ -96,6 +99,11 @@ def peak(config: FigureConfig, method: str, train: Any, size: Size) -> float:
     if not counted:
         torch.cuda.empty_cache()
     return most / 2**30
+
+
+def claimed(meter: Meter, name: str, part: nn.Module) -> None:
+    """The meter sees a part's weights, those in fewer bits too."""
+    meter.claim(name, [*part.parameters(), *part.buffers()])
 
 
 def dpo_step(policy: Policy, size: Size, condition: Condition) -> None:

@@ -125,7 +125,7 @@ def shot(way: str, model: VideoModel, critic: Panel, prompts: list[str], config:
             with patch.object(rollout, "guided", watched := Watched(model, wanted)):
                 takes = generate(model, part, settings, n=n)
             found["seconds"] += clock(model) - began
-            found["scores"] += critic(takes.videos, takes.prompts, model.fps).votes[:, 0].tolist()
+            found["scores"] += critic(takes.videos, takes.prompts, settings.rate(model)).votes[:, 0].tolist()
             for share, x_0 in zip(found["previews"], watched.foreseen, strict=True):
                 videos = model.decode(x_0).float().clamp(-1, 1)
                 found["previews"][share] += critic(videos, takes.prompts, model.fps).votes[:, 0].tolist()

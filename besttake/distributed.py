@@ -163,6 +163,11 @@ def share(rows: int) -> list[int]:
     return [min(row, rows - 1) for row in range(mine * each, (mine + 1) * each)]
 
 
+def dealt(items: Sequence[T]) -> list[T]:
+    """Of several processes, this one's share of items that one of them makes and all find on disk; by itself, none."""
+    return [] if _group is None else [items[i] for i in dict.fromkeys(share(len(items)))]
+
+
 def even(rows: int) -> bool:
     """Whether every process has as many of these rows as any other."""
     return _group is None or rows % _shares()[1] == 0

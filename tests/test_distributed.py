@@ -15,7 +15,9 @@ from safetensors.torch import load_file
 from besttake import cli, run
 from besttake.algorithms import onlinevpo, realdpo
 from besttake.algorithms.losses import denoising_errors
+from besttake.algorithms.real_clips import encode_clips
 from besttake.configuration import to_yaml
+from besttake.data.real import find_clips
 from besttake.distributed import ParallelConfig, backward, gathered, join
 from besttake.models import load_model
 from besttake.models.caches import CacheConfig
@@ -23,7 +25,7 @@ from besttake.monitor import MonitorConfig
 from besttake.policy import Policy, PolicyConfig
 from besttake.rewards.composite import RewardConfig
 from besttake.rollout import Preview, RolloutConfig, generate
-from besttake.run import OptimConfig
+from besttake.run import OptimConfig, Run
 from besttake.sharding import check_tokens
 from tests.processes import launch, results
 from tests.tiny.wan import TINY
@@ -418,6 +420,29 @@ def test_previews_are_those_of_one_process(model_folder):
         torch.testing.assert_close(torch.tensor(latents), torch.tensor(alone[0]), rtol=1e-5, atol=1e-5)
     for ending in launch(2, finished, folder, prompts[:1]):
         assert "1 prompts with previews cannot be dealt to these processes" in ending.raised
+
+
+def encoded(config, clips):
+    """Which texts and how many clips this process encodes for a run."""
+    join(ParallelConfig(), "cpu")
+    online = Run(config)
+    seen, embed, encode = [], online.model.embed, online.encode
+    online.model.embed = lambda prompts: seen.extend(prompts) or embed(prompts)
+    online.encode = lambda video: seen.append("clip") or encode(video)
+    captions, latents = encode_clips(online, find_clips(clips), config.rollout)
+    online.model.encode_prompts(captions)
+    return seen, latents.tolist()
+
+
+def test_a_text_or_clip_that_is_kept_on_disk_is_encoded_by_one_process(config, material, tmp_path):
+    own = replace(config, monitor=MonitorConfig(every=0), cache=tmp_path / "cache")
+    (all_seen, latents), *_ = results(
+        launch(1, encoded, replace(own, cache="", out=tmp_path / "a"), material / "clips")
+    )
+    (one, first), (two, second) = results(launch(2, encoded, replace(own, out=tmp_path / "b"), material / "clips"))
+    assert first == second == latents
+    assert all(one.count(text) + two.count(text) == all_seen.count(text) for text in set(all_seen) - {""})
+    assert (one.count("clip"), two.count("clip")) == (2, 2)
 
 
 def test_a_model_whose_tokens_cannot_be_split_is_refused(short):

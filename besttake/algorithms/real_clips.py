@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 from besttake.data.real import RealClip, load_real
+from besttake.distributed import dealt, together
 from besttake.models import VideoModel
 from besttake.rollout import RolloutConfig
 from besttake.run import Run
@@ -22,17 +25,21 @@ def encode_clips(
     """
     run.model.prepare([shown_first_frame(run.model, clip.caption, clip.path) for clip in clips])
     frames, height, width = size.size(run.model)
+    load = partial(
+        load_real,
+        encode=run.encode,
+        fps=run.model.fps,
+        frames=frames,
+        size=(height, width),
+        skip_bad=skip_bad,
+        cache=run.model.cache,
+        encoder=run.model.identity("vae") if run.model.cache else "",
+    )
     with run.model.using("vae"):
-        clips, latents = load_real(
-            clips,
-            run.encode,
-            fps=run.model.fps,
-            frames=frames,
-            size=(height, width),
-            skip_bad=skip_bad,
-            cache=run.model.cache,
-            encoder=run.model.identity("vae") if run.model.cache else "",
-        )
+        if run.model.cache and (mine := dealt(clips)):
+            with together(), suppress(ValueError):  # of clips that are no good; all are told of them below
+                load(mine)
+        clips, latents = load(clips)
     return [shown_first_frame(run.model, clip.caption, clip.path) for clip in clips], latents
 
 

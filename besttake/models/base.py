@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from besttake.data.cache import TensorCache, glimpse
 from besttake.data.video import read_frame
+from besttake.distributed import dealt, together
 from besttake.models.loading import is_empty, pipeline_class, pipeline_folder, read_part, read_pipeline
 from besttake.models.quantization import Quantization
 from besttake.schedules import Schedule
@@ -286,9 +287,10 @@ class VideoModel(ABC):
     def prepare(self, prompts: Sequence[str]) -> None:
         """`check_prompts`; and, if there is a cache, embed them all, so that the text encoder is read but once."""
         self.check_prompts(prompts)
-        for start in range(0, len(prompts) if self.cache else 0, REMEMBERED):
-            with torch.no_grad():
-                self._text_of(["", *prompts[start : start + REMEMBERED]])
+        for some in (dealt(prompts), prompts) if self.cache else ():
+            with together(), torch.no_grad():
+                for start in range(0, len(some), REMEMBERED):
+                    self._text_of(["", *some[start : start + REMEMBERED]])
 
     def check_prompts(self, prompts: Sequence[str]) -> None:
         """ValueError if a prompt is empty, has more tokens than the text encoder reads, or lacks its first frame."""

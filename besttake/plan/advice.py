@@ -9,20 +9,20 @@ from besttake.plan.meter import Pace, Phase
 from besttake.plan.steps import PART_OF, fullest, measure
 
 SWITCHES = (
-    ("policy.gradient_checkpointing", True),  # a third more arithmetic
-    ("policy.clips_at_once", 1),  # a forward pass more for each clip but the last
-    ("rollout.batch", 1),
-    ("monitor.rollout.batch", 1),
-    ("by_turns", True),  # two moves a step
-    ("optim.eight_bit", True),
-    ("quantize", "int8"),
-    ("tiling", True),  # faint seams
-    ("quantize", "nf4"),
-    ("policy.reference_on", "cpu"),  # its blocks come over for every pass
-    ("policy.train", "lora"),
-    ("policy.offload", True),  # so do the base's
+    ("policy.gradient_checkpointing", True, {"train"}),  # a third more arithmetic
+    ("policy.clips_at_once", 1, {"train"}),  # a forward pass more for each clip but the last
+    ("rollout.batch", 1, {"sample"}),
+    ("monitor.rollout.batch", 1, {"watch"}),
+    ("by_turns", True, {"weights", "reference", "critics"}),  # two moves a step
+    ("optim.eight_bit", True, {"optimizer"}),
+    ("quantize", "int8", {"weights"}),
+    ("tiling", True, {"encode", "sample", "watch", "evaluate"}),  # faint seams
+    ("quantize", "nf4", {"weights"}),
+    ("policy.reference_on", "cpu", {"reference"}),  # its blocks come over for every pass
+    ("policy.train", "lora", {"trained weights", "reference", "optimizer", "gradients"}),
+    ("policy.offload", True, {"weights"}),  # so do the base's
 )
-"""Settings that save memory, in the order of what they cost."""
+"""Settings that save memory, in the order of what they cost; and the part of a recipe, or the owner, that they spare."""
 
 WORTH = 0.99
 """A switch is turned if it leaves no more than this share of the peak."""
@@ -40,9 +40,13 @@ class Advice:
 def advise(config: Any, phases: dict[str, Phase], room: float, pace: Pace, gpus: int = 1) -> list[Advice]:
     """What to turn until the recipe fits; nothing if it does as it is."""
     found: list[Advice] = []
-    for setting, value in SWITCHES:
-        if fullest(phases).peak <= room:
+    for setting, value, where in SWITCHES:
+        peak = fullest(phases)
+        if peak.peak <= room:
             break
+        whose = {owner for owner, size in peak.owners.items() if size > (1 - WORTH) * peak.peak}
+        if not where & {PART_OF[peak.name], *whose}:
+            continue
         try:
             turned = with_setting(config, setting, value)
         except ValueError:  # such as fewer bits for weights that are trained
@@ -51,7 +55,7 @@ def advise(config: Any, phases: dict[str, Phase], room: float, pace: Pace, gpus:
             continue
         parts = {PART_OF[name] for name, phase in phases.items() if phase.peak > room}
         after = phases | measure(turned, pace, gpus, parts)
-        if fullest(after).peak <= WORTH * fullest(phases).peak:
+        if fullest(after).peak <= WORTH * peak.peak:
             config, phases = turned, after
             found.append(Advice(setting, value, fullest(after).peak))
     return found
