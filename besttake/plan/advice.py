@@ -22,7 +22,7 @@ SWITCHES = (
     ("policy.train", "lora", {"trained weights", "reference", "optimizer", "gradients"}),
     ("policy.offload", True, {"weights"}),  # so do the base's
 )
-"""Settings that save memory, in the order of what they cost; and the part of a recipe, or the owner, that they spare."""
+"""Settings that save memory, by what they cost; and the parts of a recipe, or the owners, that they spare."""
 
 WORTH = 0.99
 """A switch is turned if it leaves no more than this share of the peak."""
