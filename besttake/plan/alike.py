@@ -1,25 +1,26 @@
-"""Blocks of a network that are alike, of which one is run for all: a plan in seconds instead of minutes.
+"""Of what is alike, one is run for all: blocks of a network, and parts of a split backward. A plan in seconds.
 
 A pass without gradients takes a block's cost and result from that of the first of its kind. So does a pass that
 carries gradients where blocks are checkpointed: nothing of a block is kept then but what goes into it, and backward it
-is run once more, by itself. In other passes, and where processes or the CPU hold the weights, all blocks are run.
+is run once more, by itself. A split backward treats its parts likewise. In other passes, and where processes or the CPU
+hold the weights, all are run.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import torch
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 from torch.utils.checkpoint import checkpoint
 
 from besttake.models.quantization import blocks
-from besttake.plan.meter import Meter
+from besttake.plan.meter import Meter, adapter
+from besttake.policy import Policy
 from besttake.sharding import is_sharded
 
 
@@ -49,12 +50,39 @@ def run_one_of_each(meter: Meter, network: Any, checkpointed: bool) -> None:
         network.enable_gradient_checkpointing(checkpoint_one)
 
 
+def run_one_part(meter: Meter, policy: Policy) -> Callable[..., Any]:
+    """What stands in for `checkpoint` in a split backward: of its parts' predictions one is run for all."""
+    part = Part(policy)
+    how = meter.once(_forward), meter.once(partial(_backward, meter))
+
+    def checkpoint_one(predict: Callable[..., Any], *args: Any, use_reentrant: bool) -> Any:
+        if part.apart:
+            return checkpoint(predict, *args, use_reentrant=use_reentrant)
+        leaves, spec = tree_flatten(args)
+        return _Checkpointed.apply((part, spec, len(leaves), *how), *leaves, part.trained[0])
+
+    return checkpoint_one
+
+
+class Part:
+    """A prediction of a policy, which adds to its gradients where a block returns its own."""
+
+    def __init__(self, policy: Policy):
+        self._policy, self.trained = policy, list(policy.trainable.values())
+        self.apart = any(is_sharded(weight) for weight in policy.model.denoiser.parameters())
+
+    def __call__(self, *args: Any) -> Any:
+        return self._policy.predict(*args)
+
+    def __repr__(self) -> str:
+        return "a part"
+
+
 class Block:
     """A block, in whose `repr` is all that its cost depends on."""
 
     def __init__(self, module: nn.Module):
-        self._run = module.forward
-        self._adapted = next((part for part in module.modules() if isinstance(part, BaseTunerLayer)), None)
+        self._module, self._run = module, module.forward
         weights = dict(module.named_parameters())
         self._kind = type(module).__name__, [(name, w.shape, w.dtype, w.requires_grad) for name, w in weights.items()]
         self.trained = [weight for weight in weights.values() if weight.requires_grad]
@@ -64,8 +92,7 @@ class Block:
         return self._run(*args, **kwargs)
 
     def __repr__(self) -> str:
-        adapter = self._adapted and (self._adapted._active_adapter, self._adapted._disable_adapters)
-        return repr((self._kind, adapter))
+        return repr((self._kind, adapter(self._module)))
 
 
 class _Checkpointed(torch.autograd.Function):
@@ -90,12 +117,12 @@ class _Checkpointed(torch.autograd.Function):
         return None, *backward(block, spec, leaves, wanted, upstream)
 
 
-def _forward(block: Block, *args: Any, **kwargs: Any) -> Any:
+def _forward(block: Block | Part, *args: Any, **kwargs: Any) -> Any:
     return block(*args, **kwargs)
 
 
 def _backward(
-    meter: Meter, block: Block, spec: TreeSpec, leaves: list[Any], wanted: list[int], upstream: Sequence[Tensor]
+    meter: Meter, block: Block | Part, spec: TreeSpec, leaves: list[Any], wanted: list[int], upstream: Sequence[Tensor]
 ) -> list[Any]:
     """The gradients of what went into a block, where they are wanted, and of its trained weights."""
     leaves = [leaf.detach() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
@@ -104,6 +131,9 @@ def _backward(
         out = block(*tree_unflatten(leaves, spec))
     edges = [get_gradient_edge(tensor) for tensor in ([out] if isinstance(out, Tensor) else out)]
     del out
+    if isinstance(block, Part):
+        torch.autograd.backward(edges, upstream)
+        return [None] * (len(leaves) + 1)
     found = torch.autograd.grad(edges, inputs, upstream, allow_unused=True)
     gradients = dict(zip(wanted, found, strict=False))
     return [*(gradients.get(place) for place in range(len(leaves))), *found[len(wanted) :]]

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -238,10 +239,18 @@ class _Look:
         return torch.ones(self.shape, dtype=self.dtype, device=self.device)
 
 
+def adapter(network: nn.Module) -> Any:
+    """Which LoRA is at work in a network, if one is."""
+    layer = next((part for part in network.modules() if isinstance(part, BaseTunerLayer)), None)
+    return layer and (layer._active_adapter, layer._disable_adapters)
+
+
 def _look(leaf: Any) -> Any:
     if isinstance(leaf, Tensor):
         return _Look(tuple(leaf.shape), leaf.dtype, leaf.device)
-    return id(leaf) if isinstance(leaf, nn.Module) else type(leaf) if isinstance(leaf, str | torch.Generator) else leaf
+    if isinstance(leaf, nn.Module):
+        return id(leaf), adapter(leaf)
+    return type(leaf) if isinstance(leaf, str | torch.Generator) else leaf
 
 
 def _attention(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> int:

@@ -6,24 +6,27 @@ of. What sampling, decoding and the loss do, and hold in memory meanwhile, is fo
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import tempfile
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from besttake.algorithms import losses
 from besttake.algorithms.losses import dpo, drawn_errors, sft_error
 from besttake.configuration import algorithm_of
 from besttake.distributed import backward
 from besttake.models.caches import CacheConfig
-from besttake.plan.alike import run_one_of_each
+from besttake.plan.alike import run_one_of_each, run_one_part
 from besttake.plan.critics import Critics
 from besttake.plan.imagined import CARD, imagined
 from besttake.plan.meter import Meter, Pace, Phase
@@ -101,10 +104,12 @@ def measure(config: Any, pace: Pace, gpus: int = 1, parts: Iterable[str] = PARTS
         black_picture() as picture,
         imagined(),
         Meter(CARD, pace) as meter,
+        ExitStack() as stack,
     ):
         step = Step(config, meter, picture)
         for network in (*step.model.denoisers.values(), *step.policy.reference.networks):
             run_one_of_each(meter, network, config.policy.gradient_checkpointing)
+        stack.enter_context(patch.object(losses, "checkpoint", run_one_part(meter, step.policy)))
         for part in parts:
             if part == "sample":
                 step.sample()  # the takes of the step before are there still
@@ -225,8 +230,8 @@ class Step:
         def read(name: str, cls: type, dtype: torch.dtype) -> nn.Module:
             with self.meter.phase("prompts") if name in model.text_parts else nullcontext():
                 part: Any = read_part(name, cls, dtype)
-            if hasattr(part, "_decode"):
-                part._decode = once(part._decode)  # clip by clip
+            if name == "vae":
+                _decode_once(part, once)
             return part
 
         def sampler(steps: int, shape: Sequence[int]) -> Any:
@@ -282,6 +287,14 @@ class Step:
 
     def _claim(self, name: str, part: nn.Module) -> None:
         self.meter.claim(OWNERS.get(name, name.replace("_", " ")), [*part.parameters(), *part.buffers()])
+
+
+def _decode_once(vae: Any, once: Callable[[Callable], Callable]) -> None:
+    """Clips are decoded one by one, by stretches and tiles; Wan's decoder writes into what comes with a stretch."""
+    if hasattr(vae, "_decode"):
+        vae._decode = once(vae._decode)
+    if hasattr(vae, "decoder") and "feat_cache" not in inspect.signature(vae.decoder.forward).parameters:
+        vae.decoder.forward = once(vae.decoder.forward)
 
 
 def _by_the_plain_way(config: Any) -> Any:

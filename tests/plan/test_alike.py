@@ -4,6 +4,7 @@ from collections import Counter
 from dataclasses import replace
 
 import pytest
+from torch.utils.checkpoint import checkpoint
 
 from besttake.plan import alike, steps
 from besttake.plan.steps import measure
@@ -12,24 +13,25 @@ from tests.plan.test_steps import PACE, recipe
 LORA = {"gradient_checkpointing": True, "clips_at_once": 1}
 
 
-def small(model: str, **policy):
-    return replace(recipe(model, **policy), dtype="bfloat16", prompts_per_step=1, draws=1)
+def small(model: str, rows: int = 1, **policy):
+    return replace(recipe(model, **policy), dtype="bfloat16", prompts_per_step=rows, draws=1)
 
 
 @pytest.mark.parametrize(
-    ("model", "policy"),
+    ("model", "rows", "policy"),
     [
-        ("tiny-cogvideox", LORA),
-        ("tiny-wan", LORA),
-        ("tiny-cogvideox", LORA | {"train": "full"}),
-        ("tiny-wan", LORA | {"offload": True}),
+        ("tiny-cogvideox", 2, {}),
+        ("tiny-wan", 1, {}),
+        ("tiny-cogvideox", 1, {"train": "full"}),
+        ("tiny-wan", 1, {"offload": True}),
     ],
     ids=str,
 )
-def test_as_if_every_block_were_run(model, policy, monkeypatch):
-    one = measure(small(model, **policy), PACE, parts=("sample", "train"))
+def test_as_if_every_block_were_run(model, rows, policy, monkeypatch):
+    one = measure(small(model, rows, **LORA | policy), PACE, parts=("sample", "train"))
     monkeypatch.setattr(steps, "run_one_of_each", lambda *_: None)
-    every = measure(small(model, **policy), PACE, parts=("sample", "train"))
+    monkeypatch.setattr(steps, "run_one_part", lambda *_: checkpoint)
+    every = measure(small(model, rows, **LORA | policy), PACE, parts=("sample", "train"))
     for name, phase in one.items():
         assert phase.flops == pytest.approx(every[name].flops, rel=1e-4)
         assert phase.seconds == pytest.approx(every[name].seconds, rel=2e-3)
@@ -44,6 +46,6 @@ def test_one_block_of_a_kind_is_run(monkeypatch):
         return block._run(*args, **kwargs)
 
     monkeypatch.setattr(alike.Block, "__call__", counted)
-    measure(small("tiny-cogvideox", **LORA), PACE, parts=("train",))
-    # the reference's; the policy's, and again going backward: the first block and the others
-    assert sorted(runs.values()) == [1, 3]
+    measure(small("tiny-cogvideox", 2, **LORA), PACE, parts=("train",))
+    # the reference's; the policy's in a part and in the last one; and going backward the first's and the others'
+    assert sorted(runs.values()) == [1, 4]
