@@ -56,6 +56,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "first-block": {"cache": CacheConfig("first-block", threshold=0.1)},
     "first-block-bold": {"cache": CacheConfig("first-block", threshold=0.3)},
     "taylorseer": {"cache": CacheConfig("taylorseer", every=4)},
+    "taylorseer-5": {"cache": CacheConfig("taylorseer", every=5)},
     "pyramid": {"cache": CacheConfig("pyramid", every=2)},
 }
 PREVIEWS = (0.3, 0.5, 0.7)

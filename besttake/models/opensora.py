@@ -112,7 +112,7 @@ class OpenSora(VideoModel):
 
     def encode_negative(self, n: int) -> Condition:
         """The learned embedding of no caption, `n` times; it is read where the caption's mask says."""
-        return {"text": self.pipeline.transformer.y_embedder.y_embedding.expand(n, -1, -1)}
+        return {"text": self.pipeline.transformer.y_embedder.y_embedding.to(self.device).expand(n, -1, -1)}
 
     def statistics(self) -> tuple[Tensor, Tensor]:
         return self.pipeline.vae.shift, self.pipeline.vae.scale

@@ -19,6 +19,7 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 from torch.utils.checkpoint import checkpoint
 
 from besttake.models.quantization import blocks
+from besttake.plan.imagined import AsReal
 from besttake.plan.meter import Meter, adapter
 from besttake.policy import Policy
 from besttake.sharding import is_sharded
@@ -127,10 +128,11 @@ def _backward(
     """The gradients of what went into a block, where they are wanted, and of its trained weights."""
     leaves = [leaf.detach() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
     inputs = [*(leaves[place].requires_grad_() for place in wanted), *block.trained]
-    with torch.enable_grad(), meter.until_saved():
+    with torch.enable_grad(), AsReal(), meter.until_saved():  # a backward pass begins without such modes
         out = block(*tree_unflatten(leaves, spec))
-    edges = [get_gradient_edge(tensor) for tensor in ([out] if isinstance(out, Tensor) else out)]
-    del out
+    outs = zip([out] if isinstance(out, Tensor) else out, upstream, strict=True)
+    edges, upstream = zip(*((get_gradient_edge(x), grad) for x, grad in outs if x.requires_grad), strict=True)
+    del out, outs
     if isinstance(block, Part):
         torch.autograd.backward(edges, upstream)
         return [None] * (len(leaves) + 1)

@@ -28,12 +28,15 @@ aten = torch.ops.aten
 SHAPED_BY_NUMBERS = {aten.nonzero.default, aten._local_scalar_dense.default, aten.masked_select.default}
 """Operations whose result's shape, or whose result, is a matter of the numbers."""
 
+OF_NETWORKS = {aten.convolution.default, aten.native_group_norm.default}
+"""Operations whose numbers nobody asks for, and whose kernels lay them out in another way than is foreseen."""
+
 
 @contextmanager
 def imagined() -> Iterator[None]:
     """Within this context no tensor takes memory, and CARD is there."""
     fakes = _Fakes(allow_non_fake_inputs=True)
-    with fakes, _SmallOnesKnown(fakes), _DataMoves():
+    with fakes, _SmallOnesKnown(fakes), AsReal():
         yield
 
 
@@ -75,11 +78,21 @@ class _Fakes(FakeTensorMode):
 SET_DATA: Any = Tensor.data.__set__  # type: ignore[attr-defined]
 
 
-class _DataMoves(TorchFunctionMode):
-    """Lets `tensor.data = other` bring a fake tensor its device and its numbers, as it does a real one."""
+class AsReal(TorchFunctionMode):
+    """Has fake tensors do what they leave undone.
+
+    `tensor.data = other` brings a device and numbers, `tensor.numpy()` an array; `torch.tensor` knows a second CPU.
+    """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
+        if func == Tensor.numpy and isinstance(args[0], FakeTensor):
+            with unimagined():
+                return torch.zeros(args[0].shape, dtype=args[0].dtype).numpy()
+        kwargs = kwargs or {}
+        if func == torch.tensor and kwargs.get("device") == CARD:
+            there = func(*args, **kwargs | {"device": "cpu"})
+            return torch.empty(there.shape, dtype=there.dtype, device=CARD).copy_(there)
+        out = func(*args, **kwargs)
         if func == SET_DATA and isinstance(args[0], FakeTensor) and isinstance(args[1], FakeTensor):
             args[0].fake_device = args[1].fake_device
             args[0].held = getattr(args[1], "held", None)  # type: ignore[attr-defined]
@@ -101,7 +114,7 @@ class _SmallOnesKnown(TorchDispatchMode):
             args = args[0], [place for index in args[1] for place in self._places(index)]
         leaves = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         numbers = [known(leaf) for leaf in leaves]
-        computable = all(number is not None for number in numbers)
+        computable = func not in OF_NETWORKS and all(number is not None for number in numbers)
         if func in SHAPED_BY_NUMBERS:
             return self._shaped(func, args, kwargs, leaves, computable)
         out = func(*args, **kwargs)

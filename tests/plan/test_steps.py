@@ -18,6 +18,7 @@ from besttake.rewards.composite import RewardConfig
 from besttake.rollout import RolloutConfig, generate
 from besttake.run import adamw
 from tests.peak import Peak
+from tests.tiny.opensora import TINY
 
 PACE = Pace(CARDS["H100"], 0.5)
 HALF = {"preview_at": 0.5, "preview_keeps": 2}
@@ -105,6 +106,16 @@ def test_networks_that_take_turns_are_off_the_card_while_takes_are_decoded():
     phases = measure(config, PACE, parts=("sample", "train"))
     assert phases["decode"].owners["weights"] == 0
     assert phases["sample"].owners["weights"] == phases["train"].owners["weights"] > 0
+
+
+def test_what_a_denoiser_that_waits_on_the_cpu_is_asked_for_is_on_the_card(tmp_path):
+    """Open-Sora's embedding of no caption is a part of its denoiser."""
+    tiny = TINY["opensora-1.2"]
+    tiny.write(tmp_path / "model")
+    rollout = RolloutConfig(2, 3.0, *tiny.size, batch=3)
+    config = replace(recipe(str(tmp_path / "model")), dtype="bfloat16", rollout=rollout, by_turns=True)
+    phases = measure(config, PACE, parts=("sample",))
+    assert phases["sample"].flops > 0
 
 
 def test_a_number_of_cards_that_shards_do_not_divide():
