@@ -108,6 +108,12 @@ def test_networks_that_take_turns_are_off_the_card_while_takes_are_decoded():
     assert phases["sample"].owners["weights"] == phases["train"].owners["weights"] > 0
 
 
+def test_scoring_is_measured_without_sampling_too():
+    config = recipe("tiny-cogvideox")
+    whole, alone = (measure(config, PACE, parts=parts)["score"] for parts in (("sample", "score"), ("score",)))
+    assert alone.peak == whole.peak
+
+
 def test_what_a_denoiser_that_waits_on_the_cpu_is_asked_for_is_on_the_card(tmp_path):
     """Open-Sora's embedding of no caption is a part of its denoiser."""
     tiny = TINY["opensora-1.2"]
