@@ -6,6 +6,7 @@ of. What sampling, decoding and the loss do, and hold in memory meanwhile, is fo
 
 from __future__ import annotations
 
+import gc
 import inspect
 import itertools
 import tempfile
@@ -113,6 +114,7 @@ def measure(config: Any, pace: Pace, gpus: int = 1, parts: Iterable[str] = PARTS
         for part in parts:
             if part == "sample" or (part == "score" and step.takes is None):
                 step.sample()  # the takes of the step before are there still
+            gc.collect()
             meter.again()
             getattr(step, part)()
             beside = part in ("watch", "evaluate") and meter.phases

@@ -73,7 +73,8 @@ def test_gradients_are_the_authors(network, checkpointing):
 def test_position_and_time_embeddings_are_the_authors():
     places = positions((3, 5), 0.625, 96).flatten(0, 1)
     torch.testing.assert_close(places[None], CASES["pos_embed.h3_w5_scale0.625_base4"], atol=1e-6, rtol=0)
-    torch.testing.assert_close(sinusoids(CASES["t_sinusoid.in"], 256), CASES["t_sinusoid.out"], atol=1e-6, rtol=0)
+    # of angles up to 1000, which float32 knows to 6e-5; processors differ in the last bit of the frequencies
+    torch.testing.assert_close(sinusoids(CASES["t_sinusoid.in"], 256), CASES["t_sinusoid.out"], atol=6e-5, rtol=0)
 
 
 @torch.no_grad()

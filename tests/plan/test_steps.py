@@ -27,7 +27,7 @@ ROLLOUT = RolloutConfig(steps=2, guidance=3.0, batch=3)
 
 def recipe(model: str, **policy) -> Config:
     reward = RewardConfig(name="motion-smoothness")
-    config = Config(model=model, prompts_per_step=2, candidates=2, draws=2, rollout=ROLLOUT, reward=reward)
+    config = Config(model=model, prompts_per_step=2, candidates=2, rollout=ROLLOUT, reward=reward)
     monitor, evaluation = replace(config.monitor, every=0), replace(config.evaluation, count=2, rollout=ROLLOUT)
     return replace(config, policy=PolicyConfig(**policy), monitor=monitor, evaluation=evaluation)
 
@@ -111,7 +111,7 @@ def test_networks_that_take_turns_are_off_the_card_while_takes_are_decoded():
 def test_scoring_is_measured_without_sampling_too():
     config = recipe("tiny-cogvideox")
     whole, alone = (measure(config, PACE, parts=parts)["score"] for parts in (("sample", "score"), ("score",)))
-    assert alone.peak == whole.peak
+    assert alone.peak == pytest.approx(whole.peak, rel=0.01)
 
 
 def test_what_a_denoiser_that_waits_on_the_cpu_is_asked_for_is_on_the_card(tmp_path):
