@@ -183,10 +183,12 @@ def generate(
             latents = shoot(condition, draws, Shot.finish, over, strength)
         else:
             half_done = shoot(condition, draws, lambda shot: (shot, shot.until(preview.at)), over, strength)
-            previews = _decoded(model, [foreseen for _, foreseen in half_done], config)
-            places = preview.choose(previews, rows).cpu() + n * torch.arange(len(prompts))[:, None]
+            shots, foreseen = zip(*half_done, strict=True)
+            places = (
+                preview.choose(_decoded(model, foreseen, config), rows).cpu() + n * torch.arange(len(prompts))[:, None]
+            )
             model.wake()
-            latents = _finished([shot for shot, _ in half_done], share(len(rows)), set(places.flatten().tolist()))
+            latents = _finished(shots, share(len(rows)), set(places.flatten().tolist()))
             kept, n = places.sort(1).values.flatten(), places.shape[1]
             rows = [rows[row] for row in kept]
             condition = {name: value[kept] for name, value in condition.items()}

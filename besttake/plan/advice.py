@@ -13,7 +13,7 @@ SWITCHES = (
     ("policy.clips_at_once", 1, {"train"}),  # a forward pass more for each clip but the last
     ("rollout.batch", 1, {"sample"}),
     ("monitor.rollout.batch", 1, {"watch"}),
-    ("by_turns", True, {"weights", "reference", "critics"}),  # two moves a step
+    ("by_turns", True, {"weights", "trained weights", "reference", "critics"}),  # two moves a step
     ("optim.eight_bit", True, {"optimizer"}),
     ("quantize", "int8", {"weights"}),
     ("tiling", True, {"encode", "sample", "watch", "evaluate"}),  # faint seams

@@ -2,8 +2,8 @@
 
 A pass without gradients takes a block's cost and result from that of the first of its kind. So does a pass that
 carries gradients where blocks are checkpointed: nothing of a block is kept then but what goes into it, and backward it
-is run once more, by itself. A split backward treats its parts likewise. In other passes, and where processes or the CPU
-hold the weights, all are run.
+is run once more, by itself. A split backward treats its parts likewise. Elsewhere all are run: blocks in a pass of a
+full fine-tune that casts its weights, and what carries gradients where processes or the CPU hold the weights.
 """
 
 from __future__ import annotations
