@@ -45,7 +45,7 @@ class Config(TrainConfig):
     """Times and noises that each pair's errors are averaged over."""
     preview_at: float = 0.0
     """Share of the steps after which takes are decoded as they look then; 0 = never."""
-    preview_keeps: int = 4
+    preview_keeps: int = 3
     """Takes of a prompt that are finished after a preview: those that the critic finds best and worst."""
     refresh_every: int = 20
     """Updates between hard copies of the policy into the reference; 0 = the reference stays."""
