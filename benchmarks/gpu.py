@@ -359,7 +359,10 @@ def decode(name: str, config: GpuConfig) -> dict[str, Any]:
         if vae.dtype == torch.float32:
             with torch.autocast(device, torch.bfloat16):
                 rows["autocast to bfloat16"] = tried(work, 2)
-        vae.to(memory_format=torch.channels_last_3d)
+        for weight in vae.parameters():
+            if weight.ndim in (4, 5):
+                order = torch.channels_last if weight.ndim == 4 else torch.channels_last_3d
+                weight.data = weight.data.to(memory_format=order)
         rows["channels last"] = tried(work, 2)
         rows["kernels, channels last"] = kernels(work)
         began = time.perf_counter()
