@@ -12,14 +12,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import tyro
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.table import Table
 from safetensors import SafetensorError
 
 from besttake import __version__
-from besttake.configuration import from_dict, read_yaml, to_yaml
+from besttake.configuration import algorithm_of, from_dict, read_yaml, to_yaml
+from besttake.flags import from_flags, names, plain_values
 from besttake.memory import ADVICE, TooManyClipsError, forget, out_of_memory
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -115,24 +115,36 @@ def train(arguments: list[str]) -> None:
             raise ValueError("give a recipe before the flags: besttake train RECIPE [flags]")
         return
     recipe, *flags = arguments
-    config = read_recipe(recipe)
-    printing = "--print-config" in flags
-    flags = [flag for flag in flags if flag != "--print-config"]
-    config = with_flags(config, flags, f"besttake train {recipe}")
-    if printing:
-        print(to_yaml(config, algorithm=type(config).__module__.rpartition(".")[2]), end="")
+    _train(read_recipe(recipe), flags, f"besttake train {recipe}")
+
+
+def _train(recipe: Any, flags: list[str], command: str) -> None:
+    config = with_flags(recipe, [flag for flag in flags if flag != "--print-config"], command)
+    if "--print-config" in flags:
+        print(to_yaml(config, algorithm=algorithm_of(config)), end="")
         return
     train_and_report(config)
 
 
 def with_flags(config: Any, flags: list[str], command: str) -> Any:
-    """A recipe's config with what the flags change; `--reward.weights DIMENSION WEIGHT ...` replaces all weights."""
-    reward: Any = getattr(config, "reward", None)
-    bare = replace(config, reward=replace(reward, weights={})) if reward else config  # tyro would take its keys for all
-    changed = tyro.cli(type(config), default=bare, args=flags, prog=command)
-    if reward and changed.reward.name == reward.name and not changed.reward.weights:
-        return replace(changed, reward=replace(changed.reward, weights=reward.weights))
-    return changed
+    """A recipe's config with what the flags change; critics that they name come without the weights of the recipe's."""
+    values, _ = plain_values(type(config), flags, command, config)
+    given = {name.removeprefix("reward.") for name in names(flags) if name.startswith("reward.")}
+    if {"name", "critics"} <= given:
+        raise ValueError("--reward.name is of a single critic and --reward.critics of several; give one of the two")
+    if "critics" in given or ("name" in given and list(config.reward.chosen) != [values["reward"]["name"]]):
+        values["reward"] = _of_other_critics(values["reward"], given, type(config.reward).name)
+    return from_dict(type(config), values)
+
+
+def _of_other_critics(reward: dict[str, Any], given: set[str], unnamed: str) -> dict[str, Any]:
+    """The settings of a reward without what a recipe, but no flag, says of critics that are no longer asked."""
+    chosen = {"name": unnamed} if "critics" in given else {"critics": {}}
+    asked = list(reward["critics"]) if "critics" in given else [reward["name"]]
+    left: dict[str, Any] = {"weights": {}}
+    for key in ("margins", "judges", "paths", "settings"):
+        left[key] = {name: value for name, value in reward[key].items() if name in asked}
+    return reward | chosen | {key: value for key, value in left.items() if key not in given}
 
 
 def plan(arguments: list[str]) -> None:
@@ -141,10 +153,10 @@ def plan(arguments: list[str]) -> None:
     from besttake.plan.table import as_json, table, times, verdict
 
     if not arguments or arguments[0].startswith("-"):
-        tyro.cli(PlanConfig, args=["--help"], prog="besttake plan RECIPE")
+        from_flags(PlanConfig, ["--help"], "besttake plan RECIPE")
     recipe, *flags = arguments
-    asked, rest = tyro.cli(PlanConfig, args=flags, prog=f"besttake plan {recipe}", return_unknown_args=True)
-    config = with_flags(read_recipe(recipe), rest, f"besttake plan {recipe}")
+    values, rest = plain_values(PlanConfig, flags, f"besttake plan {recipe}", others=True)
+    asked, config = from_dict(PlanConfig, values), with_flags(read_recipe(recipe), rest, f"besttake plan {recipe}")
     with Console(stderr=True).status("running one step without weights"):
         made = make_plan(config, asked)
     if asked.json:
@@ -203,17 +215,17 @@ def read_recipe(name: str) -> Any:
 
 
 def demo(arguments: list[str]) -> None:
-    """besttake demo: the recipe `onlinevpo-tiny`, measured before and after."""
+    """besttake demo [--field value ...]: the recipe `onlinevpo-tiny`, measured before and after."""
     Console(stderr=True).print(
         "OnlineVPO on an embedded model: it shoots takes, a critic ranks them, it learns from best against worst."
     )
-    train([DEMO, "--out", "runs/demo", *arguments])
+    _train(replace(read_recipe(DEMO), out=Path("runs/demo")), arguments, "besttake demo")
 
 
 def generate(arguments: list[str]) -> None:
     from besttake.commands import GenerateConfig, generate_takes
 
-    generate_takes(tyro.cli(GenerateConfig, args=arguments, prog="besttake generate"))
+    generate_takes(from_flags(GenerateConfig, arguments, "besttake generate"))
 
 
 def score(arguments: list[str]) -> None:
@@ -223,7 +235,7 @@ def score(arguments: list[str]) -> None:
         return
     from besttake.commands import ScoreConfig, calibrate_takes, score_takes
 
-    config = tyro.cli(ScoreConfig, args=arguments, prog="besttake score")
+    config = from_flags(ScoreConfig, arguments, "besttake score")
     if config.calibrate:
         found = calibrate_takes(config)
         console.print(
@@ -244,22 +256,21 @@ def _score_benchmark(arguments: list[str]) -> None:
     from besttake.evaluation.agreement import AgreementConfig
     from besttake.report.agreement import report_agreement
 
-    config = tyro.cli(AgreementConfig, args=arguments, prog="besttake score")
+    config = from_flags(AgreementConfig, arguments, "besttake score")
     print(report_agreement(config))
     console.print(f"table and plot: {config.out / 'agreement.md'}, {config.out / 'agreement.svg'}")
 
 
 def serve(arguments: list[str]) -> None:
     """besttake serve CRITIC [--port N] [flags]"""
-    if not arguments or arguments[0].startswith("-"):
+    if not arguments:
         print(
             "usage: besttake serve CRITIC [flags]\n\nServe a critic; a run elsewhere takes --reward.name http://HOST:PORT."
         )
         return
     from besttake.rewards.serving import ServeConfig, serve_critic
 
-    critic, *flags = arguments
-    serve_critic(tyro.cli(ServeConfig, default=ServeConfig(critic), args=flags, prog=f"besttake serve {critic}"))
+    serve_critic(from_flags(ServeConfig, arguments, "besttake serve"))
 
 
 def report(arguments: list[str]) -> None:
@@ -271,7 +282,7 @@ def report(arguments: list[str]) -> None:
 
     folder, *flags = arguments
     config = read_recipe(str(read_run(Path(folder)).path / "config.yaml")).evaluation
-    _report(Path(folder), tyro.cli(type(config), default=config, args=flags, prog=f"besttake report {folder}"))
+    _report(Path(folder), from_flags(type(config), flags, f"besttake report {folder}", config))
 
 
 def _report(folder: Path, config: Any) -> None:
@@ -305,7 +316,7 @@ def world(arguments: list[str]) -> None:
         print("usage: besttake world clips|pretrain [flags]")
         return
     config, command = parts[arguments[0]]
-    command(tyro.cli(config, args=arguments[1:], prog=f"besttake world {arguments[0]}"))
+    command(from_flags(config, arguments[1:], f"besttake world {arguments[0]}"))
 
 
 def _list_recipes() -> None:

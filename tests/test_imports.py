@@ -12,6 +12,7 @@ ROOMS = (  # from the ground up; a room may import itself and what stands before
     "__init__",
     "types",
     "configuration",
+    "flags",
     "devices",
     "memory",
     "distributed",

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
+from tyro.conf import Positional
 
 from besttake import __version__
 from besttake.devices import find_device
@@ -25,7 +26,8 @@ class ServeConfig:
     at the clients, and `--host 0.0.0.0` says so.
     """
 
-    critic: str = "world"
+    critic: Positional[str]
+    """A critic's name, a folder with its config.json, or a judge's .yaml file."""
     path: str | None = None
     """Folder or hub id of its weights; by default those it was published with."""
     port: int = 8000
