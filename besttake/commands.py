@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import track
 from torch.nn import functional
 
-from besttake.configuration import read_yaml, to_dict
+from besttake.configuration import read_yaml, require, to_dict
 from besttake.data.files import atomic, read_jsonl
 from besttake.data.pairs import PreferencePair, write_pairs
 from besttake.data.prompts import read_prompts
@@ -58,10 +58,8 @@ class GenerateConfig:
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
 
     def __post_init__(self):
-        if self.n < 1 or self.count < 0:
-            raise ValueError(
-                f"n is {self.n} and count {self.count}; expected at least 1 take of each, and 0 = all prompts"
-            )
+        require(self.n >= 1, "n", self.n, "1 take of each prompt, or more")
+        require(self.count >= 0, "count", self.count, "1 or more, or 0 for all prompts")
 
 
 def generate_takes(config: GenerateConfig) -> Path:
@@ -159,12 +157,9 @@ class ScoreConfig:
     device: str = "auto"
 
     def __post_init__(self):
-        if self.margin < 0:
-            raise ValueError(f"margin is {self.margin}; a difference of scores is at least 0")
-        if self.calibrate == 1 or self.calibrate < 0 or self.grain < 0:
-            raise ValueError(
-                f"calibrate is {self.calibrate} and grain {self.grain}; expected 0, or two times or more, and 0 or more"
-            )
+        require(self.margin >= 0, "margin", self.margin, "a difference of scores, 0 or more")
+        require(self.calibrate == 0 or self.calibrate >= 2, "calibrate", self.calibrate, "2 times or more, or 0")
+        require(self.grain >= 0, "grain", self.grain, "0 or more")
 
 
 def calibrate_takes(config: ScoreConfig) -> Calibration:

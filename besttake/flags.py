@@ -38,27 +38,30 @@ def plain_values(
     """
     refuse_repeated(kind, arguments)
     settings: dict[str, Any] = {} if default is None else {"default": default}
-    read = tyro.cli(
-        kind, args=list(arguments), prog=command, registry=_rules(), return_unknown_args=others, **settings
-    )
+    read = tyro.cli(kind, args=list(arguments), prog=command, registry=_rules(), return_unknown_args=others, **settings)
     return read if others else (read, [])
 
 
 def names(arguments: Sequence[str]) -> list[str]:
-    """The settings that the flags among arguments name, as in files: `--optim.eight-bit` is `optim.eight_bit`."""
-    flags = [re.fullmatch(r"--([A-Za-z][\w.-]*)(=.*)?", argument, re.DOTALL) for argument in arguments]
-    plain = [flag[1].replace("-", "_") for flag in flags if flag]
-    return [re.sub(r"(^|\.)no_(\w+)$", r"\1\2", name) for name in plain]
+    """The settings that the flags among arguments name, as files do: both `--no-tiling` and `--tiling` are `tiling`."""
+    return [name for name, _ in _named(arguments)]
 
 
 def refuse_repeated(kind: type, arguments: Sequence[str]) -> None:
     """ValueError if a flag is given twice, in whatever spelling, unless its values add up."""
     hints = typing.get_type_hints(kind, include_extras=True)
-    adding = {name for name, hint in hints.items() if UseAppendAction in getattr(hint, "__metadata__", ())}
-    for name, count in Counter(names(arguments)).items():
-        if count > 1 and name not in adding:
-            flag = f"--{name.replace('_', '-')}"
-            raise ValueError(f"{flag} is given {count} times; give it once, a list with all its values behind it")
+    given: dict[str, list[str]] = {}
+    for name, flag in _named(arguments):
+        given.setdefault(name, []).append(flag)
+    for name, flags in given.items():
+        if len(flags) > 1 and UseAppendAction not in getattr(hints.get(name), "__metadata__", ()):
+            raise ValueError(f"{' and '.join(flags)} set one thing; give it once, a list with all its values behind it")
+
+
+def _named(arguments: Sequence[str]) -> list[tuple[str, str]]:
+    """Name of the setting, and flag, of every argument that is a flag."""
+    flags = [argument.partition("=")[0] for argument in arguments if re.match("--[A-Za-z]", argument)]
+    return [(re.sub(r"(^|\.)no_", r"\1", flag.removeprefix("--").replace("-", "_")), flag) for flag in flags]
 
 
 def _rules() -> ConstructorRegistry:
@@ -86,7 +89,9 @@ def _rules() -> ConstructorRegistry:
             metavar="NAME ... or '{NAME: {KEY: VALUE}}'" if nested else f"NAME {value.__name__.upper()} ...",
             instance_from_str=lambda words: _mapping(words, value),
             is_instance=lambda given: isinstance(given, dict),
-            str_from_instance=lambda given: [str(given)] if nested else [str(x) for pair in given.items() for x in pair],
+            str_from_instance=lambda given: (
+                [str(given)] if nested else [str(x) for pair in given.items() for x in pair]
+            ),
         )
 
     return registry
@@ -99,8 +104,17 @@ def _mapping(words: list[str], kind: Any) -> Any:
     if kind not in (str, float):
         return _unique(words, words)
     if len(words) % 2:
-        raise ValueError(f"{' '.join(words)} are no pairs: a {kind.__name__} is to follow each name")
-    return dict(zip(_unique(words[::2], words), map(kind, words[1::2]), strict=True))
+        raise ValueError(
+            f"{' '.join(words)} are no pairs: a {'number' if kind is float else 'text'} is to follow each name"
+        )
+    return {name: _value(name, word, kind) for name, word in zip(_unique(words[::2], words), words[1::2], strict=True)}
+
+
+def _value(name: str, word: str, kind: Any) -> Any:
+    try:
+        return kind(word)
+    except ValueError as error:
+        raise ValueError(f"{name!r} is {word!r}; expected a number") from error
 
 
 def _unique(found: list[str], words: list[str]) -> list[str]:

@@ -155,7 +155,7 @@ def test_flags_before_the_recipe(refuses):
         (["--steps", "many"], ["--steps", "many"]),
         (["--dtype", "float8"], ["--dtype", "float8"]),
         (["--candidates", "1"], "candidates is 1; best against worst needs at least 2"),
-        (["--optim.lr", "-1"], "must be positive"),
+        (["--optim.lr", "-1"], "optim.lr is -1.0; expected a number above 0"),
         (["--policy.rank", "0"], "policy.rank is 0"),
     ],
     ids=str,

@@ -380,5 +380,5 @@ def test_a_missing_part_is_refused(tmp_path, folder_of):
 
 @pytest.mark.parametrize("values", [{"steps": 0}, {"batch": 0}, {"strength": 0}])
 def test_rollouts_without_sense_are_refused(values):
-    with pytest.raises(ValueError, match=f"rollout.{next(iter(values))} is 0"):
+    with pytest.raises(ValueError, match=f"{next(iter(values))} is 0"):
         RolloutConfig(**values)
