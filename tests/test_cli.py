@@ -1,5 +1,6 @@
 """What a user of the command line meets: help, and one plain line with exit status 2 for what cannot be."""
 
+import importlib.metadata
 import json
 import math
 import shutil
@@ -360,17 +361,36 @@ def test_the_demo_prints_a_recipe(capsys, tmp_path):
     assert replace(read_recipe(str(tmp_path / "again.yaml")), out=Path("runs/onlinevpo-tiny")) == read_recipe(cli.DEMO)
 
 
+@pytest.fixture
+def from_a_checkout(monkeypatch):
+    """besttake is not installed: it is run from its sources, with PYTHONPATH."""
+    found = importlib.metadata.Distribution.from_name
+
+    def from_name(name):
+        if name == "besttake":
+            raise importlib.metadata.PackageNotFoundError(name)
+        return found(name)
+
+    monkeypatch.setattr(importlib.metadata.Distribution, "from_name", from_name)
+    with pytest.raises(importlib.metadata.PackageNotFoundError):
+        importlib.metadata.version("besttake")
+
+
+@pytest.mark.usefixtures("from_a_checkout")
 def test_training_ends_in_a_measured_report(capsys, recipe, material, tmp_path):
     """On a model of another size than the world's, only the critics of any clip are asked."""
     evaluation = {"prompts": str(material / "prompts.txt"), "count": 2, "shown": 1, "rollout": {"steps": 1}}
-    status, out, _ = besttake_says(capsys, "train", recipe(evaluation=evaluation))
+    reward = {"name": "temporal-flicker", "cache": str(tmp_path / "scores")}  # whose keys hold the version
+    status, out, _ = besttake_says(capsys, "train", recipe(evaluation=evaluation, reward=reward))
     assert status == 0
     assert "dynamic degree" in out
     run = tmp_path / "run"
     summary = json.loads((run / "summary.json").read_text())
     assert set(summary) == {"before", "after", "about"}
     assert summary["about"]["clips"] == 2
-    assert "The training critic" in (run / "report.html").read_text()
+    page = (run / "report.html").read_text()
+    assert "The training critic" in page
+    assert f"Made by besttake {__version__}" in page
     status, out, _ = besttake_says(capsys, "report", run, "--rewards", "dynamic-degree", "--shown", "1")
     assert status == 0
     again = json.loads((run / "summary.json").read_text())
