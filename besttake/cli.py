@@ -12,19 +12,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.logging import RichHandler
 from rich.table import Table
 from safetensors import SafetensorError
 
-from besttake import __version__
+from besttake import __version__, console
 from besttake.configuration import algorithm_of, from_dict, read_yaml, to_yaml
 from besttake.flags import from_flags, names, plain_values
 from besttake.memory import ADVICE, TooManyClipsError, forget, out_of_memory
 
 RECIPES = Path(__file__).parent / "recipes"
 DEMO = "onlinevpo-tiny"
-console = Console()
 log = logging.getLogger(__name__)
 
 USAGE = f"""besttake {__version__}: post-train video diffusion models on preferences
@@ -47,7 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run a command; the exit status: 0 done, 1 the machine failed, 2 the input was wrong."""
     arguments = sys.argv[1:] if arguments is None else arguments
     logging.basicConfig(
-        level=logging.INFO, format="%(message)s", handlers=[RichHandler(console=Console(stderr=True), show_path=False)]
+        level=logging.INFO, format="%(message)s", handlers=[RichHandler(console=console.err, show_path=False)]
     )
     for chatty in ("httpx", "diffusers", "transformers", "peft", "torchao", "bitsandbytes", "torch.utils._pytree"):
         logging.getLogger(chatty).setLevel(logging.ERROR)
@@ -56,7 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     name, rest = arguments[0], arguments[1:]
     if name == "--version":
-        console.print(__version__)
+        print(__version__)
         return 0
     if name not in COMMANDS:
         return _complain(f"there is no command '{name}'; there are {', '.join(COMMANDS)}", 2)
@@ -92,7 +90,7 @@ def _quiet() -> None:
 
 
 def _complain(message: str, status: int) -> int:
-    Console(stderr=True).print("error:", message, style="bold red", highlight=False, markup=False, soft_wrap=True)
+    console.err.print("error:", message, style="bold red", soft_wrap=True)
     return status
 
 
@@ -157,13 +155,13 @@ def plan(arguments: list[str]) -> None:
     recipe, *flags = arguments
     values, rest = plain_values(PlanConfig, flags, f"besttake plan {recipe}", others=True)
     asked, config = from_dict(PlanConfig, values), with_flags(read_recipe(recipe), rest, f"besttake plan {recipe}")
-    with Console(stderr=True).status("running one step without weights"):
+    with console.status("running one step without weights"):
         made = make_plan(config, asked)
     if asked.json:
         print(json.dumps(as_json(made), indent=1))
         return
-    console.print(table(made))
-    console.print(f"{times(made)}\n{verdict(made)}", highlight=False, soft_wrap=True)
+    console.out.print(table(made))
+    print(f"{times(made)}\n{verdict(made)}")
 
 
 def train_and_report(config: Any) -> None:
@@ -216,7 +214,7 @@ def read_recipe(name: str) -> Any:
 
 def demo(arguments: list[str]) -> None:
     """besttake demo [--field value ...]: the recipe `onlinevpo-tiny`, measured before and after."""
-    Console(stderr=True).print(
+    console.err.print(
         "OnlineVPO on an embedded model: it shoots takes, a critic ranks them, it learns from best against worst."
     )
     _train(replace(read_recipe(DEMO), out=Path("runs/demo")), arguments, "besttake demo")
@@ -238,17 +236,15 @@ def score(arguments: list[str]) -> None:
     config = from_flags(ScoreConfig, arguments, "besttake score")
     if config.calibrate:
         found = calibrate_takes(config)
-        console.print(
-            f"margin {found.margin:.4g}: best and worst of equally good takes differ by less in 95 of 100 prompts"
-        )
-        console.print(f"noise {found.noise:.4g}, spread of the takes {found.spread:.4g}")
-        console.print(f"pairs that tie {found.ties:.0%}, pairs that flip {found.flips:.0%}")
+        print(f"margin {found.margin:.4g}: best and worst of equally good takes differ by less in 95 of 100 prompts")
+        print(f"noise {found.noise:.4g}, spread of the takes {found.spread:.4g}")
+        print(f"pairs that tie {found.ties:.0%}, pairs that flip {found.flips:.0%}")
         return
     rows = score_takes(config)
     table = Table("dimension", "mean", "lowest", "highest")
     for dimension, values in rows.items():
         table.add_row(dimension, *(f"{value:.3f}" for value in values))
-    console.print(table)
+    console.out.print(table)
 
 
 def _score_benchmark(arguments: list[str]) -> None:
@@ -258,7 +254,7 @@ def _score_benchmark(arguments: list[str]) -> None:
 
     config = from_flags(AgreementConfig, arguments, "besttake score")
     print(report_agreement(config))
-    console.print(f"table and plot: {config.out / 'agreement.md'}, {config.out / 'agreement.svg'}")
+    print(f"table and plot: {config.out / 'agreement.md'}, {config.out / 'agreement.svg'}")
 
 
 def serve(arguments: list[str]) -> None:
@@ -300,8 +296,8 @@ def _report(folder: Path, config: Any) -> None:
     table = Table(f"on {config.prompts}", *columns)
     for key in list(summary["before"])[:5]:
         table.add_row(key.replace("_", " "), *(f"{summary[column][key]:.3f}" for column in columns))
-    console.print(table)
-    console.print(f"report: {page}")
+    console.out.print(table)
+    print(f"report: {page}")
 
 
 def world(arguments: list[str]) -> None:
@@ -324,7 +320,7 @@ def _list_recipes() -> None:
     table = Table("recipe", "what it is", box=None)
     for file in sorted(RECIPES.glob("*.yaml")):
         table.add_row(file.stem, file.read_text().splitlines()[0].lstrip("# "))
-    console.print(table)
+    console.out.print(table)
 
 
 COMMANDS: dict[str, Callable[[list[str]], None]] = {

@@ -10,11 +10,10 @@ from typing import Literal
 
 import torch
 import yaml
-from rich.console import Console
-from rich.progress import track
 from torch.nn import functional
 
 from besttake.configuration import read_yaml, require, to_dict
+from besttake.console import progress
 from besttake.data.files import atomic, read_jsonl
 from besttake.data.pairs import PreferencePair, write_pairs
 from besttake.data.prompts import read_prompts
@@ -79,7 +78,7 @@ def generate_takes(config: GenerateConfig) -> Path:
     fps = config.rollout.rate(model)
     start = _takes_there(config, prompts, signature(model.denoiser))
     with listed.open("a") as rows:
-        for i in track(range(start, len(prompts), batch), "shooting", console=Console(stderr=True)):
+        for i in progress(range(start, len(prompts), batch), "shooting"):
             part = prompts[i : i + batch]
             videos = generate(model, part, config.rollout, n=config.n, seed=(config.seed,)).videos.cpu()
             for j, (prompt, takes) in enumerate(zip(part, videos.unflatten(0, (-1, config.n)), strict=True)):
@@ -167,7 +166,7 @@ def calibrate_takes(config: ScoreConfig) -> Calibration:
     reward = load_reward(config.reward, find_device(config.device), config.path)
     weights = parse_weights(reward, config.weights)
     scores, most = [], 2
-    for _, row in track(_takes(config.takes), "calibrating", console=Console(stderr=True)):
+    for _, row in progress(_takes(config.takes), "calibrating"):
         files, videos = _read_takes(config.takes, row)
         scores.append(
             repeats(
@@ -204,7 +203,7 @@ def score_takes(config: ScoreConfig) -> dict[str, tuple[float, float, float]]:
     reward = load_reward(config.reward, find_device(config.device), config.path)
     weights = parse_weights(reward, config.weights)
     pairs, values = [], []
-    for _, row in track(_takes(config.takes), "scoring", console=Console(stderr=True)):
+    for _, row in progress(_takes(config.takes), "scoring"):
         files, videos = _read_takes(config.takes, row)
         score = checked(reward, videos, [row["prompt"]] * len(files), row["fps"])
         values.append(score.values)

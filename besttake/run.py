@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
 
 import torch
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
 from besttake.checkpoint import find_newest, load_tensors, oldest_step, save_checkpoint, shapes
 from besttake.configuration import check_finite, fingerprint, require, to_dict, write_config
+from besttake.console import err
 from besttake.data.cache import TensorCache
 from besttake.data.files import atomic
 from besttake.data.prompts import prompt_batches
@@ -509,6 +509,4 @@ def _step_of(line: str) -> float:
 
 def _progress() -> Progress:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    return Progress(
-        *columns, TextColumn("left"), TimeRemainingColumn(), console=Console(stderr=True), disable=not leads()
-    )
+    return Progress(*columns, TextColumn("left"), TimeRemainingColumn(), console=err, disable=not leads())

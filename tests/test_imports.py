@@ -13,6 +13,7 @@ ROOMS = (  # from the ground up; a room may import itself and what stands before
     "types",
     "configuration",
     "flags",
+    "console",
     "devices",
     "memory",
     "distributed",
