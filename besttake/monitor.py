@@ -47,6 +47,7 @@ class Monitor:
         self.rewards = []
         if config.every:
             self.prompts = read_prompts(config.prompts)[: config.count]
+            policy.model.check_prompts(self.prompts)
             self.rewards = [load_reward(name, device) for name in config.rewards]
 
     def look(self, step: int) -> dict[str, float]:

@@ -9,6 +9,7 @@ import sys
 import tomllib
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -287,6 +288,27 @@ def test_generate_score_and_train_on_the_pairs(capsys, model_folder, material, t
     path = recipe("offline_dpo", data=str(pairs), pairs_per_step=2)
     assert besttake_says(capsys, "train", path)[0] == 0
     assert (tmp_path / "run" / "adapter").is_dir()
+
+
+def test_words_a_model_has_never_seen_are_named(capsys, recipe, model_folder, tmp_path, caplog):
+    for name, text in {
+        "mine": "a cat plays\na red ball falls",
+        "looks": "a dog falls",
+        "tests": "an owl falls",
+    }.items():
+        (tmp_path / f"{name}.txt").write_text(text)
+    files = {name: str(tmp_path / f"{name}.txt") for name in texts}
+    looks = {"every": 1, "prompts": files["looks"], "rewards": ["dynamic-degree"], "rollout": {"steps": 1}}
+    settings = {"data": files["mine"], "monitor": looks, "evaluation": {"prompts": files["tests"], "count": 2}}
+    with patch("besttake.cli._report"):
+        assert besttake_says(capsys, "train", recipe(**settings))[0] == 0
+    said = [message.partition("words ")[2] for message in caplog.messages if "has never seen" in message]
+    assert sorted(word.partition(",")[0] for word in said) == ["an", "cat", "dog"]
+    assert any(word.startswith("cat, plays, in 1 of 2 prompts") for word in said)
+    caplog.clear()
+    shot = ("--prompts", files["mine"], "--out", tmp_path / "takes", "--n", "1", "--count", "1", "--rollout.steps", "1")
+    assert besttake_says(capsys, "generate", "--model", model_folder("tiny-cogvideox"), *shot)[0] == 0
+    assert "cat, plays, in 1 of 1 prompts" in caplog.text
 
 
 def test_generate_goes_on_where_it_was_killed(capsys, refuses, model_folder, material, tmp_path):

@@ -123,6 +123,7 @@ def check_loaded(model: VideoModel, adapter: Path) -> None:
 
 def shoot(model: VideoModel, prompts: list[str], config: EvaluateConfig) -> Video:
     """A video of each prompt, on the CPU; the device holds no more than a batch of them."""
+    model.check_prompts(prompts)
     parts = batches(prompts, config.rollout.batch)
     return torch.cat([generate(model, part, config.rollout, seed=(config.seed,)).videos.cpu() for part in parts])
 
