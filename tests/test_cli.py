@@ -291,11 +291,8 @@ def test_generate_score_and_train_on_the_pairs(capsys, model_folder, material, t
 
 
 def test_words_a_model_has_never_seen_are_named(capsys, recipe, model_folder, tmp_path, caplog):
-    for name, text in {
-        "mine": "a cat plays\na red ball falls",
-        "looks": "a dog falls",
-        "tests": "an owl falls",
-    }.items():
+    texts = {"mine": "a cat plays\na red ball falls", "looks": "a dog falls", "tests": "an owl falls"}
+    for name, text in texts.items():
         (tmp_path / f"{name}.txt").write_text(text)
     files = {name: str(tmp_path / f"{name}.txt") for name in texts}
     looks = {"every": 1, "prompts": files["looks"], "rewards": ["dynamic-degree"], "rollout": {"steps": 1}}
