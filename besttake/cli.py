@@ -31,7 +31,7 @@ USAGE = f"""besttake {__version__}: post-train video diffusion models on prefere
   besttake train RECIPE [flags]    train; the same command again resumes
   besttake plan RECIPE [flags]     memory, seconds and hours on a card; what to do where it does not fit
   besttake generate [flags]        shoot takes of prompts
-  besttake score [flags]           score takes with a critic; write preference pairs
+  besttake score FOLDER ...        what critics say of videos; write preference pairs
   besttake score --benchmark FILE  which critics rank like people? on votes; --reward for each critic
   besttake serve CRITIC            let a critic be asked over HTTP, from other machines too
   besttake report RUN              measure a finished run and write its report.html
@@ -227,23 +227,23 @@ def generate(arguments: list[str]) -> None:
 
 
 def score(arguments: list[str]) -> None:
-    """besttake score --takes FILE | --benchmark FILE [flags]"""
+    """besttake score FOLDER ... | --takes FILE | --benchmark FILE [flags]"""
     if any(argument.partition("=")[0] == "--benchmark" for argument in arguments):
         _score_benchmark(arguments)
         return
-    from besttake.commands import ScoreConfig, calibrate_takes, score_takes
+    from besttake.scoring import ScoreConfig, calibrate_videos, score_videos
 
     config = from_flags(ScoreConfig, arguments, "besttake score")
     if config.calibrate:
-        found = calibrate_takes(config)
+        found = calibrate_videos(config)
         print(f"margin {found.margin:.4g}: best and worst of equally good takes differ by less in 95 of 100 prompts")
         print(f"noise {found.noise:.4g}, spread of the takes {found.spread:.4g}")
         print(f"pairs that tie {found.ties:.0%}, pairs that flip {found.flips:.0%}")
         return
-    rows = score_takes(config)
-    table = Table("dimension", "mean", "lowest", "highest")
-    for dimension, values in rows.items():
-        table.add_row(dimension, *(f"{value:.3f}" for value in values))
+    table = Table(*(["folder"] if config.folders else []), "dimension", "videos", "mean", "lowest", "highest")
+    for row in score_videos(config):
+        numbers = (f"{value:.3f}" for value in (row.mean, row.lowest, row.highest))
+        table.add_row(*([row.folder] if config.folders else []), row.dimension, str(row.videos), *numbers)
     console.out.print(table)
 
 

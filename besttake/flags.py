@@ -55,7 +55,9 @@ def refuse_repeated(kind: type, arguments: Sequence[str]) -> None:
         given.setdefault(name, []).append(flag)
     for name, flags in given.items():
         if len(flags) > 1 and UseAppendAction not in getattr(hints.get(name), "__metadata__", ()):
-            raise ValueError(f"{' and '.join(flags)} set one thing; give it once, a list with all its values behind it")
+            raise ValueError(
+                f"{name} is given {len(flags)} times ({', '.join(flags)}); give it once, with all its values behind it"
+            )
 
 
 def _named(arguments: Sequence[str]) -> list[tuple[str, str]]:

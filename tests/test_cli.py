@@ -332,7 +332,7 @@ def test_generate_goes_on_where_it_was_killed(capsys, refuses, model_folder, mat
     ("content", "words"),
     [
         ("", "lists no takes"),
-        ('{"prompt": "a"}\n', "line 1: fps, policy, size, takes missing"),
+        ('{"prompt": "a"}\n', 'line 1: "takes" is missing'),
         ("x\n", "line 1: not JSON"),
     ],
 )

@@ -36,6 +36,7 @@ ROOMS = (  # from the ground up; a room may import itself and what stands before
     "world",
     "recipes",
     "commands",
+    "scoring",
     "cli",
     "__main__",
 )
