@@ -214,7 +214,7 @@ def algorithm_of(config: Any) -> str:
 def write_config(config: Any, path: Path) -> None:
     """Write `config.yaml`, which `besttake train` takes as a recipe."""
     part = path.with_suffix(".part")
-    part.write_text(to_yaml(config, algorithm=algorithm_of(config)))
+    part.write_text(to_yaml(config, algorithm=algorithm_of(config)), encoding="utf-8")
     part.replace(path)
 
 

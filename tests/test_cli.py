@@ -328,6 +328,19 @@ def test_generate_goes_on_where_it_was_killed(capsys, refuses, model_folder, mat
     refuses(*shoot(broken, 2), words="holds takes of other settings, weights or prompts")
 
 
+def test_folders_of_videos_are_scored_by_every_critic_that_is_named(capsys, material, tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    folder = tmp_path / "o[v2]"
+    shutil.copytree(material / "clips", folder)
+    critics = ("--reward", "temporal-flicker", "--reward=dynamic-degree")
+    status, out, _ = besttake_says(capsys, "score", folder, *critics, "--device", "cpu")
+    assert status == 0
+    for critic in ("temporal-flicker/temporal flicker", "dynamic-degree/dynamic degree"):
+        (line,) = (line for line in out.splitlines() if critic in line)
+        assert str(folder) in line
+        assert " 4 " in line
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [
