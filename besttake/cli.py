@@ -137,7 +137,7 @@ def with_flags(config: Any, flags: list[str], command: str) -> Any:
 
 def _of_other_critics(reward: dict[str, Any], given: set[str], unnamed: str) -> dict[str, Any]:
     """The settings of a reward without what a recipe, but no flag, says of critics that are no longer asked."""
-    chosen = {"name": unnamed} if "critics" in given else {"critics": {}}
+    chosen: dict[str, Any] = {"name": unnamed} if "critics" in given else {"critics": {}}
     asked = list(reward["critics"]) if "critics" in given else [reward["name"]]
     left: dict[str, Any] = {"weights": {}}
     for key in ("margins", "judges", "paths", "settings"):

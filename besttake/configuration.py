@@ -79,7 +79,11 @@ def _refuse_ambiguous(node: yaml.Node, key: str) -> None:
     elif isinstance(node, yaml.SequenceNode):
         for i, item in enumerate(node.value):
             _refuse_ambiguous(item, f"{key}[{i}]")
-    elif node.style is None and (reading := _other_reading(node.tag.rpartition(":")[2], node.value)):
+    elif (
+        isinstance(node, yaml.ScalarNode)
+        and not node.style
+        and (reading := _other_reading(node.tag.rpartition(":")[2], node.value))
+    ):
         line = node.start_mark.line + 1
         raise ValueError(f"'{key}' in line {line} is {node.value}, which YAML takes for {reading}, or text in quotes")
 

@@ -37,8 +37,9 @@ def plain_values(
         others: leave unknown arguments to another reader, instead of refusing them.
     """
     refuse_repeated(kind, arguments)
-    settings: dict[str, Any] = {} if default is None else {"default": default}
-    read = tyro.cli(kind, args=list(arguments), prog=command, registry=_rules(), return_unknown_args=others, **settings)
+    settings: dict[str, Any] = {"prog": command, "registry": _rules(), "return_unknown_args": others}
+    settings |= {} if default is None else {"default": default}
+    read: Any = tyro.cli(kind, args=list(arguments), **settings)
     return read if others else (read, [])
 
 
@@ -67,7 +68,8 @@ def _named(arguments: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def _rules() -> ConstructorRegistry:
-    registry, asking = ConstructorRegistry(), []
+    registry = ConstructorRegistry()
+    asking: list[StructTypeInfo] = []
 
     @registry.struct_rule
     def plain(info: StructTypeInfo) -> Any:
