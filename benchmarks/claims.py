@@ -31,7 +31,7 @@ import tyro
 from torch import Tensor
 
 from besttake.cli import DEMO, read_recipe, with_flags
-from besttake.commands import GenerateConfig, ScoreConfig, generate_takes, real_data, score_takes
+from besttake.commands import GenerateConfig, generate_takes, real_data
 from besttake.configuration import fingerprint
 from besttake.data.files import atomic
 from besttake.embedded import FOLDER, embedded_model
@@ -39,6 +39,7 @@ from besttake.evaluation.before_after import EvaluateConfig, evaluation_prompts,
 from besttake.models import load_model
 from besttake.report.folder import read_run
 from besttake.rewards.world import DIMENSIONS
+from besttake.scoring import ScoreConfig, score_videos
 from besttake.world.evaluate import Judge, clean_clips, through_autoencoder
 from besttake.world.measure import FLAWS
 
@@ -221,7 +222,7 @@ def make_pairs(seed: int, made_of: str, config: ClaimsConfig) -> tuple[Path, flo
         began = time.perf_counter()
         shooting = GenerateConfig(online.data, config.model, out=takes, n=online.candidates, count=config.prompts)
         listed = generate_takes(replace(shooting, seed=seed, rollout=online.rollout))
-        score_takes(ScoreConfig(listed, online.reward.name, online.reward.weights, pairs))
+        score_videos(ScoreConfig(takes=listed, reward=(online.reward.name,), weights=online.reward.weights, out=pairs))
         clock.write_text(json.dumps((time.perf_counter() - began) / 60))
     return pairs, json.loads(clock.read_text())
 

@@ -145,7 +145,9 @@ def _put_in_place(partial: Path, target: Path, state: dict[str, Any]) -> None:
 
 def _flush(path: Path) -> None:
     """Have the operating system write a file or folder to the disk itself, so that not even a power cut loses it."""
-    descriptor = os.open(path, os.O_RDONLY)
+    if path.is_dir() and not hasattr(os, "O_DIRECTORY"):
+        return  # Windows opens no folders, and flushes no file that is open for reading alone
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:
         os.fsync(descriptor)
     finally:

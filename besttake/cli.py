@@ -12,19 +12,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import tyro
-from rich.console import Console
 from rich.logging import RichHandler
 from rich.table import Table
 from safetensors import SafetensorError
 
-from besttake import __version__
-from besttake.configuration import from_dict, read_yaml, to_yaml
+from besttake import __version__, console
+from besttake.configuration import algorithm_of, from_dict, read_yaml, to_yaml
+from besttake.flags import from_flags, names, plain_values
 from besttake.memory import ADVICE, TooManyClipsError, forget, out_of_memory
 
 RECIPES = Path(__file__).parent / "recipes"
 DEMO = "onlinevpo-tiny"
-console = Console()
 log = logging.getLogger(__name__)
 
 USAGE = f"""besttake {__version__}: post-train video diffusion models on preferences
@@ -33,7 +31,7 @@ USAGE = f"""besttake {__version__}: post-train video diffusion models on prefere
   besttake train RECIPE [flags]    train; the same command again resumes
   besttake plan RECIPE [flags]     memory, seconds and hours on a card; what to do where it does not fit
   besttake generate [flags]        shoot takes of prompts
-  besttake score [flags]           score takes with a critic; write preference pairs
+  besttake score FOLDER ...        what critics say of videos; write preference pairs
   besttake score --benchmark FILE  which critics rank like people? on votes; --reward for each critic
   besttake serve CRITIC            let a critic be asked over HTTP, from other machines too
   besttake report RUN              measure a finished run and write its report.html
@@ -47,7 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run a command; the exit status: 0 done, 1 the machine failed, 2 the input was wrong."""
     arguments = sys.argv[1:] if arguments is None else arguments
     logging.basicConfig(
-        level=logging.INFO, format="%(message)s", handlers=[RichHandler(console=Console(stderr=True), show_path=False)]
+        level=logging.INFO, format="%(message)s", handlers=[RichHandler(console=console.err, show_path=False)]
     )
     for chatty in ("httpx", "diffusers", "transformers", "peft", "torchao", "bitsandbytes", "torch.utils._pytree"):
         logging.getLogger(chatty).setLevel(logging.ERROR)
@@ -56,7 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     name, rest = arguments[0], arguments[1:]
     if name == "--version":
-        console.print(__version__)
+        print(__version__)
         return 0
     if name not in COMMANDS:
         return _complain(f"there is no command '{name}'; there are {', '.join(COMMANDS)}", 2)
@@ -92,7 +90,7 @@ def _quiet() -> None:
 
 
 def _complain(message: str, status: int) -> int:
-    Console(stderr=True).print("error:", message, style="bold red", highlight=False, markup=False, soft_wrap=True)
+    console.err.print("error:", message, style="bold red", soft_wrap=True)
     return status
 
 
@@ -115,24 +113,36 @@ def train(arguments: list[str]) -> None:
             raise ValueError("give a recipe before the flags: besttake train RECIPE [flags]")
         return
     recipe, *flags = arguments
-    config = read_recipe(recipe)
-    printing = "--print-config" in flags
-    flags = [flag for flag in flags if flag != "--print-config"]
-    config = with_flags(config, flags, f"besttake train {recipe}")
-    if printing:
-        print(to_yaml(config, algorithm=type(config).__module__.rpartition(".")[2]), end="")
+    _train(read_recipe(recipe), flags, f"besttake train {recipe}")
+
+
+def _train(recipe: Any, flags: list[str], command: str) -> None:
+    config = with_flags(recipe, [flag for flag in flags if flag != "--print-config"], command)
+    if "--print-config" in flags:
+        print(to_yaml(config, algorithm=algorithm_of(config)), end="")
         return
     train_and_report(config)
 
 
 def with_flags(config: Any, flags: list[str], command: str) -> Any:
-    """A recipe's config with what the flags change; `--reward.weights DIMENSION WEIGHT ...` replaces all weights."""
-    reward: Any = getattr(config, "reward", None)
-    bare = replace(config, reward=replace(reward, weights={})) if reward else config  # tyro would take its keys for all
-    changed = tyro.cli(type(config), default=bare, args=flags, prog=command)
-    if reward and changed.reward.name == reward.name and not changed.reward.weights:
-        return replace(changed, reward=replace(changed.reward, weights=reward.weights))
-    return changed
+    """A recipe's config with what the flags change; critics that they name come without the weights of the recipe's."""
+    values, _ = plain_values(type(config), flags, command, config)
+    given = {name.removeprefix("reward.") for name in names(flags) if name.startswith("reward.")}
+    if {"name", "critics"} <= given:
+        raise ValueError("--reward.name is of a single critic and --reward.critics of several; give one of the two")
+    if "critics" in given or ("name" in given and list(config.reward.chosen) != [values["reward"]["name"]]):
+        values["reward"] = _of_other_critics(values["reward"], given, type(config.reward).name)
+    return from_dict(type(config), values)
+
+
+def _of_other_critics(reward: dict[str, Any], given: set[str], unnamed: str) -> dict[str, Any]:
+    """The settings of a reward without what a recipe, but no flag, says of critics that are no longer asked."""
+    chosen: dict[str, Any] = {"name": unnamed} if "critics" in given else {"critics": {}}
+    asked = list(reward["critics"]) if "critics" in given else [reward["name"]]
+    left: dict[str, Any] = {"weights": {}}
+    for key in ("margins", "judges", "paths", "settings"):
+        left[key] = {name: value for name, value in reward[key].items() if name in asked}
+    return reward | chosen | {key: value for key, value in left.items() if key not in given}
 
 
 def plan(arguments: list[str]) -> None:
@@ -141,17 +151,17 @@ def plan(arguments: list[str]) -> None:
     from besttake.plan.table import as_json, table, times, verdict
 
     if not arguments or arguments[0].startswith("-"):
-        tyro.cli(PlanConfig, args=["--help"], prog="besttake plan RECIPE")
+        from_flags(PlanConfig, ["--help"], "besttake plan RECIPE")
     recipe, *flags = arguments
-    asked, rest = tyro.cli(PlanConfig, args=flags, prog=f"besttake plan {recipe}", return_unknown_args=True)
-    config = with_flags(read_recipe(recipe), rest, f"besttake plan {recipe}")
-    with Console(stderr=True).status("running one step without weights"):
+    values, rest = plain_values(PlanConfig, flags, f"besttake plan {recipe}", others=True)
+    asked, config = from_dict(PlanConfig, values), with_flags(read_recipe(recipe), rest, f"besttake plan {recipe}")
+    with console.status("running one step without weights"):
         made = make_plan(config, asked)
     if asked.json:
         print(json.dumps(as_json(made), indent=1))
         return
-    console.print(table(made))
-    console.print(f"{times(made)}\n{verdict(made)}", highlight=False, soft_wrap=True)
+    console.out.print(table(made))
+    print(f"{times(made)}\n{verdict(made)}")
 
 
 def train_and_report(config: Any) -> None:
@@ -203,40 +213,38 @@ def read_recipe(name: str) -> Any:
 
 
 def demo(arguments: list[str]) -> None:
-    """besttake demo: the recipe `onlinevpo-tiny`, measured before and after."""
-    Console(stderr=True).print(
+    """besttake demo [--field value ...]: the recipe `onlinevpo-tiny`, measured before and after."""
+    console.err.print(
         "OnlineVPO on an embedded model: it shoots takes, a critic ranks them, it learns from best against worst."
     )
-    train([DEMO, "--out", "runs/demo", *arguments])
+    _train(replace(read_recipe(DEMO), out=Path("runs/demo")), arguments, "besttake demo")
 
 
 def generate(arguments: list[str]) -> None:
     from besttake.commands import GenerateConfig, generate_takes
 
-    generate_takes(tyro.cli(GenerateConfig, args=arguments, prog="besttake generate"))
+    generate_takes(from_flags(GenerateConfig, arguments, "besttake generate"))
 
 
 def score(arguments: list[str]) -> None:
-    """besttake score --takes FILE | --benchmark FILE [flags]"""
+    """besttake score FOLDER ... | --takes FILE | --benchmark FILE [flags]"""
     if any(argument.partition("=")[0] == "--benchmark" for argument in arguments):
         _score_benchmark(arguments)
         return
-    from besttake.commands import ScoreConfig, calibrate_takes, score_takes
+    from besttake.scoring import ScoreConfig, calibrate_videos, score_videos
 
-    config = tyro.cli(ScoreConfig, args=arguments, prog="besttake score")
+    config = from_flags(ScoreConfig, arguments, "besttake score")
     if config.calibrate:
-        found = calibrate_takes(config)
-        console.print(
-            f"margin {found.margin:.4g}: best and worst of equally good takes differ by less in 95 of 100 prompts"
-        )
-        console.print(f"noise {found.noise:.4g}, spread of the takes {found.spread:.4g}")
-        console.print(f"pairs that tie {found.ties:.0%}, pairs that flip {found.flips:.0%}")
+        found = calibrate_videos(config)
+        print(f"margin {found.margin:.4g}: best and worst of equally good takes differ by less in 95 of 100 prompts")
+        print(f"noise {found.noise:.4g}, spread of the takes {found.spread:.4g}")
+        print(f"pairs that tie {found.ties:.0%}, pairs that flip {found.flips:.0%}")
         return
-    rows = score_takes(config)
-    table = Table("dimension", "mean", "lowest", "highest")
-    for dimension, values in rows.items():
-        table.add_row(dimension, *(f"{value:.3f}" for value in values))
-    console.print(table)
+    table = Table(*(["folder"] if config.folders else []), "dimension", "videos", "mean", "lowest", "highest")
+    for row in score_videos(config):
+        numbers = (f"{value:.3f}" for value in (row.mean, row.lowest, row.highest))
+        table.add_row(*([row.folder] if config.folders else []), row.dimension, str(row.videos), *numbers)
+    console.out.print(table)
 
 
 def _score_benchmark(arguments: list[str]) -> None:
@@ -244,22 +252,21 @@ def _score_benchmark(arguments: list[str]) -> None:
     from besttake.evaluation.agreement import AgreementConfig
     from besttake.report.agreement import report_agreement
 
-    config = tyro.cli(AgreementConfig, args=arguments, prog="besttake score")
+    config = from_flags(AgreementConfig, arguments, "besttake score")
     print(report_agreement(config))
-    console.print(f"table and plot: {config.out / 'agreement.md'}, {config.out / 'agreement.svg'}")
+    print(f"table and plot: {config.out / 'agreement.md'}, {config.out / 'agreement.svg'}")
 
 
 def serve(arguments: list[str]) -> None:
     """besttake serve CRITIC [--port N] [flags]"""
-    if not arguments or arguments[0].startswith("-"):
+    if not arguments:
         print(
             "usage: besttake serve CRITIC [flags]\n\nServe a critic; a run elsewhere takes --reward.name http://HOST:PORT."
         )
         return
     from besttake.rewards.serving import ServeConfig, serve_critic
 
-    critic, *flags = arguments
-    serve_critic(tyro.cli(ServeConfig, default=ServeConfig(critic), args=flags, prog=f"besttake serve {critic}"))
+    serve_critic(from_flags(ServeConfig, arguments, "besttake serve"))
 
 
 def report(arguments: list[str]) -> None:
@@ -271,7 +278,7 @@ def report(arguments: list[str]) -> None:
 
     folder, *flags = arguments
     config = read_recipe(str(read_run(Path(folder)).path / "config.yaml")).evaluation
-    _report(Path(folder), tyro.cli(type(config), default=config, args=flags, prog=f"besttake report {folder}"))
+    _report(Path(folder), from_flags(type(config), flags, f"besttake report {folder}", config))
 
 
 def _report(folder: Path, config: Any) -> None:
@@ -289,8 +296,8 @@ def _report(folder: Path, config: Any) -> None:
     table = Table(f"on {config.prompts}", *columns)
     for key in list(summary["before"])[:5]:
         table.add_row(key.replace("_", " "), *(f"{summary[column][key]:.3f}" for column in columns))
-    console.print(table)
-    console.print(f"report: {page}")
+    console.out.print(table)
+    print(f"report: {page}")
 
 
 def world(arguments: list[str]) -> None:
@@ -305,7 +312,7 @@ def world(arguments: list[str]) -> None:
         print("usage: besttake world clips|pretrain [flags]")
         return
     config, command = parts[arguments[0]]
-    command(tyro.cli(config, args=arguments[1:], prog=f"besttake world {arguments[0]}"))
+    command(from_flags(config, arguments[1:], f"besttake world {arguments[0]}"))
 
 
 def _list_recipes() -> None:
@@ -313,7 +320,7 @@ def _list_recipes() -> None:
     table = Table("recipe", "what it is", box=None)
     for file in sorted(RECIPES.glob("*.yaml")):
         table.add_row(file.stem, file.read_text().splitlines()[0].lstrip("# "))
-    console.print(table)
+    console.out.print(table)
 
 
 COMMANDS: dict[str, Callable[[list[str]], None]] = {

@@ -1,4 +1,4 @@
-"""What the commands beside training do: shoot takes, score them, write clips of the world, train its weights."""
+"""What the commands beside training do: shoot takes, write clips of the world, train its weights."""
 
 from __future__ import annotations
 
@@ -10,22 +10,17 @@ from typing import Literal
 
 import torch
 import yaml
-from rich.console import Console
-from rich.progress import track
 from torch.nn import functional
 
-from besttake.configuration import read_yaml, to_dict
+from besttake.configuration import read_yaml, require, to_dict
+from besttake.console import progress
 from besttake.data.files import atomic, read_jsonl
-from besttake.data.pairs import PreferencePair, write_pairs
 from besttake.data.prompts import read_prompts
 from besttake.data.video import contact_sheet, enlargement, read_video, write_video
 from besttake.devices import find_device, keep_freed_memory
 from besttake.evaluation.before_after import with_adapter
 from besttake.models import Quantization, load_model
 from besttake.policy import signature
-from besttake.rewards import load_reward
-from besttake.rewards.calibrate import Calibration, calibrate, repeats
-from besttake.rewards.checks import checked, parse_weights
 from besttake.rollout import RolloutConfig, generate
 
 SHEET = 16
@@ -58,10 +53,8 @@ class GenerateConfig:
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
 
     def __post_init__(self):
-        if self.n < 1 or self.count < 0:
-            raise ValueError(
-                f"n is {self.n} and count {self.count}; expected at least 1 take of each, and 0 = all prompts"
-            )
+        require(self.n >= 1, "n", self.n, "1 take of each prompt, or more")
+        require(self.count >= 0, "count", self.count, "1 or more, or 0 for all prompts")
 
 
 def generate_takes(config: GenerateConfig) -> Path:
@@ -81,7 +74,7 @@ def generate_takes(config: GenerateConfig) -> Path:
     fps = config.rollout.rate(model)
     start = _takes_there(config, prompts, signature(model.denoiser))
     with listed.open("a") as rows:
-        for i in track(range(start, len(prompts), batch), "shooting", console=Console(stderr=True)):
+        for i in progress(range(start, len(prompts), batch), "shooting"):
             part = prompts[i : i + batch]
             videos = generate(model, part, config.rollout, n=config.n, seed=(config.seed,)).videos.cpu()
             for j, (prompt, takes) in enumerate(zip(part, videos.unflatten(0, (-1, config.n)), strict=True)):
@@ -133,102 +126,6 @@ def _glimpse(video: torch.Tensor, frames: int = 16, height: int = 160) -> torch.
     some = video[:: -(-len(video) // frames)].cpu()
     scale = height / some.shape[-2]
     return functional.interpolate(some, scale_factor=scale, mode="area") if scale < 1 else some
-
-
-@dataclass(frozen=True)
-class ScoreConfig:
-    """Score the takes of each prompt; with `--out`, pair the best with the worst."""
-
-    takes: Path
-    """The `takes.jsonl` that `besttake generate` wrote."""
-    reward: str = "world"
-    """A critic's name, a judge's .yaml file, or the URL of a served critic (several with commas between)."""
-    path: str | None = None
-    """Folder or hub id of its weights; by default those it was published with. Of a judge, the URL of its server."""
-    weights: dict[str, float] = field(default_factory=dict)
-    """Weight of each dimension that counts; empty = all of them, equally."""
-    out: Path | None = None
-    """Where to write the preference pairs, a .jsonl."""
-    margin: float = 0.0
-    """Pairs whose scores differ by no more are dropped."""
-    calibrate: int = 0
-    """Score every take so many times, each time with other grain, to find the margin below which an order is chance;
-    0 = do not."""
-    grain: float = 1.0
-    """Standard deviation of that grain in grey levels of 255; 0 for a judge that has a temperature."""
-    device: str = "auto"
-
-    def __post_init__(self):
-        if self.margin < 0:
-            raise ValueError(f"margin is {self.margin}; a difference of scores is at least 0")
-        if self.calibrate == 1 or self.calibrate < 0 or self.grain < 0:
-            raise ValueError(
-                f"calibrate is {self.calibrate} and grain {self.grain}; expected 0, or two times or more, and 0 or more"
-            )
-
-
-def calibrate_takes(config: ScoreConfig) -> Calibration:
-    """What noise there is in the scores of the takes, and the margin for pairs of as many takes as a prompt has."""
-    reward = load_reward(config.reward, find_device(config.device), config.path)
-    weights = parse_weights(reward, config.weights)
-    scores, most = [], 2
-    for _, row in track(_takes(config.takes), "calibrating", console=Console(stderr=True)):
-        files, videos = _read_takes(config.takes, row)
-        scores.append(
-            repeats(
-                lambda some, prompts, fps: checked(reward, some, prompts, fps).combine(weights),
-                videos,
-                [row["prompt"]] * len(files),
-                row["fps"],
-                config.calibrate,
-                config.grain,
-            )
-        )
-        most = max(most, len(files))
-    if not scores:
-        raise ValueError(f"{config.takes} lists no takes")
-    return calibrate(torch.cat(scores, 1), most)
-
-
-def _takes(path: Path) -> list[tuple[int, dict]]:
-    """The rows of a `takes.jsonl`, with their numbers; ValueError if one lacks what `generate` writes."""
-    rows = list(read_jsonl(path))
-    for number, row in rows:
-        if missing := {"prompt", "takes", "size", "policy", "fps"} - row.keys():
-            raise ValueError(f"{path}, line {number}: {', '.join(sorted(missing))} missing; is it of `generate`?")
-    return rows
-
-
-def _read_takes(path: Path, row: dict) -> tuple[list[Path], torch.Tensor]:
-    files = [path.parent / file for file in row["takes"]]
-    return files, torch.stack([read_video(file, size=tuple(row["size"])) for file in files])
-
-
-def score_takes(config: ScoreConfig) -> dict[str, tuple[float, float, float]]:
-    """Score, and write the pairs; mean, lowest and highest score of each dimension."""
-    reward = load_reward(config.reward, find_device(config.device), config.path)
-    weights = parse_weights(reward, config.weights)
-    pairs, values = [], []
-    for _, row in track(_takes(config.takes), "scoring", console=Console(stderr=True)):
-        files, videos = _read_takes(config.takes, row)
-        score = checked(reward, videos, [row["prompt"]] * len(files), row["fps"])
-        values.append(score.values)
-        total = score.combine(weights)
-        best, worst = int(total.argmax()), int(total.argmin())
-        margin = float(total[best] - total[worst])
-        if margin > config.margin:
-            scores = {d: [float(score[d][best]), float(score[d][worst])] for d in score.dimensions}
-            pairs.append(
-                PreferencePair(row["prompt"], files[best], [files[worst]], margin, "offline", scores, row["policy"], 0)
-            )
-    if not values:
-        raise ValueError(f"{config.takes} lists no takes")
-    if config.out:
-        write_pairs(config.out, pairs)
-        print(f"{len(pairs)} pairs, {len(values) - len(pairs)} dropped as ties: {config.out}")
-    table = torch.cat(values)
-    columns = zip(reward.dimensions, table.mean(0), table.amin(0), table.amax(0), strict=True)
-    return {name: (float(mean), float(low), float(high)) for name, mean, low, high in columns}
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import math
 import re
 import types
 import typing
@@ -37,21 +38,76 @@ NOT_IDENTITY = (
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file; ValueError if there is none."""
+    """The mapping in a YAML file; ValueError if there is none, or YAML 1.1 reads a value otherwise than people do."""
     try:
-        content = yaml.safe_load(path.read_text())
-    except (OSError, yaml.YAMLError) as error:
+        content = parse_yaml(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds {type(content).__name__}, expected 'key: value' lines")
     return content
 
 
+def parse_yaml(text: str) -> Any:
+    """What YAML text stands for.
+
+    Raises:
+        ValueError: it is no YAML, a key is given twice, or a value has two readings: `1:30` is 90 to YAML 1.1, `010`
+            is 8, and `no` is false.
+    """
+    try:
+        loader = yaml.SafeLoader(text)
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _refuse_ambiguous(node, "")
+        return loader.construct_document(node)
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ValueError(str(error) or "it is no YAML") from error
+
+
+def _refuse_ambiguous(node: yaml.Node, key: str) -> None:
+    if isinstance(node, yaml.MappingNode):
+        lines: dict[str, int] = {}
+        for name, value in node.value:
+            inner, line = f"{key}.{name.value}".lstrip("."), name.start_mark.line + 1
+            if inner in lines:
+                raise ValueError(f"'{inner}' is given twice, in lines {lines[inner]} and {line}; keep one")
+            lines[inner] = line
+            _refuse_ambiguous(name, inner)
+            _refuse_ambiguous(value, inner)
+    elif isinstance(node, yaml.SequenceNode):
+        for i, item in enumerate(node.value):
+            _refuse_ambiguous(item, f"{key}[{i}]")
+    elif (
+        isinstance(node, yaml.ScalarNode)
+        and not node.style
+        and (reading := _other_reading(node.tag.rpartition(":")[2], node.value))
+    ):
+        line = node.start_mark.line + 1
+        raise ValueError(f"'{key}' in line {line} is {node.value}, which YAML takes for {reading}, or text in quotes")
+
+
+def _other_reading(kind: str, text: str) -> str:
+    """What YAML 1.1 makes of a plain value that people mean otherwise, and what to write instead; "" for all others."""
+    if kind in ("int", "float") and ":" in text:
+        return "a number to the base of 60; write a plain number"
+    if kind == "int" and re.fullmatch(r"[-+]?0[0-9_]+", text):
+        return "a number to the base of 8; leave out the leading 0"
+    if kind == "bool" and text.lower() not in ("true", "false"):
+        return "true or false; write one of these"
+    return ""
+
+
 def from_dict(kind: type[C], values: dict[str, Any], where: str = "") -> C:
     """A dataclass from plain values, nested ones included.
 
+    Args:
+        where: what stands before its keys in messages, such as "monitor.rollout.".
+
     Raises:
-        ValueError: a key is unknown (the nearest known one is named) or a value has the wrong type.
+        ValueError: a key is unknown (the nearest known one is named), a value has the wrong type, a number is not
+            finite, or the dataclass refuses it; by its full name.
     """
     hints = typing.get_type_hints(kind)
     known = [f.name for f in dataclasses.fields(kind)]  # type: ignore[arg-type]
@@ -60,7 +116,31 @@ def from_dict(kind: type[C], values: dict[str, Any], where: str = "") -> C:
             near = difflib.get_close_matches(str(key), known, 1)
             advice = f"; did you mean '{near[0]}'?" if near else f"; there are {', '.join(known)}"
             raise ValueError(f"unknown key '{where}{key}'{advice}")
-    return kind(**{key: _convert(hints[key], value, f"{where}{key}") for key, value in values.items()})
+    given = {key: _convert(hints[key], value, f"{where}{key}") for key, value in values.items()}
+    try:
+        config = kind(**given)
+    except ValueError as error:
+        raise ValueError(f"{where}{error}") from error
+    check_finite(config, where.rstrip("."))
+    return config
+
+
+def require(fine: bool, name: str, value: Any, expected: str) -> None:
+    """ValueError naming a setting, what it is and what was expected, unless it is fine."""
+    if not fine:
+        raise ValueError(f"{name} is {value!r}; expected {expected}")
+
+
+def check_finite(config: Any, where: str = "") -> None:
+    """ValueError naming a setting that is infinite or NaN, anywhere in a dataclass."""
+    if dataclasses.is_dataclass(config):
+        for f in dataclasses.fields(config):
+            check_finite(getattr(config, f.name), f"{where}.{f.name}".lstrip("."))
+    elif isinstance(config, (dict, list, tuple)):
+        for key, value in config.items() if isinstance(config, dict) else enumerate(config):
+            check_finite(value, f"{where}.{key}")
+    elif isinstance(config, float):
+        require(math.isfinite(config), where, config, "a finite number")
 
 
 def _convert(hint: Any, value: Any, key: str) -> Any:
@@ -85,6 +165,8 @@ def _convert(hint: Any, value: Any, key: str) -> Any:
             _convert(kind, item, f"{key}[{i}]") for i, (kind, item) in enumerate(zip(kinds, value, strict=True))
         )
     if origin is dict:
+        if isinstance(value, list) and typing.get_origin(arguments[1]) is dict:
+            value = {name: {} for name in value}  # critics, each with all its dimensions
         if not isinstance(value, dict):
             raise _wrong(key, value, "a mapping")
         return {_convert(arguments[0], k, key): _convert(arguments[1], v, f"{key}.{k}") for k, v in value.items()}
@@ -94,10 +176,13 @@ def _convert(hint: Any, value: Any, key: str) -> Any:
 def _plain(hint: type, value: Any, key: str) -> Any:
     if hint is Path and isinstance(value, (str, Path)):
         return Path(value)
-    if hint is float and isinstance(value, str) and re.fullmatch(r"[-+]?\d+e[-+]?\d+", value):
-        return float(value)  # YAML takes 1e-4 for text and 1.0e-4 for a number
+    if hint is float and isinstance(value, str) and re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+", value):
+        value = float(value)  # YAML takes 1e-4 for text and 1.0e-4 for a number
     if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError as error:
+            raise _wrong(key, value, "a finite number") from error
     if isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
         return value
     raise _wrong(key, value, {int: "a whole number", float: "a number", bool: "true or false"}.get(hint, "text"))
@@ -133,7 +218,7 @@ def algorithm_of(config: Any) -> str:
 def write_config(config: Any, path: Path) -> None:
     """Write `config.yaml`, which `besttake train` takes as a recipe."""
     part = path.with_suffix(".part")
-    part.write_text(to_yaml(config, algorithm=algorithm_of(config)))
+    part.write_text(to_yaml(config, algorithm=algorithm_of(config)), encoding="utf-8")
     part.replace(path)
 
 

@@ -23,6 +23,8 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor
 
+from besttake.configuration import require
+
 T = TypeVar("T")
 
 
@@ -38,11 +40,9 @@ class ParallelConfig:
     """Minutes that a process waits for the others before it gives up."""
 
     def __post_init__(self):
-        if min(self.shard, self.context) < 1 or self.timeout <= 0:
-            raise ValueError(
-                f"parallel: shard is {self.shard}, context {self.context} and timeout {self.timeout}; "
-                "expected at least 1, at least 1, and more than 0"
-            )
+        require(self.shard >= 1, "shard", self.shard, "1 or more")
+        require(self.context >= 1, "context", self.context, "1 or more")
+        require(self.timeout > 0, "timeout", self.timeout, "minutes, more than 0")
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from besttake.configuration import require
 from besttake.data.prompts import read_prompts
 from besttake.data.video import enlargement, write_video
 from besttake.distributed import share, together
@@ -34,8 +35,8 @@ class MonitorConfig:
     guard: GuardConfig = field(default_factory=GuardConfig)
 
     def __post_init__(self):
-        if self.every < 0 or self.count < 1:
-            raise ValueError(f"monitor: every is {self.every} and count {self.count}; expected >= 0, and >= 1")
+        require(self.every >= 0, "every", self.every, "0 or more")
+        require(self.count >= 1, "count", self.count, "1 or more")
 
 
 class Monitor:
@@ -46,6 +47,7 @@ class Monitor:
         self.rewards = []
         if config.every:
             self.prompts = read_prompts(config.prompts)[: config.count]
+            policy.model.check_prompts(self.prompts)
             self.rewards = [load_reward(name, device) for name in config.rewards]
 
     def look(self, step: int) -> dict[str, float]:

@@ -65,17 +65,17 @@ class PolicyConfig:
 
     def __post_init__(self):
         if self.train == "full" and self.offload:
-            raise ValueError("policy.offload is for LoRA; a full fine-tune has policy.reference_on and parallel.shard")
+            raise ValueError("offload is for LoRA; a full fine-tune has policy.reference_on and parallel.shard")
         if self.train == "lora" and self.reference_on == "cpu":
-            raise ValueError("policy.reference_on is for full fine-tuning; with LoRA the reference is an adapter")
+            raise ValueError("reference_on is for full fine-tuning; with LoRA the reference is an adapter")
         if self.clips_at_once < 0:
-            raise ValueError(f"policy.clips_at_once is {self.clips_at_once}; expected 1 or more, or 0 for all clips")
+            raise ValueError(f"clips_at_once is {self.clips_at_once}; expected 1 or more, or 0 for all clips")
         if self.rank < 1:
-            raise ValueError(f"policy.rank is {self.rank}; a LoRA needs a rank of at least 1")
+            raise ValueError(f"rank is {self.rank}; a LoRA needs a rank of at least 1")
         if self.alpha is not None and self.alpha <= 0:
-            raise ValueError(f"policy.alpha is {self.alpha}; it must be positive, or left out")
+            raise ValueError(f"alpha is {self.alpha}; it must be positive, or left out")
         if not 0 <= self.average < 1:
-            raise ValueError(f"policy.average is {self.average}; a decay lies in [0, 1)")
+            raise ValueError(f"average is {self.average}; a decay lies in [0, 1)")
 
 
 class Policy:

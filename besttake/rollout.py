@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from besttake.configuration import require
 from besttake.data.video import read_video
 from besttake.distributed import by_itself, even, gathered, share
 from besttake.memory import forget, out_of_memory
@@ -66,19 +67,18 @@ class RolloutConfig:
     """Of prompts with a source video: the share of the steps that it is noised back by, and taken again."""
 
     def __post_init__(self):
-        if self.batch < 1:
-            raise ValueError(f"rollout.batch is {self.batch}; it must be at least 1")
+        require(self.batch >= 1, "batch", self.batch, "1 or more")
         for name in ("steps", "frames", "height", "width", "decoded"):
             if (size := getattr(self, name)) is not None and size < 1:
-                raise ValueError(f"rollout.{name} is {size}; it must be at least 1, or left out for the model's own")
+                raise ValueError(f"{name} is {size}; it must be at least 1, or left out for the model's own")
         if not 0 <= self.guided[0] <= self.guided[1] <= 1:
-            raise ValueError(f"rollout.guided is {self.guided}; expected two times in [0, 1], the smaller one first")
+            raise ValueError(f"guided is {self.guided}; expected two times in [0, 1], the smaller one first")
         if self.asked is not None and self.asked < 2:
-            raise ValueError(f"rollout.asked is {self.asked}; it must be at least 2, or left out for all steps")
+            raise ValueError(f"asked is {self.asked}; it must be at least 2, or left out for all steps")
         if not 0 <= self.shared < 1:
-            raise ValueError(f"rollout.shared is {self.shared}; a share of the steps lies in [0, 1)")
+            raise ValueError(f"shared is {self.shared}; a share of the steps lies in [0, 1)")
         if not 0 < self.strength <= 1:
-            raise ValueError(f"rollout.strength is {self.strength}; a share of the steps lies in (0, 1]")
+            raise ValueError(f"strength is {self.strength}; a share of the steps lies in (0, 1]")
 
     def size(self, model: VideoModel) -> Size:
         """Frames, height and width, the model's own where none were asked for."""

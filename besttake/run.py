@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
 
 import torch
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
 from besttake.checkpoint import find_newest, load_tensors, oldest_step, save_checkpoint, shapes
-from besttake.configuration import fingerprint, to_dict, write_config
+from besttake.configuration import check_finite, fingerprint, require, to_dict, write_config
+from besttake.console import err
 from besttake.data.cache import TensorCache
 from besttake.data.files import atomic
 from besttake.data.prompts import prompt_batches
@@ -77,12 +77,10 @@ class OptimConfig:
     """Keep AdamW's two moments in a byte each (Dettmers et al. 2022, arXiv 2110.02861) instead of four."""
 
     def __post_init__(self):
-        if self.lr <= 0 or self.clip <= 0 or self.accumulate < 1:
-            raise ValueError(
-                f"optim: lr {self.lr} and clip {self.clip} must be positive, accumulate {self.accumulate} >= 1"
-            )
-        if not 0 <= self.decay <= 1:
-            raise ValueError(f"optim.decay is {self.decay}; a share of the steps lies in [0, 1]")
+        require(self.lr > 0, "lr", self.lr, "a number above 0")
+        require(self.clip > 0, "clip", self.clip, "a number above 0")
+        require(self.accumulate >= 1, "accumulate", self.accumulate, "1 or more")
+        require(0 <= self.decay <= 1, "decay", self.decay, "a share of the steps, in [0, 1]")
 
 
 @dataclass(frozen=True)
@@ -119,10 +117,10 @@ class TrainConfig:
     evaluation: EvaluateConfig = field(default_factory=EvaluateConfig)
 
     def __post_init__(self):
-        if self.steps < 1 or self.save_every < 1:
-            raise ValueError(f"steps is {self.steps} and save_every {self.save_every}; both must be at least 1")
-        if self.seed < 0 or self.minutes < 0:
-            raise ValueError(f"seed is {self.seed} and minutes {self.minutes}; both must be 0 or more")
+        require(self.steps >= 1, "steps", self.steps, "1 or more")
+        require(self.save_every >= 1, "save_every", self.save_every, "1 or more")
+        require(self.seed >= 0, "seed", self.seed, "0 or more")
+        require(self.minutes >= 0, "minutes", self.minutes, "0 or more")
         if self.by_turns and self.policy.offload:
             raise ValueError("by_turns moves whole networks; leave it out where policy.offload splits them")
         if self.quantize != "none" and self.policy.offload:
@@ -147,14 +145,17 @@ class TrainConfig:
             "optim.eight_bit": full and self.optim.eight_bit,
         }
         # each process leaves out blocks as its own takes allow, and the others would wait for it there
-        caches = [rollout.cache.name for rollout in (getattr(self, "rollout", None), self.monitor.rollout) if rollout]
-        conflicts = [name for name, chosen in sharded.items() if chosen and shard > 1]
-        conflicts += ["rollout.cache.name: first-block"] if "first-block" in caches and shard * context > 1 else []
-        if conflicts:
-            raise ValueError(
-                f"parallel.shard is {shard} and context {context}, which does not go with {', '.join(conflicts)}; "
-                "leave out one or the other"
-            )
+        rollouts = {"rollout": getattr(self, "rollout", None), "monitor.rollout": self.monitor.rollout}
+        caches = {
+            f"{name}.cache.name: first-block": rollout is not None and rollout.cache.name == "first-block"
+            for name, rollout in rollouts.items()
+        }
+        for name, number, refused in (("shard", shard, sharded | caches), ("context", context, caches)):
+            if number > 1 and (conflicts := [setting for setting, chosen in refused.items() if chosen]):
+                raise ValueError(
+                    f"parallel.{name} is {number}, which does not go with {', '.join(conflicts)}; leave out one or the "
+                    "other"
+                )
 
 
 def adamw(config: OptimConfig, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
@@ -184,6 +185,7 @@ class Run:
         Args:
             kept: what else a checkpoint keeps, by a name for it.
         """
+        check_finite(config)
         keep_freed_memory()
         self.kept = kept
         self.config, self.folder = config, Path(config.out)
@@ -507,6 +509,4 @@ def _step_of(line: str) -> float:
 
 def _progress() -> Progress:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    return Progress(
-        *columns, TextColumn("left"), TimeRemainingColumn(), console=Console(stderr=True), disable=not leads()
-    )
+    return Progress(*columns, TextColumn("left"), TimeRemainingColumn(), console=err, disable=not leads())

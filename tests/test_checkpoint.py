@@ -1,7 +1,10 @@
 import errno
+import fcntl
 import json
 import logging
+import os
 import resource
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -85,6 +88,27 @@ def test_a_checkpoint_that_was_being_written_is_not_there(tmp_path):
     assert load_newest(tmp_path)[1]["step"] == 1
     save(tmp_path, 2)
     assert not partial.exists()
+
+
+def test_a_system_that_flushes_neither_folders_nor_files_open_for_reading_will_do(tmp_path, monkeypatch):
+    """Such as Windows."""
+    flushed = []
+
+    def open_file(path, flags):
+        if path.is_dir():
+            raise PermissionError(13, "Permission denied", str(path))
+        return os.open(path, flags)
+
+    def flush(descriptor):
+        if fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+            raise OSError(9, "Bad file descriptor")
+        flushed.append(descriptor)
+
+    windows = {name: getattr(os, name) for name in ("close", "replace", "O_RDONLY", "O_RDWR")}
+    monkeypatch.setattr("besttake.checkpoint.os", SimpleNamespace(**windows, open=open_file, fsync=flush))
+    save(tmp_path, 1)
+    assert find_newest(tmp_path)[1]["step"] == 1
+    assert len(flushed) == 2
 
 
 def test_a_full_disk_is_reported_and_leaves_what_was_there(tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """What a user of the command line meets: help, and one plain line with exit status 2 for what cannot be."""
 
+import importlib.metadata
 import json
 import math
 import shutil
@@ -8,6 +9,7 @@ import sys
 import tomllib
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -155,7 +157,7 @@ def test_flags_before_the_recipe(refuses):
         (["--steps", "many"], ["--steps", "many"]),
         (["--dtype", "float8"], ["--dtype", "float8"]),
         (["--candidates", "1"], "candidates is 1; best against worst needs at least 2"),
-        (["--optim.lr", "-1"], "must be positive"),
+        (["--optim.lr", "-1"], "optim.lr is -1.0; expected a number above 0"),
         (["--policy.rank", "0"], "policy.rank is 0"),
     ],
     ids=str,
@@ -288,6 +290,24 @@ def test_generate_score_and_train_on_the_pairs(capsys, model_folder, material, t
     assert (tmp_path / "run" / "adapter").is_dir()
 
 
+def test_words_a_model_has_never_seen_are_named(capsys, recipe, model_folder, tmp_path, caplog):
+    texts = {"mine": "a cat plays\na red ball falls", "looks": "a dog falls", "tests": "an owl falls"}
+    for name, text in texts.items():
+        (tmp_path / f"{name}.txt").write_text(text)
+    files = {name: str(tmp_path / f"{name}.txt") for name in texts}
+    looks = {"every": 1, "prompts": files["looks"], "rewards": ["dynamic-degree"], "rollout": {"steps": 1}}
+    settings = {"data": files["mine"], "monitor": looks, "evaluation": {"prompts": files["tests"], "count": 2}}
+    with patch("besttake.cli._report"):
+        assert besttake_says(capsys, "train", recipe(**settings))[0] == 0
+    said = [message.partition("words ")[2] for message in caplog.messages if "has never seen" in message]
+    assert sorted(word.partition(",")[0] for word in said) == ["an", "cat", "dog"]
+    assert any(word.startswith("cat, plays, in 1 of 2 prompts") for word in said)
+    caplog.clear()
+    shot = ("--prompts", files["mine"], "--out", tmp_path / "takes", "--n", "1", "--count", "1", "--rollout.steps", "1")
+    assert besttake_says(capsys, "generate", "--model", model_folder("tiny-cogvideox"), *shot)[0] == 0
+    assert "cat, plays, in 1 of 1 prompts" in caplog.text
+
+
 def test_generate_goes_on_where_it_was_killed(capsys, refuses, model_folder, material, tmp_path):
     def shoot(folder, count):
         words = ["generate", "--model", model_folder("tiny-cogvideox"), "--prompts", material / "prompts.txt"]
@@ -308,11 +328,24 @@ def test_generate_goes_on_where_it_was_killed(capsys, refuses, model_folder, mat
     refuses(*shoot(broken, 2), words="holds takes of other settings, weights or prompts")
 
 
+def test_folders_of_videos_are_scored_by_every_critic_that_is_named(capsys, material, tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    folder = tmp_path / "o[v2]"
+    shutil.copytree(material / "clips", folder)
+    critics = ("--reward", "temporal-flicker", "--reward=dynamic-degree")
+    status, out, _ = besttake_says(capsys, "score", folder, *critics, "--device", "cpu")
+    assert status == 0
+    for critic in ("temporal-flicker/temporal flicker", "dynamic-degree/dynamic degree"):
+        (line,) = (line for line in out.splitlines() if critic in line)
+        assert str(folder) in line
+        assert " 4 " in line
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [
         ("", "lists no takes"),
-        ('{"prompt": "a"}\n', "line 1: fps, policy, size, takes missing"),
+        ('{"prompt": "a"}\n', 'line 1: "takes" is missing'),
         ("x\n", "line 1: not JSON"),
     ],
 )
@@ -360,17 +393,36 @@ def test_the_demo_prints_a_recipe(capsys, tmp_path):
     assert replace(read_recipe(str(tmp_path / "again.yaml")), out=Path("runs/onlinevpo-tiny")) == read_recipe(cli.DEMO)
 
 
+@pytest.fixture
+def from_a_checkout(monkeypatch):
+    """besttake is not installed: it is run from its sources, with PYTHONPATH."""
+    found = importlib.metadata.Distribution.from_name
+
+    def from_name(name):
+        if name == "besttake":
+            raise importlib.metadata.PackageNotFoundError(name)
+        return found(name)
+
+    monkeypatch.setattr(importlib.metadata.Distribution, "from_name", from_name)
+    with pytest.raises(importlib.metadata.PackageNotFoundError):
+        importlib.metadata.version("besttake")
+
+
+@pytest.mark.usefixtures("from_a_checkout")
 def test_training_ends_in_a_measured_report(capsys, recipe, material, tmp_path):
     """On a model of another size than the world's, only the critics of any clip are asked."""
     evaluation = {"prompts": str(material / "prompts.txt"), "count": 2, "shown": 1, "rollout": {"steps": 1}}
-    status, out, _ = besttake_says(capsys, "train", recipe(evaluation=evaluation))
+    reward = {"name": "temporal-flicker", "cache": str(tmp_path / "scores")}  # whose keys hold the version
+    status, out, _ = besttake_says(capsys, "train", recipe(evaluation=evaluation, reward=reward))
     assert status == 0
     assert "dynamic degree" in out
     run = tmp_path / "run"
     summary = json.loads((run / "summary.json").read_text())
     assert set(summary) == {"before", "after", "about"}
     assert summary["about"]["clips"] == 2
-    assert "The training critic" in (run / "report.html").read_text()
+    page = (run / "report.html").read_text()
+    assert "The training critic" in page
+    assert f"Made by besttake {__version__}" in page
     status, out, _ = besttake_says(capsys, "report", run, "--rewards", "dynamic-degree", "--shown", "1")
     assert status == 0
     again = json.loads((run / "summary.json").read_text())

@@ -1,3 +1,5 @@
+import math
+import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -7,7 +9,7 @@ import yaml
 
 from besttake.algorithms import algorithms
 from besttake.cli import RECIPES, read_recipe
-from besttake.configuration import fingerprint, from_dict, read_yaml, to_dict, to_yaml, write_config
+from besttake.configuration import check_finite, fingerprint, from_dict, read_yaml, to_dict, to_yaml, write_config
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,10 @@ def test_a_config_survives_yaml():
 
 
 def test_numbers_as_yaml_misreads_them_are_numbers():
-    assert from_dict(Outer, yaml.safe_load("{alpha: 1e-4, inner: {rate: 2E-3}}".lower())).alpha == 1e-4
+    assert from_dict(Outer, yaml.safe_load("{alpha: 1e-4}")).alpha == 1e-4
+    assert from_dict(Outer, yaml.safe_load("{alpha: 2.5E4, inner: {rate: .5e1}}")) == Outer(
+        alpha=25000.0, inner=Inner(5.0)
+    )
 
 
 @pytest.mark.parametrize(
@@ -88,7 +93,101 @@ def test_wrong_values_are_named(values, message):
         from_dict(Outer, values)
 
 
-@pytest.mark.parametrize("text", ["- a\n- b\n", "", "a: [", "just words"])
+@pytest.mark.parametrize("number", ["inf", "-inf", "nan"])
+@pytest.mark.parametrize("recipe", ["onlinevpo-tiny", "realdpo-tiny", "sft-tiny", "dpo-tiny"])
+def test_no_setting_of_any_recipe_is_infinite_or_nan(recipe, number):
+    config = read_recipe(recipe)
+    floats = dict(_floats(to_dict(config)))
+    assert {"optim.lr", "minutes", "rollout.strength", "monitor.guard.chance", "optim.betas.1"} <= floats.keys()
+    for key in floats:
+        values = to_dict(config)
+        _put(values, key.split("."), float(number))
+        with pytest.raises(ValueError, match=rf"^{re.escape(key)}\b|^{re.escape(key.rpartition('.')[0])}\b"):
+            from_dict(type(config), values)
+
+
+def test_weights_of_critics_are_finite():
+    for reward in ({"weights": {"a": math.nan}}, {"critics": {"world": {"a": math.inf}}}):
+        with pytest.raises(
+            ValueError, match=r"^reward\.(weights|critics\.world)\.a is (nan|inf); expected a finite number"
+        ):
+            from_dict(type(read_recipe("onlinevpo-tiny")), {"reward": reward})
+
+
+def test_a_config_made_in_python_is_refused_too():
+    with pytest.raises(ValueError, match=r"^inner\.rate is inf; expected a finite number"):
+        check_finite(Outer(inner=Inner(rate=math.inf)))
+
+
+@pytest.mark.parametrize("value", [10**400, "1e400", "9.9e999"])
+def test_numbers_too_large_are_refused(value):
+    with pytest.raises(ValueError, match=r"alpha.* expected a finite number"):
+        from_dict(Outer, {"alpha": value})
+
+
+def _floats(values, where=""):
+    for key, value in values.items() if isinstance(values, dict) else enumerate(values):
+        if isinstance(value, (dict, list)):
+            yield from _floats(value, f"{where}{key}.")
+        elif isinstance(value, float):
+            yield f"{where}{key}", value
+
+
+def _put(values, path, new):
+    for key in path[:-1]:
+        values = values[key]
+    values[int(path[-1]) if isinstance(values, list) else path[-1]] = new
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("minutes: 1:30", "'minutes' in line 1 is 1:30, which YAML takes for a number to the base of 60"),
+        ("a: 1\nminutes: 1:30.5", "'minutes' in line 2 is 1:30.5, .*base of 60"),
+        ("seed: 010", "'seed' in line 1 is 010, which YAML takes for a number to the base of 8"),
+        ("seed: -017", "'seed' in line 1 is -017"),
+        ("tiling: yes", "'tiling' in line 1 is yes, which YAML takes for true or false"),
+        ("policy: {halve: off}", "'policy.halve' in line 1 is off"),
+        ("dtype: No", "'dtype' in line 1 is No"),
+        ("on: 1", "'on' in line 1 is on"),
+        ("rewards: [world, on]", r"'rewards\[1\]' in line 1 is on"),
+        ("steps: 1\nseed: 2\nsteps: 3", "'steps' is given twice, in lines 1 and 3; keep one"),
+        ("optim:\n  lr: 1\n  lr: 1", "'optim.lr' is given twice, in lines 2 and 3"),
+        ("reward: {weights: {a: 1, 'a': 1}}", "'reward.weights.a' is given twice"),
+        ("a: [{b: 1, b: 2}]", r"'a\[0\].b' is given twice"),
+    ],
+)
+def test_yaml_with_two_readings_is_refused_by_name(tmp_path, text, message):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=rf"recipe\.yaml cannot be read: {message}"):
+        read_yaml(path)
+
+
+def test_yaml_with_one_reading_is_read(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(
+        "a: True\nb: '010'\nc: \"yes\"\nd: 0\ne: 1_000\nf: 1e-4\ng: 0.5\nh: !!str 1:30\ni: [no-one, '1:30']\nj:"
+    )
+    assert read_yaml(path) == {
+        "a": True, "b": "010", "c": "yes", "d": 0, "e": 1000, "f": "1e-4", "g": 0.5, "h": "1:30",
+        "i": ["no-one", "1:30"],
+        "j": None,
+    }  # fmt: skip
+
+
+def test_a_dataclass_that_refuses_is_told_by_its_full_name():
+    values = {"monitor": {"rollout": {"cache": {"every": 1}}}}
+    with pytest.raises(ValueError, match=r"^monitor\.rollout\.cache\.every is 1; expected 2 or more$"):
+        from_dict(type(read_recipe("sft-tiny")), values)
+
+
+def test_only_what_is_wrong_is_named():
+    with pytest.raises(ValueError, match=r"^evaluation\.count is 1; expected 2 or more$"):
+        from_dict(type(read_recipe("sft-tiny")), {"evaluation": {"count": 1, "shown": 12}})
+
+
+@pytest.mark.parametrize("text", ["- a\n- b\n", "", "a: [", "just words", "a: 1\n---\nb: 1", "a: =", "a: @"])
 def test_yaml_that_is_no_mapping_is_refused(tmp_path, text):
     path = tmp_path / "recipe.yaml"
     path.write_text(text)

@@ -12,6 +12,8 @@ ROOMS = (  # from the ground up; a room may import itself and what stands before
     "__init__",
     "types",
     "configuration",
+    "flags",
+    "console",
     "devices",
     "memory",
     "distributed",
@@ -34,6 +36,7 @@ ROOMS = (  # from the ground up; a room may import itself and what stands before
     "world",
     "recipes",
     "commands",
+    "scoring",
     "cli",
     "__main__",
 )

@@ -72,7 +72,7 @@ def test_a_source_for_some_prompts_only_is_refused(wan, clip):
 
 @pytest.mark.parametrize("strength", [0, -1, 1.5])
 def test_a_strength_outside_0_1_is_refused(strength):
-    with pytest.raises(ValueError, match=f"rollout.strength is {strength}"):
+    with pytest.raises(ValueError, match=f"strength is {strength}"):
         RolloutConfig(strength=strength)
 
 
@@ -144,7 +144,7 @@ def test_one_take_that_does_not_fit_is_not_halved(cogvideox, monkeypatch):
 
 @pytest.mark.parametrize("share", [-0.1, 1.0])
 def test_a_shared_part_outside_0_1_is_refused(share):
-    with pytest.raises(ValueError, match=r"rollout\.shared is"):
+    with pytest.raises(ValueError, match="shared is"):
         RolloutConfig(shared=share)
 
 

@@ -240,7 +240,7 @@ def test_a_checkpoint_of_a_run_from_other_weights_is_refused(config, tmp_path):
 
 @pytest.mark.parametrize(
     ("values", "message"),
-    [({"steps": 0}, "steps is 0"), ({"save_every": 0}, "save_every 0"), ({"seed": -1}, "seed is -1")],
+    [({"steps": 0}, "^steps is 0"), ({"save_every": 0}, "^save_every is 0"), ({"seed": -1}, "seed is -1")],
 )
 def test_settings_without_sense_are_refused(values, message):
     with pytest.raises(ValueError, match=message):
@@ -249,5 +249,5 @@ def test_settings_without_sense_are_refused(values, message):
 
 @pytest.mark.parametrize("values", [{"lr": 0.0}, {"clip": 0.0}, {"accumulate": 0}])
 def test_optimizer_settings_without_sense_are_refused(values):
-    with pytest.raises(ValueError, match="must be positive"):
+    with pytest.raises(ValueError, match=f"^{next(iter(values))} is 0"):
         OptimConfig(**values)

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from besttake.configuration import require
 from besttake.distributed import gathered, share
 from besttake.memory import forget
 from besttake.policy import Policy
@@ -122,8 +123,9 @@ def sft_error(policy: Policy, x_0: Tensor, condition: Condition, t: Time, noise:
 
 def check_dpo(beta: float, guard: float, draws: int) -> None:
     """Refuse settings of a DPO loss that mean nothing."""
-    if beta <= 0 or guard < 0 or draws < 1:
-        raise ValueError(f"beta is {beta}, guard {guard} and draws {draws}; expected beta > 0, guard >= 0, draws >= 1")
+    require(beta > 0, "beta", beta, "a number above 0")
+    require(guard >= 0, "guard", guard, "0 or more")
+    require(draws >= 1, "draws", draws, "1 or more")
 
 
 def dpo(errors: Errors, beta: float, guard: float = 0.0) -> tuple[Float[Tensor, "b"], dict[str, Tensor]]:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from besttake.algorithms.losses import check_dpo, dpo, drawn_errors
 from besttake.algorithms.pairing import Pairs, best_against_worst, extremes
+from besttake.configuration import require
 from besttake.data.prompts import read_prompts
 from besttake.devices import find_device
 from besttake.models import VideoModel
@@ -60,11 +61,9 @@ class Config(TrainConfig):
             raise ValueError(f"candidates is {self.candidates}; best against worst needs at least 2")
         if self.margin < 0:
             raise ValueError(f"margin is {self.margin}; a difference of scores is at least 0")
-        if not 0 <= self.preview_at < 1 or (self.preview_at and not 2 <= self.preview_keeps <= self.candidates):
-            raise ValueError(
-                f"preview_at is {self.preview_at} and preview_keeps {self.preview_keeps}; "
-                f"expected a share in [0, 1), and 2 to {self.candidates} takes"
-            )
+        require(0 <= self.preview_at < 1, "preview_at", self.preview_at, "a share of the steps, in [0, 1)")
+        keeps = not self.preview_at or 2 <= self.preview_keeps <= self.candidates
+        require(keeps, "preview_keeps", self.preview_keeps, f"2 to all {self.candidates} candidates")
         check_dpo(self.beta, self.guard, self.draws)
 
 

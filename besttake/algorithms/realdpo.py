@@ -16,7 +16,7 @@ from typing import Literal
 from besttake.algorithms.losses import check_dpo, dpo, drawn_errors
 from besttake.algorithms.real_clips import encode_clips
 from besttake.algorithms.takes import Takes
-from besttake.configuration import fingerprint
+from besttake.configuration import fingerprint, require
 from besttake.data.real import find_clips
 from besttake.rollout import RolloutConfig
 from besttake.run import Run, TrainConfig
@@ -59,13 +59,10 @@ class Config(TrainConfig):
         check_dpo(self.beta, self.guard, self.draws)
         if self.negatives < 1:
             raise ValueError(f"negatives is {self.negatives}; a real clip needs at least 1 take to be held against")
-        if self.renew_every < 0 or not 0 <= self.reference_decay <= 1:
-            raise ValueError(
-                f"renew_every is {self.renew_every} and reference_decay {self.reference_decay}; "
-                "expected 0 or more, and a decay in [0, 1]"
-            )
+        require(self.renew_every >= 0, "renew_every", self.renew_every, "0 or more")
+        require(0 <= self.reference_decay <= 1, "reference_decay", self.reference_decay, "a decay in [0, 1]")
         if not 0 <= self.t_low < self.t_high <= 1:
-            raise ValueError(f"t_low = {self.t_low} and t_high = {self.t_high} are no range within [0, 1]")
+            raise ValueError(f"t_low and t_high are {self.t_low} and {self.t_high}; expected a range within [0, 1]")
 
 
 def train(config: Config) -> Run:

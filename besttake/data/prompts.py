@@ -8,6 +8,7 @@ from typing import TypeVar
 
 import numpy as np
 
+from besttake.configuration import require
 from besttake.data.files import read_jsonl, read_text
 from besttake.embedded import embedded_prompts
 from besttake.types import Prompt
@@ -49,8 +50,8 @@ def prompt_batches(prompts: Sequence[Item], batch: int, seed: int, step: int) ->
         seed: 0 or above.
         step: 0 or above.
     """
-    if not prompts or batch < 1:
-        raise ValueError(f"{len(prompts)} prompts in batches of {batch}: expected at least one of each")
+    require(bool(prompts), "prompts", prompts, "one or more")
+    require(batch >= 1, "batch", batch, "1 or more")
     chosen: list[tuple[int, Item]] = []
     for position in range(step * batch, (step + 1) * batch):
         epoch, place = divmod(position, len(prompts))

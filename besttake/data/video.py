@@ -22,6 +22,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from besttake.configuration import require
 from besttake.data.files import atomic
 
 SLACK = 5e-4
@@ -76,8 +77,9 @@ def read_video(
     Raises:
         ValueError: the file is missing, unreadable, truncated, without frames, or too short for the clip.
     """
-    if (fps is not None and fps <= 0) or (frames is not None and frames < 1) or (size is not None and min(size) < 1):
-        raise ValueError(f"fps={fps}, frames={frames}, size={size}: expected positive numbers, or None")
+    require(fps is None or fps > 0, "fps", fps, "a rate above 0, or None")
+    require(frames is None or frames >= 1, "frames", frames, "1 or more, or None")
+    require(size is None or min(size) >= 1, "size", size, "height and width of 1 or more, or None")
     clip: list[Tensor] = []
     duration = 0.0
     with _opened(path) as (container, stream):
@@ -126,8 +128,8 @@ def write_video(path: str | Path, video: Tensor, fps: float, upscale: int = 1) -
     pixels = _pixels(video)
     if pixels.ndim != 4 or pixels.shape[-1] != 3 or 0 in pixels.shape:
         raise ValueError(f"video is {tuple(video.shape)} {video.dtype}, expected float f 3 h w or uint8 f h w 3")
-    if fps <= 0 or upscale < 1:
-        raise ValueError(f"fps={fps}, upscale={upscale}: expected fps above 0 and upscale of 1 or more")
+    require(fps > 0, "fps", fps, "a rate above 0")
+    require(upscale >= 1, "upscale", upscale, "1 or more")
     pixels = _enlarge(pixels, upscale)
     _, height, width, _ = pixels.shape
     pixels = np.pad(pixels, [(0, 0), (0, height % 2), (0, width % 2), (0, 0)], mode="edge")

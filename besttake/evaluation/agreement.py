@@ -12,10 +12,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.progress import track
 from tyro.conf import UseAppendAction
 
+from besttake.console import progress
 from besttake.data.files import atomic
 from besttake.data.video import probe, read_video
 from besttake.data.votes import Ballot, read_votes
@@ -133,7 +132,7 @@ def score_benchmark(ballots: Sequence[Ballot], reward: Reward, name: str, kept: 
         if key not in known
     }
     with kept.open("a", encoding="utf-8") as file:
-        for key, (ballot, take) in track(todo.items(), f"{name} scores", console=Console(stderr=True)):
+        for key, (ballot, take) in progress(todo.items(), f"{name} scores"):
             known[key] = _score(reward, ballot, take)
             file.write(json.dumps({"key": key, "scores": known[key]}) + "\n")
             file.flush()

@@ -13,7 +13,7 @@ from peft import get_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from besttake.configuration import read_yaml
+from besttake.configuration import read_yaml, require
 from besttake.data.files import atomic
 from besttake.data.prompts import read_prompts
 from besttake.data.video import enlargement, write_video
@@ -43,8 +43,8 @@ class EvaluateConfig:
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
 
     def __post_init__(self):
-        if self.count < 2 or self.shown < 0:
-            raise ValueError(f"evaluation: count is {self.count} and shown {self.shown}; expected at least 2, and 0")
+        require(self.count >= 2, "count", self.count, "2 or more")
+        require(self.shown >= 0, "shown", self.shown, "0 or more")
 
 
 def evaluation_prompts(config: EvaluateConfig) -> list[str]:
@@ -123,6 +123,7 @@ def check_loaded(model: VideoModel, adapter: Path) -> None:
 
 def shoot(model: VideoModel, prompts: list[str], config: EvaluateConfig) -> Video:
     """A video of each prompt, on the CPU; the device holds no more than a batch of them."""
+    model.check_prompts(prompts)
     parts = batches(prompts, config.rollout.batch)
     return torch.cat([generate(model, part, config.rollout, seed=(config.seed,)).videos.cpu() for part in parts])
 

@@ -21,6 +21,8 @@ import numpy as np
 from jaxtyping import Float
 from numpy import ndarray
 
+from besttake.configuration import require
+
 Statistic = Callable[[ndarray], float]
 """A number from how often each prompt counts, (n,); NaN where it is not defined, as of no votes at all."""
 
@@ -45,10 +47,8 @@ def places(scores: Sequence[float], best: Sequence[int]) -> list[tuple[int, floa
         ValueError: a score is not finite, or there is no best take.
     """
     values = np.asarray(scores, float)
-    if not np.isfinite(values).all() or not best:
-        raise ValueError(
-            f"scores are {list(scores)} and best {list(best)}; expected finite numbers and one best or more"
-        )
+    require(bool(np.isfinite(values).all()), "scores", list(scores), "finite numbers")
+    require(bool(best), "best", list(best), "one take or more")
     top = values[list(best)].max()
     above, equal = int((values > top).sum()), int((values == top).sum())
     r = int((values[list(best)] == top).sum())
@@ -158,8 +158,8 @@ def resamples(n: int, draws: int, seed: int) -> Float[ndarray, "draws n"]:
     Raises:
         ValueError: there is no prompt, or no draw.
     """
-    if n < 1 or draws < 1:
-        raise ValueError(f"{draws} draws of {n} prompts: expected one or more of each")
+    require(n >= 1, "n", n, "a prompt or more")
+    require(draws >= 1, "draws", draws, "1 or more")
     return np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), draws).astype(float)
 
 

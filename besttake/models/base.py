@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,6 +21,11 @@ from besttake.models.loading import is_empty, pipeline_class, pipeline_folder, r
 from besttake.models.quantization import Quantization
 from besttake.schedules import Schedule
 from besttake.types import Condition, Latent, Prompt, Time, Video
+
+log = logging.getLogger(__name__)
+
+NAMED = 20
+"""Unknown words that a warning names."""
 
 REMEMBERED = 512
 """Prompts whose text embeddings a model keeps in the CPU's memory."""
@@ -71,6 +77,8 @@ class VideoModel(ABC):
         self._texts: dict[str, Condition] = {}
         self._text_identity = ""
         self._looked_at: set[Path] = set()
+        self._read: set[str] = set()
+        self._unknown: set[str] = set()
         for part in pipeline.components.values():
             if isinstance(part, nn.Module):
                 part.requires_grad_(False).eval()
@@ -304,6 +312,31 @@ class VideoModel(ABC):
                     f"the prompt '{prompt[:60]}...' has {tokens} tokens; {self.source} reads {longest}: shorten it"
                 )
             self._check_first_frame(prompt)
+        self._warn_of_unknown_words(prompts)
+
+    def _warn_of_unknown_words(self, prompts: Sequence[str]) -> None:
+        """Say once which words of the prompts have no token: a model that knows few words has never seen them."""
+        new = [str(prompt) for prompt in dict.fromkeys(prompts) if str(prompt) not in self._read]
+        self._read.update(new)
+        told = {prompt: words for prompt in new if (words := self.unknown_words(prompt))}
+        if words := sorted({word for some in told.values() for word in some} - self._unknown):
+            self._unknown.update(words)
+            log.warning(
+                "%s has never seen the words %s%s, in %d of %d prompts: to it they are all the same",
+                self.source,
+                ", ".join(words[:NAMED]),
+                f" and {len(words) - NAMED} others" if len(words) > NAMED else "",
+                len(told),
+                len(new),
+            )
+
+    def unknown_words(self, prompt: str) -> list[str]:
+        """The words of a prompt that the tokenizer has no token for."""
+        tokenizer = self.pipeline.tokenizer
+        unknown = getattr(tokenizer, "unk_token_id", None)
+        if unknown is None or unknown == tokenizer.eos_token_id:  # as CLIP has it, whose tokens spell every word
+            return []
+        return [word for word in prompt.split() if unknown in tokenizer(word).input_ids]
 
     def count_tokens(self, prompt: str) -> int:
         return len(self.pipeline.tokenizer(prompt, truncation=False, verbose=False).input_ids)

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 from diffusers import FirstBlockCacheConfig, PyramidAttentionBroadcastConfig, TaylorSeerCacheConfig
 
+from besttake.configuration import require
 from besttake.types import Condition, Latent, Time
 
 
@@ -30,8 +31,8 @@ class CacheConfig:
     """Of taylorseer and pyramid: steps to a computed one."""
 
     def __post_init__(self):
-        if self.threshold <= 0 or self.every < 2:
-            raise ValueError(f"cache: threshold {self.threshold} and every {self.every}; expected > 0, and at least 2")
+        require(self.threshold > 0, "threshold", self.threshold, "a number above 0")
+        require(self.every >= 2, "every", self.every, "2 or more")
 
 
 Predict = Callable[[Latent, Time, Condition], Latent]

@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from besttake.configuration import algorithm_of
+from besttake.configuration import algorithm_of, require
 from besttake.data.real import find_clips
 from besttake.plan.advice import Advice, advise
 from besttake.plan.cards import Card, find_card
@@ -37,11 +37,9 @@ class PlanConfig:
     """Print the plan as JSON."""
 
     def __post_init__(self):
-        if self.gpus < 1 or not 0 < self.efficiency <= 1 or self.reserve < 0:
-            raise ValueError(
-                f"gpus is {self.gpus}, efficiency {self.efficiency} and reserve {self.reserve}; "
-                "expected 1 or more, a share in (0, 1], and 0 or more"
-            )
+        require(self.gpus >= 1, "gpus", self.gpus, "1 or more")
+        require(0 < self.efficiency <= 1, "efficiency", self.efficiency, "a share in (0, 1]")
+        require(self.reserve >= 0, "reserve", self.reserve, "GiB, 0 or more")
 
 
 @dataclass(frozen=True)

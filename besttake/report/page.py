@@ -7,11 +7,11 @@ import hashlib
 import shlex
 from collections.abc import Iterator, Sequence
 from html import escape
-from importlib.metadata import version
 from pathlib import Path
 from string import Template
 from typing import Any
 
+from besttake import __version__
 from besttake.algorithms import algorithms
 from besttake.data.files import atomic
 from besttake.report.clips import clip_cards
@@ -263,7 +263,7 @@ def _footer(run: RunFolder) -> str:
     return (
         f"<div>To run it again:<code>{escape(command)}</code>"
         "Without <i>--out</i>, the same command goes on with this run. "
-        f"Made by besttake {escape(version('besttake'))}.</div>"
+        f"Made by besttake {__version__}.</div>"
     )
 
 

@@ -11,12 +11,12 @@ import json
 import math
 import os
 import tempfile
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from besttake import __version__
 from besttake.data.video import to_uint8
 from besttake.policy import signature
 from besttake.rewards.checks import checked
@@ -143,4 +143,4 @@ def identity(reward: Reward) -> str:
     """What tells a critic from another of its name: its own `identity`, its networks' weights, and our version."""
     parts = {"": reward, **vars(reward)}
     networks = {name: signature(part) for name, part in parts.items() if isinstance(part, nn.Module)}
-    return json.dumps([getattr(reward, "identity", ""), networks, version("besttake")], sort_keys=True)
+    return json.dumps([getattr(reward, "identity", ""), networks, __version__], sort_keys=True)

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from besttake.configuration import require
 from besttake.types import FPS, Video
 
 DRAWS = 20_000
@@ -72,11 +73,10 @@ def calibrate(scores: Float[Tensor, "times b"], takes: int = 2, level: float = 0
         ValueError: there are too few scores, or the level is none.
     """
     times, b = scores.shape
-    if times < 2 or b < 2 or takes < 2 or not 0 < level < 1:
-        raise ValueError(
-            f"{times} times {b} scores, groups of {takes} and level {level}: a margin needs two takes or more, scored "
-            "twice or more, groups of two or more, and a level between 0 and 1"
-        )
+    require(times >= 2, "times", times, "2 or more")
+    require(b >= 2, "videos", b, "2 or more")
+    require(takes >= 2, "takes", takes, "2 or more of each prompt")
+    require(0 < level < 1, "level", level, "a share between 0 and 1")
     scores = scores.double()
     mean = scores.mean(0)
     residuals = (scores - mean) * (times / (times - 1)) ** 0.5  # undoes what their own mean took off

@@ -65,14 +65,16 @@ class RewardConfig:
 
     def __post_init__(self):
         if self.frames < 1:
-            raise ValueError(f"reward.frames is {self.frames}; an image critic looks at one frame or more")
+            raise ValueError(f"frames is {self.frames}; an image critic looks at one frame or more")
         if self.critics and self.weights:
-            raise ValueError(f"reward has weights {self.weights} and critics: give each critic its own weights")
+            raise ValueError(f"weights is {self.weights} beside critics; give each critic its own weights")
+        if self.critics and self.name != RewardConfig.name:
+            raise ValueError(f"name is {self.name!r} beside critics; add it to the critics, or leave it out")
         if self.margins and self.combine != "vote":
-            raise ValueError(f"reward.margins are of votes, but combine is {self.combine}: use the algorithm's margin")
+            raise ValueError(f"margins are of votes, and combine is {self.combine}; use the algorithm's margin")
         for key in ("margins", "judges", "paths", "settings"):
             if unknown := sorted(getattr(self, key).keys() - self.chosen.keys()):
-                raise ValueError(f"reward.{key} names {', '.join(unknown)}; the critics are {', '.join(self.chosen)}")
+                raise ValueError(f"{key} names {', '.join(unknown)}; the critics are {', '.join(self.chosen)}")
 
     @property
     def chosen(self) -> Mapping[str, Mapping[str, float]]:

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from besttake.configuration import require
 from besttake.types import Reward
 
 REWARD = "reward"
@@ -51,12 +52,9 @@ class GuardConfig:
 
     def __post_init__(self):
         if self.window < FEWEST:
-            raise ValueError(f"guard.window is {self.window}; no trend is to be seen in fewer than {FEWEST} looks")
-        if not 0 < self.chance < 0.5 or not 0 <= self.least < 1:
-            raise ValueError(
-                f"guard.chance is {self.chance} and least {self.least}; expected a probability below a half, and a "
-                "share of a critic's range"
-            )
+            raise ValueError(f"window is {self.window}; no trend is to be seen in fewer than {FEWEST} looks")
+        require(0 < self.chance < 0.5, "chance", self.chance, "a probability above 0 and below a half")
+        require(0 <= self.least < 1, "least", self.least, "a share of a critic's range, in [0, 1)")
 
 
 @dataclass(frozen=True)

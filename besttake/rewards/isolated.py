@@ -9,6 +9,7 @@ asked over the loopback address. It ends with this process, however that ends.
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import logging
 import os
@@ -224,12 +225,22 @@ def _end(popen: subprocess.Popen, folder: Path, owner: int) -> None:
     assert popen.stdin is not None
     with suppress(OSError):
         popen.stdin.close()
-    for sign in (signal.SIGTERM, signal.SIGKILL):  # the second is also for what the process has left behind
+    for softly in (True, False):  # the second time also for what the process has left behind
         with suppress(ProcessLookupError, PermissionError):
-            os.killpg(popen.pid, sign)
+            _signal(popen, softly)
         with suppress(subprocess.TimeoutExpired):
             popen.wait(5)
     shutil.rmtree(folder, ignore_errors=True)
+
+
+def _signal(popen: subprocess.Popen, softly: bool) -> None:
+    """Ask a process and all that it has started to end, or end them; on Windows, it alone."""
+    if hasattr(os, "killpg"):
+        os.killpg(popen.pid, signal.SIGTERM if softly else signal.SIGKILL)
+    elif softly:
+        popen.terminate()
+    else:
+        popen.kill()
 
 
 def environment(name: str, needs: Needs) -> Path:
@@ -244,7 +255,7 @@ def environment(name: str, needs: Needs) -> Path:
     maker, version = find_python(name, needs.pythons)
     recipe = f"{version} {needs.site_packages}\n{requirements.read_text()}"
     folder = _environments() / f"{name}-{hashlib.sha256(recipe.encode()).hexdigest()[:16]}"
-    python, whole = folder / "bin" / "python", folder / "whole"
+    python, whole = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python"), folder / "whole"
     if not whole.exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
         with _locked(folder.with_suffix(".lock")):
@@ -307,11 +318,11 @@ def _environments() -> Path:
 
 @contextmanager
 def _locked(path: Path):
-    """Hold a lock that other processes wait for, and that the system gives back if this one dies."""
-    import fcntl  # not on Windows, where this is the one thing that fails
-
+    """Hold a lock that other processes wait for, and that the system gives back if this one dies; none on Windows."""
     with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        with suppress(ImportError):
+            fcntl = importlib.import_module("fcntl")
+            fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 

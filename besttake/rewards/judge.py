@@ -30,7 +30,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from besttake.configuration import from_dict, read_yaml, to_dict
+from besttake.configuration import from_dict, read_yaml, require, to_dict
 from besttake.data.video import to_uint8, write_video
 from besttake.rewards.frames import at_rate, evenly
 from besttake.rewards.partial import PartialScore
@@ -89,25 +89,21 @@ class JudgeConfig:
     """Of a million tokens that are answered."""
 
     def __post_init__(self):
-        if not self.url.startswith(("http://", "https://")):
-            raise ValueError(f"the judge's url is {self.url!r}; expected http://... or https://... up to /v1")
-        if not self.model or not self.dimensions:
-            raise ValueError("a judge needs a model, and dimensions with their ranges such as {visual quality: [1, 5]}")
+        web = self.url.startswith(("http://", "https://"))
+        require(web, "url", self.url, "http://... or https://... up to /v1")
+        require(bool(self.model), "model", self.model, "the name that the judge's server knows it by")
+        require(bool(self.dimensions), "dimensions", self.dimensions, "ranges such as {visual quality: [1, 5]}")
         for name, (low, high) in self.dimensions.items():
             if not (math.isfinite(low) and math.isfinite(high) and low < high):
-                raise ValueError(f"the judge's {name!r} ranges from {low} to {high}; expected [lowest, highest]")
+                raise ValueError(f"dimensions.{name} ranges from {low} to {high}; expected [lowest, highest]")
             if name.lower() not in self.rubric.lower():
-                raise ValueError(f"the judge's rubric does not name {name!r}: it could not be answered")
+                raise ValueError(f"rubric does not name {name!r}: it could not be answered")
         for name in ("frames", "side", "max_tokens", "concurrency"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"the judge's {name} is {getattr(self, name)}; it must be at least 1")
+            require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
         for name in ("temperature", "retries", "wait", "price_in", "price_out"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"the judge's {name} is {getattr(self, name)}; it must be 0 or more")
-        if self.timeout <= 0 or (self.frame_rate is not None and self.frame_rate <= 0):
-            raise ValueError(
-                f"the judge's timeout is {self.timeout} and frame_rate {self.frame_rate}; both are above 0"
-            )
+            require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+        require(self.timeout > 0, "timeout", self.timeout, "seconds, more than 0")
+        require(self.frame_rate is None or self.frame_rate > 0, "frame_rate", self.frame_rate, "more than 0, or none")
 
 
 @dataclass

@@ -8,8 +8,10 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
+from tyro.conf import Positional
 
 from besttake import __version__
+from besttake.configuration import require
 from besttake.devices import find_device
 from besttake.rewards import find_critic, load_reward
 from besttake.rewards.cache import identity
@@ -25,7 +27,8 @@ class ServeConfig:
     at the clients, and `--host 0.0.0.0` says so.
     """
 
-    critic: str = "world"
+    critic: Positional[str]
+    """A critic's name, a folder with its config.json, or a judge's .yaml file."""
     path: str | None = None
     """Folder or hub id of its weights; by default those it was published with."""
     port: int = 8000
@@ -37,11 +40,9 @@ class ServeConfig:
     """MiB of a request."""
 
     def __post_init__(self):
-        if not 0 <= self.port < 65536 or self.queue < 1 or self.largest < 1:
-            raise ValueError(
-                f"port is {self.port}, queue {self.queue}, largest {self.largest}; "
-                "expected a port up to 65535, and at least 1 of the others"
-            )
+        require(0 <= self.port < 65536, "port", self.port, "a port up to 65535, or 0 for any that is free")
+        require(self.queue >= 1, "queue", self.queue, "1 or more")
+        require(self.largest >= 1, "largest", self.largest, "MiB, 1 or more")
 
 
 def serve_critic(config: ServeConfig) -> None:

@@ -21,6 +21,7 @@ from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 from transformers import Qwen2VLConfig
 
+from besttake.configuration import require
 from besttake.rewards.frames import normalised, pixels, resized_once
 from besttake.rewards.image_critic import build, empty
 from besttake.rewards.qwen2vl import (
@@ -144,8 +145,9 @@ class Settings:
     def __post_init__(self):
         if (self.at, self.outputs) not in (("special", 1), ("special", 3), ("last", 3)):
             raise ValueError(f"{self.outputs} outputs at {self.at!r} tokens, expected 1 or 3 at 'special' ones")
-        if not (min(self.std) > 0 and self.rate > 0 and self.most_pixels > 0):
-            raise ValueError("the deviations, the frame rate and the most pixels must be above 0")
+        require(min(self.std) > 0, "deviations", self.std, "numbers above 0")
+        require(self.rate > 0, "fps", self.rate, "a rate above 0")
+        require(self.most_pixels > 0, "max_frame_pixels", self.most_pixels, "a number above 0")
         if self.frames is not None and self.frames < TIME:
             raise ValueError(f"{self.frames} frames of a clip, expected {TIME} or more")
 

@@ -300,6 +300,10 @@ def test_prompts_the_model_cannot_read_are_refused(model, tiny, prompts, text, m
     assert len(str(caught.value)) < 400
 
 
+def test_words_that_the_tokenizer_has_not_are_known(model):
+    assert model.unknown_words("a red cat") == ["cat"]
+
+
 def test_first_frames_are_asked_for_where_needed_and_refused_where_not(model, tiny, picture):
     if model.needs_first_frame:
         with pytest.raises(ValueError, match="image-to-video model, and the prompt 'a red ball' has no first frame"):
@@ -380,5 +384,5 @@ def test_a_missing_part_is_refused(tmp_path, folder_of):
 
 @pytest.mark.parametrize("values", [{"steps": 0}, {"batch": 0}, {"strength": 0}])
 def test_rollouts_without_sense_are_refused(values):
-    with pytest.raises(ValueError, match=f"rollout.{next(iter(values))} is 0"):
+    with pytest.raises(ValueError, match=f"{next(iter(values))} is 0"):
         RolloutConfig(**values)

@@ -203,7 +203,7 @@ def test_files_without_frames_are_named(tmp_path):
 
 @pytest.mark.parametrize("wrong", [{"fps": 0}, {"frames": 0}, {"size": (0, 32)}])
 def test_senseless_requests(film, wrong):
-    with pytest.raises(ValueError, match="expected positive numbers"):
+    with pytest.raises(ValueError, match=f"^{next(iter(wrong))} is .*or more|^fps is 0"):
         read_video(film("a.mp4", n=2), **wrong)
 
 
@@ -265,7 +265,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
     path.write_bytes(b"old")
     with pytest.raises(ValueError, match=r"expected float f 3 h w"):
         write_video(path, torch.zeros(3, 1, 8, 8), fps=8)
-    with pytest.raises(ValueError, match=r"expected fps above 0"):
+    with pytest.raises(ValueError, match=r"fps is 0; expected a rate above 0"):
         write_video(path, torch.zeros(3, 3, 8, 8), fps=0)
     with pytest.raises(av.FFmpegError):
         write_video(path, torch.zeros(1, 3, 1, 40000), fps=8)  # wider than H.264 can be

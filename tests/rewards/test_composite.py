@@ -262,9 +262,9 @@ def test_todays_recipes_mean_what_they_meant():
     ("change", "message"),
     [
         ({"weights": {"x": 1}}, "give each critic its own weights"),
-        ({"combine": "sum"}, "reward.margins are of votes"),
-        ({"margins": {"nobody": 1}}, "reward.margins names nobody; the critics are seer, motion-smoothness"),
-        ({"critics": {"motion-smoothness": {}}, "margins": {}}, "reward.judges names seer"),
+        ({"combine": "sum"}, "margins are of votes"),
+        ({"margins": {"nobody": 1}}, "margins names nobody; the critics are seer, motion-smoothness"),
+        ({"critics": {"motion-smoothness": {}}, "margins": {}}, "judges names seer"),
         ({"combine": "mean"}, "'combine' is 'mean'"),
     ],
 )

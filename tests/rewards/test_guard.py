@@ -184,7 +184,7 @@ def test_many_points_become_means_of_stretches():
 
 @pytest.mark.parametrize(
     ("values", "message"),
-    [({"window": 3}, "window is 3"), ({"chance": 0.0}, "chance is 0"), ({"least": 1.5}, "least 1.5")],
+    [({"window": 3}, "window is 3"), ({"chance": 0.0}, "chance is 0"), ({"least": 1.5}, "least is 1.5")],
 )
 def test_settings_that_cannot_be_meant_are_refused(values, message):
     with pytest.raises(ValueError, match=message):

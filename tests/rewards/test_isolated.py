@@ -16,7 +16,7 @@ import torch
 
 from besttake.rewards import load_reward
 from besttake.rewards.checks import checked
-from besttake.rewards.isolated import Isolated, Needs, environment, find_python
+from besttake.rewards.isolated import Isolated, Needs, _locked, environment, find_python
 from besttake.rewards.remote import Patience, Remote
 from besttake.types import CriticCard
 
@@ -268,6 +268,17 @@ def test_no_process_is_left_behind_however_its_parent_ends(critic, needs, how):
         os.kill(parent.pid, getattr(signal, how))
     parent.wait(20)
     parent.stdout.close()
+    assert gone(pid)
+
+
+def test_a_system_without_process_groups_and_file_locks_will_do(critic, tmp_path, monkeypatch):
+    """Such as Windows."""
+    monkeypatch.delattr(os, "killpg")
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    with _locked(tmp_path / "lock"):
+        critic.start()
+    pid = critic.process.popen.pid
+    critic.stop()
     assert gone(pid)
 
 

@@ -383,8 +383,8 @@ def test_a_judge_is_named_by_its_file(server, tmp_path):
     ("change", "message"),
     [
         ({"url": "localhost:8000"}, "expected http"),
-        ({"model": ""}, "needs a model"),
-        ({"dimensions": {}}, "needs a model, and dimensions"),
+        ({"model": ""}, "model is .*expected the name"),
+        ({"dimensions": {}}, "dimensions is {}; expected ranges"),
         ({"dimensions": {"visual quality": [5, 1]}}, "ranges from 5.0 to 1.0"),
         ({"dimensions": {"beauty": [1, 5]}}, "does not name 'beauty'"),
         ({"concurrency": 0}, "concurrency is 0"),

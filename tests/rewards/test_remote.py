@@ -384,6 +384,6 @@ def test_what_cannot_be_served_is_told_at_once():
     with pytest.raises(ValueError, match="there is no critic 'nosuch'; there are aesthetic"):
         serve_critic(ServeConfig("nosuch", port=0, device="cpu"))
     with pytest.raises(ValueError, match="port is 70000"):
-        ServeConfig(port=70000)
+        ServeConfig("world", port=70000)
     with pytest.raises(ValueError, match="BESTTAKE_TOKEN"):
-        serve_critic(ServeConfig(host="0.0.0.0", port=0, device="cpu"))
+        serve_critic(ServeConfig("world", host="0.0.0.0", port=0, device="cpu"))

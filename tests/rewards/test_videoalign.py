@@ -254,7 +254,7 @@ def test_what_it_cannot_judge_is_refused(critic, video, prompt, fps, message):
         ("model_config", {"output_dim": 2}, "2 outputs at 'special' tokens"),
         ("model_config", {"use_special_tokens": False, "reward_token": "mean"}, "1 outputs at 'mean' tokens"),
         ("model_config", {"torch_dtype": "int7"}, "dtype 'int7'"),
-        ("inference_config", {"TA_std": 0}, "must be above 0"),
+        ("inference_config", {"TA_std": 0}, "deviations is .*expected numbers above 0"),
         ("inference_config", {"TA_mean": None}, "is not one of VideoAlign's"),
         ("data_config", {"fps": None}, "is not one of VideoAlign's"),
         ("data_config", {"sample_type": "random"}, "sampled by 'random', expected 'uniform' or 'multi_pts'"),

@@ -1,0 +1,36 @@
+"""Several critics as one, whose dimensions are those of all: what they say stands side by side, and is not summed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+from besttake.rewards.checks import checked
+from besttake.rewards.turns import called_back, send_away
+from besttake.types import FPS, CriticCard, Reward, Score, Video
+
+
+class SideBySide:
+    """Each dimension is called `critic/dimension`; the critics are on their device one after the other."""
+
+    differentiable = False
+
+    def __init__(self, critics: Mapping[str, Reward]):
+        self.critics = dict(critics)
+        self.name = " and ".join(self.critics)
+        cards = {name: reward.card for name, reward in self.critics.items()}
+        ranges = {f"{name}/{d}": of for name, card in cards.items() for d, of in card.ranges.items()}
+        sources, licences = ("; ".join(getattr(card, key) for card in cards.values()) for key in ("source", "licence"))
+        self.card = CriticCard(sources, licences, ranges)
+        self.dimensions = tuple(f"{name}/{d}" for name, reward in self.critics.items() for d in reward.dimensions)
+        for reward in self.critics.values():
+            send_away(reward)
+
+    def __call__(self, videos: Video, prompts: list[str], fps: float = FPS) -> Score:
+        """As each critic's own."""
+        parts = []
+        for reward in self.critics.values():
+            with called_back(reward):
+                parts.append(checked(reward, videos, prompts, fps).values.cpu())
+        return Score(torch.cat(parts, 1), self.dimensions)
