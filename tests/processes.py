@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 _context = multiprocessing.get_context("fork")
 
 
@@ -77,7 +75,7 @@ def _free_port() -> int:
 def _work(environment: dict[str, str], place: Path, task: Callable, arguments: tuple) -> None:
     os.environ |= environment
     os.dup2(os.open(place.with_suffix(".log"), os.O_WRONLY | os.O_CREAT), 2)
-    sys.stderr = os.fdopen(2, "w", buffering=1)
+    sys.stderr = os.fdopen(2, "w", buffering=1)  # pytest has its own, and its own handlers
     logging.getLogger().handlers.clear()
     try:
         result = task(*arguments), ""
