@@ -3,6 +3,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+WORKERS ?= 2
 INSTALLED := $(VENV)/.installed
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input -c constraints.txt
 
@@ -11,7 +12,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check 
 
 help:
 	@echo "make demo    set up, then train and show the small embedded model (a few minutes)"
-	@echo "make test    set up, then run every gate: ruff, mypy, pytest"
+	@echo "make test    set up, then run every gate: ruff, mypy, pytest (WORKERS=2 processes)"
 	@echo "make setup   make $(VENV) and install besttake with its tests' tools into it"
 	@echo "make lint    the gates without pytest"
 	@echo "make format  let ruff format the code and mend what it can"
@@ -46,10 +47,11 @@ lint: setup
 	@echo "==> mypy"
 	@$(BIN)/mypy
 
-# `-v` undoes the `-q` of pyproject.toml, so that pytest prints its full closing summary.
+# `-v` undoes the `-q` of pyproject.toml, so that pytest prints its full closing summary. A process takes about 2 GB of
+# memory and runs on one core; files go to whichever is free, in the order that tests/conftest.py gives.
 test: lint
 	@echo "==> pytest"
-	@$(BIN)/python -m pytest -v
+	@$(BIN)/python -m pytest -v -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 format: setup
 	@echo "==> ruff format, ruff check --fix"

@@ -1,95 +1,53 @@
-"""What every test stands on: no network, two threads, the same random numbers each time, and tiny random models."""
+"""What every test stands on: no network, one thread, the same random numbers each time, and `tests/fixtures.py`."""
 
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported, so it is set before anything else
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"  # pytest-xdist has a process for every core
 
 import random
-from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
-from diffusers import DiffusionPipeline
 
-from besttake.data.pairs import PreferencePair, write_pairs
-from besttake.data.video import write_video
-from besttake.models import VideoModel, load_model
-from besttake.world.build import FAMILIES, build
+SLOW = (
+    "contracts/test_models.py",
+    "test_distributed.py",
+    "plan/test_steps.py",
+    "contracts/test_algorithms.py",
+    "contracts/test_training.py",
+    "rewards/test_heldout.py",
+)
+"""Files that take longest, in their order; they come first, or one process would wait for another's last file."""
 
-torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
 
-FRAMES, SIDE = {"tiny-cogvideox": 4, "tiny-wan": 5}, 16
-"""The size of the random models' clips."""
+def pytest_configure(config: pytest.Config) -> None:
+    """Import what the tests stand on, which takes ten seconds, only where tests are run, not where they are dealt."""
+    if hasattr(config, "workerinput") or not config.getoption("numprocesses", None):
+        config.pluginmanager.import_plugin("tests.fixtures")
 
-CAPTIONS = ("a red ball", "a blue ball", "a small green ball", "a large red square")
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    order = {Path(__file__).parent / name: place for place, name in enumerate(SLOW)}
+    items.sort(key=lambda item: order.get(item.path, len(SLOW)))
 
 
 @pytest.fixture(autouse=True)
 def _same_seed() -> None:
+    import numpy as np
+    import torch
+
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
 
 
-@pytest.fixture(params=FAMILIES)
-def family(request) -> str:
-    return request.param
+@pytest.fixture(autouse=True)
+def _no_group_is_left():
+    """A process that was a group by itself for one test is none in the next."""
+    import torch.distributed as dist
 
-
-@pytest.fixture(scope="session")
-def model_folder(tmp_path_factory) -> Callable[[str], Path]:
-    """The pipeline folder of a family, shallow and with random weights, written once; do not change it."""
-    written: dict[str, Path] = {}
-
-    def folder(family: str) -> Path:
-        if family not in written:
-            written[family] = tmp_path_factory.mktemp("models") / family
-            random_pipeline(family).save_pretrained(written[family])
-        return written[family]
-
-    return folder
-
-
-@pytest.fixture
-def model(model_folder, family) -> VideoModel:
-    """A fresh random model of each family in turn."""
-    return load_model(str(model_folder(family)))
-
-
-@pytest.fixture
-def cogvideox(model_folder) -> VideoModel:
-    return load_model(str(model_folder("tiny-cogvideox")))
-
-
-@pytest.fixture(scope="session")
-def material(tmp_path_factory) -> Path:
-    """A folder with `prompts.txt`, captioned `clips/` and preference `pairs.jsonl`; do not change it."""
-    folder = tmp_path_factory.mktemp("material")
-    (folder / "prompts.txt").write_text("".join(f"{caption}\n" for caption in CAPTIONS))
-    generator = torch.Generator().manual_seed(5)
-    for i, caption in enumerate(CAPTIONS):
-        video = torch.rand(6, 3, SIDE, SIDE, generator=generator) * 2 - 1
-        write_video(folder / "clips" / f"{i}.mp4", video, 8)
-        (folder / "clips" / f"{i}.txt").write_text(caption)
-    clips = [folder / "clips" / f"{i}.mp4" for i in range(len(CAPTIONS))]
-    write_pairs(folder / "pairs.jsonl", [PreferencePair(CAPTIONS[i], clips[i], [clips[i - 1]], 0.5) for i in range(3)])
-    return folder
-
-
-def random_pipeline(family: str, layers: int = 2) -> DiffusionPipeline:
-    """A family's pipeline, shallower and for smaller clips than the one that is shipped."""
-    pipeline = build(family)
-    size = {"sample_frames": FRAMES[family], "sample_height": SIDE, "sample_width": SIDE}
-    if family == "tiny-cogvideox":  # counts latents, not pixels
-        scale = pipeline.vae_scale_factor_spatial
-        size |= {"sample_height": SIDE // scale, "sample_width": SIDE // scale}
-    else:  # a Wan transformer knows no size; `Wan` looks for it in the autoencoder's config
-        pipeline.vae.register_to_config(**size)
-        pipeline.vae.register_to_config(latents_mean=[0.1] * 12, latents_std=[2.0] * 12)
-        size = {}
-    config = {**pipeline.transformer.config, "num_layers": layers, **size}
-    pipeline.transformer = type(pipeline.transformer).from_config(config).eval()
-    return pipeline
+    yield
+    if dist.is_initialized():
+        dist.destroy_process_group()

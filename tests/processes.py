@@ -1,9 +1,11 @@
 """Several processes for a test, started as `torchrun` starts them, from one that has imported everything already."""
 
+import logging
 import multiprocessing
 import os
 import pickle
 import socket
+import sys
 import tempfile
 import traceback
 from collections.abc import Callable
@@ -11,10 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
-_context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["besttake.cli", "besttake.algorithms.onlinevpo", "besttake.world.evaluate"])
+_context = multiprocessing.get_context("fork")
 
 
 @dataclass(frozen=True)
@@ -76,7 +75,8 @@ def _free_port() -> int:
 def _work(environment: dict[str, str], place: Path, task: Callable, arguments: tuple) -> None:
     os.environ |= environment
     os.dup2(os.open(place.with_suffix(".log"), os.O_WRONLY | os.O_CREAT), 2)
-    torch.set_num_threads(1)
+    sys.stderr = os.fdopen(2, "w", buffering=1)  # pytest has its own, and its own handlers
+    logging.getLogger().handlers.clear()
     try:
         result = task(*arguments), ""
     except Exception:

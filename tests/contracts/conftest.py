@@ -1,6 +1,7 @@
 """The models that the contracts are tested with: a tiny random one of every kind there is."""
 
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -31,7 +32,7 @@ def folder_of(tmp_path_factory) -> Callable[[str], Path]:
             if tiny.write:
                 tiny.write(path)
             else:
-                tiny.build().save_pretrained(path, max_shard_size="20KB")
+                tiny.build().save_pretrained(path, max_shard_size="50KB")
             written[name] = path
         return written[name]
 
@@ -43,9 +44,20 @@ def tiny(name):
     return tiny_models()[name]
 
 
+@pytest.fixture(scope="session")
+def model_of(folder_of) -> Callable[[str], VideoModel]:
+    return cache(lambda name: load_model(str(folder_of(name))))
+
+
 @pytest.fixture
-def model(name, folder_of) -> VideoModel:
-    """A fresh model of each kind in turn."""
+def model(name, model_of) -> VideoModel:
+    """A model of each kind in turn, read once; do not change it."""
+    return model_of(name)
+
+
+@pytest.fixture
+def fresh(name, folder_of) -> VideoModel:
+    """A model of each kind in turn, to be changed."""
     return load_model(str(folder_of(name)))
 
 
