@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.api import CheckpointException
 
+from besttake.data.files import like_ours
 from besttake.distributed import OtherProcessError, leads, led, words
 from besttake.sharding import is_sharded
 
@@ -134,6 +135,7 @@ def _make_empty(folder: Path) -> None:
 
 def _put_in_place(partial: Path, target: Path, state: dict[str, Any]) -> None:
     """Add what tells a whole checkpoint from a part of one, and give it its name."""
+    like_ours(partial)
     sizes = {file.name: file.stat().st_size for file in partial.iterdir()}
     (partial / STATE).write_text(json.dumps({**state, "bytes": sizes.get(TENSORS, sizes)}))
     for file in partial.iterdir():

@@ -5,8 +5,9 @@ import os
 import pytest
 import torch
 
+from besttake.data.room import BLOCK
 from besttake.rewards import load_reward
-from besttake.rewards.cache import BLOCK, CachedReward, identity
+from besttake.rewards.cache import CachedReward, identity
 from besttake.rewards.checks import checked
 from besttake.rewards.partial import PartialScore, given
 from besttake.types import CriticCard, Score
@@ -152,7 +153,7 @@ def test_what_another_process_is_writing_is_not_thrown_out(tmp_path):
     part = next(tmp_path.glob("*")) / "tmp1234"
     part.write_text("[0.5")
     os.utime(part, (0, 0))
-    cached._room = 0
+    cached._room._left = 0
     cached(films(2), ["a ball"] * 2)
     assert part.read_text() == "[0.5"
 
