@@ -37,10 +37,15 @@ def read_prompts(path: str | Path) -> list[str]:
     return prompts
 
 
-def shown(prompt: str) -> dict[str, str]:
+def shown(prompt: object) -> dict[str, str]:
     """What a model is shown beside a prompt's text: "first_frame" and "source", where there are, by their content."""
     files = {name: getattr(prompt, name, None) for name in ("first_frame", "source")}
     return {name: content(file) for name, file in files.items() if file}
+
+
+def described(item: object) -> str:
+    """A prompt, or another item, as text that two have in common only if they are the same, pictures included."""
+    return repr((item, shown(item)))
 
 
 def prompt_batches(prompts: Sequence[Item], batch: int, seed: int, step: int) -> list[tuple[int, Item]]:
