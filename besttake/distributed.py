@@ -320,7 +320,7 @@ def agree_on_each(what: str, items: Iterable[str]) -> None:
     pairs = enumerate(itertools.zip_longest(heard[0], heard[others[0]], fillvalue="missing"), start=1)
     place, (first, other) = next((place, pair) for place, pair in pairs if pair[0] != pair[1])
     raise ValueError(
-        f"the processes do not agree on {what}: number {place} is {first!r} on process 0, {other!r} on "
+        f"the processes do not agree on {what}: number {place} is {first} on process 0, {other} on "
         f"{', '.join(map(str, others))}"
     )
 

@@ -44,9 +44,7 @@ class MonitorConfig:
         if self.every < 0 or self.count < 1:
             raise ValueError(f"monitor: every is {self.every} and count {self.count}; expected >= 0, and >= 1")
         if self.keep < 0 or self.keep == 1:
-            raise ValueError(
-                f"monitor.keep is {self.keep}; expected 2 looks or more, or 0 = all"
-            )
+            raise ValueError(f"monitor.keep is {self.keep}; expected 2 looks or more, or 0 = all")
 
 
 class Monitor:

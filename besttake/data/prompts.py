@@ -45,7 +45,8 @@ def shown(prompt: object) -> dict[str, str]:
 
 def described(item: object) -> str:
     """A prompt, or another item, as text that two have in common only if they are the same, pictures included."""
-    return repr((item, shown(item)))
+    pictures = shown(item)
+    return f"{item!r} with {pictures}" if pictures else repr(item)
 
 
 def prompt_batches(prompts: Sequence[Item], batch: int, seed: int, step: int) -> list[tuple[int, Item]]:
