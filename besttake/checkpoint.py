@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import shutil
+import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +24,7 @@ from torch import Tensor
 from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.api import CheckpointException
 
+from besttake.data.files import like_ours
 from besttake.distributed import OtherProcessError, leads, led, words
 from besttake.sharding import is_sharded
 
@@ -70,8 +72,7 @@ def find_newest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
     for path in reversed(checkpoints(folder)):
         try:
             state = json.loads((path / STATE).read_text())
-            sizes = state["bytes"] if isinstance(state["bytes"], dict) else {TENSORS: state["bytes"]}
-            for name, size in sizes.items():
+            for name, size in _sizes(state).items():
                 if (path / name).stat().st_size != size:
                     raise ValueError(f"{name} has {(path / name).stat().st_size} bytes, {size} were written")
             shapes(path)
@@ -80,6 +81,23 @@ def find_newest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
             log.warning("the checkpoint %s is damaged (%s): going back to the one before", path, error)
             shutil.rmtree(path)
     return None
+
+
+def wait_for(path: Path, state: dict[str, Any], seconds: float = 60.0) -> None:
+    """Wait until this process sees the files of a checkpoint whole, as the one that has found it does.
+
+    Raises:
+        OSError: it does not in so many seconds, which a shared disk should not take.
+    """
+    until = time.monotonic() + seconds
+    while late := [name for name, size in _sizes(state).items() if not _is_whole(path / name, size)]:
+        if time.monotonic() > until:
+            raise OSError(
+                f"process 0 sees {path / late[0]} whole, and this one does not after {seconds:g} s; "
+                "--out must lie on a disk that all processes share"
+            )
+        os.listdir(path.parent)  # which makes a network file system look again
+        time.sleep(0.1)
 
 
 def shapes(path: Path) -> dict[str, tuple[int, ...]]:
@@ -117,6 +135,17 @@ def oldest_step(folder: Path) -> int:
     return next((int(path.name.removeprefix("step-")) for path in checkpoints(folder)), 0)
 
 
+def _sizes(state: dict[str, Any]) -> dict[str, int]:
+    return state["bytes"] if isinstance(state["bytes"], dict) else {TENSORS: state["bytes"]}
+
+
+def _is_whole(file: Path, size: int) -> bool:
+    try:
+        return file.stat().st_size == size
+    except FileNotFoundError:
+        return False
+
+
 def _apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """The same tensors, each with memory of its own: safetensors takes no two that share it."""
     first = {tensor.data_ptr(): name for name, tensor in reversed(tensors.items())}
@@ -134,6 +163,7 @@ def _make_empty(folder: Path) -> None:
 
 def _put_in_place(partial: Path, target: Path, state: dict[str, Any]) -> None:
     """Add what tells a whole checkpoint from a part of one, and give it its name."""
+    like_ours(partial)
     sizes = {file.name: file.stat().st_size for file in partial.iterdir()}
     (partial / STATE).write_text(json.dumps({**state, "bytes": sizes.get(TENSORS, sizes)}))
     for file in partial.iterdir():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,12 +15,13 @@ from torch.nn import functional
 
 from besttake.configuration import read_yaml, require, to_dict
 from besttake.console import progress
-from besttake.data.files import atomic, read_jsonl
-from besttake.data.prompts import read_prompts
+from besttake.data.cache import versions
+from besttake.data.files import atomic, glimpse, read_jsonl
+from besttake.data.prompts import read_prompts, shown
 from besttake.data.video import contact_sheet, enlargement, read_video, write_video
 from besttake.devices import find_device, keep_freed_memory
 from besttake.evaluation.before_after import with_adapter
-from besttake.models import Quantization, load_model
+from besttake.models import Quantization, VideoModel, load_model
 from besttake.policy import signature
 from besttake.rollout import RolloutConfig, generate
 
@@ -72,7 +74,7 @@ def generate_takes(config: GenerateConfig) -> Path:
         with_adapter(model, config.adapter)
     policy = f"{config.model}{' + ' + str(config.adapter) if config.adapter else ''}"
     fps = config.rollout.rate(model)
-    start = _takes_there(config, prompts, signature(model.denoiser))
+    start = _takes_there(config, prompts, {"weights": signature(model.denoiser), **_keys(model, config.adapter)})
     with listed.open("a") as rows:
         for i in progress(range(start, len(prompts), batch), "shooting"):
             part = prompts[i : i + batch]
@@ -83,6 +85,7 @@ def generate_takes(config: GenerateConfig) -> Path:
                     write_video(config.out / file, video, fps, upscale=enlargement(video))
                 size = list(videos.shape[-2:])
                 row = {"prompt": prompt, "takes": files, "policy": policy, "size": size, "fps": fps}
+                row |= {"shown": hashes} if (hashes := shown(prompt)) else {}
                 rows.write(json.dumps(row) + "\n")
                 rows.flush()
     _contact_sheet(config.out)
@@ -90,16 +93,26 @@ def generate_takes(config: GenerateConfig) -> Path:
     return listed
 
 
-def _takes_there(config: GenerateConfig, prompts: list[str], weights: str) -> int:
+def _keys(model: VideoModel, adapter: Path | None) -> dict[str, str]:
+    """What decides a take besides settings, prompts and the denoiser's weights."""
+    parts = hashlib.sha256(model.identity(*model.parts).encode()).hexdigest()
+    return {"parts": parts, "adapter_content": glimpse(adapter) if adapter else "", **versions()}
+
+
+def _takes_there(config: GenerateConfig, prompts: list[str], keys: dict[str, str]) -> int:
     """How many prompts an earlier start of the same command has shot; what a kill left half-written is cut off."""
     settings = {key: value for key, value in to_dict(config).items() if key not in ("out", "count", "device")}
-    settings["weights"] = weights
+    settings |= keys
     listed, about = config.out / "takes.jsonl", config.out / "takes.yaml"
     whole, newline, _ = listed.read_text().rpartition("\n") if listed.exists() else ("", "", "")
     rows = [json.loads(line) for line in whole.splitlines()]
-    if rows and (not about.exists() or read_yaml(about) != settings or not _begins(prompts, rows)):
+    before = read_yaml(about) if rows and about.exists() else {}
+    other = sorted(key for key in {*before, *settings} if before.get(key) != settings.get(key)) if rows else []
+    other += [] if _begins(prompts, rows) else ["the prompts' texts, first frames or sources"]
+    if other:
         raise ValueError(
-            f"{config.out} holds takes of other settings, weights or prompts (see its takes.yaml); give another --out"
+            f"{config.out} holds takes of other settings, weights or prompts (see its takes.yaml): what differs is "
+            f"{', '.join(other)}; give another --out"
         )
     with atomic(about) as part:
         part.write_text(yaml.safe_dump(settings, sort_keys=False))
@@ -109,8 +122,9 @@ def _takes_there(config: GenerateConfig, prompts: list[str], weights: str) -> in
 
 
 def _begins(prompts: list[str], rows: list[dict]) -> bool:
-    """Whether rows are of the prompts, in their order, as far as both go."""
-    return all(row["prompt"] == prompt for row, prompt in zip(rows, prompts, strict=False))
+    """Whether rows are of the prompts, and of what is shown beside them, in their order, as far as both go."""
+    pairs = zip(rows, prompts, strict=False)
+    return all(row["prompt"] == prompt and row.get("shown", {}) == shown(prompt) for row, prompt in pairs)
 
 
 def _contact_sheet(folder: Path) -> None:
@@ -145,7 +159,7 @@ def write_clips(config: ClipsConfig) -> Path:
 
     config.out.mkdir(parents=True, exist_ok=True)
     table, which = config.out / "metadata.csv", config.out / "which.json"
-    wanted = json.dumps({"split": config.split, "count": config.count, "seed": config.seed})
+    wanted = json.dumps({"split": config.split, "count": config.count, "seed": config.seed, "versions": versions()})
     if table.exists() and which.exists() and which.read_text() == wanted:
         return config.out
     which.unlink(missing_ok=True)

@@ -25,6 +25,7 @@ NOT_IDENTITY = (
         "save_every",
         "device",
         "cache",
+        "cache_limit",
         "tiling",
         "by_turns",
         "parallel",
@@ -33,6 +34,7 @@ NOT_IDENTITY = (
     ),
     *("policy.gradient_checkpointing", "policy.clips_at_once", "policy.halve", "policy.offload", "policy.reference_on"),
     *("rollout.batch", "rollout.compile"),
+    *("reward.cache_limit",),
 )
 """Fields in which a resumed run may differ from the one it resumes: how long, where and in how much memory it runs."""
 

@@ -9,9 +9,11 @@ weights are sharded.
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -267,6 +269,20 @@ def led(make: Callable[[], T]) -> T:
     return _hear(made)[0]
 
 
+def led_tensor(make: Callable[[], Tensor | None]) -> Tensor | None:
+    """As `led`, of a tensor, on the CPU of every process; or None."""
+    made = None
+    with together():
+        if leads():
+            made = make()
+    if _group is None or (about := _hear(None if made is None else (made.shape, made.dtype))[0]) is None:
+        return made
+    shape, dtype = about
+    made = torch.empty(shape, dtype=dtype) if made is None else made.detach().cpu().contiguous()
+    dist.broadcast(made.flatten().view(torch.uint8), 0, group=_group.words)
+    return made
+
+
 def agree(said: Mapping[str, Any], place: int = 0) -> None:
     """ValueError on every process unless all say the same; it names the processes that differ, and in what.
 
@@ -284,6 +300,29 @@ def agree(said: Mapping[str, Any], place: int = 0) -> None:
                 f"the processes do not agree on {name}: it is {first[where].get(name)!r} on process "
                 f"{heard.index((where, first[where]))}, {told.get(name)!r} on {', '.join(map(str, others))}"
             )
+
+
+def agree_on_each(what: str, items: Iterable[str]) -> None:
+    """ValueError on every process unless all have the same items in the same order; it names the first that differs.
+
+    Args:
+        what: the items, in a word.
+        items: what each of them is, with everything that must be the same.
+    """
+    if _group is None:
+        return
+    told = list(items)
+    hashes = _hear(hashlib.sha256(repr(told).encode()).hexdigest())
+    others = [number for number, hash in enumerate(hashes) if hash != hashes[0]]
+    if not others:
+        return
+    heard = _hear(told if _group.rank in (0, others[0]) else None)
+    pairs = enumerate(itertools.zip_longest(heard[0], heard[others[0]], fillvalue="missing"), start=1)
+    place, (first, other) = next((place, pair) for place, pair in pairs if pair[0] != pair[1])
+    raise ValueError(
+        f"the processes do not agree on {what}: number {place} is {first} on process 0, {other} on "
+        f"{', '.join(map(str, others))}"
+    )
 
 
 def added(counts: Mapping[str, float]) -> dict[str, float]:

@@ -23,6 +23,7 @@ from peft import LoraConfig, get_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
+from besttake.data.files import like_ours
 from besttake.distributed import by_itself, leads
 from besttake.memory import out_of_memory
 from besttake.models import VideoModel
@@ -30,15 +31,46 @@ from besttake.models.quantization import blocks, plain
 from besttake.sharding import is_sharded, keep_on_cpu, parts_of, shard, split_tokens, unsharded
 from besttake.types import Condition, Latent, Time
 
+FORM = "all-"
+"""What a signature begins with that has seen all of the weights."""
+
+CHUNK = 1 << 20
+"""Bytes that are summed at once: few enough for the nearest memory of a CPU."""
+
 
 def signature(module: nn.Module) -> str:
-    """A hash that tells one set of weights from another without reading all of it: of every tensor's two ends."""
+    """A hash of a network's weights, all of them, the same on every device: 3 GB of them a second and core."""
+    sums = [(name, checksum(weight)) for name, weight in module.state_dict().items()]
+    return FORM + hashlib.sha256(repr(sums).encode()).hexdigest()[:16]
+
+
+def signature_of_ends(module: nn.Module) -> str:
+    """The `signature` of checkpoints that were written before it saw all of the weights: of every tensor's two ends."""
     ends = [
         (name, part.flatten()[[0, -1]].float().tolist())
         for name, weight in module.state_dict().items()
         for part in plain(weight)
     ]
     return hashlib.sha256(repr(ends).encode()).hexdigest()[:16]
+
+
+def checksum(tensor: Tensor) -> str:
+    """Type, shape, and two sums of all bits of a tensor: that of its 64-bit words, and that of each times its place.
+
+    They are Fletcher's, modulo 2**64. Whole numbers are summed exactly, in any order, on any device.
+    """
+    told = []
+    for part in plain(tensor.detach()):
+        raw = part.contiguous().flatten().view(torch.uint8)
+        places = torch.arange(1, CHUNK // 8 + 1, device=part.device)
+        first, second = torch.zeros(2, dtype=torch.int64, device=part.device)
+        for start in range(0, len(raw), CHUNK):
+            some = raw[start : start + CHUNK]
+            words = nn.functional.pad(some, (0, -len(some) % 8)).view(torch.int64)
+            first += (total := words.sum())
+            second += (words * places[: len(words)]).sum() + total * start
+        told.append((str(part.dtype), tuple(part.shape), first.item(), second.item()))
+    return repr(told)
 
 
 @dataclass(frozen=True)
@@ -179,6 +211,7 @@ class Policy:
                     whole = unsharded(denoiser)
                     if leads():
                         whole.save_pretrained(folder / name)
+                        like_ours(folder / name)
                 return
             if not leads():
                 return
@@ -186,8 +219,10 @@ class Policy:
             for name, denoiser in self.model.denoisers.items():
                 weights = get_peft_model_state_dict(denoiser, adapter_name="policy")
                 layers[name] = {key: tensor.detach().clone() for key, tensor in weights.items()}
-                configs[name] = denoiser.peft_config["policy"].to_dict()
+                config = denoiser.peft_config["policy"].to_dict()
+                configs[name] = {key: sorted(x) if isinstance(x, set) else x for key, x in config.items()}
             self.model.save_lora(folder, layers, configs)
+            like_ours(folder)
 
 
 class Reference(ABC):

@@ -6,12 +6,12 @@ seed and the step, so a checkpoint is the weights, the optimizer and the step: o
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import json
 import logging
 import math
 import time
-import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,18 +23,20 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
-from besttake.checkpoint import find_newest, load_tensors, oldest_step, save_checkpoint, shapes
+from besttake.checkpoint import find_newest, load_tensors, oldest_step, save_checkpoint, shapes, wait_for
 from besttake.configuration import check_finite, fingerprint, require, to_dict, write_config
 from besttake.console import err
-from besttake.data.cache import TensorCache
+from besttake.data.cache import GB, TensorCache
 from besttake.data.files import atomic
-from besttake.data.prompts import prompt_batches
+from besttake.data.prompts import described, prompt_batches
 from besttake.devices import find_device, keep_freed_memory
 from besttake.distributed import (
     ParallelConfig,
     agree,
+    agree_on_each,
     all_here,
     backward,
+    by_itself,
     digest,
     join,
     leads,
@@ -46,7 +48,8 @@ from besttake.evaluation.before_after import EvaluateConfig, check_evaluation
 from besttake.memory import TooManyClipsError
 from besttake.models import Quantization, load_model
 from besttake.monitor import Monitor, MonitorConfig
-from besttake.policy import Policy, PolicyConfig, signature
+from besttake.policy import FORM, Policy, PolicyConfig, signature, signature_of_ends
+from besttake.rewards.cache import weights_of
 from besttake.rewards.guard import Alarm, Guard, watching
 from besttake.rewards.turns import send_away
 from besttake.sharding import check_tokens, in_full, is_sharded
@@ -108,6 +111,8 @@ class TrainConfig:
     CPU."""
     cache: Path | None = None
     """Folder where text embeddings and real clips' latents are kept for this run and others."""
+    cache_limit: float = 50.0
+    """GB of disk that it may take; what was used longest ago makes room."""
     save_every: int = 50
     """Steps between checkpoints."""
     policy: PolicyConfig = field(default_factory=PolicyConfig)
@@ -121,6 +126,7 @@ class TrainConfig:
         require(self.save_every >= 1, "save_every", self.save_every, "1 or more")
         require(self.seed >= 0, "seed", self.seed, "0 or more")
         require(self.minutes >= 0, "minutes", self.minutes, "0 or more")
+        require(self.cache_limit > 0, "cache_limit", self.cache_limit, "a positive number of GB")
         if self.by_turns and self.policy.offload:
             raise ValueError("by_turns moves whole networks; leave it out where policy.offload splits them")
         if self.quantize != "none" and self.policy.offload:
@@ -197,7 +203,7 @@ class Run:
         self.model = load_model(
             config.model, getattr(torch, config.dtype), device, config.quantize, config.policy.offload
         )
-        self.model.cache = TensorCache(config.cache) if config.cache else None
+        self.model.cache = TensorCache(config.cache, int(config.cache_limit * GB)) if config.cache else None
         if config.tiling:
             self.model.tile()
         looks = [config.monitor.rollout] if config.monitor.every else []
@@ -205,7 +211,9 @@ class Run:
         check_tokens(self.model, sizes)
         check_evaluation(config.evaluation, self.model)
         self.base = signature(self.model.denoiser)
-        agree({"the model's weights": self.base})
+        self._agree_on_networks()
+        if found and not found[1]["base"].startswith(FORM):  # of before a signature saw all of the weights
+            self.base = signature_of_ends(self.model.denoiser)
         self.policy = Policy(self.model, config.policy, config.seed)
         self.optimizer = adamw(config.optim, self.policy.trainable.values())
         self.monitor = Monitor(config.monitor, self.policy, self.folder, config.seed, device)
@@ -217,20 +225,35 @@ class Run:
         self.step, self.updates, self.seconds = 0, 0, 0.0
         self._limit = config.minutes * 60 or float("inf")
         if found:
-            self._restore(*found)
+            with together():
+                self._restore(*found)
         agree({"the weights that are trained": digest(list(self.policy.trainable.values()))}, place())
         self._gradients_agree = False
         self._open_logs()
+
+    def _agree_on_networks(self) -> None:
+        """Refuse processes that have read other weights than the rest, of the model or of a critic."""
+        if by_itself():
+            return
+        read = {"the model's weights": self.base, "the model's other parts": self.model.identity(*self.model.parts)}
+        for panel in self.kept.values():
+            for critic in getattr(panel, "rewards", ()):
+                read[f"the critic {critic.name}"] = weights_of(getattr(critic, "reward", critic))
+        agree({name: hashlib.sha256(repr(told).encode()).hexdigest()[:16] for name, told in read.items()})
 
     def _send_away(self, critics: Iterable[Reward]) -> None:
         for critic in critics if self.config.by_turns else ():
             send_away(critic)
 
     def steps(self, items: Sequence[Item], batch: int) -> Iterator[tuple[int, list[Item]]]:
-        """The steps that are left, each with its batch of items; saves, watches and shows progress on the way."""
+        """The steps that are left, each with its batch of items; saves, watches and shows progress on the way.
+
+        Processes must have the same items: the same text, prompts with the same pictures. Of numbers, whoever gives
+        them must have compared what they stand for (`agree_on_each`).
+        """
         if len(items) < batch:
             log.warning("a step takes %d items and there are only %d: some come twice", batch, len(items))
-        agree({"what there is to train on": zlib.crc32(repr(list(items)).encode())})
+        agree_on_each("what there is to train on", map(described, items))
         with _progress() as bar:
             task = bar.add_task("training", total=self.config.steps, completed=self.step)
             while self.step < self.config.steps and self.seconds < self._limit:
@@ -414,6 +437,7 @@ class Run:
 
     @torch.no_grad()
     def _restore(self, path: Path, state: dict[str, Any]) -> None:
+        wait_for(path, state)
         self.step, self.updates, self.seconds = state["step"], state["updates"], state["seconds"]
         policy = self.policy
         saved = {key.partition("/")[2]: shape for key, shape in shapes(path).items() if key.startswith("policy/")}

@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import resource
+from threading import Timer
 from types import SimpleNamespace
 
 import pytest
@@ -154,3 +155,18 @@ def test_a_disk_that_cannot_be_read_loses_nothing(tmp_path, monkeypatch):
 def test_the_state_tells_the_size_of_the_tensors(tmp_path):
     path = save(tmp_path, 1)
     assert json.loads((path / STATE).read_text())["bytes"] == (path / TENSORS).stat().st_size
+
+
+def test_files_that_a_shared_disk_shows_late_are_waited_for_but_not_for_ever(tmp_path):
+    save(tmp_path, 1)
+    path, state = find_newest(tmp_path)
+    checkpoint.wait_for(path, state, 0)
+    whole = (path / checkpoint.TENSORS).read_bytes()
+    for late in (b"", whole[:-1], None):
+        (path / checkpoint.TENSORS).unlink(missing_ok=True)
+        if late is not None:
+            (path / checkpoint.TENSORS).write_bytes(late)
+        with pytest.raises(OSError, match=r"process 0 sees .*whole, and this one does not after 0.1 s"):
+            checkpoint.wait_for(path, state, 0.1)
+    Timer(0.15, (path / checkpoint.TENSORS).write_bytes, [whole]).start()
+    checkpoint.wait_for(path, state, 20)

@@ -7,15 +7,17 @@ import resource
 import shutil
 import signal
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
-from besttake import cli, run
-from besttake.algorithms import onlinevpo, realdpo
+from besttake import cli, monitor, run
+from besttake.algorithms import offline_dpo, onlinevpo, realdpo, sft
 from besttake.algorithms.losses import denoising_errors
 from besttake.algorithms.real_clips import encode_clips
+from besttake.algorithms.takes import Takes
 from besttake.configuration import to_yaml
 from besttake.data.real import find_clips
 from besttake.distributed import ParallelConfig, backward, gathered, join
@@ -293,6 +295,88 @@ def test_processes_that_disagree_are_refused(short, disagreeing, words):
         assert words in ending.said.replace("\n", " ")
 
 
+def read_otherwise(monkeypatch, where, name, change):
+    """What the second process reads is not what the first does."""
+    read = getattr(where, name)
+    monkeypatch.setattr(where, name, lambda *given, **named: change(read(*given, **named)) if rank() else read(*given))
+
+
+def caption(clips):
+    return [*clips[:2], replace(clips[2], caption="a black ball"), *clips[3:]]
+
+
+def clip(clips):
+    other = clips[1].path.with_name("other") / clips[1].path.name
+    return [clips[0], replace(clips[1], path=other), *clips[2:]]
+
+
+def loser(pairs):
+    return [pairs[0], replace(pairs[1], losers=[pairs[1].losers[0].with_name("3.mp4")]), *pairs[2:]]
+
+
+def text_encoder(model):
+    model.folder = str(Path(model.folder).with_name("other"))
+    return model
+
+
+def weight(panel):
+    with torch.no_grad():
+        panel.critics["heldout"][0].network.frames.stem[0].weight[3] += 0.01
+    return panel
+
+
+OTHERWISE = {
+    "caption": (sft, sft, "find_clips", caption, "on the clips: number 3 is"),
+    "clip": (realdpo, realdpo, "find_clips", clip, "on the clips: number 2 is"),
+    "loser": (offline_dpo, offline_dpo, "read_pairs", loser, "on the pairs: number 2 is"),
+    "text encoder": (sft, run, "load_model", text_encoder, "on the model's other parts: it is"),
+    "critic": (onlinevpo, onlinevpo, "load_panel", weight, "on the critic heldout: it is"),
+    "looks": (sft, monitor, "read_prompts", lambda prompts: prompts[1:], "on monitor.prompts: number 1 is 'a red"),
+}
+"""A run's algorithm; what its second process reads otherwise, and how; and what is said of it."""
+
+
+def compared(configs):
+    """What this process says of each."""
+    said = {}
+    for case, (algorithm, where, name, change, _) in OTHERWISE.items():
+        with pytest.MonkeyPatch.context() as patch:
+            read_otherwise(patch, where, name, change)
+            with pytest.raises(ValueError, match="the processes do not agree") as refusal:
+                algorithm.train(configs[case])
+            said[case] = str(refusal.value)
+    return said
+
+
+def test_what_only_some_processes_have_read_is_refused_by_name(common, material, tmp_path):
+    for name in ("model", "other"):
+        shutil.copytree(common["model"], tmp_path / name)
+    weights = load_file(tmp_path / "other" / "text_encoder" / "model.safetensors")
+    weights["shared.weight"][3] += 0.01
+    save_file(weights, tmp_path / "other" / "text_encoder" / "model.safetensors", {"format": "pt"})
+    shutil.copytree(material / "clips", tmp_path / "clips")
+    (tmp_path / "clips" / "other").mkdir()
+    shutil.copy(tmp_path / "clips" / "2.mp4", tmp_path / "clips" / "other" / "1.mp4")
+    data = {offline_dpo: material / "pairs.jsonl", onlinevpo: material / "prompts.txt"}
+    configs = {}
+    for case, (algorithm, *_) in OTHERWISE.items():
+        own = {"reward": RewardConfig("heldout")} if algorithm is onlinevpo else {}
+        look = replace(common["monitor"], every=2 * (case == "looks"), rewards=())
+        configs[case] = algorithm.Config(
+            model=str(tmp_path / "model"),
+            data=str(data.get(algorithm, tmp_path / "clips")),
+            out=tmp_path / case,
+            steps=1,
+            monitor=look,
+            rollout=RolloutConfig(steps=1),
+            **own,
+        )
+    for said in results(launch(2, compared, configs)):
+        assert {case for case, told in said.items() if f"do not agree {OTHERWISE[case][-1]}" not in told} == set(), said
+    assert "'a black ball', 2.mp4 of" in said["caption"]
+    assert "on process 0" in said["caption"]
+
+
 def with_a_critic_that_dies(config):
     """At its second rollout, of the second process."""
     critic, calls = onlinevpo.load_panel(config.reward).critics["temporal-flicker"][0], []
@@ -443,6 +527,30 @@ def test_a_text_or_clip_that_is_kept_on_disk_is_encoded_by_one_process(config, m
     assert first == second == latents
     assert all(one.count(text) + two.count(text) == all_seen.count(text) for text in set(all_seen) - {""})
     assert (one.count("clip"), two.count("clip")) == (2, 2)
+
+
+def on_a_disk_of_its_own(model, folder):
+    """Takes where each process sees no files but those that it has written itself."""
+    join(ParallelConfig(), "cpu")
+    rank = int(os.environ.get("RANK", "0"))
+    captions = ["a red ball", "a blue ball", "a green ball"]
+    policy = Policy(load_model(model), PolicyConfig(rank=2))
+    takes = Takes(policy, captions, RolloutConfig(steps=1, batch=1), 1, 5, folder / str(rank))
+    found = [takes.of([0, 1], 0, 50), takes.of([1, 2], 1, 50)]
+    for path in takes.folder.glob(f"{takes.names[0]}*"):
+        path.write_bytes(b"damaged")
+    found.append(takes.of([0, 1], 2, 50))
+    takes.forget(1)
+    return [latents.tolist() for latents in found], sorted(map(str, takes.folder.glob("*")))
+
+
+def test_process_0_looks_at_the_disk_and_all_have_what_it_found(model_folder, tmp_path):
+    model = str(model_folder("tiny-cogvideox"))
+    alone, kept = on_a_disk_of_its_own(model, tmp_path / "alone")
+    (first, there), (second, nothing) = results(launch(2, on_a_disk_of_its_own, model, tmp_path / "two"))
+    assert first == second == alone
+    assert len(there) == len(kept) == 2
+    assert nothing == []
 
 
 def test_a_model_whose_tokens_cannot_be_split_is_refused(short):

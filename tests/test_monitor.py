@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -48,3 +50,22 @@ def test_no_looks_need_no_prompts_and_no_critics(tmp_path, policy):
 def test_what_cannot_be_watched_is_refused_at_once(tmp_path, config, policy, values, message):
     with pytest.raises(ValueError, match=message):
         Monitor(MonitorConfig(**{**vars(config), **values}), policy, tmp_path, 0, "cpu")
+
+
+def test_videos_of_the_first_and_the_newest_looks_are_kept(tmp_path, config, policy, caplog):
+    for old in range(0, 60, 10):
+        (tmp_path / "samples" / f"step-{old:08d}").mkdir(parents=True)
+        (tmp_path / "samples" / f"step-{old:08d}" / "00.mp4").write_bytes(bytes(5000))
+    monitor = Monitor(replace(config, keep=3, rewards=()), policy, tmp_path, 0, "cpu")
+    with caplog.at_level("INFO"):
+        monitor.look(35)  # of a run that went back: the looks at later steps will come again
+    assert [int(path.name[5:]) for path in sorted(monitor.folder.iterdir())] == [0, 30, 35, 40, 50]
+    assert "2 old looks are removed, 10 kB (monitor.keep is 3)" in caplog.text
+    Monitor(replace(config, keep=0, rewards=()), policy, tmp_path, 0, "cpu").look(60)
+    assert len(list(monitor.folder.iterdir())) == 6
+
+
+@pytest.mark.parametrize("keep", [-1, 1])
+def test_fewer_than_the_first_and_the_last_look_cannot_be_kept(keep):
+    with pytest.raises(ValueError, match=f"monitor.keep is {keep}; expected 2 looks or more"):
+        MonitorConfig(keep=keep)

@@ -1,10 +1,16 @@
+import json
+import os
+import stat
+
 import pytest
 import torch
 from diffusers import DiffusionPipeline
+from safetensors import safe_open
+from torch import nn
 
 from besttake.models import load_model
 from besttake.models.quantization import blocks
-from besttake.policy import Policy, PolicyConfig
+from besttake.policy import FORM, Policy, PolicyConfig, checksum, signature, signature_of_ends
 
 
 @pytest.fixture
@@ -272,3 +278,63 @@ def test_settings_that_do_not_go_together_are_refused():
         PolicyConfig(train="full", offload=True)
     with pytest.raises(ValueError, match="reference_on is for full"):
         PolicyConfig(reference_on="cpu")
+
+
+def network(seed=0):
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(33, 50), nn.LayerNorm(50), nn.Linear(50, 7)).bfloat16()
+
+
+@pytest.mark.parametrize("row", [0, 24, 49])
+def test_a_signature_sees_every_weight(row):
+    first, other = network(), network()
+    assert signature(other) == signature(first)
+    with torch.no_grad():
+        other[0].weight[row, 16] += 0.01
+    assert signature(other) != signature(first)
+    assert signature_of_ends(other) == signature_of_ends(first)
+
+
+def test_a_signature_sees_places_names_shapes_and_types():
+    first = network()
+    told = [signature(first), signature(network(1)), signature(network().float()), signature(nn.ModuleList(first))]
+    with torch.no_grad():
+        first[0].weight[[3, 40]] = first[0].weight[[40, 3]]
+    told.append(signature(first))
+    assert told[0] == told[3]  # of the same names
+    assert len({*told}) == 4
+    assert checksum(torch.zeros(2, 3)) != checksum(torch.zeros(3, 2))
+    assert checksum(torch.zeros(6)) != checksum(torch.zeros(5))
+    assert all(name.startswith(FORM) for name in told)
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.bfloat16, torch.float32, torch.float64])
+def test_a_checksum_is_that_of_the_values_however_they_lie_in_memory(dtype):
+    values = torch.randn(3, 5, generator=torch.Generator().manual_seed(0)).mul(9).abs().to(dtype)
+    odd = torch.cat([values.flatten()[:1], values.flatten()])[1:].view(3, 5)  # begins between two words
+    turned = values.t().contiguous().t()
+    assert checksum(odd) == checksum(turned) == checksum(values)
+    assert checksum(values[0, 0]) != checksum(values[1, 1] + 1)  # without a dimension
+
+
+def test_a_checksum_is_fletchers_over_64_bit_words(monkeypatch):
+    words = torch.tensor([5, -3, 2**62, 2**62, 7])
+    expected = sum(words.tolist()), sum(i * word for i, word in enumerate(words.tolist(), 1))
+    wrapped = tuple((number + 2**63) % 2**64 - 2**63 for number in expected)
+    assert checksum(words) == repr([("torch.int64", (5,), *wrapped)])
+
+
+def test_equal_adapters_are_equal_files_that_colleagues_can_read(cogvideox, tmp_path):
+    policy = Policy(cogvideox, PolicyConfig(rank=2))
+    before = os.umask(0o022)
+    for name in "abcd":
+        policy.save(tmp_path / name)
+    os.umask(before)
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert {stat.S_IMODE(path.stat().st_mode) for path in files} == {0o644}
+    assert len(files) == 4
+    assert len({path.read_bytes() for path in files}) == 1
+    with safe_open(files[0], "pt") as file:
+        metadata = file.metadata()
+    told = json.loads(metadata["lora_adapter_metadata"])["transformer.target_modules"]
+    assert told == sorted(cogvideox.lora_targets)

@@ -11,13 +11,14 @@ from dataclasses import replace
 import pytest
 import torch
 from diffusers import CogVideoXTransformer3DModel
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from besttake import checkpoint
 from besttake.algorithms.sft import Config, train
 from besttake.configuration import to_yaml
+from besttake.models import load_model
 from besttake.monitor import MonitorConfig
-from besttake.policy import PolicyConfig
+from besttake.policy import PolicyConfig, signature_of_ends
 from besttake.run import OptimConfig, Run, TrainConfig
 
 
@@ -226,18 +227,6 @@ def test_a_checkpoint_of_another_model_is_refused(config, tmp_path):
         Run(config)
 
 
-def test_a_checkpoint_of_a_run_from_other_weights_is_refused(config, tmp_path):
-    folder = tmp_path / "model"
-    shutil.copytree(config.model, folder)
-    config = replace(config, model=str(folder), steps=1)
-    train(config)
-    transformer = CogVideoXTransformer3DModel.from_pretrained(folder / "transformer")
-    transformer.proj_out.bias.data += 1
-    transformer.save_pretrained(folder / "transformer")
-    with pytest.raises(ValueError, match=r"began from other weights than .* holds now; give another --out"):
-        Run(config)
-
-
 @pytest.mark.parametrize(
     ("values", "message"),
     [({"steps": 0}, "^steps is 0"), ({"save_every": 0}, "^save_every is 0"), ({"seed": -1}, "seed is -1")],
@@ -251,3 +240,33 @@ def test_settings_without_sense_are_refused(values, message):
 def test_optimizer_settings_without_sense_are_refused(values):
     with pytest.raises(ValueError, match=f"^{next(iter(values))} is 0"):
         OptimConfig(**values)
+
+
+def test_a_run_whose_signature_is_of_two_ends_goes_on_with_it(config):
+    train(replace(config, steps=2))
+    base = signature_of_ends(load_model(config.model).denoiser)
+    for path in (config.out / "checkpoints").glob("*/state.json"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"base": base}))
+    train(config)
+    states = [json.loads(path.read_text()) for path in (config.out / "checkpoints").glob("*/state.json")]
+    assert [state["base"] for state in states] == [base, base]
+    for path in (config.out / "checkpoints").glob("*/state.json"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"base": "0123456789abcdef"}))
+    with pytest.raises(ValueError, match="began from other weights"):
+        Run(config)
+
+
+def test_a_checkpoint_of_a_run_from_other_weights_is_refused(config, tmp_path):
+    config = replace(config, model=str(shutil.copytree(config.model, tmp_path / "model")))
+    train(config)
+    path = tmp_path / "model" / "transformer" / "diffusion_pytorch_model.safetensors"
+    weights = load_file(path)
+    weights[next(name for name in weights if "ff.net" in name)][3] += 1e-3
+    save_file(weights, path, {"format": "pt"})
+    with pytest.raises(ValueError, match=r"began from other weights than .* holds now; give another --out"):
+        Run(config)
+
+
+def test_a_cache_without_room_is_refused(config):
+    with pytest.raises(ValueError, match=r"cache_limit is 0; it must be positive"):
+        replace(config, cache_limit=0)

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from besttake.algorithms.losses import check_dpo, dpo, drawn_errors
-from besttake.algorithms.real_clips import shown_first_frame
+from besttake.algorithms.real_clips import seen, shown_first_frame
 from besttake.data.pairs import PreferencePair, read_pairs
 from besttake.data.video import read_video
+from besttake.distributed import agree_on_each
 from besttake.rollout import RolloutConfig
 from besttake.run import Run, TrainConfig
 
@@ -50,6 +51,7 @@ class Config(TrainConfig):
 def train(config: Config) -> Run:
     pairs = usable(read_pairs(config.data), config)
     run = Run(config)
+    agree_on_each("the pairs", (", ".join([repr(p.prompt), *map(seen, [p.winner, *p.losers])]) for p in pairs))
     policy, model = run.policy, run.model
     prompts = [shown_first_frame(model, pair.prompt, pair.winner) for pair in pairs]
     model.prepare(prompts)

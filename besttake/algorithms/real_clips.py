@@ -7,8 +7,9 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
+from besttake.data.files import content
 from besttake.data.real import RealClip, load_real
-from besttake.distributed import dealt, together
+from besttake.distributed import agree_on_each, dealt, together
 from besttake.models import VideoModel
 from besttake.rollout import RolloutConfig
 from besttake.run import Run
@@ -21,8 +22,10 @@ def encode_clips(
     """Captions and latents of the clips, in the frames, height and width that the model's takes have.
 
     Raises:
-        ValueError: a caption is too long for the model, or a clip is too short or unreadable, unless `skip_bad`.
+        ValueError: a caption is too long for the model, or a clip is too short or unreadable, unless `skip_bad`; or the
+            processes have other clips or captions.
     """
+    agree_on_each("the clips", (f"{clip.caption!r}, {seen(clip.path)}" for clip in clips))
     run.model.prepare([shown_first_frame(run.model, clip.caption, clip.path) for clip in clips])
     frames, height, width = size.size(run.model)
     load = partial(
@@ -39,8 +42,15 @@ def encode_clips(
         if run.model.cache and (mine := dealt(clips)):
             with together(), suppress(ValueError):  # of clips that are no good; all are told of them below
                 load(mine)
-        clips, latents = load(clips)
+        with together():
+            clips, latents = load(clips)
+    agree_on_each("the clips that can be used", (f"{clip.caption!r}, {clip.path.name}" for clip in clips))
     return [shown_first_frame(run.model, clip.caption, clip.path) for clip in clips], latents
+
+
+def seen(file: Path) -> str:
+    """A file as two processes see it: its name, its size, and a hash of pieces of it."""
+    return f"{file.name} of {file.stat().st_size} bytes ({content(file, whole=1 << 20)[:8]})"
 
 
 def shown_first_frame(model: VideoModel, caption: str, clip: Path) -> str:

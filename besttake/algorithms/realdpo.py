@@ -15,8 +15,8 @@ from typing import Literal
 
 from besttake.algorithms.losses import check_dpo, dpo, drawn_errors
 from besttake.algorithms.real_clips import encode_clips
-from besttake.algorithms.takes import Takes
-from besttake.configuration import fingerprint, require
+from besttake.algorithms.takes import Takes, folder_of
+from besttake.configuration import require
 from besttake.data.real import find_clips
 from besttake.rollout import RolloutConfig
 from besttake.run import Run, TrainConfig
@@ -70,8 +70,7 @@ def train(config: Config) -> Run:
     run = Run(config)
     policy = run.policy
     captions, real = encode_clips(run, clips, config.rollout, config.skip_bad)
-    folder = run.folder / "negatives" / f"{fingerprint(config)}-{run.base}"
-    takes = Takes(policy, captions, config.rollout, config.negatives, config.seed, folder)
+    takes = Takes(policy, captions, config.rollout, config.negatives, config.seed, folder_of(run))
     for step, batch in run.steps(range(len(captions)), config.clips_per_step):
         losers = takes.of(batch, step, config.renew_every)
         takes.forget(before=run.oldest_kept() - config.renew_every if config.renew_every else 0)

@@ -1,26 +1,30 @@
 """The model's own takes of the real clips' captions: RealDPO's losers, kept on disk and renewed as the policy moves.
 
 A file's name says of which caption it is and at which step it was made, so that a resumed run finds exactly the takes
-it had: takes made later than the step it resumes from are the very ones it would make again.
+it had: takes made later than the step it resumes from are the very ones it would make again. Process 0 alone looks at
+the disk, and tells the others what it has found: a shared one may show a file to some of them later than to others.
 """
 
 from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load
 from torch import Tensor
 
-from besttake.data.files import atomic
-from besttake.distributed import leads, led, meet, together
-from besttake.policy import Policy
+from besttake.configuration import fingerprint
+from besttake.data.files import save_tensors
+from besttake.data.prompts import shown
+from besttake.distributed import leads, led, led_tensor, together
+from besttake.policy import FORM, Policy
 from besttake.rollout import RolloutConfig, generate
-from besttake.types import Latent, Prompt
+from besttake.run import Run
+from besttake.types import Latent
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +35,11 @@ class Takes:
     def __init__(self, policy: Policy, captions: list[str], config: RolloutConfig, n: int, seed: int, folder: Path):
         self.policy, self.captions, self.config, self.n, self.seed = policy, captions, config, n, seed
         self.folder = folder
-        folder.mkdir(parents=True, exist_ok=True)
+        self.names = led(lambda: [_name(caption) for caption in captions])
+        if leads():
+            folder.mkdir(parents=True, exist_ok=True)
+            for part in folder.glob(".*.tmp"):  # which a kill has left half-written
+                part.unlink()
 
     def of(self, clips: list[int], step: int, renew_every: int) -> Tensor:
         """Latents (b, n, c, f, h, w) of some clips' takes, none made before the last multiple of `renew_every`.
@@ -39,19 +47,22 @@ class Takes:
         With `renew_every` 0 all takes are made at once by the policy as it is when first asked, at step 0.
         """
         oldest = step - step % renew_every if renew_every else 0
-        wanted = [self.captions[i] for i in clips] if renew_every else self.captions
-        unique = {_name(caption): caption for caption in wanted}.values()
-        missing = [caption for caption in unique if self._made(caption, oldest, step - 1) is None]
+        captions = {self.names[i]: self.captions[i] for i in (clips if renew_every else range(len(self.captions)))}
+        made = led(lambda: self._made(captions, oldest, step))
+        missing = [name for name in captions if min(made[name], default=step) == step]
         if missing and step and not renew_every:
             log.warning(
                 "%d takes made before training are lost: they are made again by the policy of now", len(missing)
             )
         batch = max(1, self.config.batch // self.n)
         for start in range(0, len(missing), batch):
-            part = missing[start : start + batch]
-            if any(self._made(caption, oldest, step) is None for caption in part):
+            part = {name: captions[name] for name in missing[start : start + batch]}
+            if not all(made[name] for name in part):
                 self._make(part, step)  # whole, whatever a kill left of it: a batch's size shows in the last bits
-        return torch.stack([self._read(self.captions[i], oldest, step) for i in clips])
+                made |= {name: [step] for name in part}
+        names = [self.names[i] for i in clips]
+        found = {name: self._read(name, captions[name], made[name], step) for name in dict.fromkeys(names)}
+        return torch.stack([found[name] for name in names])
 
     def with_winner(self, real: Latent, losers: Tensor) -> Tensor:
         """Rows (b, 1 + n, c, f, h, w): the real clip, then its takes."""
@@ -59,41 +70,64 @@ class Takes:
 
     def forget(self, before: int) -> None:
         """Delete takes made before a step from which no run will resume any more."""
-        for path in self.folder.glob("[!.]*.safetensors"):  # hidden ones are what a kill left half-written
-            if leads() and _step_of(path) < before:
-                path.unlink()
+        for path in self.folder.glob("[!.]*.safetensors") if leads() else ():
+            if _step_of(path) < before:
+                path.unlink(missing_ok=True)
 
-    def _made(self, caption: str, oldest: int, newest: int) -> Path | None:
-        """The youngest file of a caption's takes made in [oldest, newest]."""
-        found = sorted(self.folder.glob(f"{_name(caption)}-*.safetensors"))
-        return next((path for path in reversed(found) if oldest <= _step_of(path) <= newest), None)
+    def _made(self, names: Collection[str], oldest: int, newest: int) -> dict[str, list[int]]:
+        """The steps in [oldest, newest] at which each caption's takes were made, as far as there are files of them."""
+        made: dict[str, list[int]] = {name: [] for name in names}
+        for path in self.folder.glob("[!.]*.safetensors"):
+            name, step = path.stem.split("-")[0], _step_of(path)
+            if name in made and oldest <= step <= newest:
+                made[name].append(step)
+        return made
 
-    def _make(self, captions: Sequence[str], step: int) -> None:
-        shot = generate(self.policy, list(captions), self.config, n=self.n, seed=(self.seed, step), decode=False)
+    def _make(self, captions: dict[str, str], step: int) -> None:
+        texts = list(captions.values())
+        shot = generate(self.policy, texts, self.config, n=self.n, seed=(self.seed, step), decode=False)
         with together():
-            for caption, latents in zip(captions, shot.latents.unflatten(0, (len(captions), self.n)), strict=True):
+            for name, latents in zip(captions, shot.latents.unflatten(0, (len(texts), self.n)), strict=True):
                 if leads():
-                    with atomic(self.folder / f"{_name(caption)}-{step:08d}.safetensors") as part:
-                        save_file({"latents": latents.contiguous().cpu()}, part)
+                    save_tensors(self._path(name, step), {"latents": latents.contiguous().cpu()})
 
-    def _read(self, caption: str, oldest: int, step: int) -> Tensor:
-        path = self._made(caption, oldest, step)
-        if path is None:
-            raise FileNotFoundError(f"the takes of '{caption}' have vanished from {self.folder}")
+    def _read(self, name: str, caption: str, made: Sequence[int], step: int) -> Tensor:
+        """The youngest of a caption's takes."""
+        latents = led_tensor(lambda: self._load(self._path(name, max(made))))
+        if latents is not None:
+            return latents
+        self._make({name: caption}, step)
+        return self._read(name, caption, [step], step)
+
+    def _load(self, path: Path) -> Tensor | None:
         try:
-            return load_file(path)["latents"]
-        except (SafetensorError, KeyError):
+            return load(path.read_bytes())["latents"]
+        except (FileNotFoundError, SafetensorError, KeyError):
             log.warning("the takes %s are damaged: they are made again by the policy of now", path)
-            meet()  # all have seen it
-            led(path.unlink)
-            self._make([caption], step)
-            return self._read(caption, oldest, step)
+            path.unlink(missing_ok=True)
+            return None
+
+    def _path(self, name: str, step: int) -> Path:
+        return self.folder / f"{name}-{step:08d}.safetensors"
+
+
+def folder_of(run: Run) -> Path:
+    """Where a run's takes lie: they are of its settings, of the weights that it began from, and of its model's parts.
+
+    A run that an older version began, whose base has a signature of that time, goes on in the folder of that time.
+    """
+    model = run.model
+    parts = [name for name in model.parts if name != "vae" or model.takes_first_frame]
+    key = f"{fingerprint(run.config)}-{run.base}"
+    if run.base.startswith(FORM):
+        key += "-" + led(lambda: hashlib.sha256(model.identity(*parts).encode()).hexdigest()[:16])
+    return run.folder / "negatives" / key
 
 
 def _name(caption: str) -> str:
-    """A file name for a caption and, if it has one, its first frame."""
-    shown = f"\n{caption.first_frame}" if isinstance(caption, Prompt) and caption.first_frame else ""
-    return hashlib.sha256((caption + shown).encode()).hexdigest()[:16]
+    """A file name for a caption and, if it has one, its first frame, by what is to be seen in it."""
+    frame = shown(caption).get("first_frame")
+    return hashlib.sha256((caption + (f"\n{frame}" if frame else "")).encode()).hexdigest()[:16]
 
 
 def _step_of(path: Path) -> int:

@@ -9,7 +9,7 @@ from typing import TypeVar
 import numpy as np
 
 from besttake.configuration import require
-from besttake.data.files import read_jsonl, read_text
+from besttake.data.files import content, read_jsonl, read_text
 from besttake.embedded import embedded_prompts
 from besttake.types import Prompt
 
@@ -36,6 +36,18 @@ def read_prompts(path: str | Path) -> list[str]:
     if not prompts:
         raise ValueError(f"{path} holds no prompts")
     return prompts
+
+
+def shown(prompt: object) -> dict[str, str]:
+    """What a model is shown beside a prompt's text: "first_frame" and "source", where there are, by their content."""
+    files = {name: getattr(prompt, name, None) for name in ("first_frame", "source")}
+    return {name: content(file) for name, file in files.items() if file}
+
+
+def described(item: object) -> str:
+    """A prompt, or another item, as text that two have in common only if they are the same, pictures included."""
+    pictures = shown(item)
+    return f"{item!r} with {pictures}" if pictures else repr(item)
 
 
 def prompt_batches(prompts: Sequence[Item], batch: int, seed: int, step: int) -> list[tuple[int, Item]]:

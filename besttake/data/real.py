@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from besttake.data.cache import TensorCache, content
+from besttake.data.cache import TensorCache
+from besttake.data.files import content
 from besttake.data.layouts import Entry, find_entries
 from besttake.data.video import probe, read_video
 from besttake.types import Video

@@ -14,7 +14,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from besttake.data.cache import TensorCache, glimpse
+from besttake.data.cache import TensorCache
+from besttake.data.files import content, glimpse
 from besttake.data.video import read_frame
 from besttake.distributed import dealt, together
 from besttake.models.loading import is_empty, pipeline_class, pipeline_folder, read_part, read_pipeline
@@ -174,10 +175,21 @@ class VideoModel(ABC):
         self.tiled = True
         self.thrifty(self.pipeline.vae)
 
+    @property
+    def parts(self) -> list[str]:
+        """What has files of its own beside the denoisers: encoders, tokenizers, the autoencoder, the scheduler."""
+        there = [name for name, part in self.pipeline.components.items() if part is not None]
+        return sorted(set(there) - self.denoisers.keys())
+
     def identity(self, *names: str) -> str:
         """What tells parts of the pipeline, and what they are held in, from those of another model."""
         parts = [(name, self.dtypes.get(name, self.dtypes[""]), glimpse(self.folder_of(name))) for name in names]
-        return repr((type(self).__name__, self.tiled, parts))
+        return repr((type(self).__name__, self.tiled and "vae" in names, self.settings(), parts))
+
+    def settings(self) -> str:
+        """What the pipeline is told beside its parts."""
+        index = Path(self.folder, "model_index.json")
+        return content(index) if index.is_file() else ""
 
     def folder_of(self, name: str) -> Path:
         """Where a part's files are."""
@@ -289,12 +301,14 @@ class VideoModel(ABC):
 
     def _key(self, prompt: str) -> tuple[object, ...]:
         if not self._text_identity:
-            self._text_identity = self.identity(*self.text_parts)
+            tokenizers = [name for name in self.parts if name.startswith("tokenizer")]
+            self._text_identity = self.identity(*self.text_parts, *tokenizers)
         return "text", self._text_identity, self.longest_prompt(), prompt
 
     def prepare(self, prompts: Sequence[str]) -> None:
         """`check_prompts`; and, if there is a cache, embed them all, so that the text encoder is read but once."""
-        self.check_prompts(prompts)
+        with together():
+            self.check_prompts(prompts)
         for some in (dealt(prompts), prompts) if self.cache else ():
             with together(), torch.no_grad():
                 for start in range(0, len(some), REMEMBERED):

@@ -19,7 +19,7 @@ from transformers import T5EncoderModel
 from besttake.models.base import Size, VideoModel, folded
 from besttake.models.loading import FAULTS, empty_part, read_denoiser, read_part
 from besttake.models.networks.checkpoints import check_whole
-from besttake.models.networks.opensora import FPS, FPS_OF_STILLS, OpenSoraPipeline, noise_ratio, part_of
+from besttake.models.networks.opensora import FPS, FPS_OF_STILLS, HUB, OpenSoraPipeline, noise_ratio, part_of
 from besttake.models.networks.opensora_captions import clean
 from besttake.models.networks.opensora_vae import VideoAutoencoderPipeline
 from besttake.models.networks.stdit3 import STDiT3
@@ -72,6 +72,10 @@ class OpenSora(VideoModel):
             return self.thrifty(cls.from_pretrained(place, dtype, device).requires_grad_(False))
         except FAULTS as error:
             raise ValueError(f"the {name} of '{self.source}' does not load: {error}") from error
+
+    @property
+    def parts(self) -> list[str]:
+        return sorted(HUB)  # the scheduler has no settings
 
     def folder_of(self, name: str) -> Path:
         place = part_of(self.source, name)

@@ -7,18 +7,24 @@ number of machines may share a folder: a reader sees a whole score or none. The 
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import math
-import os
+import sys
 import tempfile
+from dataclasses import is_dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from besttake import __version__
+from besttake.data.cache import versions
+from besttake.data.files import atomic, content, glimpse
+from besttake.data.room import BLOCK, Room
 from besttake.data.video import to_uint8
-from besttake.policy import signature
+from besttake.policy import checksum, signature
 from besttake.rewards.checks import checked
 from besttake.rewards.partial import PartialScore, given
 from besttake.types import FPS, Reward, Score, Video
@@ -26,19 +32,17 @@ from besttake.types import FPS, Reward, Score, Video
 LIMIT = 256_000_000
 """Bytes of disk, as the files' blocks count: more than 60,000 scores."""
 
-KEEP = 0.9
-"""The share of the limit that is left when old scores are thrown out, so that it is seldom done."""
-
-BLOCK = 4096
-"""Bytes that a small file takes."""
+PLAIN = (str, int, float, list, tuple, dict, Path)
+"""Kinds of settings that `repr` tells."""
 
 
 class CachedReward:
     """A critic that remembers. The same videos to the grey level, prompt and frame rate: the same score.
 
-    A score is kept under a hash of the frames as a file would hold them (uint8), the prompt, the frame rate, and the
-    critic's name, dimensions and identity (see `identity`); a critic that looks at more must not be cached. Abstentions
-    are asked again. A video that wants a gradient is scored anew: a number from disk has none.
+    A score is kept under a hash of the frames as a file would hold them (uint8), the prompt, the frame rate, the
+    critic's name, dimensions and identity (see `identity`), and the versions of what computes; a critic that looks at
+    more must not be cached. Abstentions are asked again. A video that wants a gradient is scored anew: a number from
+    disk has none.
 
     Attributes:
         hits, misses: videos found and not found so far.
@@ -55,12 +59,12 @@ class CachedReward:
         """
         if limit < BLOCK:
             raise ValueError(f"the limit of the score cache is {limit} bytes; a score takes {BLOCK}")
-        self.reward, self.folder, self.limit = reward, Path(folder), limit
+        self.reward, self.folder = reward, Path(folder)
         self.name, self.dimensions, self.card = reward.name, tuple(reward.dimensions), reward.card
         self.differentiable = reward.differentiable
         self.hits = self.misses = 0
-        self._head = json.dumps([self.name, self.dimensions, who or identity(reward)])
-        self._room = 0  # scores that may be written before the folder is weighed again
+        self._head = json.dumps([self.name, self.dimensions, who or identity(reward), versions()])
+        self._room = Room(self.folder, limit, ".json")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=self.folder).close()
@@ -103,44 +107,61 @@ class CachedReward:
         """A score, and a note that it was used; None where there is none, or a power cut left a part of one."""
         try:
             row = json.loads(path.read_text())
-            os.utime(path)
         except (OSError, ValueError):
             return None
+        self._room.used(path)
         whole = isinstance(row, list) and len(row) == len(self.dimensions)
         return row if whole and all(isinstance(x, float) and math.isfinite(x) for x in row) else None
 
     def _write(self, path: Path, row: list[float]) -> None:
-        if self._room <= 0:
-            self._make_room()
-        self._room -= 1
-        path.parent.mkdir(exist_ok=True)
-        handle, part = tempfile.mkstemp(dir=path.parent)
-        try:
-            with os.fdopen(handle, "w") as file:
-                json.dump(row, file)
-            os.replace(part, path)
-        except BaseException:
-            os.unlink(part)
-            raise
-
-    def _make_room(self) -> None:
-        """Throw out the scores used longest ago; another process may be doing the same, or writing one just now."""
-        found = []
-        for path in self.folder.glob("??/*.json"):
-            try:
-                found.append((path.stat().st_mtime_ns, path))
-            except FileNotFoundError:
-                continue
-        most = self.limit // BLOCK
-        if len(found) >= most:
-            for _, path in sorted(found)[: len(found) - int(KEEP * most)]:
-                path.unlink(missing_ok=True)
-            found = found[: int(KEEP * most)]
-        self._room = max(1, (most - len(found)) // 2)  # others may be writing as well
+        self._room.make(BLOCK)
+        with atomic(path) as part:
+            part.write_text(json.dumps(row))
 
 
 def identity(reward: Reward) -> str:
-    """What tells a critic from another of its name: its own `identity`, its networks' weights, and our version."""
+    """What tells a critic from another of its name: its code and version, its weights, and what else decides a score.
+
+    That is told by the critic's own `identity`; where it has none, by what its `__init__` was given and it has kept.
+    """
+    own = getattr(reward, "identity", None)
+    told = [weights_of(reward), _settings(reward) if own is None else own, _code(type(reward)), __version__]
+    return json.dumps(told, sort_keys=True)
+
+
+def weights_of(reward: Reward) -> dict[str, Any]:
+    """A hash of each network, tensor and vocabulary that a critic holds."""
     parts = {"": reward, **vars(reward)}
-    networks = {name: signature(part) for name, part in parts.items() if isinstance(part, nn.Module)}
-    return json.dumps([getattr(reward, "identity", ""), networks, __version__], sort_keys=True)
+    return {name: told for name, part in parts.items() if (told := _weights(part))}
+
+
+def _weights(part: Any) -> Any:
+    if isinstance(part, nn.Module):
+        return signature(part)
+    if isinstance(part, Tensor):
+        return checksum(part)
+    if hasattr(part, "get_vocab"):
+        return hashlib.sha256(json.dumps(part.get_vocab(), sort_keys=True).encode()).hexdigest()
+    if isinstance(part, dict):
+        return {str(key): told for key, value in part.items() if (told := _weights(value))}
+    return [told for value in part if (told := _weights(value))] if isinstance(part, (list, tuple)) else None
+
+
+def _settings(reward: Reward) -> dict[str, str]:
+    """What a critic was made with, of files their content; the device is none of it."""
+    given = inspect.signature(type(reward).__init__).parameters.keys() - {"self", "device"}
+    return {name: _setting(value) for name, value in vars(reward).items() if name in given}
+
+
+def _setting(value: Any) -> str:
+    if isinstance(value, (str, Path)) and value and Path(value).exists():
+        return content(value) if Path(value).is_file() else glimpse(value)
+    plain = value is None or isinstance(value, PLAIN) or is_dataclass(value)
+    return repr(value) if plain else ""  # of other things `repr` may give no more than an address
+
+
+def _code(kind: type) -> list[str]:
+    """Hashes of the files in which a class and what it inherits are written."""
+    modules = {sys.modules.get(base.__module__) for base in kind.__mro__ if base.__module__ != "builtins"}
+    files = {file for module in modules if (file := getattr(module, "__file__", None)) and Path(file).is_file()}
+    return sorted(map(content, files))

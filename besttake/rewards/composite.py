@@ -16,9 +16,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from besttake.data.cache import GB
 from besttake.distributed import added
 from besttake.rewards import load_reward
-from besttake.rewards.cache import CachedReward
+from besttake.rewards.cache import LIMIT, CachedReward
 from besttake.rewards.checks import parse_weights, shared
 from besttake.rewards.judge import Judge, JudgeConfig
 from besttake.rewards.partial import given
@@ -62,6 +63,8 @@ class RewardConfig:
     """One number of those frames' scores: their mean, the worst, or InstructVideo's weights of segments."""
     cache: Path | None = None
     """Folder where scores are kept, for takes that are scored again; none = nowhere."""
+    cache_limit: float = LIMIT / GB
+    """GB of disk that it may take, of all critics together; what was used longest ago makes room."""
 
     def __post_init__(self):
         if self.frames < 1:
@@ -225,7 +228,9 @@ def load_panel(config: RewardConfig, device: str = "cpu") -> Panel:
         else:
             settings = config.settings.get(name, {})
             reward = load_reward(name, device, config.paths.get(name), looks, **settings)
-        critics[name] = (CachedReward(reward, config.cache) if config.cache else reward, weights)
+        if config.cache:
+            reward = CachedReward(reward, config.cache, int(config.cache_limit * GB))
+        critics[name] = reward, weights
     return Panel(critics, config.combine, config.normalise, config.margins)
 
 

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from besttake.data.files import save_tensors
 from besttake.types import Video
 
 SHIPPED = Path(__file__).parent.parent / "world" / "weights"
@@ -53,7 +54,7 @@ def write_critic(folder: Path, module: nn.Module, config: dict) -> None:
     """Weights as float16 safetensors, and `config.json`."""
     folder.mkdir(parents=True, exist_ok=True)
     state = {key: value.half() if value.is_floating_point() else value for key, value in module.state_dict().items()}
-    save_file({key: value.contiguous() for key, value in state.items()}, folder / "model.safetensors")
+    save_tensors(folder / "model.safetensors", {key: value.contiguous() for key, value in state.items()})
     (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
 
 

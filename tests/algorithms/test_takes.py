@@ -3,10 +3,12 @@ import logging
 
 import pytest
 import torch
+from PIL import Image
 
 from besttake.algorithms.takes import Takes
 from besttake.policy import Policy, PolicyConfig
 from besttake.rollout import RolloutConfig, generate
+from besttake.types import Prompt
 
 CAPTIONS = ["a red ball", "a blue ball", "a green ball"]
 
@@ -108,3 +110,32 @@ def test_a_kill_leaves_nothing_that_a_resumed_run_trips_over(takes):
     assert torch.equal(takes.of([0, 2], 4, 50), whole)
     takes.forget(before=3)
     assert {named(0, 4), named(2, 4)} <= set(files(takes))
+
+
+def test_takes_of_first_frames_are_known_by_what_they_show(policy, tmp_path):
+    def name(colour, file, text="a ball"):
+        Image.new("RGB", (8, 8), colour).save(tmp_path / file)
+        return Takes(policy, [Prompt(text, tmp_path / file)], RolloutConfig(), 1, 0, tmp_path / "takes").names[0]
+
+    first = name("red", "a.png")
+    assert name("red", "b.png") == first
+    assert len({first, name("blue", "a.png"), name("red", "a.png", "a ring")}) == 3
+
+
+def test_files_of_a_kill_are_removed_when_the_run_goes_on(takes):
+    (takes.folder / ".half.4242.tmp").write_bytes(b"half")
+    Takes(takes.policy, CAPTIONS, takes.config, 2, 5, takes.folder)
+    assert files(takes) == []
+
+
+def test_takes_that_vanish_are_made_again(takes, caplog):
+    first, load = takes.of([1], 0, 50), takes._load
+
+    def too_late(path):
+        path.unlink(missing_ok=True)
+        takes._load = load
+        return load(path)
+
+    takes._load = too_late
+    assert torch.equal(takes.of([1], 0, 50), first)
+    assert "are damaged: they are made again" in caplog.text

@@ -2,6 +2,7 @@
 
 import json
 import math
+import stat
 from dataclasses import replace
 
 import pytest
@@ -105,6 +106,9 @@ def leaves_a_run_folder(folder, config):
         info = probe(folder / "samples" / f"step-{step:08d}" / "00.mp4")
         assert (info.frames, info.fps) == (5 if config.model.endswith("wan") else 4, 8)
     assert [path.name for path in sorted((folder / "checkpoints").iterdir())] == ["step-00000003", "step-00000005"]
+    (folder / "plain").touch()
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in folder.rglob("*") if path.is_file()}
+    assert modes == dict.fromkeys(modes, modes["plain"])
     pipeline = load_model(config.model).pipeline
     pipeline.load_lora_weights(str(folder / "adapter"))
     assert pipeline.get_active_adapters()

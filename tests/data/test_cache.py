@@ -3,7 +3,7 @@ import os
 import pytest
 import torch
 
-from besttake.data.cache import TensorCache, content, glimpse
+from besttake.data.cache import TensorCache, versions
 
 
 @pytest.fixture
@@ -52,14 +52,36 @@ def test_a_folder_that_cannot_be_written_to_is_refused(tmp_path):
         TensorCache(tmp_path / "file")
 
 
-def test_a_glimpse_tells_folders_of_weights_apart(tmp_path):
-    for name in ("a", "b"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "weights").write_bytes(bytes(1_000_000))
-    assert glimpse(tmp_path / "a") == glimpse(tmp_path / "b")
-    (tmp_path / "b" / "weights").write_bytes(os.urandom(1_000_000))
-    assert glimpse(tmp_path / "a") != glimpse(tmp_path / "b")
-    assert content(tmp_path / "a" / "weights") != content(tmp_path / "b" / "weights")
-    (tmp_path / "b" / "weights").write_bytes(bytes(1_000_000))
-    (tmp_path / "b" / "config.json").write_text("{}")
-    assert glimpse(tmp_path / "a") != glimpse(tmp_path / "b")
+def test_the_versions_of_what_computes_are_part_of_every_key(cache, monkeypatch):
+    cache.write({"x": torch.ones(2)}, 1)
+    monkeypatch.setattr("besttake.data.cache.versions", lambda: versions() | {"torch": "0.1"})
+    assert cache.read(1) is None
+
+
+def test_the_folder_stays_within_its_limit_and_what_was_read_last_stays(tmp_path, caplog):
+    cache = TensorCache(tmp_path, limit=200_000)
+    for i in range(12):
+        cache.write({"x": torch.full((5_000,), float(i))}, i)
+        for age, file in enumerate(sorted(tmp_path.rglob("*.safetensors"), key=lambda path: path.stat().st_mtime_ns)):
+            os.utime(file, (age, age))  # no clock is fine enough for a test
+        assert cache.read(0)["x"].max() == 0  # in use all the time
+    assert [i for i in range(12) if cache.read(i)] == [0, *range(5, 12)]
+    assert f"{tmp_path} held" in caplog.text
+
+
+def test_what_is_larger_than_the_limit_is_not_kept(tmp_path, caplog):
+    cache = TensorCache(tmp_path, limit=20_000)
+    cache.write({"x": torch.ones(10)}, 1)
+    cache.write({"x": torch.ones(10_000)}, 2)
+    assert cache.read(1)
+    assert cache.read(2) is None
+    assert "no room for tensors as large as these" in caplog.text
+
+
+def test_what_is_removed_while_it_is_in_use_stays_in_memory(cache):
+    cache.write({"x": torch.ones(100)}, 1)
+    found = cache.read(1)
+    (file,) = cache.folder.rglob("*.safetensors")
+    with file.open("r+b") as open_file:
+        open_file.truncate(0)  # what another machine's removal looks like to whoever has mapped the file
+    assert found["x"].sum() == 100

@@ -2,7 +2,8 @@ from collections import Counter
 
 import pytest
 
-from besttake.data.prompts import prompt_batches, read_prompts
+from besttake.data.prompts import described, prompt_batches, read_prompts
+from besttake.types import Prompt
 
 
 def test_reads_lines_and_json_lines(tmp_path):
@@ -70,3 +71,12 @@ def test_only_seed_and_step_count():
 def test_nothing_to_deal(prompts, batch):
     with pytest.raises(ValueError, match=r"is .*; expected (one|1) or more"):
         prompt_batches(prompts, batch, 0, 0)
+
+
+def test_a_prompt_is_described_by_its_text_and_what_is_shown_beside_it(tmp_path):
+    for name in "abc":
+        (tmp_path / name).write_text("c" if name == "c" else "ab")
+    first = described(Prompt("a ball", first_frame=tmp_path / "a"))
+    assert described(Prompt("a ball", first_frame=tmp_path / "b")) == first
+    others = [Prompt("a ball", tmp_path / "c"), Prompt("a ball", None, tmp_path / "a"), "a ball", "a ring", 3]
+    assert len({first, *map(described, others)}) == 6

@@ -1,12 +1,15 @@
+import importlib
 import json
 import multiprocessing
 import os
+import sys
 
 import pytest
 import torch
 
+from besttake.data.room import BLOCK
 from besttake.rewards import load_reward
-from besttake.rewards.cache import BLOCK, CachedReward, identity
+from besttake.rewards.cache import CachedReward, identity
 from besttake.rewards.checks import checked
 from besttake.rewards.partial import PartialScore, given
 from besttake.types import CriticCard, Score
@@ -101,6 +104,70 @@ def test_how_it_looks_at_a_clip_is_part_of_an_image_critics_identity(tmp_path):
     assert told[2] == told[3]
 
 
+class Set:
+    """A critic with a setting of each kind, and a counter."""
+
+    name, dimensions, differentiable, card = "set", ("light",), False, Counting.card
+
+    def __init__(self, frames=8, path="", sides=(1, 2), device="cpu"):
+        self.frames, self.path, self.sides, self.device, self.asked = frames, path, sides, device, 0
+        self.mean, self.masks = torch.zeros(2), [torch.zeros(3, dtype=torch.bool)]
+        self.tokenizer = Words()
+
+    def __call__(self, videos, prompts, fps=8.0):
+        self.asked += 1
+        return Score(videos.mean((1, 2, 3, 4))[:, None], self.dimensions)
+
+
+class Words:
+    def __init__(self):
+        self.words = {"ball": 0}
+
+    def get_vocab(self):
+        return self.words
+
+
+def test_what_a_critic_was_made_with_and_of_is_its_identity_and_what_it_counts_is_not(tmp_path):
+    (tmp_path / "weights").write_text("one")
+    first = identity(Set())
+    same = [Set(), Set(device="cuda:1")]
+    same[0].asked = 5
+    assert {identity(critic) for critic in same} == {first}
+    others = [Set(frames=4), Set(sides=(1, 3)), *(Set() for _ in range(3)), Set(path=tmp_path / "weights")]
+    others[2].mean[1] += 1e-3
+    others[3].masks[0][1] = True
+    others[4].tokenizer.words = {"ball": 1}
+    told = [identity(critic) for critic in others]
+    assert len({first, *told}) == 7
+    (tmp_path / "weights").write_text("two")
+    assert identity(others[-1]) != told[-1]
+    (tmp_path / "weights").rename(tmp_path / "moved").write_text("one")
+    assert identity(Set(path=str(tmp_path / "moved"))) == told[-1]
+
+
+WRITTEN = """
+class Critic:
+    name, dimensions, card, differentiable = "own", ("light",), None, False
+    def __call__(self, videos, prompts, fps=8.0): return {}
+"""
+
+
+def test_the_code_of_a_critic_is_part_of_its_identity(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "own_critic.py").write_text(WRITTEN.format(1))
+    first = identity(importlib.import_module("own_critic").Critic())
+    (tmp_path / "own_critic.py").write_text(WRITTEN.format(2))
+    assert identity(sys.modules.pop("own_critic").Critic()) != first
+
+
+def test_the_versions_of_what_computes_are_part_of_the_key(tmp_path, monkeypatch):
+    critic, videos = Counting(), films(1)
+    CachedReward(critic, tmp_path)(videos, ["a ball"])
+    monkeypatch.setattr("besttake.rewards.cache.versions", lambda: {"torch": "0.1"})
+    CachedReward(critic, tmp_path)(videos, ["a ball"])
+    assert critic.asked == 2
+
+
 def test_an_abstention_is_not_remembered(tmp_path):
     critic, videos = Counting(silent_on="a ring"), films()
     cached = CachedReward(critic, tmp_path)
@@ -152,7 +219,7 @@ def test_what_another_process_is_writing_is_not_thrown_out(tmp_path):
     part = next(tmp_path.glob("*")) / "tmp1234"
     part.write_text("[0.5")
     os.utime(part, (0, 0))
-    cached._room = 0
+    cached._room._left = 0
     cached(films(2), ["a ball"] * 2)
     assert part.read_text() == "[0.5"
 

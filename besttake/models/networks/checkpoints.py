@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+
+from besttake.data.files import save_tensors
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
@@ -61,7 +62,7 @@ class PublicCheckpoint:
         Path(folder).mkdir(parents=True, exist_ok=True)
         (Path(folder) / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
         weights = {name: weight.detach().contiguous() for name, weight in network.state_dict().items()}
-        save_file(weights, Path(folder) / WEIGHTS, metadata={"format": "pt"})
+        save_tensors(Path(folder) / WEIGHTS, weights, {"format": "pt"})
 
 
 def public(config: Mapping[str, Any]) -> dict[str, Any]:
