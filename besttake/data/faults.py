@@ -20,14 +20,16 @@ def read_each(
     read: Callable[[Item], Read],
     what: str,
     *,
+    place: Callable[[Item], object] | None = None,
     skip_bad: bool | None = None,
     advice: str = "Mend or remove them",
 ) -> list[Read]:
     """What `read` makes of every item, in their order.
 
     Args:
-        read: raises ValueError, naming the item, where it is no good.
+        read: raises ValueError where an item is no good.
         what: the items, in the plural, and where they are from: "clips of my_folder".
+        place: what stands before an item's complaint; None: `read` names the item itself.
         skip_bad: leave out items that are no good, with one warning of all; None: there is no such setting.
         advice: how to mend them.
 
@@ -39,7 +41,7 @@ def read_each(
         try:
             made.append(read(item))
         except ValueError as error:
-            faults.append(str(error))
+            faults.append(f"{place(item)}: {error}" if place else str(error))
     if len(faults) == 1 and skip_bad is None:
         raise ValueError(faults[0])
     if not faults:
