@@ -15,10 +15,11 @@ from rich.progress import track
 from torch.nn import functional
 
 from besttake.configuration import read_yaml, to_dict
-from besttake.data.files import atomic, read_jsonl
+from besttake.data.faults import read_each
+from besttake.data.files import atomic, line_of, read_jsonl
 from besttake.data.pairs import PreferencePair, write_pairs
 from besttake.data.prompts import read_prompts
-from besttake.data.video import contact_sheet, enlargement, read_video, write_video
+from besttake.data.video import contact_sheet, enlargement, probe, read_video, write_video
 from besttake.devices import find_device, keep_freed_memory
 from besttake.evaluation.before_after import with_adapter
 from besttake.models import Quantization, load_model
@@ -191,12 +192,20 @@ def calibrate_takes(config: ScoreConfig) -> Calibration:
 
 
 def _takes(path: Path) -> list[tuple[int, dict]]:
-    """The rows of a `takes.jsonl`, with their numbers; ValueError if one lacks what `generate` writes."""
-    rows = list(read_jsonl(path))
-    for number, row in rows:
-        if missing := {"prompt", "takes", "size", "policy", "fps"} - row.keys():
-            raise ValueError(f"{path}, line {number}: {', '.join(sorted(missing))} missing; is it of `generate`?")
-    return rows
+    """The rows of a `takes.jsonl`, with their numbers.
+
+    Raises:
+        ValueError: naming every row that lacks what `generate` writes, or of whose takes one cannot be read.
+    """
+
+    def check(row: tuple[int, dict]) -> tuple[int, dict]:
+        if missing := {"prompt", "takes", "size", "policy", "fps"} - row[1].keys():
+            raise ValueError(f"{', '.join(sorted(missing))} missing; is it of `generate`?")
+        for file in row[1]["takes"]:
+            probe(path.parent / file)
+        return row
+
+    return read_each(read_jsonl(path), check, f"rows of {path}", place=line_of(path))
 
 
 def _read_takes(path: Path, row: dict) -> tuple[list[Path], torch.Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from typing import TypeVar
 
 log = logging.getLogger(__name__)
@@ -16,7 +16,7 @@ NAMED = 20
 
 
 def read_each(
-    items: Sequence[Item],
+    items: Iterable[Item],
     read: Callable[[Item], Read],
     what: str,
     *,
@@ -36,8 +36,9 @@ def read_each(
     Raises:
         ValueError: naming the items that are no good, unless `skip_bad`; or none is left.
     """
-    made, faults = [], []
+    made, faults, total = [], [], 0
     for item in items:
+        total += 1
         try:
             made.append(read(item))
         except ValueError as error:
@@ -47,7 +48,7 @@ def read_each(
     if not faults:
         return made
     more = [f"and {len(faults) - NAMED} more"] if len(faults) > NAMED else []
-    listing = "\n  ".join([f"{len(faults)} of {len(items)} {what} cannot be used:", *faults[:NAMED], *more])
+    listing = "\n  ".join([f"{len(faults)} of {total} {what} cannot be used:", *faults[:NAMED], *more])
     if skip_bad and made:
         log.warning("skipped: %s", listing)
         return made

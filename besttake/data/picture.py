@@ -69,7 +69,7 @@ def _rgb(image: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
 
 
 def _grey(upright: Image.Image, image: Image.Image) -> UInt8[np.ndarray, "h w"]:
-    """The 8 bits of greys that Pillow holds in more (modes I and F), of which its own conversion makes white or black."""
+    """The 8 bits of greys that Pillow holds in more (modes I and F); its own conversion makes them white or black."""
     values, bits, inverted = np.asarray(upright), 16, False
     if isinstance(image, TiffImageFile):
         bits, inverted = image.tag_v2[BITSPERSAMPLE][0], image.tag_v2.get(PHOTOMETRIC_INTERPRETATION) == 0

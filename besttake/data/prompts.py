@@ -87,12 +87,12 @@ def _shuffle(n: int, seed: int, epoch: int) -> np.ndarray:
 
 
 def _prompt(row: dict[str, Any], folder: Path) -> str:
-    prompt, shown = row.get("prompt"), {}
+    prompt, files = row.get("prompt"), {}
     if not isinstance(prompt, str) or not prompt.strip():
         raise ValueError(f'expected text under "prompt", got {prompt!r}')
     for what in ("first_frame", "source"):
         if file := row.get(what):
-            shown[what] = folder / str(file)
-            if not shown[what].is_file():
-                raise ValueError(f'"{what}" is {shown[what]}, and there is no such file')
-    return Prompt(prompt.strip(), **shown) if shown else prompt.strip()
+            files[what] = folder / str(file)
+            if not files[what].is_file():
+                raise ValueError(f'"{what}" is {files[what]}, and there is no such file')
+    return Prompt(prompt.strip(), **files) if files else prompt.strip()

@@ -103,12 +103,19 @@ def read_video(
             if frames is not None and len(clip) >= frames:
                 break
     if frames is not None and len(clip) < frames:
-        needed = f"{frames} frames" + (f" at {fps:g} fps" if fps else "") + f" from {start_seconds:g} s"
-        seconds = f", which need more than {start_seconds + (frames - 1) / fps:.3f} s" if fps else ""
-        raise ValueError(f"{path} is too short: it lasts {duration:.3f} s and gives {len(clip)} of {needed}{seconds}")
+        raise ValueError(_too_short(path, duration, len(clip), frames, fps, start_seconds))
     if not clip:
         raise ValueError(f"{path} lasts {duration:.3f} s: it has no frame at {start_seconds:g} s")
     return to_float(torch.stack(clip[:frames]))
+
+
+def check_length(path: str | Path, seconds: float, fps: float, frames: int) -> None:
+    """ValueError if a file that lasts so long is too short for a clip, without reading it.
+
+    Where it is a matter of one frame, only reading tells: that passes.
+    """
+    if seconds + 1 / fps + SLACK <= (frames - 1) / fps:
+        raise ValueError(_too_short(path, seconds, _copies(0, fps, 0.0, seconds), frames, fps, 0.0))
 
 
 def read_frame(path: str | Path, size: tuple[int, int]) -> Float[Tensor, "c h w"]:
@@ -307,6 +314,12 @@ def _decoder(stream: VideoStream) -> VideoCodecContext:
     decoder = CodecContext.create(codec, "r")
     assert isinstance(decoder, VideoCodecContext)
     return decoder
+
+
+def _too_short(path: str | Path, duration: float, there: int, frames: int, fps: float | None, start: float) -> str:
+    needed = f"{frames} frames" + (f" at {fps:g} fps" if fps else "") + f" from {start:g} s"
+    seconds = f", which need more than {start + (frames - 1) / fps:.3f} s" if fps else ""
+    return f"{path} is too short: it lasts {duration:.3f} s and gives {there} of {needed}{seconds}"
 
 
 def _rate(stream: VideoStream) -> float:

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.progress import track
 from tyro.conf import UseAppendAction
 
+from besttake.data.faults import read_each
 from besttake.data.files import atomic
 from besttake.data.video import probe, read_video
 from besttake.data.votes import Ballot, read_votes
@@ -123,6 +124,9 @@ def score_benchmark(ballots: Sequence[Ballot], reward: Reward, name: str, kept: 
     """A critic's scores of the takes of every ballot; those that `kept` (a .jsonl) lacks are added to it one by one.
 
     A score holds for a critic's name, a file as large and as old as it was, the size it is looked at, and a prompt.
+
+    Raises:
+        ValueError: naming all takes that cannot be read or scored, once the others' scores are kept.
     """
     known = _read_kept(kept)
     keys = [[_key(ballot, take, name) for take in ballot.takes] for ballot in ballots]
@@ -133,10 +137,13 @@ def score_benchmark(ballots: Sequence[Ballot], reward: Reward, name: str, kept: 
         if key not in known
     }
     with kept.open("a", encoding="utf-8") as file:
-        for key, (ballot, take) in track(todo.items(), f"{name} scores", console=Console(stderr=True)):
-            known[key] = _score(reward, ballot, take)
-            file.write(json.dumps({"key": key, "scores": known[key]}) + "\n")
+
+        def score(item: tuple[str, tuple[Ballot, Path]]) -> None:
+            known[item[0]] = _score(reward, *item[1])
+            file.write(json.dumps({"key": item[0], "scores": known[item[0]]}) + "\n")
             file.flush()
+
+        read_each(track(todo.items(), f"{name} scores", console=Console(stderr=True)), score, "takes")
     return [[known[key] for key in row] for row in keys]
 
 

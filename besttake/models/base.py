@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from besttake.data.cache import TensorCache, glimpse
+from besttake.data.faults import read_each
 from besttake.data.video import read_frame
 from besttake.distributed import dealt, together
 from besttake.models.loading import is_empty, pipeline_class, pipeline_folder, read_part, read_pipeline
@@ -292,18 +293,31 @@ class VideoModel(ABC):
                 for start in range(0, len(some), REMEMBERED):
                     self._text_of(["", *some[start : start + REMEMBERED]])
 
-    def check_prompts(self, prompts: Sequence[str]) -> None:
+    def check_prompts(self, prompts: Sequence[str], skip_bad: bool | None = None) -> list[str]:
+        """The prompts that the model can be given.
+
+        Raises:
+            ValueError: naming, unless `skip_bad` (see `read_each`), every prompt that is empty, has more tokens than
+                the text encoder reads, or lacks its first frame.
+        """
+
+        def check(prompt: str) -> str:
+            self.check_prompt(prompt)
+            return prompt
+
+        return read_each(prompts, check, "prompts", skip_bad=skip_bad)
+
+    def check_prompt(self, prompt: str) -> None:
         """ValueError if a prompt is empty, has more tokens than the text encoder reads, or lacks its first frame."""
         longest = self.longest_prompt()
-        for prompt in prompts:
-            if not prompt.strip():
-                raise ValueError("a prompt is empty; every prompt needs at least one word")
-            tokens = self.count_tokens(prompt)
-            if tokens > longest:
-                raise ValueError(
-                    f"the prompt '{prompt[:60]}...' has {tokens} tokens; {self.source} reads {longest}: shorten it"
-                )
-            self._check_first_frame(prompt)
+        if not prompt.strip():
+            raise ValueError("a prompt is empty; every prompt needs at least one word")
+        tokens = self.count_tokens(prompt)
+        if tokens > longest:
+            raise ValueError(
+                f"the prompt '{prompt[:60]}...' has {tokens} tokens; {self.source} reads {longest}: shorten it"
+            )
+        self._check_first_frame(prompt)
 
     def count_tokens(self, prompt: str) -> int:
         return len(self.pipeline.tokenizer(prompt, truncation=False, verbose=False).input_ids)

@@ -155,7 +155,7 @@ def test_hdr_pictures_are_refused_by_name(tmp_path):
     png = path.read_bytes()
     for code, name in ((16, "PQ"), (18, "HLG")):
         path.write_bytes(told(png, 9, code, 0, 1))
-        with pytest.raises(ValueError, match=rf"a\.png cannot be read as an image: it is HDR \({name}.*save it as sRGB"):
+        with pytest.raises(ValueError, match=rf"a\.png cannot .* an image: it is HDR \({name}.*save it as sRGB"):
             read_picture(path)
     path.write_bytes(told(png, 1, 13, 0, 1))  # sRGB
     assert np.array_equal(read_picture(path)[..., 0], RAMP >> 8)

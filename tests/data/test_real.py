@@ -149,7 +149,9 @@ def test_rows_without_a_clip_are_named_together_and_skipped_on_request(tmp_path,
         {"file_path": "two.avi", "text": ["the second clip"], "type": "video"},
     ]
     (tmp_path / "metadata.json").write_text(json.dumps(rows))
-    with pytest.raises(ValueError, match=r"(?s)3 of 4 clips of .*row 2: x\.png is an image.*row 3.*row 4: text is list") as e:
+    with pytest.raises(
+        ValueError, match=r"(?s)3 of 4 clips of .*row 2: x\.png is an image.*row 3.*row 4: text is list"
+    ) as e:
         find_clips(tmp_path)
     assert str(e.value).count("\n") == 4
     assert find_clips(tmp_path, skip_bad=True) == clips[:1]
@@ -168,7 +170,9 @@ def test_a_json_that_lists_nothing_is_no_table(tmp_path, clips):
         find_clips(tmp_path / "rows.json")
 
 
-@pytest.mark.parametrize("name", ["README.txt", "readme.TXT", "LICENSE.txt", "LICENCE-CC-BY.txt", "notes.txt", "read_me.txt"])
+@pytest.mark.parametrize(
+    "name", ["README.txt", "readme.TXT", "LICENSE.txt", "LICENCE-CC-BY.txt", "notes.txt", "read_me.txt"]
+)
 def test_notes_beside_clips_are_no_captions(tmp_path, clips, name):
     beside(tmp_path)
     (tmp_path / name).write_text("where the clips are from")
@@ -207,7 +211,9 @@ def test_paths_of_windows(tmp_path, clips):
 
 def test_a_file_of_almost_that_name_is_named(tmp_path, clips):
     jsonl(tmp_path, {"path": "one.MP4", "text": "x"}, {"path": "Two.mp4", "text": "x"})
-    with pytest.raises(ValueError, match=r"one\.MP4 is not a file; there is .*one\.mp4\n.*Two\.mp4 .* there is .*two\.avi"):
+    with pytest.raises(
+        ValueError, match=r"one\.MP4 is not a file; there is .*one\.mp4\n.*Two\.mp4 .* there is .*two\.avi"
+    ):
         find_clips(tmp_path)
 
 

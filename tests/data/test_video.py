@@ -387,7 +387,9 @@ def test_a_gifs_transparent_pixels_are_black(tmp_path):
 def test_hdr_is_refused_by_name_with_the_command_that_mends_it(tmp_path, code, name, file, codec):
     path = still(tmp_path / file, ORANGE, codec, "yuv420p", colorspace=9, color_primaries=9, color_trc=code)
     for read in (probe, read_video, lambda path: read_frame(path, (8, 8))):
-        with pytest.raises(ValueError, match=rf"{file} cannot be read as a video: it is HDR \({name}\).*ffmpeg -i .*tone"):
+        with pytest.raises(
+            ValueError, match=rf"{file} cannot be read as a video: it is HDR \({name}\).*ffmpeg -i .*tone"
+        ):
             read(path)
 
 
