@@ -230,5 +230,7 @@ def fingerprint(config: Any) -> str:
     for key in NOT_IDENTITY:
         section, _, name = key.rpartition(".")
         (values.get(section, {}) if section else values).pop(name, None)
+    if algorithm_of(config) in ("onlinevpo", "offline_dpo") and values.get("skip_bad") is False:
+        del values["skip_bad"]  # which these had not at first: their older checkpoints resume
     text = json.dumps([algorithm_of(config), values], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -6,15 +6,19 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from besttake.algorithms.losses import check_dpo, dpo, drawn_errors
-from besttake.algorithms.real_clips import seen, shown_first_frame
+from besttake.algorithms.real_clips import check_caption, seen, shown_first_frame
+from besttake.data.faults import read_each
 from besttake.data.pairs import PreferencePair, read_pairs
-from besttake.data.video import read_video
+from besttake.data.video import check_length, probe, read_video
 from besttake.distributed import agree_on_each
 from besttake.rollout import RolloutConfig
 from besttake.run import Run, TrainConfig
@@ -28,6 +32,8 @@ class Config(TrainConfig):
 
     data: str = "pairs.jsonl"
     """File of preference pairs: a prompt, a winner and its losers a line."""
+    skip_bad: bool = False
+    """Leave out pairs with an over-long prompt or unreadable clips, with a warning, instead of stopping."""
     pairs_per_step: int = 4
     beta: float = 500.0
     guard: float = 0.0
@@ -49,14 +55,12 @@ class Config(TrainConfig):
 
 
 def train(config: Config) -> Run:
-    pairs = usable(read_pairs(config.data), config)
+    pairs = usable(read_pairs(config.data, config.skip_bad), config)
     run = Run(config)
     agree_on_each("the pairs", (", ".join([repr(p.prompt), *map(seen, [p.winner, *p.losers])]) for p in pairs))
     policy, model = run.policy, run.model
+    pairs, clips = encode_pairs(run, pairs, config)
     prompts = [shown_first_frame(model, pair.prompt, pair.winner) for pair in pairs]
-    model.prepare(prompts)
-    with model.using("vae"):
-        clips = torch.stack([encode_pair(run, pair, config.rollout) for pair in pairs])
     for step, batch in run.steps(range(len(pairs)), config.pairs_per_step):
         generator = run.generator(step)
         condition = config.rollout.condition(model, [prompts[i] for i in batch], generator)
@@ -83,9 +87,32 @@ def usable(pairs: list[PreferencePair], config: Config) -> list[PreferencePair]:
     return kept
 
 
-def encode_pair(run: Run, pair: PreferencePair, config: RolloutConfig) -> Tensor:
-    """Latents (1 + n, c, f, h, w) of a pair's clips, the winner first."""
-    frames, height, width = config.size(run.model)
-    files = [pair.winner, *pair.losers]
-    videos = [read_video(f, fps=run.model.fps, frames=frames, size=(height, width)) for f in files]
-    return run.encode(torch.stack(videos))
+def encode_pairs(
+    run: Run, pairs: Sequence[PreferencePair], config: Config
+) -> tuple[list[PreferencePair], Float[Tensor, "n k c f h w"]]:
+    """The pairs that can be used, and latents of their clips, the winner first.
+
+    Raises:
+        ValueError: naming, unless `config.skip_bad`, every pair whose prompt is too long for the model, or of whose
+            clips one is too short or cannot be read; or none is left.
+    """
+    model = run.model
+    frames, height, width = config.rollout.size(model)
+    told = partial(read_each, what=f"pairs of {config.data}", skip_bad=config.skip_bad)
+
+    def check(pair: PreferencePair) -> PreferencePair:
+        check_caption(model, pair.prompt, pair.winner)
+        for file in (pair.winner, *pair.losers):
+            check_length(file, probe(file).duration, model.fps, frames)
+        return pair
+
+    def encode(pair: PreferencePair) -> tuple[PreferencePair, Tensor]:
+        files = (pair.winner, *pair.losers)
+        videos = [read_video(f, fps=model.fps, frames=frames, size=(height, width)) for f in files]
+        return pair, run.encode(torch.stack(videos))
+
+    pairs = told(pairs, check)
+    model.prepare([shown_first_frame(model, pair.prompt, pair.winner) for pair in pairs])
+    with model.using("vae"):
+        kept, latents = zip(*told(pairs, encode), strict=True)
+    return list(kept), torch.stack(latents)

@@ -33,6 +33,8 @@ class Config(TrainConfig):
 
     data: str = "world-train"
     """File of prompts, one a line, or the name of an embedded list."""
+    skip_bad: bool = False
+    """Leave out prompts that are too long or lack their first frame, with a warning, instead of stopping."""
     prompts_per_step: int = 4
     candidates: int = 4
     """Takes of each prompt, of which the best is held against the worst."""
@@ -68,10 +70,11 @@ class Config(TrainConfig):
 
 
 def train(config: Config) -> Run:
-    prompts = read_prompts(config.data)
+    prompts = read_prompts(config.data, config.skip_bad)
     critic = load_panel(config.reward, find_device(config.device))
     run = Run(config, critic=critic)
     policy, fps = run.policy, config.rollout.rate(run.policy.model)
+    prompts = policy.model.check_prompts(prompts, config.skip_bad)
     policy.model.prepare(prompts)
     try_critic(critic, prompts[0], config.rollout, policy.model)
     preview = half_done(config, critic, fps)

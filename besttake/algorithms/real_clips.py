@@ -7,8 +7,10 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
+from besttake.data.faults import read_each
 from besttake.data.files import content
 from besttake.data.real import RealClip, load_real
+from besttake.data.video import check_length
 from besttake.distributed import agree_on_each, dealt, together
 from besttake.models import VideoModel
 from besttake.rollout import RolloutConfig
@@ -22,12 +24,20 @@ def encode_clips(
     """Captions and latents of the clips, in the frames, height and width that the model's takes have.
 
     Raises:
-        ValueError: a caption is too long for the model, or a clip is too short or unreadable, unless `skip_bad`; or the
-            processes have other clips or captions.
+        ValueError: naming, unless `skip_bad`, every clip whose caption is too long for the model, or that is too short
+            or cannot be read; or none is left; or the processes have other clips or captions.
     """
     agree_on_each("the clips", (f"{clip.caption!r}, {seen(clip.path)}" for clip in clips))
-    run.model.prepare([shown_first_frame(run.model, clip.caption, clip.path) for clip in clips])
     frames, height, width = size.size(run.model)
+
+    def check(clip: RealClip) -> RealClip:
+        check_caption(run.model, clip.caption, clip.path)
+        check_length(clip.path, clip.seconds, run.model.fps, frames)
+        return clip
+
+    advice = "Shorten or remove them, or ask for fewer frames"
+    clips = read_each(clips, check, "clips", skip_bad=skip_bad, advice=advice)
+    run.model.prepare([shown_first_frame(run.model, clip.caption, clip.path) for clip in clips])
     load = partial(
         load_real,
         encode=run.encode,
@@ -51,6 +61,14 @@ def encode_clips(
 def seen(file: Path) -> str:
     """A file as two processes see it: its name, its size, and a hash of pieces of it."""
     return f"{file.name} of {file.stat().st_size} bytes ({content(file, whole=1 << 20)[:8]})"
+
+
+def check_caption(model: VideoModel, caption: str, clip: Path) -> None:
+    """ValueError naming a clip whose caption the model cannot be given."""
+    try:
+        model.check_prompt(shown_first_frame(model, caption, clip))
+    except ValueError as error:
+        raise ValueError(f"{clip}: {error}") from error
 
 
 def shown_first_frame(model: VideoModel, caption: str, clip: Path) -> str:

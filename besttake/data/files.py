@@ -6,13 +6,15 @@ import hashlib
 import json
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save_file
 from torch import Tensor
+
+from besttake.data.faults import read_each
 
 WHOLE = 1 << 30
 """Bytes up to which all of a file is hashed."""
@@ -123,17 +125,26 @@ def read_text(path: str | Path) -> str:
         raise ValueError(f"{path} is not UTF-8 text ({error}); save it as UTF-8") from error
 
 
-def read_jsonl(path: str | Path) -> list[tuple[int, dict[str, Any]]]:
-    """Line number (from 1) and object of every line that is not blank. Raises ValueError naming file and line."""
-    rows = []
-    for number, line in enumerate(read_text(path).split("\n"), start=1):
-        if not line.strip():
-            continue
+def read_jsonl(path: str | Path, skip_bad: bool | None = None) -> list[tuple[int, dict[str, Any]]]:
+    """Line number (from 1) and object of every line that is not blank.
+
+    Raises:
+        ValueError: naming file and lines that hold no object, unless `skip_bad` (see `read_each`).
+    """
+
+    def read(numbered: tuple[int, str]) -> tuple[int, dict[str, Any]]:
         try:
-            row = json.loads(line)
+            row = json.loads(numbered[1])
         except json.JSONDecodeError as error:
-            raise ValueError(f"{path}, line {number}: not JSON ({error})") from error
+            raise ValueError(f"not JSON ({error})") from error
         if not isinstance(row, dict):
-            raise ValueError(f"{path}, line {number}: expected an object {{...}}, got {type(row).__name__}")
-        rows.append((number, row))
-    return rows
+            raise ValueError(f"expected an object {{...}}, got {type(row).__name__}")
+        return numbered[0], row
+
+    lines = [numbered for numbered in enumerate(read_text(path).split("\n"), start=1) if numbered[1].strip()]
+    return read_each(lines, read, f"lines of {path}", place=line_of(path), skip_bad=skip_bad)
+
+
+def line_of(path: str | Path) -> Callable[[tuple[int, object]], str]:
+    """What names a numbered line of a file."""
+    return lambda row: f"{path}, line {row[0]}"

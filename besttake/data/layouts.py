@@ -1,8 +1,9 @@
 """The layouts in which people keep captioned clips, read into one list of entries.
 
-- `prompt.txt` + `video.txt`: captions and paths, line by line;
-- `x.mp4` + `x.txt`: a caption beside each video;
-- one `.csv`, `.jsonl` or `.parquet` table with a column of paths and one of captions.
+- `prompt.txt` + `video.txt`: captions and paths, line by line (also `prompts.txt`, `captions.txt` and `videos.txt`);
+- `x.mp4` + `x.txt`: a caption beside each video, in the folder or in folders below it;
+- one `.csv`, `.tsv`, `.jsonl`, `.json` or `.parquet` table with a column of paths and one of captions, as VideoX-Fun's
+  `metadata.json`, musubi-tuner's `.jsonl` and datasets' `metadata.jsonl` have them.
 
 Paths are relative to the folder of the file that holds them. Videos are not opened here.
 """
@@ -11,27 +12,41 @@ from __future__ import annotations
 
 import csv
 import io
+import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from besttake.data.files import read_jsonl, read_text
 
-VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".ts", ".gif")
-TABLES = (".csv", ".jsonl", ".parquet")
-LINES = ("prompt.txt", "video.txt")
-PATHS = ("path", "video", "file", "file_name")
+VIDEOS = (
+    *(".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".m1v", ".m2v", ".wmv", ".flv", ".ts", ".mts"),
+    *(".m2ts", ".3gp", ".mxf", ".h264", ".264", ".h265", ".265", ".hevc", ".y4m", ".gif"),
+)
+TABLES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
+CAPTION_LINES = ("prompt.txt", "prompts.txt", "caption.txt", "captions.txt")
+VIDEO_LINES = ("video.txt", "videos.txt")
+PATHS = ("path", "video", "file", "file_name", "filename", "video_path", "file_path", "video_file")
 CAPTIONS = ("caption", "prompt", "text")
-EXPECTED = "prompt.txt + video.txt; x.mp4 + x.txt; or one .csv, .jsonl or .parquet table of path and caption"
+EXPECTED = (
+    "prompt.txt + video.txt; x.mp4 + x.txt; or one .csv, .tsv, .jsonl, .json or .parquet table of path and caption"
+)
+NOTES = r"(read.?me|licen[cs]e|copying|copyright|notice|notes?|changelog|credits?|citation|authors?|about|info|todo)"
+"""How the names of texts begin that lie beside clips and are no captions."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A clip as listed: its caption may be empty, its file may be missing. `place` is where the caption should be."""
+    """A clip as listed: its caption may be empty, its file may be missing. `place` is where the caption should be.
+
+    `fault` says what is wrong with the line or row itself; "" if nothing is.
+    """
 
     path: Path
     caption: str
     place: str
+    fault: str = ""
 
 
 def find_entries(source: str | Path) -> list[Entry]:
@@ -39,7 +54,7 @@ def find_entries(source: str | Path) -> list[Entry]:
 
     Raises:
         ValueError: `source` is missing, empty, in no known layout or in several at once; captions and videos differ
-            in number; a table lacks a column, a row lacks its path.
+            in number; a table lacks a column.
     """
     source = Path(source)
     if source.is_file():
@@ -47,96 +62,166 @@ def find_entries(source: str | Path) -> list[Entry]:
     if not source.is_dir():
         raise ValueError(f"{source} does not exist; expected a folder of clips or a table: {EXPECTED}")
     files = sorted(file for file in source.iterdir() if file.is_file() and not file.name.startswith("."))
-    tables = [file for file in files if file.suffix.lower() in TABLES]
-    lines = [file for file in files if file.name in LINES]
-    videos = [file for file in files if file.suffix.lower() in VIDEOS]
-    captions = [file for file in files if file.suffix.lower() == ".txt" and file not in lines]
-    captioned = {video.stem for video in videos} & {caption.stem for caption in captions}
+    tables = [file for file in files if _is_table(file)]
+    lines = [file for file in files if _is_lines(file)]
+    videos, texts = _videos_and_texts(files)
+    captioned = {video.stem for video in videos} & {text.stem for text in texts}
 
     found = [table.name for table in tables]
-    found += [" + ".join(LINES)] if lines else []
+    found += [" + ".join(file.name for file in lines)] if lines else []
     found += ["x.mp4 + x.txt"] if captioned or (videos and not found) else []
-    if not found:
-        what = "has no captioned clips" if files else "is empty"
-        raise ValueError(f"{source} {what}; expected {EXPECTED}")
     if len(found) > 1:
         raise ValueError(f"{source} holds several layouts ({'; '.join(found)}); keep one, or name the table itself")
     if tables:
         return _read_table(tables[0])
-    return _read_lines(source) if lines else _read_beside(videos, captions)
+    if lines:
+        return _read_lines(source, lines, files)
+    return _read_beside(videos, texts) if found else _read_below(source, files)
 
 
-def _entry(folder: Path, path: str, caption: str, place: str) -> Entry:
-    if not path.strip():
-        raise ValueError(f"{folder}: {place} has no path of a video")
-    return Entry(folder / path.strip(), " ".join(caption.split()), place)
+def _is_table(file: Path) -> bool:
+    """A `.json` is one if it lists objects: others, such as a `dataset_info.json`, tell of something else."""
+    if file.suffix.lower() != ".json":
+        return file.suffix.lower() in TABLES
+    try:
+        rows = json.loads(read_text(file))
+    except (ValueError, RecursionError):
+        return file.name == "metadata.json"
+    return isinstance(rows, list) and bool(rows) and all(isinstance(row, dict) for row in rows)
 
 
-def _read_lines(folder: Path) -> list[Entry]:
-    captions, paths = (read_text(folder / name).rstrip().split("\n") for name in LINES)
-    if len(captions) != len(paths):
-        raise ValueError(
-            f"{folder}: prompt.txt has {len(captions)} lines, video.txt has {len(paths)}; expected one each per clip"
-        )
-    rows = enumerate(zip(paths, captions, strict=True), start=1)
-    return [_entry(folder, path, caption, f"line {i} of {' + '.join(LINES)}") for i, (path, caption) in rows]
+def _is_lines(file: Path) -> bool:
+    return file.name.lower() in CAPTION_LINES + VIDEO_LINES
 
 
-def _read_beside(videos: list[Path], captions: list[Path]) -> list[Entry]:
-    stems = {video.stem for video in videos}
-    orphans = [caption.name for caption in captions if caption.stem not in stems]
-    if orphans:
-        raise ValueError(f"{videos[0].parent}: no video beside {', '.join(orphans)}; add it or remove the text file")
-    texts = {caption.stem: read_text(caption) for caption in captions}
-    return [
-        _entry(video.parent, video.name, texts.get(video.stem, ""), f"{video.stem}.txt is missing or empty")
-        for video in videos
+def _videos_and_texts(files: list[Path]) -> tuple[list[Path], list[Path]]:
+    """Of some files, the videos and the texts that may be captions of one."""
+    videos = [file for file in files if file.suffix.lower() in VIDEOS]
+    texts = [file for file in files if file.suffix.lower() == ".txt" and not _is_lines(file)]
+    beside = {video.with_suffix("") for video in videos}
+    return videos, [
+        text
+        for text in texts
+        if text.with_suffix("") in beside or not re.match(rf"{NOTES}(\W|_|$)", text.stem, re.IGNORECASE)
     ]
 
 
+def _read_below(source: Path, files: list[Path]) -> list[Entry]:
+    """The clips in folders below one that has nothing of its own."""
+    every = (file for file in source.rglob("*") if file.is_file())
+    below = sorted(file for file in every if not any(part.startswith(".") for part in file.relative_to(source).parts))
+    listed = [str(file.relative_to(source)) for file in below if _is_table(file) or _is_lines(file)]
+    videos, texts = _videos_and_texts(below)
+    if not listed and videos and texts:
+        return _read_beside(videos, texts)
+    there = listed or [file.name for file in files] or [str(file.relative_to(source)) for file in below]
+    what = f"has no captioned clips (there is {_some(there)})" if there else "is empty"
+    raise ValueError(f"{source} {what}; expected {EXPECTED}{'; name the folder or table itself' if listed else ''}")
+
+
+def _some(names: list[str], most: int = 5) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def _entry(folder: Path, path: str, caption: str, place: str) -> Entry:
+    path = path.strip()
+    if not path:
+        return Entry(folder, caption, place, f"{folder}: {place} has no path of a video")
+    if "\\" in path and not (folder / path).is_file():  # a table that was written on Windows
+        path = path.replace("\\", "/")
+    return Entry(folder / path, " ".join(caption.split()), place)
+
+
+def _read_lines(folder: Path, lines: list[Path], files: list[Path]) -> list[Entry]:
+    captions, paths = ([file for file in lines if file.name.lower() in names] for names in (CAPTION_LINES, VIDEO_LINES))
+    for names, there in ((CAPTION_LINES, captions), (VIDEO_LINES, paths)):
+        if not there:
+            others = [file.name for file in files if file.suffix.lower() == ".txt" and file not in lines]
+            near = f" (there is {_some(others)}: rename it if that is what it holds)" if others else ""
+            raise ValueError(f"{folder} has {lines[0].name}, but no {' or '.join(names)} beside it{near}")
+        if len(there) > 1:
+            raise ValueError(f"{folder} has {' and '.join(file.name for file in there)}; keep one of them")
+    place = f"{captions[0].name} + {paths[0].name}"
+    captioned, listed = (read_text(file).rstrip().split("\n") for file in (captions[0], paths[0]))
+    if len(captioned) != len(listed):
+        raise ValueError(
+            f"{folder}: {captions[0].name} has {len(captioned)} lines, {paths[0].name} has {len(listed)}; "
+            "expected one each per clip"
+        )
+    rows = enumerate(zip(listed, captioned, strict=True), start=1)
+    return [_entry(folder, path, caption, f"line {i} of {place}") for i, (path, caption) in rows]
+
+
+def _read_beside(videos: list[Path], texts: list[Path]) -> list[Entry]:
+    captions = {text.with_suffix(""): text for text in texts}
+    entries = []
+    for video in videos:
+        text = captions.pop(video.with_suffix(""), None)
+        caption = read_text(text) if text else ""
+        entries.append(_entry(video.parent, video.name, caption, f"{video.stem}.txt is missing or empty"))
+    lost = [Entry(text, "", "", f"{text.parent}: no video beside {text.name}") for text in captions.values()]
+    return entries + lost
+
+
 def _read_table(table: Path) -> list[Entry]:
-    readers = {".csv": _csv_rows, ".jsonl": read_jsonl, ".parquet": _parquet_rows}
+    readers = {
+        ".csv": _csv_rows,
+        ".tsv": _csv_rows,
+        ".jsonl": read_jsonl,
+        ".json": _json_rows,
+        ".parquet": _parquet_rows,
+    }
     if table.suffix.lower() not in readers:
         raise ValueError(f"{table}: expected a folder of clips or a table ({', '.join(TABLES)})")
     rows = readers[table.suffix.lower()](table)
     if not rows:
         raise ValueError(f"{table} has no rows")
-    columns = list(dict.fromkeys(key for _, row in rows for key in row))
+    columns = list(dict.fromkeys(key for _, row in rows for key in row if key is not None))
     path, caption = _column(table, columns, PATHS), _column(table, columns, CAPTIONS)
-    return [
-        _entry(
-            table.parent,
-            _cell(table, number, row, path),
-            _cell(table, number, row, caption),
-            f"row {number} of {table.name}",
-        )
-        for number, row in rows
-    ]
+    return [_row(table, number, row, path, caption) for number, row in rows]
 
 
 def _column(table: Path, columns: list[str], names: tuple[str, ...]) -> str:
-    matches = [name for name in names if name in columns]
+    matches = [column for column in columns if column.strip().lower() in names]
     if len(matches) != 1:
-        raise ValueError(f"{table} has the columns {', '.join(columns)}; expected exactly one of {', '.join(names)}")
+        there = " and ".join(matches) if matches else ", ".join(columns)
+        advice = ": rename or remove the other" if matches else ""
+        raise ValueError(f"{table} has the columns {there}; expected exactly one of {', '.join(names)}{advice}")
     return matches[0]
 
 
-def _cell(table: Path, number: int, row: dict[str, Any], key: str) -> str:
-    value = row.get(key)
-    if value is not None and not isinstance(value, str):
-        raise ValueError(f"{table}, row {number}: {key} is {type(value).__name__}, expected text")
-    return value or ""
+def _row(table: Path, number: int, row: dict[str, Any], path: str, caption: str) -> Entry:
+    place = f"row {number} of {table.name}"
+    if None in row:
+        fault = f"{table}, row {number}: more cells than columns; put captions with commas in quotes"
+        return Entry(table, "", place, fault)
+    for key in (path, caption):
+        if row.get(key) is not None and not isinstance(row[key], str):
+            fault = f"{table}, row {number}: {key} is {type(row[key]).__name__}, expected text"
+            return Entry(table, "", place, fault)
+    if str(row.get("type")).lower() == "image":  # as VideoX-Fun mixes them
+        return Entry(table, "", place, f"{table}, row {number}: {row[path]} is an image; only clips are taken")
+    return _entry(table.parent, row.get(path) or "", row.get(caption) or "", place)
 
 
 def _csv_rows(table: Path) -> list[tuple[int, dict[str, Any]]]:
+    text = io.StringIO(read_text(table), newline="")
+    delimiter = "\t" if table.suffix.lower() == ".tsv" else ","
+    reader = csv.DictReader(text, delimiter=delimiter, skipinitialspace=True, strict=True)
     try:
-        rows = list(enumerate(csv.DictReader(io.StringIO(read_text(table))), start=1))
+        return list(enumerate(reader, start=1))
     except csv.Error as error:
-        raise ValueError(f"{table} cannot be read as CSV ({error})") from error
-    for number, row in rows:
-        if None in row:
-            raise ValueError(f"{table}, row {number}: more cells than columns; put captions with commas in quotes")
-    return rows
+        raise ValueError(f"{table}, line {reader.reader.line_num}, cannot be read as a table ({error})") from error
+
+
+def _json_rows(table: Path) -> list[tuple[int, dict[str, Any]]]:
+    try:
+        rows = json.loads(read_text(table))
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"{table}: not JSON ({error}); with an object a line it is a .jsonl") from error
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise ValueError(f"{table}: expected a list of objects [{{...}}, ...]")
+    return list(enumerate(rows, start=1))
 
 
 def _parquet_rows(table: Path) -> list[tuple[int, dict[str, Any]]]:

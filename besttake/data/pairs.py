@@ -17,7 +17,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from besttake.data.files import atomic, read_jsonl
+from besttake.data.faults import read_each
+from besttake.data.files import atomic, line_of, read_jsonl
 
 
 @dataclass(frozen=True)
@@ -64,19 +65,20 @@ def write_pairs(path: str | Path, pairs: Iterable[PreferencePair]) -> None:
         temporary.write_text("".join(lines), encoding="utf-8")
 
 
-def read_pairs(path: str | Path) -> list[PreferencePair]:
+def read_pairs(path: str | Path, skip_bad: bool | None = None) -> list[PreferencePair]:
     """The pairs of a file, every line checked, every video there.
 
+    Args:
+        skip_bad: leave out lines that are no good, with a warning; None: there is no such setting.
+
     Raises:
-        ValueError: naming file, line and key: not JSON, a key missing, unknown or of the wrong type, a number that is
-            not finite, a winner among its losers, a video that does not exist; or a file without pairs.
+        ValueError: naming file, lines and keys: not JSON, a key missing, unknown or of the wrong type, a number that
+            is not finite, a winner among its losers, a video that does not exist; or a file without pairs.
     """
-    pairs = []
-    for number, row in read_jsonl(path):
-        try:
-            pairs.append(_pair(row, Path(path).parent))
-        except ValueError as error:
-            raise ValueError(f"{path}, line {number}: {error}") from error
+    rows, folder = read_jsonl(path, skip_bad), Path(path).parent
+    pairs = read_each(
+        rows, lambda row: _pair(row[1], folder), f"pairs of {path}", place=line_of(path), skip_bad=skip_bad
+    )
     if not pairs:
         raise ValueError(f"{path} holds no preference pairs")
     return pairs

@@ -4,31 +4,40 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
 from besttake.configuration import require
-from besttake.data.files import content, read_jsonl, read_text
+from besttake.data.faults import read_each
+from besttake.data.files import content, line_of, read_jsonl, read_text
 from besttake.embedded import embedded_prompts
 from besttake.types import Prompt
 
 Item = TypeVar("Item")
 
 
-def read_prompts(path: str | Path) -> list[str]:
+def read_prompts(path: str | Path, skip_bad: bool | None = None) -> list[str]:
     """The prompts of a `.txt` (one per line) or a `.jsonl`, or of an embedded list.
 
     An object of a `.jsonl` has a "prompt" and may have a "first_frame" (an image or video file, for image-to-video)
     and a "source" (a video file, for video-to-video); paths are relative to the list. Blank lines are skipped.
 
+    Args:
+        skip_bad: leave out lines without a prompt or whose file is missing, with a warning; None: there is no such
+            setting.
+
     Raises:
-        ValueError: the file is missing, of another kind, without prompts, or a line has no prompt or a file is missing.
+        ValueError: the file is missing, of another kind, without prompts; or naming, unless `skip_bad`, all lines
+            without a prompt or whose file is missing.
     """
     path = embedded_prompts(str(path))
     suffix = Path(path).suffix.lower()
     if suffix == ".jsonl":
-        prompts = [_prompt(path, number, row) for number, row in read_jsonl(path)]
+        rows, folder = read_jsonl(path, skip_bad), Path(path).parent
+        prompts = read_each(
+            rows, lambda row: _prompt(row[1], folder), f"prompts of {path}", place=line_of(path), skip_bad=skip_bad
+        )
     elif suffix == ".txt":
         prompts = [line.strip() for line in read_text(path).split("\n") if line.strip()]
     else:
@@ -90,13 +99,13 @@ def _shuffle(n: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng([seed, epoch]).permutation(n)
 
 
-def _prompt(path: str | Path, number: int, row: dict) -> str:
-    prompt, shown = row.get("prompt"), {}
+def _prompt(row: dict[str, Any], folder: Path) -> str:
+    prompt, files = row.get("prompt"), {}
     if not isinstance(prompt, str) or not prompt.strip():
-        raise ValueError(f'{path}, line {number}: expected text under "prompt", got {prompt!r}')
+        raise ValueError(f'expected text under "prompt", got {prompt!r}')
     for what in ("first_frame", "source"):
         if file := row.get(what):
-            shown[what] = Path(path).parent / str(file)
-            if not shown[what].is_file():
-                raise ValueError(f'{path}, line {number}: "{what}" is {shown[what]}, and there is no such file')
-    return Prompt(prompt.strip(), **shown) if shown else prompt.strip()
+            files[what] = folder / str(file)
+            if not files[what].is_file():
+                raise ValueError(f'"{what}" is {files[what]}, and there is no such file')
+    return Prompt(prompt.strip(), **files) if files else prompt.strip()

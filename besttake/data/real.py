@@ -2,56 +2,44 @@
 
 from __future__ import annotations
 
-import logging
+import functools
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from besttake.data.cache import TensorCache
+from besttake.data.faults import read_each
 from besttake.data.files import content
 from besttake.data.layouts import Entry, find_entries
 from besttake.data.video import probe, read_video
 from besttake.types import Video
 
-log = logging.getLogger(__name__)
-
 
 @dataclass(frozen=True)
 class RealClip:
-    """A video file and what it shows."""
+    """A video file, what it shows, and how many seconds it lasts."""
 
     path: Path
     caption: str
+    seconds: float = field(default=math.inf, compare=False)
 
 
 def find_clips(source: str | Path, *, skip_bad: bool = False) -> list[RealClip]:
     """The captioned clips of a folder, or of a table file; every video is read through once, undecoded.
 
     Args:
-        skip_bad: leave out clips without a caption or a readable video, with a warning for each, instead of failing.
+        skip_bad: leave out clips without a caption or a readable video, with a warning, instead of failing.
 
     Raises:
         ValueError: the folder is missing, empty, in no known layout or in several at once; captions and videos differ
             in number; no clip is left; or, unless `skip_bad`, any caption is empty, any video missing, unreadable,
-            truncated or without frames: all of them named in one message.
+            truncated, without frames, HDR or a picture: all of them named in one message.
     """
-    clips, faults = [], []
-    entries = find_entries(source)
-    for entry in entries:
-        fault = _fault(entry)
-        if fault:
-            faults.append(fault)
-        else:
-            clips.append(RealClip(entry.path, entry.caption))
-    if faults and not (skip_bad and clips):
-        advice = "No clip is left" if skip_bad else "Mend or remove them, or set skip_bad to go on without them"
-        raise ValueError(_listing(f"{len(faults)} of {len(entries)} clips of {source} cannot be used", faults, advice))
-    for fault in faults:
-        log.warning("skipped: %s", fault)
-    return clips
+    return read_each(find_entries(source), _clip, f"clips of {source}", skip_bad=skip_bad)
 
 
 def load_real(
@@ -79,36 +67,37 @@ def load_real(
     Raises:
         ValueError: naming every clip that is too short or cannot be read; no clip is left.
     """
-    kept, encoded, faults = [], [], []
-    for clip in clips:
-        try:
-            key = ("clip", content(clip.path), fps, frames, size, encoder) if cache else ()
-            made = cache.read(*key) if cache else None
-            if made is None:
-                made = {"clip": encode(read_video(clip.path, fps=fps, frames=frames, size=size)[None])}
-                if cache:
-                    cache.write(made, *key)
-            encoded.append(made["clip"])
-            kept.append(clip)
-        except ValueError as error:
-            faults.append(str(error))
-    if faults and not (skip_bad and kept):
-        advice = "Remove them, ask for fewer frames, or set skip_bad to go on without them"
-        raise ValueError(_listing(f"{len(faults)} of {len(clips)} clips cannot be used", faults, advice))
-    for fault in faults:
-        log.warning("skipped: %s", fault)
-    return kept, torch.cat(encoded)
+
+    def load(clip: RealClip) -> tuple[RealClip, Tensor]:
+        key = ("clip", content(clip.path), fps, frames, size, encoder) if cache else ()
+        made = cache.read(*key) if cache else None
+        if made is None:
+            made = {"clip": encode(read_video(clip.path, fps=fps, frames=frames, size=size)[None])}
+            if cache:
+                cache.write(made, *key)
+        return clip, made["clip"]
+
+    advice = "Remove them, or ask for fewer frames"
+    kept, encoded = zip(*read_each(clips, load, "clips", skip_bad=skip_bad, advice=advice), strict=True)
+    return list(kept), torch.cat(encoded)
 
 
-def _listing(title: str, faults: list[str], advice: str) -> str:
-    return "\n  ".join([f"{title}:", *faults]) + f"\n{advice}."
-
-
-def _fault(entry: Entry) -> str | None:
+def _clip(entry: Entry) -> RealClip:
+    if entry.fault:
+        raise ValueError(entry.fault)
+    if not entry.path.is_file():
+        raise ValueError(f"{entry.path} is not a file{_near(entry.path)}")
     if not entry.caption:
-        return f"{entry.path} has no caption ({entry.place})"
-    try:
-        probe(entry.path)
-    except ValueError as error:
-        return str(error)
-    return None
+        raise ValueError(f"{entry.path} has no caption ({entry.place})")
+    return RealClip(entry.path, entry.caption, probe(entry.path).duration)
+
+
+def _near(path: Path) -> str:
+    """The file of almost that name, where there is one: in other case, or of another kind."""
+    near = [name for name in _names(path.parent) if Path(name).stem.lower() == path.stem.lower()]
+    return f"; there is {path.with_name(near[0])}" if near else ""
+
+
+@functools.lru_cache(maxsize=4)
+def _names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []

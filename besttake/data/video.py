@@ -1,5 +1,8 @@
 """Video files: read by time, cut to size without distortion, written so that a browser plays them.
 
+Colour matrix and range are taken from the file, BT.601 and limited where it tells none, as FFmpeg does; what is
+transparent is laid over black; HDR is refused.
+
 Inside the library a video is float `f c h w` in [-1, 1]; in a file it is uint8 `f h w c`.
 """
 
@@ -15,21 +18,33 @@ import av
 import numpy as np
 import torch
 import torch.nn.functional as F
+from av.codec.context import CodecContext
 from av.container import InputContainer
+from av.video.codeccontext import VideoCodecContext
 from av.video.reformatter import ColorRange, Colorspace
 from av.video.stream import VideoStream
 from jaxtyping import Float, UInt8
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 from besttake.configuration import require
 from besttake.data.files import atomic
+from besttake.data.picture import over_black, read_picture, refuse_hdr
 
 SLACK = 5e-4
 """Seconds. Matroska rounds a frame's time to the millisecond: a frame due half of one later is on screen already."""
 
 QUALITY = "12"
 """x264's constant rate factor: no difference to be seen, and little to be measured."""
+
+TONE_MAPPING = (
+    "zscale=t=linear:npl=100,format=gbrpf32le,zscale=p=bt709,tonemap=hable:desat=0,"
+    "zscale=t=bt709:m=bt709:r=limited,format=yuv420p"
+)
+"""FFmpeg's filters from HDR to what every screen shows."""
+
+HEIC = ("heic", "heix", "heim", "heis", "mif1")
+"""Brands of the pictures that phones take, in a video's container."""
 
 BT709 = 1
 """The number of BT.709 in H.264's tables of matrices, primaries and transfers."""
@@ -75,7 +90,7 @@ def read_video(
         start_seconds: where the clip starts, from the file's first frame.
 
     Raises:
-        ValueError: the file is missing, unreadable, truncated, without frames, or too short for the clip.
+        ValueError: the file is missing, unreadable, truncated, without frames, HDR, or too short for the clip.
     """
     require(fps is None or fps > 0, "fps", fps, "a rate above 0, or None")
     require(frames is None or frames >= 1, "frames", frames, "1 or more, or None")
@@ -90,28 +105,36 @@ def read_video(
             if frames is not None and len(clip) >= frames:
                 break
     if frames is not None and len(clip) < frames:
-        needed = f"{frames} frames" + (f" at {fps:g} fps" if fps else "") + f" from {start_seconds:g} s"
-        seconds = f", which need more than {start_seconds + (frames - 1) / fps:.3f} s" if fps else ""
-        raise ValueError(f"{path} is too short: it lasts {duration:.3f} s and gives {len(clip)} of {needed}{seconds}")
+        raise ValueError(_too_short(path, duration, len(clip), frames, fps, start_seconds))
     if not clip:
         raise ValueError(f"{path} lasts {duration:.3f} s: it has no frame at {start_seconds:g} s")
     return to_float(torch.stack(clip[:frames]))
 
 
+def check_length(path: str | Path, seconds: float, fps: float, frames: int) -> None:
+    """ValueError if a file that lasts so long is too short for a clip, without reading it.
+
+    Where it is a matter of one frame, only reading tells: that passes.
+    """
+    if seconds + 1 / fps + SLACK <= (frames - 1) / fps:
+        raise ValueError(_too_short(path, seconds, _copies(0, fps, 0.0, seconds), frames, fps, 0.0))
+
+
 def read_frame(path: str | Path, size: tuple[int, int]) -> Float[Tensor, "c h w"]:
     """An image, or the first frame of a video, cut and resized to (height, width) as `read_video` does; in [-1, 1].
 
+    The file's content says which it is.
+
     Raises:
-        ValueError: the file is missing or unreadable as either.
+        ValueError: the file is missing, unreadable as either, or HDR.
     """
+    picture = read_picture(path)
+    if picture is not None:
+        return to_float(_fitted(picture, size, 1.0))
     try:
-        with Image.open(path) as image:
-            upright = ImageOps.exif_transpose(image).convert("RGB")
-            return to_float(_fitted(np.asarray(upright), size, 1.0))
-    except UnidentifiedImageError:
         return read_video(path, frames=1, size=size)[0]
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read as an image: {error}") from error
+    except ValueError as error:
+        raise ValueError(f"{error}; nor is it an image of a kind that Pillow reads") from error
 
 
 def write_video(path: str | Path, video: Tensor, fps: float, upscale: int = 1) -> None:
@@ -159,12 +182,13 @@ def probe(path: str | Path) -> VideoInfo:
     """What a file holds, found by reading all of it and decoding its first frame.
 
     Raises:
-        ValueError: the file is missing, unreadable, truncated or without frames.
+        ValueError: the file is missing, unreadable, truncated, without frames or HDR.
     """
     first, frames, starts, ends = None, 0, [], []
     with _opened(path) as (container, stream):
+        decoder = _decoder(stream)
         for packet in _packets(container, stream):
-            first = first or next(iter(packet.decode()), None)
+            first = first or next(iter(decoder.decode(packet)), None)
             frames += packet.size > 0 and not packet.is_discard
             if packet.pts is not None and not packet.is_discard:
                 starts.append(float(packet.pts * packet.time_base))
@@ -216,15 +240,32 @@ def _opened(path: str | Path) -> Iterator[tuple[InputContainer, VideoStream]]:
         raise ValueError(f"{path} is empty: 0 bytes")
     try:
         with av.open(str(path)) as container:
+            _refuse_picture(container)
             stream = container.streams.best("video")
             if not isinstance(stream, VideoStream):
                 raise _BrokenError("it has no video stream")
             stream.thread_type = "AUTO"
+            if stream.codec_context is None:
+                raise _BrokenError("it is truncated, or of a codec that FFmpeg does not know")
+            _refuse_hdr(stream.codec_context.color_trc)  # of the container; some codecs' frames tell nothing
             yield container, stream
-    except _BrokenError as error:
-        raise ValueError(f"{path} cannot be read as a video: {error}") from error
     except av.FFmpegError as error:
         raise ValueError(f"{path} cannot be read as a video: {error.strerror} (is it truncated?)") from error
+    except (_BrokenError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read as a video: {error}") from error
+
+
+def _refuse_hdr(transfer: int) -> None:
+    refuse_hdr(transfer, f'convert it first: ffmpeg -i IN -vf "{TONE_MAPPING}" OUT')
+
+
+def _refuse_picture(container: InputContainer) -> None:
+    """FFmpeg reads pictures too, some of them wrongly: floating point as integers, one tile of a HEIC for the whole."""
+    kind = container.format.name.removesuffix("_pipe")
+    if kind != container.format.name and kind != "webp":  # which may be an animation
+        raise _BrokenError(f"it is a picture ({kind}); save it as PNG or JPEG")
+    if container.metadata.get("major_brand") in HEIC:
+        raise _BrokenError("it is a picture (heic); save it as PNG or JPEG")
 
 
 class _BrokenError(Exception):
@@ -252,9 +293,9 @@ def _packets(container: InputContainer, stream: VideoStream) -> Iterator[av.Pack
 
 def _timeline(container: InputContainer, stream: VideoStream) -> Iterator[tuple[av.VideoFrame, float]]:
     """Frames in the order shown, each with the second (from the first frame) at which it leaves the screen."""
-    held, held_time, first_time = None, 0.0, 0.0
+    held, held_time, first_time, decoder = None, 0.0, 0.0, _decoder(stream)
     for packet in _packets(container, stream):
-        for frame in packet.decode():
+        for frame in decoder.decode(packet):
             time = frame.time if frame.time is not None else held_time + 1 / _rate(stream)
             if held is None:
                 first_time = time
@@ -265,6 +306,22 @@ def _timeline(container: InputContainer, stream: VideoStream) -> Iterator[tuple[
         raise _BrokenError("it has no frames")
     length = float(held.duration * held.time_base) if held.duration and held.time_base else 1 / _rate(stream)
     yield held, held_time - first_time + length
+
+
+def _decoder(stream: VideoStream) -> VideoCodecContext:
+    """What decodes a stream: FFmpeg's own VP8 and VP9 pass over the alpha that a WebM has beside the picture."""
+    codec = {"vp8": "libvpx", "vp9": "libvpx-vp9"}.get(stream.codec_context.name)
+    if codec is None or stream.metadata.get("alpha_mode") != "1":
+        return stream.codec_context
+    decoder = CodecContext.create(codec, "r")
+    assert isinstance(decoder, VideoCodecContext)
+    return decoder
+
+
+def _too_short(path: str | Path, duration: float, there: int, frames: int, fps: float | None, start: float) -> str:
+    needed = f"{frames} frames" + (f" at {fps:g} fps" if fps else "") + f" from {start:g} s"
+    seconds = f", which need more than {start + (frames - 1) / fps:.3f} s" if fps else ""
+    return f"{path} is too short: it lasts {duration:.3f} s and gives {there} of {needed}{seconds}"
 
 
 def _rate(stream: VideoStream) -> float:
@@ -283,7 +340,11 @@ def _copies(k: int, fps: float | None, start: float, leaves: float) -> int:
 
 def _picture(frame: av.VideoFrame, stream: VideoStream, size: tuple[int, int] | None) -> UInt8[Tensor, "h w 3"]:
     """A frame upright, with square pixels, cut to the aspect ratio of `size` and resized to it."""
-    rgb = frame.to_ndarray(format="rgb24")
+    _refuse_hdr(frame.color_trc)
+    if frame.format.has_palette or any(component.is_alpha for component in frame.format.components):
+        rgb = over_black(frame.to_ndarray(format="rgba"))
+    else:
+        rgb = frame.to_ndarray(format="rgb24")
     quarters = round(frame.rotation / 90) % 4
     rgb = np.rot90(rgb, quarters)
     pixel = float(stream.sample_aspect_ratio or 1)  # width over height of one pixel

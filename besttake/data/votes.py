@@ -15,10 +15,12 @@ from __future__ import annotations
 import csv
 import io
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from besttake.data.faults import read_each
 from besttake.data.files import read_jsonl, read_text
 
 QUESTIONS = ("Overall", "ALL", "VQ", "MQ", "TA")
@@ -62,7 +64,7 @@ def read_votes(path: str | Path, question: str = "") -> list[Ballot]:
     if question and suffix != ".csv":
         raise ValueError(f"{path} is no VideoAlign table (.csv) and asks one question only; leave out {question!r}")
     if suffix == ".jsonl":
-        ballots = [_told(f"{path}, line {number}", _line, row, path.parent) for number, row in read_jsonl(path)]
+        ballots = _ballots(path, read_jsonl(path), "line", lambda row: _line(row, path.parent))
     elif suffix == ".csv":
         ballots = _videoalign(path, question)
     elif suffix == ".json":
@@ -74,12 +76,11 @@ def read_votes(path: str | Path, question: str = "") -> list[Ballot]:
     return ballots
 
 
-def _told(place: str, read, *arguments) -> Ballot:
-    """What `read` gives, or its complaint with the place before it."""
-    try:
-        return read(*arguments)
-    except ValueError as error:
-        raise ValueError(f"{place}: {error}") from error
+def _ballots(
+    path: Path, rows: list[tuple[int, dict[str, Any]]], place: str, read: Callable[[dict[str, Any]], Ballot]
+) -> list[Ballot]:
+    """What `read` makes of numbered rows; all that are no good are named with their place."""
+    return read_each(rows, lambda row: read(row[1]), f"votes of {path}", place=lambda row: f"{path}, {place} {row[0]}")
 
 
 def _line(row: dict[str, Any], folder: Path) -> Ballot:
@@ -149,9 +150,10 @@ def _videoalign(table: Path, question: str) -> list[Ballot]:
         )
 
     try:
-        return [_told(f"{table}, line {reader.line_num}", ballot, row) for row in reader]
+        rows = [(reader.line_num, row) for row in reader]
     except csv.Error as error:
         raise ValueError(f"{table}, line {reader.line_num}: cannot be read as CSV ({error})") from error
+    return _ballots(table, rows, "line", ballot)
 
 
 def _column(table: Path, columns: list[str], question: str) -> str:
@@ -181,7 +183,7 @@ def _videodpo(path: Path) -> list[Ballot]:
         prompt = caption[0] if isinstance(caption, list) and caption else caption
         return _ballot(prompt, files, (int(label),), path.parent)
 
-    return [_told(f"{path}, pair {number}", ballot, pair) for number, pair in enumerate(pairs, start=1)]
+    return _ballots(path, list(enumerate(pairs, start=1)), "pair", ballot)
 
 
 def _json_list(path: Path) -> list[Any]:

@@ -15,6 +15,7 @@ import torch
 from tyro.conf import UseAppendAction
 
 from besttake.console import progress
+from besttake.data.faults import read_each
 from besttake.data.files import atomic
 from besttake.data.video import probe, read_video
 from besttake.data.votes import Ballot, read_votes
@@ -122,6 +123,9 @@ def score_benchmark(ballots: Sequence[Ballot], reward: Reward, name: str, kept: 
     """A critic's scores of the takes of every ballot; those that `kept` (a .jsonl) lacks are added to it one by one.
 
     A score holds for a critic's name, a file as large and as old as it was, the size it is looked at, and a prompt.
+
+    Raises:
+        ValueError: naming all takes that cannot be read or scored, once the others' scores are kept.
     """
     known = _read_kept(kept)
     keys = [[_key(ballot, take, name) for take in ballot.takes] for ballot in ballots]
@@ -132,10 +136,13 @@ def score_benchmark(ballots: Sequence[Ballot], reward: Reward, name: str, kept: 
         if key not in known
     }
     with kept.open("a", encoding="utf-8") as file:
-        for key, (ballot, take) in progress(todo.items(), f"{name} scores"):
-            known[key] = _score(reward, ballot, take)
-            file.write(json.dumps({"key": key, "scores": known[key]}) + "\n")
+
+        def score(item: tuple[str, tuple[Ballot, Path]]) -> None:
+            known[item[0]] = _score(reward, *item[1])
+            file.write(json.dumps({"key": item[0], "scores": known[item[0]]}) + "\n")
             file.flush()
+
+        read_each(progress(todo.items(), f"{name} scores"), score, "takes")
     return [[known[key] for key in row] for row in keys]
 
 

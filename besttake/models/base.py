@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from besttake.data.cache import TensorCache
+from besttake.data.faults import read_each
 from besttake.data.files import content, glimpse
 from besttake.data.video import read_frame
 from besttake.distributed import dealt, together
@@ -314,19 +315,33 @@ class VideoModel(ABC):
                 for start in range(0, len(some), REMEMBERED):
                     self._text_of(["", *some[start : start + REMEMBERED]])
 
-    def check_prompts(self, prompts: Sequence[str]) -> None:
+    def check_prompts(self, prompts: Sequence[str], skip_bad: bool | None = None) -> list[str]:
+        """The prompts that the model can be given.
+
+        Raises:
+            ValueError: naming, unless `skip_bad` (see `read_each`), every prompt that is empty, has more tokens than
+                the text encoder reads, or lacks its first frame.
+        """
+
+        def check(prompt: str) -> str:
+            self.check_prompt(prompt)
+            return prompt
+
+        fine = read_each(prompts, check, "prompts", skip_bad=skip_bad)
+        self._warn_of_unknown_words(fine)
+        return fine
+
+    def check_prompt(self, prompt: str) -> None:
         """ValueError if a prompt is empty, has more tokens than the text encoder reads, or lacks its first frame."""
         longest = self.longest_prompt()
-        for prompt in prompts:
-            if not prompt.strip():
-                raise ValueError("a prompt is empty; every prompt needs at least one word")
-            tokens = self.count_tokens(prompt)
-            if tokens > longest:
-                raise ValueError(
-                    f"the prompt '{prompt[:60]}...' has {tokens} tokens; {self.source} reads {longest}: shorten it"
-                )
-            self._check_first_frame(prompt)
-        self._warn_of_unknown_words(prompts)
+        if not prompt.strip():
+            raise ValueError("a prompt is empty; every prompt needs at least one word")
+        tokens = self.count_tokens(prompt)
+        if tokens > longest:
+            raise ValueError(
+                f"the prompt '{prompt[:60]}...' has {tokens} tokens; {self.source} reads {longest}: shorten it"
+            )
+        self._check_first_frame(prompt)
 
     def _warn_of_unknown_words(self, prompts: Sequence[str]) -> None:
         """Say once which words of the prompts have no token: a model that knows few words has never seen them."""

@@ -1,8 +1,9 @@
 """Analytic critic: how much of the picture changes, light aside.
 
-VBench looks at the strongest 5 % of optical flow; here it is the strongest 5 % of the change between neighbouring
-frames, after the median change of each step and channel (what a flickering light does to all pixels) is taken off.
-It tells motion from stillness, not good motion from bad: grain, jitter and jumps raise it. To watch, not to train on.
+VBench asks of each clip, yes or no, whether the strongest 5 % of its optical flow pass a threshold often enough; here
+it is a number, the mean of the strongest 5 % of the change between neighbouring frames, after the median change of each
+step and channel (what a flickering light does to all pixels) is taken off. It tells motion from stillness, not good
+motion from bad: grain, jitter and jumps raise it. To watch, not to train on.
 """
 
 from __future__ import annotations

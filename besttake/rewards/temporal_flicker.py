@@ -1,7 +1,8 @@
 """Analytic critic: how little the light changes from frame to frame where nothing moves.
 
 After VBench's temporal flickering, 1 - the mean absolute difference of neighbouring frames, but of luminance averaged
-over 8 x 8 patches, and of the quieter half of them in each step, so that motion is not taken for flicker. It is no
+over 8 x 8 patches, and of the quieter half of them in each step, so that motion is not taken for flicker; VBench takes
+all pixels, of clips that stand still, and its numbers are others. It is no
 measure of quality: a still picture scores highest, and the flicker of a small body goes unseen.
 """
 

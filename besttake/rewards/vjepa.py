@@ -4,8 +4,8 @@ V-JEPA 2, arXiv 2506.09985: an encoder of space-time patches, and a predictor of
 prompt plays no part. Two scores, both with gradients to the pixels:
 
     feature consistency: cosine of each moment's features (two frames, averaged over the picture) with the moment
-        before it and with the first one, averaged: VBench's subject consistency (arXiv 2311.17982) with V-JEPA's
-        features in DINO's place. A still picture scores highest.
+        before it and with the first one, those below 0 taken for 0, averaged: VBench's subject consistency (arXiv
+        2311.17982) with V-JEPA's features in DINO's place. A still picture scores highest.
     masked prediction: minus V-JEPA's own training loss, which is what VADER rewards for temporal consistency (arXiv
         2407.08737). Parts of the picture are hidden for the whole clip, their features predicted from the rest, and
         compared by absolute difference with those of the whole clip, normalised. VADER's code for it was never
@@ -64,7 +64,7 @@ def load(path: str | Path | None = None, device: str = "cpu") -> VJepa:
 
 
 class VJepa:
-    """A `Reward`: feature consistency in [-1, 1]; masked prediction at most 0, about -0.8 for guesses of 0."""
+    """A `Reward`: feature consistency in [0, 1]; masked prediction at most 0, about -0.8 for guesses of 0."""
 
     name = "vjepa"
     dimensions = ("feature consistency", "masked prediction")
@@ -139,10 +139,10 @@ class VJepa:
 
 
 def feature_consistency(moments: Float[Tensor, "b t d"]) -> Float[Tensor, "b"]:
-    """Mean cosine of each moment from the second on with the one before it and with the first."""
+    """Mean cosine of each moment from the second on with the one before it and with the first; a negative one is 0."""
     before = F.cosine_similarity(moments[:, 1:], moments[:, :-1], dim=-1)
     first = F.cosine_similarity(moments[:, 1:], moments[:, :1], dim=-1)
-    return (before + first).mean(1) / 2
+    return (before.clamp(min=0) + first.clamp(min=0)).mean(1) / 2
 
 
 def hidden_places(side: int, blocks: int, share: float, generator: torch.Generator) -> Bool[Tensor, "s s"]:

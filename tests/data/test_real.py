@@ -1,5 +1,6 @@
 import json
 import logging
+from pathlib import Path
 
 import pytest
 import torch
@@ -101,9 +102,131 @@ def test_several_tables_are_ambiguous_until_one_is_named(tmp_path, clips):
     assert find_clips(tmp_path / "more.jsonl") == clips
 
 
+@pytest.mark.parametrize("caption", ["prompt.txt", "prompts.txt", "captions.txt", "Prompts.TXT"])
+@pytest.mark.parametrize("video", ["video.txt", "videos.txt"])
+def test_line_by_line_under_other_names(tmp_path, clips, caption, video):
+    (tmp_path / caption).write_bytes("\ufeffthe first, clip\r\nthe second clip\r\n\r\n".encode())
+    (tmp_path / video).write_bytes(b"one.mp4\r\ntwo.avi\r\n")
+    assert find_clips(tmp_path) == clips
+
+
+def test_the_same_under_two_names_is_ambiguous(tmp_path, clips):
+    lines(tmp_path)
+    (tmp_path / "prompts.txt").write_text("a\nb\n")
+    with pytest.raises(ValueError, match=r"has prompt\.txt and prompts\.txt; keep one"):
+        find_clips(tmp_path)
+
+
+def test_tables_of_other_trainers(tmp_path, clips):
+    rows = [{"one.mp4": "the first, clip"}, {"two.avi": "the second clip"}]
+    flat = [pair for row in rows for pair in row.items()]
+    tables = {  # VideoX-Fun, musubi-tuner, datasets' VideoFolder, DiffSynth, Excel
+        "metadata.json": json.dumps([{"file_path": path, "text": text, "type": "video"} for path, text in flat]),
+        "musubi.jsonl": "\n".join(json.dumps({"video_path": str(tmp_path / p), "caption": t}) for p, t in flat),
+        "metadata.jsonl": "\r\n".join(json.dumps({"file_name": path, "text": text, "fps": 8}) for path, text in flat),
+        "metadata.csv": "".join(f'{path},"{text}"\n' for path, text in [("video", "prompt"), *flat]),
+        "clips.TSV": "".join(f"{path}\t{text}\r\n" for path, text in [("Path ", "Caption"), *flat]) + "\r\n",
+    }
+    for name, text in tables.items():
+        (tmp_path / name).write_text(text)
+        assert find_clips(tmp_path) == clips
+        (tmp_path / name).unlink()
+
+
+def test_a_quoted_caption_may_go_over_lines_but_must_end(tmp_path, clips):
+    (tmp_path / "metadata.csv").write_text('path,caption\none.mp4, "the first,\nclip"\ntwo.avi,the second clip\n')
+    assert find_clips(tmp_path) == clips
+    (tmp_path / "metadata.csv").write_text('path,caption\none.mp4,"the first\ntwo.avi,the second clip\n')
+    with pytest.raises(ValueError, match=r"metadata\.csv, line 3, cannot be read as a table"):
+        find_clips(tmp_path)
+
+
+def test_rows_without_a_clip_are_named_together_and_skipped_on_request(tmp_path, clips, caplog):
+    rows = [
+        {"file_path": "one.mp4", "text": "the first, clip", "type": "video"},
+        {"file_path": "x.png", "text": "a picture", "type": "image"},
+        {"file_path": "", "text": "nothing", "type": "video"},
+        {"file_path": "two.avi", "text": ["the second clip"], "type": "video"},
+    ]
+    (tmp_path / "metadata.json").write_text(json.dumps(rows))
+    with pytest.raises(
+        ValueError, match=r"(?s)3 of 4 clips of .*row 2: x\.png is an image.*row 3.*row 4: text is list"
+    ) as e:
+        find_clips(tmp_path)
+    assert str(e.value).count("\n") == 4
+    assert find_clips(tmp_path, skip_bad=True) == clips[:1]
+    assert len(caplog.records) == 1
+
+
+def test_a_json_that_lists_nothing_is_no_table(tmp_path, clips):
+    beside(tmp_path)
+    (tmp_path / "dataset_info.json").write_text('{"fps": 8}')
+    (tmp_path / "one.json").write_text("[1, 2]")
+    assert find_clips(tmp_path) == clips
+    with pytest.raises(ValueError, match=r"dataset_info\.json: expected a list of objects"):
+        find_clips(tmp_path / "dataset_info.json")
+    (tmp_path / "rows.json").write_text('{"path": "one.mp4"}\n{"path": "two.avi"}')
+    with pytest.raises(ValueError, match=r"rows\.json: not JSON .*with an object a line it is a \.jsonl"):
+        find_clips(tmp_path / "rows.json")
+
+
+@pytest.mark.parametrize(
+    "name", ["README.txt", "readme.TXT", "LICENSE.txt", "LICENCE-CC-BY.txt", "notes.txt", "read_me.txt"]
+)
+def test_notes_beside_clips_are_no_captions(tmp_path, clips, name):
+    beside(tmp_path)
+    (tmp_path / name).write_text("where the clips are from")
+    assert find_clips(tmp_path) == clips
+
+
+def test_a_clip_may_have_the_name_of_a_note(tmp_path, clips):
+    (tmp_path / "two.avi").rename(tmp_path / "notes.avi")
+    (tmp_path / "one.txt").write_text("the first, clip")
+    (tmp_path / "notes.txt").write_text("musical notes")
+    assert [clip.caption for clip in find_clips(tmp_path)] == ["musical notes", "the first, clip"]
+
+
+def test_clips_in_folders_below(tmp_path, clips):
+    for name in ("one.mp4", "two.avi"):
+        below = tmp_path / "set" / Path(name).stem
+        below.mkdir(parents=True)
+        (tmp_path / name).rename(below / Path(name).with_suffix(Path(name).suffix.upper()).name)
+        (below / f"{Path(name).stem}.txt").write_text("a clip")
+    (tmp_path / "set" / "README.txt").touch()
+    hidden = tmp_path / "set" / ".cache"
+    hidden.mkdir()
+    (hidden / "lost.txt").touch()
+    assert [clip.path.name for clip in find_clips(tmp_path / "set")] == ["one.MP4", "two.AVI"]
+    jsonl(tmp_path / "set" / "one", {"path": "one.MP4", "text": "x"})
+    with pytest.raises(ValueError, match=r"no captioned clips \(there is one/clips\.jsonl\).*name the folder or table"):
+        find_clips(tmp_path / "set")
+
+
+def test_paths_of_windows(tmp_path, clips):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "one.mp4").rename(tmp_path / "a" / "one.mp4")
+    jsonl(tmp_path, {"path": "a\\one.mp4", "text": "x"})
+    assert find_clips(tmp_path)[0].path == tmp_path / "a" / "one.mp4"
+
+
+def test_a_file_of_almost_that_name_is_named(tmp_path, clips):
+    jsonl(tmp_path, {"path": "one.MP4", "text": "x"}, {"path": "Two.mp4", "text": "x"})
+    with pytest.raises(
+        ValueError, match=r"one\.MP4 is not a file; there is .*one\.mp4\n.*Two\.mp4 .* there is .*two\.avi"
+    ):
+        find_clips(tmp_path)
+
+
 def test_half_a_layout(tmp_path, clips):
     (tmp_path / "prompt.txt").write_text("a ball\n")
-    with pytest.raises(ValueError, match=r"video\.txt is not a file"):
+    with pytest.raises(ValueError, match=r"has prompt\.txt, but no video\.txt or videos\.txt beside it$"):
+        find_clips(tmp_path)
+
+
+def test_half_a_layout_names_what_is_there(tmp_path, clips):
+    (tmp_path / "prompts.txt").write_text("a ball\na box\n")
+    (tmp_path / "vids.txt").write_text("one.mp4\ntwo.avi\n")
+    with pytest.raises(ValueError, match=r"has prompts\.txt, but no video\.txt .*\(there is vids\.txt: rename it"):
         find_clips(tmp_path)
 
 
@@ -185,7 +308,7 @@ def test_all_bad_videos_are_named_at_once_and_skipped_only_on_request(tmp_path, 
 
 def test_skipping_must_leave_something(tmp_path):
     lines(tmp_path, captions="a\n", videos="gone.mp4\n")
-    with pytest.raises(ValueError, match=r"gone\.mp4 is not a file\nNo clip is left"):
+    with pytest.raises(ValueError, match=r"gone\.mp4 is not a file\nNone is left"):
         find_clips(tmp_path, skip_bad=True)
 
 

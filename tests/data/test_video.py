@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from besttake.data.video import contact_sheet, probe, read_video, to_float, to_uint8, write_video
+from besttake.data.video import contact_sheet, probe, read_frame, read_video, to_float, to_uint8, write_video
 
 FORMATS = [
     ("a.mp4", "libx264", 30),
@@ -293,3 +293,124 @@ def test_contact_sheet_has_a_row_per_video(tmp_path):
     assert (sheet[-1, -1] == 0).all()
     with pytest.raises(ValueError, match="expected some of one size"):
         contact_sheet([long, torch.zeros(2, 3, 5, 6)], tmp_path / "sheet.png")
+
+
+def still(path, colour, codec, pix_fmt, container=None, **context):
+    """A video of four frames of one colour, RGB or RGBA; `context` is set on the encoder."""
+    with av.open(str(path), "w", format=container) as out:
+        stream = out.add_stream(codec, rate=25, options=LOSSLESS.get(codec, {}))
+        stream.height = stream.width = 64
+        stream.pix_fmt = pix_fmt
+        for name, value in context.items():
+            setattr(stream.codec_context, name, value)
+        picture = np.full((64, 64, len(colour)), colour, np.uint8)
+        colours = {"dst_colorspace": context.get("colorspace"), "dst_color_range": context.get("color_range")}
+        for _ in range(4):
+            frame = av.VideoFrame.from_ndarray(picture, format="rgba" if len(colour) == 4 else "rgb24")
+            frame = frame.reformat(format=pix_fmt, **{name: value for name, value in colours.items() if value})
+            out.mux(stream.encode(frame))
+        out.mux(stream.encode())
+    return path
+
+
+LOSSLESS = {
+    "libx264": {"qp": "0"},
+    "libvpx-vp9": {"crf": "4", "b": "0", "cpu-used": "8"},
+    "libvpx": {"crf": "4", "b": "1000000", "auto-alt-ref": "0"},
+    "mpeg1video": {"qmax": "2"},
+    "mpeg2video": {"qmax": "2"},
+}
+
+ORANGE = (200, 60, 40)
+
+
+def seen(video):
+    """The colour in the middle of the first frame."""
+    return to_uint8(video)[0, 32, 32].tolist()
+
+
+@pytest.mark.parametrize("matrix", [1, 6, 9])  # BT.709, BT.601, BT.2020
+@pytest.mark.parametrize("full", [1, 2])  # limited, full range
+@pytest.mark.parametrize("pix_fmt", ["yuv420p", "yuv444p10le"])
+def test_matrix_and_range_are_the_files_own(tmp_path, matrix, full, pix_fmt):
+    path = still(tmp_path / "a.mkv", ORANGE, "ffv1", pix_fmt, colorspace=matrix, color_range=full)
+    assert seen(read_video(path)) == pytest.approx(ORANGE, abs=3)
+
+
+ELEMENTARY = [
+    ("a.mpg", "mpeg1video", "mpeg1video"),
+    ("b.mpg", "mpeg2video", "mpeg2video"),
+    ("a.m2v", "mpeg2video", "mpeg2video"),
+    ("a.h264", "libx264", "h264"),
+    ("a.264", "libx264", "h264"),
+    ("picture.png", "libx264", "mp4"),
+]
+
+
+@pytest.mark.parametrize(("name", "codec", "container"), ELEMENTARY)
+def test_a_clip_is_known_by_its_content(tmp_path, name, codec, container):
+    path = still(tmp_path / name, ORANGE, codec, "yuv420p", container)
+    assert probe(path).frames == 4
+    assert seen(read_video(path)) == pytest.approx(ORANGE, abs=4)
+    assert seen(read_frame(path, (64, 64))[None]) == pytest.approx(ORANGE, abs=4)
+
+
+TRANSPARENT = [
+    ("a.webm", "libvpx-vp9", "yuva420p"),
+    ("a.webm", "libvpx", "yuva420p"),
+    ("a.mov", "prores_ks", "yuva444p10le"),
+    ("b.mov", "qtrle", "argb"),
+    ("a.mkv", "ffv1", "bgra"),
+    ("a.png", "apng", "rgba"),
+]
+
+
+@pytest.mark.parametrize(("name", "codec", "pix_fmt"), TRANSPARENT)
+def test_what_is_transparent_is_laid_over_black(tmp_path, name, codec, pix_fmt):
+    path = still(tmp_path / name, (*ORANGE, 128), codec, pix_fmt, "apng" if codec == "apng" else None)
+    assert seen(read_video(path)) == pytest.approx([100, 30, 20], abs=3)
+    assert seen(read_frame(path, (64, 64))[None]) == pytest.approx([100, 30, 20], abs=3)
+    assert len(read_video(path, fps=25)) == 4
+
+
+def test_a_gifs_transparent_pixels_are_black(tmp_path):
+    first = Image.new("P", (64, 64))
+    first.putpalette([*ORANGE, 10, 20, 30])
+    first.paste(1, (0, 0, 32, 64))
+    first.save(tmp_path / "a.gif", transparency=0, save_all=True, append_images=[first.copy()])
+    video = to_uint8(read_video(tmp_path / "a.gif"))
+    assert (video[0, 32, 16].tolist(), video[0, 32, 48].tolist()) == ([10, 20, 30], [0, 0, 0])
+
+
+@pytest.mark.parametrize(("code", "name"), [(16, "PQ, smpte2084"), (18, "HLG, arib-std-b67")])
+@pytest.mark.parametrize(("file", "codec"), [("a.mkv", "ffv1"), ("a.mp4", "libx264")])
+def test_hdr_is_refused_by_name_with_the_command_that_mends_it(tmp_path, code, name, file, codec):
+    path = still(tmp_path / file, ORANGE, codec, "yuv420p", colorspace=9, color_primaries=9, color_trc=code)
+    for read in (probe, read_video, lambda path: read_frame(path, (8, 8))):
+        with pytest.raises(
+            ValueError, match=rf"{file} cannot be read as a video: it is HDR \({name}\).*ffmpeg -i .*tone"
+        ):
+            read(path)
+
+
+def test_hdr_that_only_the_container_tells_of(tmp_path):
+    colours = {"colorspace": 9, "color_primaries": 9, "color_trc": 16}
+    path = still(tmp_path / "a.mkv", ORANGE, "prores_ks", "yuv422p10le", **colours)
+    with pytest.raises(ValueError, match=r"it is HDR \(PQ"):
+        probe(path)
+
+
+def test_wide_colours_alone_are_no_hdr(tmp_path):
+    path = still(tmp_path / "a.mkv", ORANGE, "ffv1", "yuv420p10le", colorspace=9, color_primaries=9, color_trc=14)
+    assert seen(read_video(path)) == pytest.approx(ORANGE, abs=3)
+
+
+def test_a_picture_is_no_clip(tmp_path):
+    Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
+    (tmp_path / "a.mp4").write_bytes((tmp_path / "a.png").read_bytes())
+    write_video(tmp_path / "b.mp4", moving(), fps=8)
+    (tmp_path / "a.heic").write_bytes((tmp_path / "b.mp4").read_bytes().replace(b"ftypisom", b"ftypheic"))
+    for name, kind in (("a.png", "png"), ("a.mp4", "png"), ("a.heic", "heic")):
+        for read in (probe, read_video):
+            with pytest.raises(ValueError, match=rf"{name} cannot be read as a video: it is a picture \({kind}\)"):
+                read(tmp_path / name)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from transformers import VJEPA2Model
 
 from besttake.rewards.vjepa import ASPECT, MASKS, feature_consistency, hidden_places, load, shown
@@ -58,8 +59,17 @@ def test_what_is_hidden_is_not_seen(critic):
 
 
 def test_feature_consistency_by_hand():
-    moments = torch.tensor([[[1.0, 0], [0, 1], [0, -2]]])  # cosines before: 0, -1; with the first: 0, 0
-    assert feature_consistency(moments).item() == -0.25
+    moments = torch.tensor([[[1.0, 0], [3, 4], [0, -2]]])  # cosines before: .6, -.8; with the first: .6, 0
+    assert feature_consistency(moments).item() == pytest.approx((0.6 + 0 + 0.6 + 0) / 4)
+
+
+def test_feature_consistency_is_vbenchs_subject_consistency():
+    golden = load_file(
+        Path(__file__).parent.parent / "golden" / "vbench.safetensors"
+    )  # of features of which some cosines are negative
+    for i, expected in enumerate(golden["per_video"]):
+        found = feature_consistency(golden[f"frame_features.video{i}"][None])
+        assert found.item() == pytest.approx(expected.item(), abs=1e-6)
 
 
 def test_masked_prediction_by_hand(critic):

@@ -1,0 +1,75 @@
+"""Clips and pairs that a model cannot be given: all named before any is encoded, skipped on request."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from besttake.algorithms.offline_dpo import Config, encode_pairs
+from besttake.algorithms.real_clips import encode_clips
+from besttake.data.pairs import PreferencePair
+from besttake.data.real import find_clips
+from besttake.data.video import write_video
+from besttake.rollout import RolloutConfig
+
+LONG = "a ball " * 500
+ROLLOUT = RolloutConfig(frames=5, height=16, width=16)
+
+
+@pytest.fixture
+def run(cogvideox):
+    """As much of a run as encoding needs; `encoded` counts the clips."""
+
+    def encode(videos):
+        run.encoded += len(videos)
+        return videos.mean((1, 3, 4), keepdim=True)
+
+    run = SimpleNamespace(model=cogvideox, encode=encode, encoded=0)
+    return run
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Four clips of a second, of which the second has a long caption, and a third that is too short."""
+    for i, (caption, frames) in enumerate([("a ball", 8), (LONG, 8), ("a box", 2), ("a bear", 8)]):
+        write_video(tmp_path / f"{i}.mp4", torch.full((frames, 3, 16, 16), i / 4), 8)
+        (tmp_path / f"{i}.txt").write_text(caption)
+    return tmp_path
+
+
+def test_every_clip_that_cannot_be_used_is_named_before_any_is_encoded(run, folder):
+    with pytest.raises(ValueError, match=r"2 of 4 clips cannot be used") as caught:
+        encode_clips(run, find_clips(folder), ROLLOUT)
+    _, long, short, advice = str(caught.value).split("\n")
+    assert "1.mp4: the prompt 'a ball" in long
+    assert "tokens" in long
+    assert "2.mp4 is too short: it lasts 0.250 s and gives 2 of 5 frames at 8 fps" in short
+    assert "skip_bad" in advice
+    assert run.encoded == 0
+
+
+def test_they_are_skipped_on_request(run, folder, caplog):
+    captions, latents = encode_clips(run, find_clips(folder), ROLLOUT, skip_bad=True)
+    assert captions == ["a ball", "a bear"]
+    assert latents.flatten(1).mean(1) == pytest.approx([0, 0.75], abs=0.02)
+    assert len(caplog.records) == 1
+
+
+def test_the_same_of_pairs(run, folder, caplog):
+    clips = [folder / f"{i}.mp4" for i in range(4)]
+    (folder / "cut.mp4").write_bytes(clips[0].read_bytes()[:300])
+    pairs = [
+        PreferencePair("a ball", clips[0], [clips[3]]),
+        PreferencePair(LONG, clips[1], [clips[0]]),
+        PreferencePair("a box", clips[0], [clips[2]]),
+        PreferencePair("a bear", folder / "cut.mp4", [clips[3]]),
+    ]
+    with pytest.raises(ValueError, match=r"3 of 4 pairs of pairs\.jsonl cannot be used") as caught:
+        encode_pairs(run, pairs, Config(rollout=ROLLOUT))
+    for name in ("1.mp4: the prompt", "2.mp4 is too short", "cut.mp4 cannot be read"):
+        assert name in str(caught.value)
+    assert run.encoded == 0
+    kept, latents = encode_pairs(run, pairs, Config(rollout=ROLLOUT, skip_bad=True))
+    assert kept == pairs[:1]
+    assert latents.flatten(2).mean(2)[0] == pytest.approx([0, 0.75], abs=0.02)
+    assert len(caplog.records) == 1
