@@ -44,7 +44,7 @@ from besttake.world.measure import FLAWS
 
 COLUMNS = ("flawed_share", "heldout_reward", "frechet_distance", "dynamic_degree", "object_area")
 KEPT = (*COLUMNS, *(f"share/{flaw}" for flaw in FLAWS))
-TEST = EvaluateConfig()
+TEST = EvaluateConfig("world-test")
 ONLINE = DEMO
 SHORT = ("--prompts-per-step", "2", "--optim.lr", "1e-3")
 """What is changed of OnlineVPO's recipe in every arm: half the prompts a step, for twice the steps in a few minutes."""

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor
 
+K = TypeVar("K")
 T = TypeVar("T")
 
 
@@ -43,6 +44,10 @@ class ParallelConfig:
                 f"parallel: shard is {self.shard}, context {self.context} and timeout {self.timeout}; "
                 "expected at least 1, at least 1, and more than 0"
             )
+
+
+EVALUATING = ParallelConfig(timeout=24 * 60)
+"""Every process has a whole model, and waits for the others as long as a whole share of an evaluation may take."""
 
 
 @dataclass(frozen=True)
@@ -163,6 +168,13 @@ def share(rows: int) -> list[int]:
     return [min(row, rows - 1) for row in range(mine * each, (mine + 1) * each)]
 
 
+def own_rows(rows: int) -> list[int]:
+    """The rows that are this process's and no other's; there may be none."""
+    mine, shares = _shares() if _group else (0, 1)
+    each = -(-rows // shares)
+    return list(range(rows))[mine * each : (mine + 1) * each]
+
+
 def dealt(items: Sequence[T]) -> list[T]:
     """Of several processes, this one's share of items that one of them makes and all find on disk; by itself, none."""
     return [] if _group is None else [items[i] for i in dict.fromkeys(share(len(items)))]
@@ -265,6 +277,22 @@ def led(make: Callable[[], T]) -> T:
         if leads():
             made = make()
     return _hear(made)[0]
+
+
+@contextmanager
+def apart() -> Iterator[None]:
+    """Within this context a process works by itself: it shares nothing out, and waits for no other."""
+    global _group
+    group, _group = _group, None
+    try:
+        yield
+    finally:
+        _group = group
+
+
+def collected(own: Mapping[K, T]) -> dict[K, T]:
+    """What each process has found of its own, by a name or number for it, as one dict on every process."""
+    return {name: value for found in _hear(dict(own)) for name, value in found.items()}
 
 
 def agree(said: Mapping[str, Any], place: int = 0) -> None:

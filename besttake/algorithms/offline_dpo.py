@@ -49,7 +49,8 @@ class Config(TrainConfig):
 
 def train(config: Config) -> Run:
     pairs = usable(read_pairs(config.data), config)
-    run = Run(config)
+    run = Run(config, pairs)
+    pairs = run.data
     policy, model = run.policy, run.model
     prompts = [shown_first_frame(model, pair.prompt, pair.winner) for pair in pairs]
     model.prepare(prompts)

@@ -71,7 +71,8 @@ class Config(TrainConfig):
 def train(config: Config) -> Run:
     prompts = read_prompts(config.data)
     critic = load_panel(config.reward, find_device(config.device))
-    run = Run(config, critic=critic)
+    run = Run(config, prompts, critic=critic)
+    prompts = run.data
     policy, fps = run.policy, config.rollout.rate(run.policy.model)
     policy.model.prepare(prompts)
     try_critic(critic, prompts[0], config.rollout, policy.model)
