@@ -75,7 +75,7 @@ def check_evaluation(config: EvaluateConfig, model: VideoModel, prompts: list[st
         raise ValueError(f"{error} (evaluation.prompts are what it is measured on)") from error
     noise = 2 * torch.rand(1, size[0], 3, *size[1:], generator=torch.Generator().manual_seed(0)) - 1
     for name in config.rewards or ANALYTIC:
-        checked(load_reward(name, str(model.device)), noise, prompts[:1], rollout.rate(model), abstentions=True)
+        checked(load_reward(name, str(model.device)), noise, [*prompts, "noise"][:1], model.fps, abstentions=True)
 
 
 def trained_model(run: Path) -> VideoModel:
@@ -218,6 +218,6 @@ def write_values(path: Path, prompts: Sequence[str], columns: Mapping[str, Mappi
 
 
 def write_summary(run: Path, summary: dict[str, Any]) -> None:
-    """`summary.json`: "before", "after", "real", each name -> number, "change" and "about"."""
+    """`summary.json`: "before", "after", "real", each name -> number, and "about"."""
     with atomic(run / "summary.json") as part:
         part.write_text(json.dumps(summary, indent=1))

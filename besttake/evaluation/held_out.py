@@ -142,6 +142,8 @@ def chosen_set(run: Path, named: str | None, data: str, count: int) -> Evaluatio
         ValueError: a file is missing or broken, or nothing was chosen.
     """
     before, family = read_set(run), embedded_family(data)
+    if before and not before.prompts:
+        before = None
     if named is None and before and (before.source == data or count <= len(before.prompts)):
         return _first(before, count)
     listed = named or (before.source if before else family and f"{family}-test")

@@ -30,7 +30,7 @@ class RunFolder:
         about: how the summary was measured.
         prompts: of the evaluation's clips, by number.
         clips: column -> number -> mp4.
-        q_values: of a test of each measure's change; empty for summaries that know of none.
+        q_values: of a test of each measure's change; empty where there was none.
     """
 
     path: Path
@@ -96,7 +96,7 @@ def read_run(path: Path) -> RunFolder:
         _about(summary),
         [str(prompt) for prompt in prompts],
         {column: _clips(path / "evaluation" / column) for column in COLUMNS},
-        _q_values((summary or {}).get("change"), critic),
+        _q_values(_read_json(path / "evaluation" / "changes.json", dict), critic),
     )
 
 

@@ -122,22 +122,22 @@ def change(
     """Whether `after` is better than `before`, by more than chance.
 
     Args:
-        q_value: of a test of the clips in pairs, which decides. Summaries without one (and without the clips' own
-            numbers) go by `SAME`, and of a share of `clips` by two standard errors, as if they were of other prompts.
+        q_value: of a test of the clips in pairs: what chance might do is the same. To be better, a change must be
+            more than a trifle too. Summaries without a test go by the latter alone, and of a share of `clips` by two
+            standard errors, as if they were of other prompts.
     """
     gain = gain_of(name, real)
     if before is None or after is None or gain is None:
         return "unknown"
-    if q_value is not None:
-        better: float = gain(before, after)
-        return "same" if q_value > LEVEL or better == 0 else "better" if better > 0 else "worse"
+    better: float = gain(before, after)
+    if q_value is not None and (q_value > LEVEL or better < 0):
+        return "same" if q_value > LEVEL else "worse"
     measure = measure_of(name)
     if measure.aim == "real" and real is not None:
         return _against_real(before, after, real)
     least = SAME * max(abs(before), abs(after))
-    if measure.share:
+    if measure.share and q_value is None:
         least = max(least, 2 * _standard_error(before, after, clips))
-    better = gain(before, after)
     return "same" if abs(better) <= least else "better" if better > 0 else "worse"
 
 

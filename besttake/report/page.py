@@ -36,7 +36,8 @@ def write_report(run_folder: Path) -> Path:
 
     Args:
         run_folder: holds `config.yaml`, and as far as the run has come `metrics.jsonl`, `summary.json` (numbers by
-            `before`, `after`, `real`; `about`), `evaluation/{before,after,real}/NN.mp4` and `evaluation/prompts.json`.
+            `before`, `after`, `real`; `about`), in `evaluation/` `{before,after,real}/NN.mp4`, `prompts.json` and
+            `changes.json` (by measure the `q` of its change).
 
     Returns:
         The path of the page. It needs no other file and no network.

@@ -72,9 +72,12 @@ def changed(run: RunFolder, name: str) -> Change:
 
 
 def measures(run: RunFolder) -> list[str]:
-    """What was measured before and after training: first what says whether the videos got better, then all else."""
-    summary = run.summary or {}
-    there = [name for name in summary["before"] if name in summary["after"]]
+    """What was measured before and after training: first what says whether the videos got better, then all else.
+
+    What critics say is left out where no test tells its changes from chance.
+    """
+    before, after = ((run.summary or {}).get(column, {}) for column in ("before", "after"))
+    there = [name for name in before if name in after and (run.q_values or not name.startswith((ASKED, TRAINED)))]
     first = [name for name in (*MAIN, *GUARDS) if name in there]
     return [*first, *(name for name in there if name not in first)]
 

@@ -116,10 +116,11 @@ def written(
     if isinstance(judge, Judge):
         p_values[FRECHET] = judge.p_of_distance(found["before"], found["after"])
     q_values = adjusted(p_values)
-    summary["change"] = {name: {"p": p, "q": q_values[name]} for name, p in p_values.items()}
+    changes = {name: {"p": p, "q": q_values[name]} for name, p in p_values.items()}
     summary["about"] = about
     write_values(folder / "values.csv", prompts, columns)
     (folder / "prompts.json").write_text(json.dumps(prompts[:shown], indent=1))
+    (folder / "changes.json").write_text(json.dumps(changes, indent=1))
     shutil.rmtree(run / "evaluation", ignore_errors=True)  # of other prompts, or another seed
     folder.rename(run / "evaluation")
     write_summary(run, summary)
