@@ -232,7 +232,7 @@ class Run:
         self.chosen = led(lambda: self._choose(data, resumed=bool(found)))
         self.data = left_to_train_on(data, self.chosen.held_out)
         with together():
-            check_evaluation(config.measuring, self.model, self.chosen.prompts)
+            check_evaluation(config.measuring, self.model, self.chosen.prompts, config.own_rollout.size(self.model))
         self.base = signature(self.model.denoiser)
         agree({"the model's weights": self.base})
         self.policy = Policy(self.model, config.policy, config.seed)

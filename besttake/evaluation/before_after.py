@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,7 +20,8 @@ from besttake.configuration import read_yaml
 from besttake.data.files import atomic
 from besttake.data.video import enlargement, write_video
 from besttake.devices import find_device
-from besttake.models import VideoModel, load_model
+from besttake.memory import out_of_memory
+from besttake.models import Size, VideoModel, load_model
 from besttake.rewards import load_reward
 from besttake.rewards.checks import checked
 from besttake.rewards.partial import given
@@ -59,10 +60,11 @@ Found = dict[str, Any]
 """What was found of some clips, by name: tensors, arrays and lists with a row for each clip, or more of the same."""
 
 
-def check_evaluation(config: EvaluateConfig, model: VideoModel, prompts: list[str]) -> None:
+def check_evaluation(config: EvaluateConfig, model: VideoModel, prompts: list[str], trained: Size) -> None:
     """Find out before a training, not after it, that its result could not be measured; raises ValueError.
 
     Critics are shown a clip of noise: one whose weights are missing, or that cannot take clips of this size, says so.
+    A clip of another size than is `trained` on is shot in one step.
     """
     rollout = config.rollout.over(RolloutConfig())
     size = rollout.size(model)
@@ -73,6 +75,13 @@ def check_evaluation(config: EvaluateConfig, model: VideoModel, prompts: list[st
         model.check_prompts(prompts)
     except ValueError as error:
         raise ValueError(f"{error} (evaluation.prompts are what it is measured on)") from error
+    if size != trained and prompts:
+        try:
+            generate(model, prompts[:1], replace(rollout, steps=1))
+        except RuntimeError as error:
+            if out_of_memory(error):
+                raise
+            raise ValueError(f"evaluation.rollout: {model.source} shoots no clips of {size} ({error})") from error
     noise = 2 * torch.rand(1, size[0], 3, *size[1:], generator=torch.Generator().manual_seed(0)) - 1
     for name in config.rewards or ANALYTIC:
         checked(load_reward(name, str(model.device)), noise, [*prompts, "noise"][:1], model.fps, abstentions=True)

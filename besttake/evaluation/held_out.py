@@ -83,9 +83,7 @@ def evaluation_set(
     if listed:
         prompts = distinct(read_prompts(listed))[:count]
         if len(prompts) < 2:
-            raise ValueError(
-                f"evaluation.prompts: {listed} holds {len(prompts)} prompt; expected at least 2 that differ"
-            )
+            raise ValueError(f"evaluation.prompts: {listed} holds a single prompt; expected at least 2 that differ")
         return EvaluationSet(listed, prompts, trained_on=len(set(prompts) & {text_of(item) for item in items}))
     texts = {text_of(item) for item in items}
     tenth = min(count, int(SHARE * len(texts)))
@@ -202,9 +200,7 @@ def read_set(folder: Path) -> EvaluationSet | None:
         clips = [Path(row["clip"]) for row in told["prompts"] if "clip" in row]
         return EvaluationSet(told["source"], prompts, clips, told["trained_on"], told["held_out"])
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{file} does not tell what the run is measured on ({error!r}); remove it, or mend it"
-        ) from error
+        raise ValueError(f"{file} is broken ({error!r}); remove it, and name what to measure on (--prompts)") from error
 
 
 def _rows(chosen: EvaluationSet) -> Iterator[dict[str, str]]:

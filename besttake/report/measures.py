@@ -78,7 +78,8 @@ def measure_of(name: str) -> Measure:
     if name.startswith(TRAINED):
         return Measure(words if head else "training critic", "higher")
     if head.startswith(ASKED):
-        return Measure(f"{words}, by {head.removeprefix(ASKED)}")
+        critic = head.removeprefix(ASKED)
+        return Measure(words if words == critic.replace("-", " ") else f"{words}, by {critic}")
     return Measure(words, share=name.endswith("_share"))
 
 

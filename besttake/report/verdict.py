@@ -130,7 +130,7 @@ def _rose(before: float, after: float) -> bool:
 def _told(run: RunFolder, name: str) -> str:
     """ "the held-out critic rose from -1.3 to -.2"; with real clips' value where they are the measure."""
     before, after, real = values(run, name)
-    subject, kind = SUBJECTS.get(name, measure_of(name).label), changed(run, name)
+    subject, kind = SUBJECTS.get(name, measure_of(name).label.replace(", by ", " by ")), changed(run, name)
     was, now = shown(name, before), shown(name, after)
     aside = f" (real clips: {shown(name, real)})" if measure_of(name).aim == "real" and real is not None else ""
     verb = "rose" if (after or 0) > (before or 0) else "fell"
