@@ -34,18 +34,21 @@ from besttake.cli import DEMO, read_recipe, with_flags
 from besttake.commands import GenerateConfig, generate_takes, real_data
 from besttake.configuration import fingerprint
 from besttake.data.files import atomic
+from besttake.data.prompts import read_prompts
 from besttake.embedded import FOLDER, embedded_model
-from besttake.evaluation.before_after import EvaluateConfig, evaluation_prompts, shoot, trained_model
+from besttake.evaluation.before_after import EvaluateConfig, shoot, trained_model
 from besttake.models import load_model
 from besttake.report.folder import read_run
 from besttake.rewards.world import DIMENSIONS
 from besttake.scoring import ScoreConfig, score_videos
-from besttake.world.evaluate import Judge, clean_clips, through_autoencoder
+from besttake.world.evaluate import Judge, clean_clips, look_at, through_autoencoder
 from besttake.world.measure import FLAWS
+from besttake.world.physics import FRAMES
 
 COLUMNS = ("flawed_share", "heldout_reward", "frechet_distance", "dynamic_degree", "object_area")
 KEPT = (*COLUMNS, *(f"share/{flaw}" for flaw in FLAWS))
-TEST = EvaluateConfig()
+TEST = EvaluateConfig("world-test")
+PROMPTS = read_prompts("world-test")[: TEST.count]
 ONLINE = DEMO
 SHORT = ("--prompts-per-step", "2", "--optim.lr", "1e-3")
 """What is changed of OnlineVPO's recipe in every arm: half the prompts a step, for twice the steps in a few minutes."""
@@ -159,7 +162,7 @@ def train(arm: Arm, seed: int, config: ClaimsConfig) -> str:
     out = config.out / f"{name}-{made_of}"
     recipe = replace(recipe, data=str(data), model=config.model, out=out, seed=seed, monitor=unwatched)
     importlib.import_module(type(recipe).__module__).train(replace(recipe, steps=100_000, minutes=minutes))
-    after = look(shoot(trained_model(out), evaluation_prompts(TEST), TEST))
+    after = look(shoot(trained_model(out), PROMPTS, TEST))
     write_result(result, {"after": after, "made_of": made_of, "steps": read_run(out).steps_done})
     return f"{name}: {after}"
 
@@ -176,8 +179,8 @@ def measure_base(config: ClaimsConfig) -> str:
     if result.exists() and json.loads(result.read_text()).get("made_of") == made_of:
         return "the base model and real clips: already there"
     model = load_model(config.model)
-    real = through_autoencoder(model, clean_clips(evaluation_prompts(TEST), 99))
-    before = shoot(model, evaluation_prompts(TEST), TEST)
+    real = through_autoencoder(model, clean_clips(PROMPTS, 99, FRAMES, range(len(PROMPTS))))
+    before = shoot(model, PROMPTS, TEST)
     write_result(result, {"before": look(before), "real": look(real), "made_of": made_of})
     return "the base model and real clips: measured"
 
@@ -189,12 +192,14 @@ def write_result(path: Path, values: dict) -> None:
 
 @functools.cache
 def judge() -> Judge:
-    return Judge(evaluation_prompts(TEST), ("dynamic-degree",))  # the tables show no other critic
+    made = Judge(("dynamic-degree",))  # the tables show no other critic
+    made.learn(PROMPTS)
+    return made
 
 
 def look(videos: Tensor) -> dict[str, float]:
     """What the tables show of clips of the test prompts."""
-    seen = judge()(videos)
+    seen = judge().means(look_at(judge().look, lambda rows: videos[rows], PROMPTS, 32))
     return {key: seen[key] for key in KEPT}
 
 

@@ -168,15 +168,13 @@ def train_and_report(config: Any) -> None:
     """Train, on as many processes as there are; then measure before and after on test prompts, and write the report."""
     from besttake.commands import real_data
     from besttake.devices import find_device
-    from besttake.distributed import join, leads, leave, led
+    from besttake.distributed import join, leave, led
 
     module = importlib.import_module(type(config).__module__)
     join(config.parallel, find_device(config.device))
-    run = module.train(replace(config, data=led(lambda: real_data(config.data))))
-    reporting = leads()
+    folder = module.train(replace(config, data=led(lambda: real_data(config.data)))).folder
+    _report(folder, config)
     leave()
-    if reporting:
-        _report(run.folder, config.evaluation)
 
 
 def train_in_memory(config: Any) -> Any:
@@ -274,29 +272,42 @@ def report(arguments: list[str]) -> None:
     if not arguments or arguments[0].startswith("-"):
         print("usage: besttake report RUN [flags]\n\nMeasure a finished run; write its summary.json and report.html.")
         return
+    from besttake.distributed import leave
     from besttake.report.folder import read_run
 
     folder, *flags = arguments
-    config = read_recipe(str(read_run(Path(folder)).path / "config.yaml")).evaluation
-    _report(Path(folder), from_flags(type(config), flags, f"besttake report {folder}", config))
+    config = read_recipe(str(read_run(Path(folder)).path / "config.yaml"))
+    asked = from_flags(type(config.evaluation), flags, f"besttake report {folder}", config.evaluation)
+    _report(Path(folder), replace(config, evaluation=asked))
+    leave()
 
 
 def _report(folder: Path, config: Any) -> None:
+    """Measure a run by its config, on as many processes as there are, and write its page."""
     from besttake.devices import describe_device, find_device
+    from besttake.distributed import EVALUATING, join, leads, led
+    from besttake.evaluation.held_out import chosen_set
     from besttake.report import write_report
     from besttake.report.folder import read_run
+    from besttake.report.verdict import verdict
     from besttake.world.evaluate import evaluate
 
-    run = read_run(folder)
-    about = {"minutes": run.minutes, "hardware": describe_device(find_device(run.config["device"]))}
-    with console.status(f"measuring before and after on {config.prompts}"):
-        summary = evaluate(folder, config, about)
-    page = write_report(folder)
+    join(EVALUATING, find_device(config.device))
+    run = led(lambda: read_run(folder))
+    about = {"minutes": run.minutes, "hardware": describe_device(find_device(config.device))}
+    asked, data = config.measuring, str(run.config.get("data", config.data))
+    chosen = led(lambda: chosen_set(folder, asked.prompts, data, asked.count))
+    with console.status(f"measuring before and after on prompts of {chosen.source}"):
+        summary = evaluate(folder, asked, chosen, about)
+    if not leads():
+        return
+    page, said = write_report(folder), verdict(read_run(folder))
     columns = [column for column in ("before", "after", "real") if column in summary]
-    table = Table(f"on {config.prompts}", *columns)
+    table = Table(f"on {chosen.source}", *columns)
     for key in list(summary["before"])[:5]:
         table.add_row(key.replace("_", " "), *(f"{summary[column][key]:.3f}" for column in columns))
     console.out.print(table)
+    print(f"{said.word}: {said.sentence}")
     print(f"report: {page}")
 
 

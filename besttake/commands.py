@@ -20,6 +20,7 @@ from besttake.data.files import atomic, glimpse, read_jsonl
 from besttake.data.prompts import read_prompts, shown
 from besttake.data.video import contact_sheet, enlargement, read_video, write_video
 from besttake.devices import find_device, keep_freed_memory
+from besttake.embedded import WORLD_CLIPS
 from besttake.evaluation.before_after import with_adapter
 from besttake.models import Quantization, VideoModel, load_model
 from besttake.policy import signature
@@ -158,7 +159,7 @@ def write_clips(config: ClipsConfig) -> Path:
     from besttake.world.physics import FPS
 
     config.out.mkdir(parents=True, exist_ok=True)
-    table, which = config.out / "metadata.csv", config.out / "which.json"
+    table, which = config.out / "metadata.csv", config.out / WORLD_CLIPS
     wanted = json.dumps({"split": config.split, "count": config.count, "seed": config.seed, "versions": versions()})
     if table.exists() and which.exists() and which.read_text() == wanted:
         return config.out

@@ -27,6 +27,7 @@ from torch.distributed.tensor import DTensor
 
 from besttake.configuration import require
 
+K = TypeVar("K")
 T = TypeVar("T")
 
 
@@ -45,6 +46,10 @@ class ParallelConfig:
         require(self.shard >= 1, "shard", self.shard, "1 or more")
         require(self.context >= 1, "context", self.context, "1 or more")
         require(self.timeout > 0, "timeout", self.timeout, "minutes, more than 0")
+
+
+EVALUATING = ParallelConfig(timeout=24 * 60)
+"""Every process has a whole model, and waits for the others as long as a whole share of an evaluation may take."""
 
 
 @dataclass(frozen=True)
@@ -165,6 +170,13 @@ def share(rows: int) -> list[int]:
     return [min(row, rows - 1) for row in range(mine * each, (mine + 1) * each)]
 
 
+def own_rows(rows: int) -> list[int]:
+    """The rows that are this process's and no other's; there may be none."""
+    mine, shares = _shares() if _group else (0, 1)
+    each = -(-rows // shares)
+    return list(range(rows))[mine * each : (mine + 1) * each]
+
+
 def dealt(items: Sequence[T]) -> list[T]:
     """Of several processes, this one's share of items that one of them makes and all find on disk; by itself, none."""
     return [] if _group is None else [items[i] for i in dict.fromkeys(share(len(items)))]
@@ -281,6 +293,22 @@ def led_tensor(make: Callable[[], Tensor | None]) -> Tensor | None:
     made = torch.empty(shape, dtype=dtype) if made is None else made.detach().cpu().contiguous()
     dist.broadcast(made.flatten().view(torch.uint8), 0, group=_group.words)
     return made
+
+
+@contextmanager
+def apart() -> Iterator[None]:
+    """Within this context a process works by itself: it shares nothing out, and waits for no other."""
+    global _group
+    group, _group = _group, None
+    try:
+        yield
+    finally:
+        _group = group
+
+
+def collected(own: Mapping[K, T]) -> dict[K, T]:
+    """What each process has found of its own, by a name or number for it, as one dict on every process."""
+    return {name: value for found in _hear(dict(own)) for name, value in found.items()}
 
 
 def agree(said: Mapping[str, Any], place: int = 0) -> None:

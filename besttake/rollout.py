@@ -36,19 +36,27 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
+INHERITED = ("steps", "guidance", "frames", "height", "width", "batch", "compile", "strength")
+"""What looks and evaluations take from a run's rollout: what its videos are like, and how much memory there is."""
+
+
 @dataclass(frozen=True)
-class RolloutConfig:
-    """How videos are sampled."""
+class RolloutOverrides:
+    """How videos are sampled otherwise than the run's own: what is left out is as in its `rollout`.
+
+    What makes a run's rollouts cheaper, at the price of other videos (`cache`, `guided`, `asked`, `shared`, `decoded`),
+    is not taken over: there is none of it unless it is named here.
+    """
 
     steps: int | None = None
-    """Sampling steps; by default the model's own, as is all else that is left out."""
+    """Sampling steps; by default as many as in the run's `rollout`, as is all else that is left out."""
     guidance: float | None = None
     """Classifier-free guidance scale; 1 = none, at half the cost."""
     frames: int | None = None
     """Frames of a clip, whose height and width are in pixels."""
     height: int | None = None
     width: int | None = None
-    batch: int = 16
+    batch: int | None = None
     """Videos denoised at once; with guidance, both halves of a prediction are one pass where twice as many fit."""
     cache: CacheConfig = field(default_factory=CacheConfig)
     guided: tuple[float, float] = (0.0, 1.0)
@@ -58,11 +66,33 @@ class RolloutConfig:
     shared: float = 0.0
     """Share of the steps that a prompt's takes have in common, at the cost of one: they part there, each by a noise of
     its own, and are more alike."""
-    compile: bool = False
+    compile: bool | None = None
     """Compile the network's blocks (torch.compile), in training too: minutes at the start, faster afterwards."""
     decoded: int | None = None
     """Frames of a take that are decoded, evenly from first to last, each from the latents around it: a preview for
     critics that look at few; by default all."""
+    strength: float | None = None
+    """Of prompts with a source video: the share of the steps that it is noised back by, and taken again."""
+
+    def __post_init__(self):
+        self.over(RolloutConfig())
+
+    def over(self, rollout: RolloutConfig) -> RolloutConfig:
+        """A run's rollout with these settings instead of its own; ValueError if one of them cannot be."""
+        named = vars(self)
+        return RolloutConfig(**{**named, **{name: getattr(rollout, name) for name in INHERITED if named[name] is None}})
+
+
+@dataclass(frozen=True)
+class RolloutConfig(RolloutOverrides):
+    """How videos are sampled."""
+
+    steps: int | None = None
+    """Sampling steps; by default the model's own, as is all else that is left out."""
+    batch: int = 16
+    """Videos denoised at once; with guidance, both halves of a prediction are one pass where twice as many fit."""
+    compile: bool = False
+    """Compile the network's blocks (torch.compile), in training too: minutes at the start, faster afterwards."""
     strength: float = 0.8
     """Of prompts with a source video: the share of the steps that it is noised back by, and taken again."""
 

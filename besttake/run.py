@@ -14,7 +14,7 @@ import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
 
@@ -44,7 +44,17 @@ from besttake.distributed import (
     place,
     together,
 )
+from besttake.embedded import embedded_family
 from besttake.evaluation.before_after import EvaluateConfig, check_evaluation
+from besttake.evaluation.held_out import (
+    EvaluationSet,
+    evaluation_set,
+    examples,
+    left_to_train_on,
+    read_set,
+    text_of,
+    write_set,
+)
 from besttake.memory import TooManyClipsError
 from besttake.models import Quantization, load_model
 from besttake.monitor import Monitor, MonitorConfig
@@ -52,6 +62,7 @@ from besttake.policy import FORM, Policy, PolicyConfig, signature, signature_of_
 from besttake.rewards.cache import weights_of
 from besttake.rewards.guard import Alarm, Guard, watching
 from besttake.rewards.turns import send_away
+from besttake.rollout import RolloutConfig
 from besttake.sharding import check_tokens, in_full, is_sharded
 from besttake.types import Latent, Reward, Video
 
@@ -140,6 +151,21 @@ class TrainConfig:
             )
         self._check_parallel()
 
+    @property
+    def own_rollout(self) -> RolloutConfig:
+        """How the run samples, or the size of its clips."""
+        return getattr(self, "rollout", RolloutConfig())
+
+    @property
+    def looks(self) -> MonitorConfig:
+        """How the run is watched, with what is left out of its `rollout` filled in."""
+        return replace(self.monitor, rollout=self.monitor.rollout.over(self.own_rollout))
+
+    @property
+    def measuring(self) -> EvaluateConfig:
+        """How the run is evaluated, with what is left out of its `rollout` filled in."""
+        return replace(self.evaluation, rollout=self.evaluation.rollout.over(self.own_rollout))
+
     def _check_parallel(self) -> None:
         """Refuse what does not go with weights or tokens that processes have together."""
         shard, context, full = self.parallel.shard, self.parallel.context, self.policy.train == "full"
@@ -151,10 +177,9 @@ class TrainConfig:
             "optim.eight_bit": full and self.optim.eight_bit,
         }
         # each process leaves out blocks as its own takes allow, and the others would wait for it there
-        rollouts = {"rollout": getattr(self, "rollout", None), "monitor.rollout": self.monitor.rollout}
+        rollouts = {"rollout": self.own_rollout, "monitor.rollout": self.monitor.rollout}
         caches = {
-            f"{name}.cache.name: first-block": rollout is not None and rollout.cache.name == "first-block"
-            for name, rollout in rollouts.items()
+            f"{name}.cache.name: first-block": rollout.cache.name == "first-block" for name, rollout in rollouts.items()
         }
         for name, number, refused in (("shard", shard, sharded | caches), ("context", context, caches)):
             if number > 1 and (conflicts := [setting for setting, chosen in refused.items() if chosen]):
@@ -186,15 +211,18 @@ class Stateful(Protocol):
 class Run:
     """A training run in a folder: `config.yaml`, `metrics.jsonl`, TensorBoard, samples, checkpoints, adapter."""
 
-    def __init__(self, config: TrainConfig, **kept: Stateful):
+    def __init__(self, config: TrainConfig, data: Sequence[Any] = (), **kept: Stateful):
         """
         Args:
+            data: what there is to train on: prompts, real clips or preference pairs. `self.data` is what is left of it
+                when some is held out, for the evaluation to be measured on.
             kept: what else a checkpoint keeps, by a name for it.
         """
         check_finite(config)
         keep_freed_memory()
         self.kept = kept
-        self.config, self.folder = config, Path(config.out)
+        self.config, self.folder, self.source = config, Path(config.out), str(getattr(config, "data", "world"))
+        self.family = embedded_family(self.source, {text_of(item) for item in data})
         device = find_device(config.device)
         join(config.parallel, device)
         agree(_flat(to_dict(config)))
@@ -206,17 +234,20 @@ class Run:
         self.model.cache = TensorCache(config.cache, int(config.cache_limit * GB)) if config.cache else None
         if config.tiling:
             self.model.tile()
-        looks = [config.monitor.rollout] if config.monitor.every else []
-        sizes = [rollout.size(self.model) for rollout in (getattr(config, "rollout", None), *looks) if rollout]
-        check_tokens(self.model, sizes)
-        check_evaluation(config.evaluation, self.model)
+        looks = [config.looks.rollout.over(RolloutConfig())] if config.monitor.every else []
+        check_tokens(self.model, [rollout.size(self.model) for rollout in (config.own_rollout, *looks)])
+        self.chosen = led(lambda: self._choose(data, resumed=bool(found)))
+        self.data = left_to_train_on(data, self.chosen.held_out)
+        with together():
+            check_evaluation(config.measuring, self.model, self.chosen.prompts, config.own_rollout.size(self.model))
         self.base = signature(self.model.denoiser)
         self._agree_on_networks()
         if found and not found[1]["base"].startswith(FORM):  # of before a signature saw all of the weights
             self.base = signature_of_ends(self.model.denoiser)
         self.policy = Policy(self.model, config.policy, config.seed)
         self.optimizer = adamw(config.optim, self.policy.trainable.values())
-        self.monitor = Monitor(config.monitor, self.policy, self.folder, config.seed, device)
+        own = self._own_prompts(data) if config.monitor.every else []
+        self.monitor = Monitor(config.looks, self.policy, self.folder, config.seed, device, self.family, own)
         self._send_away(self.monitor.rewards)
         if config.by_turns:
             self.model.by_turns = [*self.model.denoisers.values(), *self.policy.reference.networks]
@@ -240,6 +271,26 @@ class Run:
             for critic in getattr(panel, "rewards", ()):
                 read[f"the critic {critic.name}"] = weights_of(getattr(critic, "reward", critic))
         agree({name: hashlib.sha256(repr(told).encode()).hexdigest()[:16] for name, told in read.items()})
+
+    def _choose(self, data: Sequence[Any], resumed: bool) -> EvaluationSet:
+        """What the run is measured on; one that goes on holds out what it has held out from its start."""
+        config, before = self.config.measuring, read_set(self.folder) if resumed else None
+        listed = config.prompts or (self.family and f"{self.family}-test")
+        if before and before.source == (listed or self.source):
+            return before
+        held_out, size = before.held_out if before else [], config.rollout.over(RolloutConfig()).size(self.model)
+        left, spare = left_to_train_on(data, held_out), not resumed
+        chosen = evaluation_set(listed, self.source, left, config.count, config.seed, self.model, size, spare)
+        chosen = replace(chosen, held_out=chosen.held_out or held_out)
+        write_set(self.folder, chosen)
+        return chosen
+
+    def _own_prompts(self, data: Sequence[Any]) -> list[str]:
+        """Prompts of the run's own data, for looks: those that it is measured on, if they are of it."""
+        if self.chosen.source == self.source or not data:
+            return self.chosen.prompts
+        count, size = self.config.monitor.count, self.config.looks.rollout.over(RolloutConfig()).size(self.model)
+        return [prompt for prompt, _ in examples(data, count, self.config.evaluation.seed, self.model, size)]
 
     def _send_away(self, critics: Iterable[Reward]) -> None:
         for critic in critics if self.config.by_turns else ():

@@ -22,6 +22,7 @@ from besttake.cli import RECIPES, main, read_recipe
 from besttake.commands import ClipsConfig, _glimpse, write_clips
 from besttake.data.real import find_clips
 from besttake.data.video import read_video
+from tests.tiny import tiny_models
 
 ROOT = Path(__file__).parent.parent
 
@@ -380,6 +381,9 @@ def test_settings_that_mean_nothing(refuses, flags, words):
         ({"prompts": "nowhere.txt"}, "nowhere.txt is not a file"),
         ({"count": 0}, "count is 0"),
         ({"rollout": {"height": 33}}, "33"),
+        ({"rewards": ["heldout"]}, "critic heldout: videos have 4 frames, it needs 8 or more"),
+        ({"rollout": {"height": 32}}, "shoots no clips of (4, 32, 16)"),
+        ({"rewards": ["clipscore"]}, "critic clipscore"),
     ],
 )
 def test_what_could_not_be_measured_is_refused_before_training(refuses, recipe, tmp_path, evaluation, words):
@@ -428,6 +432,64 @@ def test_training_ends_in_a_measured_report(capsys, recipe, material, tmp_path):
     again = json.loads((run / "summary.json").read_text())
     assert again["about"] == summary["about"]
     assert list(again["after"]) == ["reward/dynamic-degree/dynamic degree"]
+
+
+def test_a_run_is_measured_on_its_own_prompts_at_its_own_size(capsys, recipe, material, model_folder, tmp_path):
+    """And a report long after it too, by what lies in its folder."""
+    data = tmp_path / "mine.txt"
+    shutil.copy(material / "prompts.txt", data)
+    flags = ("--rollout.height", "32", "--rollout.frames", "9", "--evaluation.rollout.frames", "5")
+    model = str(model_folder("tiny-wan"))
+    status, out, error = besttake_says(capsys, "train", recipe(data=str(data), model=model), *flags)
+    assert status == 0, error
+    run = tmp_path / "run"
+    about = json.loads((run / "summary.json").read_text())["about"]
+    assert (about["prompts"], about["clips"], about["trained_on"], about["held_out"]) == (str(data), 4, 4, False)
+    assert "all of which it was trained on" in (run / "report.html").read_text()
+    assert "Nothing was measured but what critics say" in out
+    clip = read_video(run / "evaluation" / "after" / "00.mp4")
+    assert len(clip) == 5
+    assert clip.shape[-2] == 2 * clip.shape[-1]
+    data.unlink()
+    assert besttake_says(capsys, "report", run, "--count", "2")[0] == 0
+    again = json.loads((run / "summary.json").read_text())["about"]
+    assert again == about | {"clips": 2, "trained_on": 2}
+
+
+def test_a_run_on_real_clips_is_measured_against_them(capsys, recipe, material, tmp_path):
+    status, _, error = besttake_says(capsys, "train", recipe("sft"))
+    assert status == 0, error
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["real"].keys() == summary["before"].keys()
+    assert summary["about"]["prompts"] == str(material / "clips")
+
+
+def test_a_run_of_an_earlier_version_is_measured_as_its_config_says(capsys, recipe, tmp_path):
+    """All its settings of looks and evaluations are there, those that were left out as the defaults of then."""
+    assert besttake_says(capsys, "train", recipe())[0] == 0
+    run = tmp_path / "run"
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    plain = {"name": "none", "threshold": 0.1, "every": 3}
+    rollout = dict.fromkeys(("steps", "guidance", "frames", "height", "width", "asked", "decoded"))
+    rollout |= {"batch": 16, "cache": plain, "guided": [0.0, 1.0], "shared": 0.0, "compile": False, "strength": 0.8}
+    config["evaluation"] = {"prompts": "world-test", "count": 2, "seed": 777, "shown": 1, "rewards": []}
+    config["evaluation"]["rollout"] = config["monitor"]["rollout"] = rollout
+    config["monitor"] |= {"prompts": "world-validation", "rewards": ["world", "heldout", "dynamic-degree"]}
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    for file in ("evaluation_set.json", "summary.json"):
+        (run / file).unlink()
+    assert besttake_says(capsys, "report", run)[0] == 0
+    assert json.loads((run / "summary.json").read_text())["about"]["prompts"] == "world-test"
+
+
+def test_an_image_to_video_model_is_not_measured_on_prompts_without_first_frames(refuses, recipe, material, tmp_path):
+    model = tmp_path / "i2v"
+    tiny_models()["cogvideox-5b-i2v"].build().save_pretrained(model)
+    refuses(
+        *("train", recipe("sft", model=str(model), evaluation={"prompts": "world-test"})),
+        words=("has no first frame", "evaluation.prompts are what it is measured on"),
+    )
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
 def test_the_demo_ends_in_the_promised_figures_and_page(capsys, tmp_path):

@@ -3,6 +3,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from besttake.data.prompts import read_prompts
 from besttake.data.video import probe
 from besttake.monitor import Monitor, MonitorConfig
 from besttake.policy import Policy, PolicyConfig
@@ -43,9 +44,25 @@ def test_no_looks_need_no_prompts_and_no_critics(tmp_path, policy):
     Monitor(MonitorConfig(every=0, prompts="nowhere", rewards=("nobody",)), policy, tmp_path, 0, "cpu")
 
 
+def test_looks_are_at_the_runs_own_prompts_where_none_are_named(tmp_path, policy):
+    config = MonitorConfig(count=2, rollout=RolloutConfig(steps=1))
+    monitor = Monitor(config, policy, tmp_path, 0, "cpu", None, ["a dog", "a cat", "a cow"])
+    assert monitor.prompts == ["a dog", "a cat"]
+    assert [reward.name for reward in monitor.rewards] == ["dynamic-degree", "temporal-flicker", "motion-smoothness"]
+    assert "monitor/motion-smoothness/motion smoothness" in monitor.look(0)
+    world = Monitor(config, policy, tmp_path, 0, "cpu", "world", ["a dog"])
+    assert world.prompts == read_prompts("world-validation")[:2]
+    assert [reward.name for reward in world.rewards] == ["world", "heldout", "dynamic-degree"]
+    assert config.critics("everyday") == ("dynamic-degree", "temporal-flicker", "motion-smoothness")
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
-    [({"prompts": "nowhere.txt"}, r"nowhere\.txt"), ({"rewards": ("nobody",)}, "there is no critic 'nobody'")],
+    [
+        ({"prompts": "nowhere.txt"}, r"nowhere\.txt"),
+        ({"rewards": ("nobody",)}, "there is no critic 'nobody'"),
+        ({"rollout": RolloutConfig(height=33)}, "33"),
+    ],
 )
 def test_what_cannot_be_watched_is_refused_at_once(tmp_path, config, policy, values, message):
     with pytest.raises(ValueError, match=message):

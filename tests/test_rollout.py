@@ -10,7 +10,8 @@ from PIL import Image
 
 from besttake.data.video import read_video, to_uint8, write_video
 from besttake.models import load_model
-from besttake.rollout import Preview, RolloutConfig, generate, keyed_generator
+from besttake.models.caches import CacheConfig
+from besttake.rollout import Preview, RolloutConfig, RolloutOverrides, generate, keyed_generator
 from besttake.types import Prompt
 from tests.tiny.cogvideox import TINY as COGVIDEOX
 from tests.tiny.wan import SIZE, TINY
@@ -191,3 +192,23 @@ def test_some_frames_are_decoded_and_played_as_slowly(cogvideox):
     assert generate(cogvideox, ["a red ball"], settings).videos.shape[1] == 2
     assert settings.rate(cogvideox) == pytest.approx(cogvideox.fps * 2 / frames)
     assert RolloutConfig(decoded=1000).rate(cogvideox) == RolloutConfig().rate(cogvideox) == cogvideox.fps
+
+
+def test_what_looks_do_not_name_is_the_runs_own():
+    run = RolloutConfig(steps=8, guidance=2.0, frames=9, height=32, width=48, batch=3, compile=True, strength=0.5)
+    assert RolloutOverrides().over(run) == run
+    assert RolloutOverrides(steps=16, height=64).over(run) == replace(run, steps=16, height=64)
+    named = RolloutOverrides(batch=16, compile=False, strength=0.8)  # what would be the default is named all the same
+    assert named.over(run) == replace(run, batch=16, compile=False, strength=0.8)
+
+
+def test_what_makes_rollouts_cheaper_is_not_taken_over():
+    cheap = {"asked": 4, "guided": (0.3, 1.0), "cache": CacheConfig("pyramid"), "shared": 0.5, "decoded": 2}
+    run = RolloutConfig(steps=8, **cheap)
+    assert RolloutOverrides().over(run) == RolloutConfig(steps=8)
+    assert RolloutOverrides(**cheap).over(RolloutConfig(steps=8)) == run
+
+
+def test_overrides_are_checked_as_rollouts_are():
+    with pytest.raises(ValueError, match=r"rollout\.batch is 0"):
+        RolloutOverrides(batch=0)

@@ -56,8 +56,9 @@ class Config(TrainConfig):
 
 def train(config: Config) -> Run:
     pairs = usable(read_pairs(config.data, config.skip_bad), config)
-    run = Run(config)
+    run = Run(config, pairs)
     agree_on_each("the pairs", (", ".join([repr(p.prompt), *map(seen, [p.winner, *p.losers])]) for p in pairs))
+    pairs = run.data
     policy, model = run.policy, run.model
     pairs, clips = encode_pairs(run, pairs, config)
     prompts = [shown_first_frame(model, pair.prompt, pair.winner) for pair in pairs]

@@ -72,7 +72,8 @@ class Config(TrainConfig):
 def train(config: Config) -> Run:
     prompts = read_prompts(config.data, config.skip_bad)
     critic = load_panel(config.reward, find_device(config.device))
-    run = Run(config, critic=critic)
+    run = Run(config, prompts, critic=critic)
+    prompts = run.data
     policy, fps = run.policy, config.rollout.rate(run.policy.model)
     prompts = policy.model.check_prompts(prompts, config.skip_bad)
     policy.model.prepare(prompts)

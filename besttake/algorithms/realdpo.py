@@ -67,9 +67,9 @@ class Config(TrainConfig):
 
 def train(config: Config) -> Run:
     clips = find_clips(config.data, skip_bad=config.skip_bad)
-    run = Run(config)
+    run = Run(config, clips)
     policy = run.policy
-    captions, real = encode_clips(run, clips, config.rollout, config.skip_bad)
+    captions, real = encode_clips(run, run.data, config.rollout, config.skip_bad)
     takes = Takes(policy, captions, config.rollout, config.negatives, config.seed, folder_of(run))
     for step, batch in run.steps(range(len(captions)), config.clips_per_step):
         losers = takes.of(batch, step, config.renew_every)

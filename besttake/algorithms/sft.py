@@ -31,8 +31,8 @@ class Config(TrainConfig):
 
 def train(config: Config) -> Run:
     clips = find_clips(config.data, skip_bad=config.skip_bad)
-    run = Run(config)
-    captions, real = encode_clips(run, clips, config.rollout, config.skip_bad)
+    run = Run(config, clips)
+    captions, real = encode_clips(run, run.data, config.rollout, config.skip_bad)
     for step, batch in run.steps(range(len(captions)), config.clips_per_step):
         x_0, generator = real[batch], run.generator(step)
         t = run.model.schedule_for(x_0.shape).sample_times(len(x_0), generator).to(x_0.device)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import csv
 import json
-import shutil
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from peft import get_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
@@ -15,24 +18,27 @@ from torch import Tensor
 
 from besttake.configuration import read_yaml, require
 from besttake.data.files import atomic
-from besttake.data.prompts import read_prompts
 from besttake.data.video import enlargement, write_video
 from besttake.devices import find_device
-from besttake.models import VideoModel, load_model
+from besttake.memory import out_of_memory
+from besttake.models import Size, VideoModel, load_model
 from besttake.rewards import load_reward
 from besttake.rewards.checks import checked
-from besttake.rollout import RolloutConfig, generate
+from besttake.rewards.partial import given
+from besttake.rewards.turns import called_back, send_away
+from besttake.rollout import RolloutConfig, RolloutOverrides, generate
 from besttake.types import Video
 
-Items = TypeVar("Items", Tensor, list[str])
+Items = TypeVar("Items", Tensor, list[str], list[int])
 
 
 @dataclass(frozen=True)
 class EvaluateConfig:
     """How a run is looked at when it is over."""
 
-    prompts: str = "world-test"
-    """File of prompts, one a line, or an embedded list."""
+    prompts: str | None = None
+    """File of prompts, one a line, or an embedded list; by default world-test where the data are the embedded world's,
+    and a tenth of yours, which is then not trained on."""
     count: int = 128
     """How many of them are shot at most, one video each."""
     seed: int = 777
@@ -40,28 +46,45 @@ class EvaluateConfig:
     """How many of the videos the report shows."""
     rewards: tuple[str, ...] = ()
     """Critics to ask; by default the analytic ones, and for clips of the embedded world its own two as well."""
-    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    rollout: RolloutOverrides = field(default_factory=RolloutOverrides)
 
     def __post_init__(self):
         require(self.count >= 2, "count", self.count, "2 or more")
         require(self.shown >= 0, "shown", self.shown, "0 or more")
 
 
-def evaluation_prompts(config: EvaluateConfig) -> list[str]:
-    """The prompts to be shot, none twice: from the same noise it would be the same video."""
-    return list(dict.fromkeys(read_prompts(config.prompts)))[: config.count]
+ANALYTIC = ("dynamic-degree", "temporal-flicker", "motion-smoothness")
+"""Critics of any clip."""
+
+Found = dict[str, Any]
+"""What was found of some clips, by name: tensors, arrays and lists with a row for each clip, or more of the same."""
 
 
-def check_evaluation(config: EvaluateConfig, model: VideoModel) -> None:
-    """Find out before a training, not after it, that its result could not be measured; raises ValueError."""
-    model.check_prompts(evaluation_prompts(config))
-    model.latent_shape(*config.rollout.size(model))
-    if config.rollout.decoded:
-        raise ValueError(
-            f"evaluation.rollout.decoded is {config.rollout.decoded}; whole clips are measured: leave it out"
-        )
-    for name in config.rewards:
-        load_reward(name)
+def check_evaluation(config: EvaluateConfig, model: VideoModel, prompts: list[str], trained: Size) -> None:
+    """Find out before a training, not after it, that its result could not be measured; raises ValueError.
+
+    Critics are shown a clip of noise: one whose weights are missing, or that cannot take clips of this size, says so.
+    A clip of another size than is `trained` on is shot in one step.
+    """
+    rollout = config.rollout.over(RolloutConfig())
+    size = rollout.size(model)
+    model.latent_shape(*size)
+    if rollout.decoded:
+        raise ValueError(f"evaluation.rollout.decoded is {rollout.decoded}; whole clips are measured: leave it out")
+    try:
+        model.check_prompts(prompts)
+    except ValueError as error:
+        raise ValueError(f"{error} (evaluation.prompts are what it is measured on)") from error
+    if size != trained and prompts:
+        try:
+            generate(model, prompts[:1], replace(rollout, steps=1))
+        except RuntimeError as error:
+            if out_of_memory(error):
+                raise
+            raise ValueError(f"evaluation.rollout: {model.source} shoots no clips of {size} ({error})") from error
+    noise = 2 * torch.rand(1, size[0], 3, *size[1:], generator=torch.Generator().manual_seed(0)) - 1
+    for name in config.rewards or ANALYTIC:
+        checked(load_reward(name, str(model.device)), noise, [*prompts, "noise"][:1], model.fps, abstentions=True)
 
 
 def trained_model(run: Path) -> VideoModel:
@@ -124,21 +147,60 @@ def check_loaded(model: VideoModel, adapter: Path) -> None:
 def shoot(model: VideoModel, prompts: list[str], config: EvaluateConfig) -> Video:
     """A video of each prompt, on the CPU; the device holds no more than a batch of them."""
     model.check_prompts(prompts)
-    parts = batches(prompts, config.rollout.batch)
-    return torch.cat([generate(model, part, config.rollout, seed=(config.seed,)).videos.cpu() for part in parts])
+    rollout = config.rollout.over(RolloutConfig())
+    parts = batches(prompts, rollout.batch)
+    return torch.cat([generate(model, part, rollout, seed=(config.seed,)).videos.cpu() for part in parts])
 
 
-def critics_say(
-    rewards: tuple[str, ...], videos: Video, prompts: list[str], fps: float, device: str = "cpu"
-) -> dict[str, float]:
-    """Mean score of each dimension of each critic, as "reward/critic/dimension"."""
-    said: dict[str, float] = {}
-    for name in rewards:
-        reward = load_reward(name, device)
-        parts = zip(batches(videos), batches(prompts), strict=True)
-        mean = torch.cat([checked(reward, some, told, fps).values for some, told in parts]).mean(0).tolist()
-        said |= {f"reward/{name}/{dimension}": value for dimension, value in zip(reward.dimensions, mean, strict=True)}
-    return said
+class Critics:
+    """Critics of any clips. One is on the device at a time; the others wait on the CPU."""
+
+    def __init__(self, names: Sequence[str], fps: float, device: str = "cpu"):
+        self.fps, self.rewards = fps, {name: load_reward(name, device) for name in names}
+        for reward in self.rewards.values():
+            send_away(reward)
+
+    def look(self, videos: Video, prompts: list[str]) -> Found:
+        """The scores (b, d) of each critic; not a number where it abstains."""
+        found: Found = {}
+        for name, reward in self.rewards.items():
+            with called_back(reward):
+                score = checked(reward, videos, prompts, self.fps, abstentions=True)
+            found[name] = torch.where(given(score)[:, None], score.values, torch.nan).cpu()
+        return found
+
+    def columns(self, found: Found) -> dict[str, np.ndarray]:
+        """The score of each clip, by "reward/critic/dimension"."""
+        return {name: values.numpy() for name, values in self._each(found, lambda scores: scores.T).items()}
+
+    def means(self, found: Found) -> dict[str, float]:
+        """The mean score of each dimension; without those of a critic that has scored no clip."""
+        means = self._each(found, lambda scores: scores[~scores[:, 0].isnan()].mean(0))
+        return {name: float(mean) for name, mean in means.items() if mean.isfinite()}
+
+    def _each(self, found: Found, of: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+        return {
+            f"reward/{name}/{dimension}": value
+            for name, reward in self.rewards.items()
+            for dimension, value in zip(reward.dimensions, of(found[name]), strict=True)
+        }
+
+
+def joined(parts: Sequence[Found]) -> Found:
+    """What was found of several batches of clips, as of one."""
+    first = parts[0]
+    return {name: _joined([part[name] for part in parts]) for name in first}
+
+
+def _joined(parts: Sequence[Any]) -> Any:
+    match parts[0]:
+        case Tensor():
+            return torch.cat(list(parts))
+        case np.ndarray():
+            return np.concatenate(parts)
+        case dict():
+            return joined(parts)
+    return list(chain(*parts))
 
 
 def batches(items: Items, size: int = 32) -> list[Items]:
@@ -146,15 +208,23 @@ def batches(items: Items, size: int = 32) -> list[Items]:
     return [items[start : start + size] for start in range(0, len(items), size)]
 
 
-def write_evaluation(run: Path, videos: dict[str, Video], prompts: list[str], shown: int, fps: float) -> None:
-    """`evaluation/{before,after,...}/NN.mp4` and `evaluation/prompts.json`, as the report reads them."""
-    folder = run / "evaluation"
-    shutil.rmtree(folder, ignore_errors=True)  # what an earlier look left is of other prompts or another seed
-    for name, clips in videos.items():
-        (folder / name).mkdir(parents=True, exist_ok=True)
-        for i, clip in enumerate(clips[:shown]):
-            write_video(folder / name / f"{i:02d}.mp4", clip, fps, upscale=enlargement(clip))
-    (folder / "prompts.json").write_text(json.dumps(prompts[:shown], indent=1))
+def write_shown(folder: Path, rows: Sequence[int], clips: Video, shown: int, fps: float) -> None:
+    """The first `shown` clips of an evaluation as `NN.mp4`; `rows` are the numbers of these."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for row, clip in zip(rows, clips, strict=True):
+        if row < shown:
+            write_video(folder / f"{row:02d}.mp4", clip, fps, upscale=enlargement(clip))
+
+
+def write_values(path: Path, prompts: Sequence[str], columns: Mapping[str, Mapping[str, np.ndarray]]) -> None:
+    """A table of what was measured of each clip: `before`, `after` and `real` of a prompt a line each."""
+    names = list(dict.fromkeys(name for column in columns.values() for name in column))
+    with path.open("w", newline="", encoding="utf-8") as file:
+        rows = csv.writer(file)
+        rows.writerow(["number", "prompt", "clip", *names])
+        for number, prompt in enumerate(prompts):
+            for clip, values in columns.items():
+                rows.writerow([number, prompt, clip, *(f"{values[name][number]:.9g}" for name in names)])
 
 
 def write_summary(run: Path, summary: dict[str, Any]) -> None:

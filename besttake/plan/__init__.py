@@ -91,7 +91,7 @@ def hours(config: Any, phases: dict[str, Phase], gpus: int) -> dict[str, float]:
     RealDPO shoots for a clip whose takes are old; if the clips are not at hand, as if none came twice meanwhile.
     """
     clips, per_step = _clips(config), shape_of(config).rows
-    steps, watch, evaluation = config.steps, config.monitor, config.evaluation
+    steps, watch, evaluation = config.steps, config.monitor, config.measuring
     shots = min(1.0, clips / (per_step * (config.renew_every or steps))) if hasattr(config, "renew_every") else 1.0
     each = {name: phases[name].seconds if name in phases else 0.0 for name in (*STEP, "encode", "watch", "evaluate")}
     seconds = {

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from besttake.distributed import share
+from besttake.embedded import embedded_family
 from besttake.plan.imagined import unimagined
 from besttake.rewards import load_reward
 from besttake.rollout import Rollout
@@ -63,7 +64,7 @@ def _trained_on(config: Any) -> list[str]:
 
 
 def _watching(config: Any) -> list[str]:
-    return _here(config.monitor.rewards) if config.monitor.every else []
+    return _here(config.monitor.critics(embedded_family(str(config.data)))) if config.monitor.every else []
 
 
 def _here(names: Iterable[str], judges: Iterable[str] = ()) -> list[str]:

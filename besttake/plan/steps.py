@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from besttake.algorithms import losses
 from besttake.algorithms.losses import dpo, drawn_errors, sft_error
 from besttake.configuration import algorithm_of
-from besttake.distributed import backward
+from besttake.distributed import apart, backward
 from besttake.models.caches import CacheConfig
 from besttake.plan.alike import run_one_of_each, run_one_part
 from besttake.plan.critics import Critics
@@ -182,7 +182,7 @@ class Step:
 
     def evaluate(self) -> None:
         config = self.config.evaluation
-        with self.meter.phase("evaluate"):
+        with self.meter.phase("evaluate"), apart():  # a batch is not shared out, but the batches are
             generate(self.policy, self._some(min(config.count, config.rollout.batch)), config.rollout)
 
     def _take(self) -> None:
@@ -305,8 +305,8 @@ def _by_the_plain_way(config: Any) -> Any:
     def plain(rollout: RolloutConfig) -> RolloutConfig:
         return replace(rollout, compile=False, cache=CacheConfig())
 
-    monitor = replace(config.monitor, rollout=plain(config.monitor.rollout))
-    evaluation = replace(config.evaluation, rollout=plain(config.evaluation.rollout))
+    monitor = replace(config.monitor, rollout=plain(config.looks.rollout))
+    evaluation = replace(config.evaluation, rollout=plain(config.measuring.rollout))
     return replace(config, rollout=plain(config.rollout), monitor=monitor, evaluation=evaluation)
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from besttake.configuration import read_yaml
 from besttake.data.files import read_text
+from besttake.report.measures import shown_name
 
 COLUMNS = ("before", "after", "real")
 
@@ -29,6 +30,7 @@ class RunFolder:
         about: how the summary was measured.
         prompts: of the evaluation's clips, by number.
         clips: column -> number -> mp4.
+        q_values: of a test of each measure's change; empty where there was none.
     """
 
     path: Path
@@ -38,6 +40,7 @@ class RunFolder:
     about: dict[str, Any]
     prompts: list[str]
     clips: dict[str, dict[int, Path]]
+    q_values: Numbers = field(default_factory=dict)
 
     def points(self, name: str) -> Points:
         """What was logged under a name."""
@@ -83,7 +86,7 @@ def read_run(path: Path) -> RunFolder:
     if "algorithm" not in config:
         raise ValueError(f"{path / 'config.yaml'} has no key 'algorithm'; expected the config of a training run")
     summary = _read_json(path / "summary.json", dict)
-    critic = (config.get("reward") or {}).get("name") if isinstance(config.get("reward"), dict) else None
+    critic = trained_on(config)
     prompts = _read_json(path / "evaluation" / "prompts.json", list) or []
     return RunFolder(
         path,
@@ -93,7 +96,14 @@ def read_run(path: Path) -> RunFolder:
         _about(summary),
         [str(prompt) for prompt in prompts],
         {column: _clips(path / "evaluation" / column) for column in COLUMNS},
+        _q_values(_read_json(path / "evaluation" / "changes.json", dict), critic),
     )
+
+
+def trained_on(config: dict[str, Any]) -> str | None:
+    """The name of the critic that a run with this `config.yaml` learned from."""
+    section = config.get("reward")
+    return section.get("name") if isinstance(section, dict) else None
 
 
 def _read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -133,8 +143,12 @@ def _about(summary: dict[str, Any] | None) -> dict[str, Any]:
 def _numbers(column: Any, critic: str | None) -> Numbers:
     """The finite numbers of a column; what the critic that was trained on says goes under `training_reward/`."""
     values = column if isinstance(column, dict) else {}
-    named = {name.replace(f"reward/{critic}/", "training_reward/", 1): value for name, value in values.items()}
-    return {name: float(value) for name, value in named.items() if _is_number(value)}
+    return {shown_name(name, critic): float(value) for name, value in values.items() if _is_number(value)}
+
+
+def _q_values(changes: Any, critic: str | None) -> Numbers:
+    values = changes if isinstance(changes, dict) else {}
+    return _numbers({name: told.get("q") for name, told in values.items() if isinstance(told, dict)}, critic)
 
 
 def _clips(folder: Path) -> dict[int, Path]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
+
+from besttake.evaluation.paired import LEVEL
 
 SAME = 0.02
 """Changes of a smaller share of the value are none."""
@@ -15,6 +18,8 @@ MINUS, DASH = "\N{MINUS SIGN}", "\N{EN DASH}"
 
 Aim = Literal["lower", "higher", "real"]
 Change = Literal["better", "worse", "same", "unknown"]
+Values = Any
+"""A number, or an array of numbers."""
 
 
 @dataclass(frozen=True)
@@ -73,27 +78,68 @@ def measure_of(name: str) -> Measure:
     if name.startswith(TRAINED):
         return Measure(words if head else "training critic", "higher")
     if head.startswith(ASKED):
-        return Measure(f"{words}, by {head.removeprefix(ASKED)}")
+        critic = head.removeprefix(ASKED)
+        return Measure(words if words == critic.replace("-", " ") else f"{words}, by {critic}")
     return Measure(words, share=name.endswith("_share"))
 
 
-def change(
-    name: str, before: float | None, after: float | None, real: float | None, clips: int | None = None
-) -> Change:
-    """Whether `after` is better than `before`, by more than `SAME`; by more than chance where it is a share of `clips`.
+def aim_of(name: str, real: float | None) -> Aim | None:
+    """Where a number should go; without real clips a critic's is to rise, and nothing is known of other measures."""
+    aim = measure_of(name).aim
+    if aim == "real" and real is None:
+        return "higher" if name.startswith(ASKED) else None
+    return aim
 
-    Chance: two standard errors of the difference between two shares, as if the clips were not the same prompts'.
+
+def gain_of(name: str, real: float | None, critic: str | None = None) -> Callable[[Values, Values], Values] | None:
+    """How much better a measure is after than before, as a function of both; None if nothing says which way is better.
+
+    Args:
+        critic: the one that was trained on, if it was.
     """
-    if before is None or after is None:
+    match aim_of(shown_name(name, critic), real):
+        case "higher":
+            return lambda before, after: after - before
+        case "lower":
+            return lambda before, after: before - after
+        case "real":
+            return lambda before, after: abs(before - (real or 0)) - abs(after - (real or 0))
+    return None
+
+
+def shown_name(name: str, critic: str | None) -> str:
+    """A measure's name in reports: what the critic says that was trained on goes under `training_reward/`."""
+    return name.replace(f"reward/{critic}/", f"{TRAINED}/", 1)
+
+
+def change(
+    name: str,
+    before: float | None,
+    after: float | None,
+    real: float | None,
+    clips: int | None = None,
+    q_value: float | None = None,
+) -> Change:
+    """Whether `after` is better than `before`, by more than chance.
+
+    Args:
+        q_value: of a test of the clips in pairs: what chance might do is the same. To be better, a change must be
+            more than a trifle too. Summaries without a test go by the latter alone, and of a share of `clips` by two
+            standard errors, as if they were of other prompts.
+    """
+    gain = gain_of(name, real)
+    if before is None or after is None or gain is None:
         return "unknown"
+    better: float = gain(before, after)
+    if q_value is not None and (q_value > LEVEL or better < 0):
+        return "same" if q_value > LEVEL else "worse"
     measure = measure_of(name)
-    if measure.aim == "real":
+    if measure.aim == "real" and real is not None:
         return _against_real(before, after, real)
     least = SAME * max(abs(before), abs(after))
-    if measure.share:
+    if measure.share and q_value is None:
         least = max(least, 2 * _standard_error(before, after, clips))
-    gain = after - before if measure.aim == "higher" else before - after
-    return "same" if abs(gain) <= least else "better" if gain > 0 else "worse"
+    return "same" if abs(better) <= least else "better" if better > 0 else "worse"
 
 
 def _standard_error(before: float, after: float, clips: int | None) -> float:
@@ -101,9 +147,7 @@ def _standard_error(before: float, after: float, clips: int | None) -> float:
     return (2 * middle * (1 - middle) / clips) ** 0.5 if clips else 0.0
 
 
-def _against_real(before: float, after: float, real: float | None) -> Change:
-    if real is None:
-        return "unknown"
+def _against_real(before: float, after: float, real: float) -> Change:
     was, now = abs(before - real), abs(after - real)
     if abs(now - was) <= SAME * abs(real) or max(was, now) <= NEAR * abs(real):
         return "same"

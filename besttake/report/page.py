@@ -18,10 +18,13 @@ from besttake.report.clips import clip_cards
 from besttake.report.critics import trained_critic
 from besttake.report.curves import reward_charts, training_charts
 from besttake.report.folder import COLUMNS, RunFolder, read_run
-from besttake.report.measures import ASKED, FLAWS, GUARDS, MAIN, TRAINED, Change, change, difference, measure_of, shown
-from besttake.report.verdict import clip_count, values, verdict
+from besttake.report.measures import ASKED, FLAWS, GUARDS, MAIN, TRAINED, Change, aim_of, difference, measure_of, shown
+from besttake.report.verdict import changed, clip_count, measures, values, verdict
 
 HERE = Path(__file__).parent
+TILES = 5
+"""Measures in brief, where those that say whether the videos got better are not among them."""
+
 LARGE = 25_000_000
 """Bytes above which a page says how large it is: many mail servers refuse more."""
 
@@ -33,7 +36,8 @@ def write_report(run_folder: Path) -> Path:
 
     Args:
         run_folder: holds `config.yaml`, and as far as the run has come `metrics.jsonl`, `summary.json` (numbers by
-            `before`, `after`, `real`; `about`), `evaluation/{before,after,real}/NN.mp4` and `evaluation/prompts.json`.
+            `before`, `after`, `real`; `about`), in `evaluation/` `{before,after,real}/NN.mp4`, `prompts.json` and
+            `changes.json` (by measure the `q` of its change).
 
     Returns:
         The path of the page. It needs no other file and no network.
@@ -81,7 +85,7 @@ def _section(title: str, lead: str, body: str) -> str:
 
 def _about(run: RunFolder) -> Iterator[str]:
     """How it was measured, and for how long it was trained."""
-    about, known = run.about, ("prompts", "clips", "seed", "minutes", "hardware")
+    about, known = run.about, ("prompts", "clips", "seed", "minutes", "hardware", "held_out", "trained_on")
     if run.rows and "steps" in run.config:
         yield f"{run.steps_done} of {run.config['steps']} steps"
     if isinstance(about.get("minutes"), (int, float)):
@@ -91,14 +95,23 @@ def _about(run: RunFolder) -> Iterator[str]:
     if "clips" in about:
         yield f"measured on {about['clips']} clips"
     if "prompts" in about:
-        yield f"test prompts {about['prompts']}"
+        yield f"prompts of {about['prompts']}{_trained_on(about)}"
     if "seed" in about:
         yield f"seed {about['seed']}"
     yield from (f"{name} {value}" for name, value in about.items() if name not in known)
 
 
+def _trained_on(about: dict[str, Any]) -> str:
+    """Whether it was trained on the prompts that it was measured on."""
+    count, clips = about.get("trained_on"), about.get("clips")
+    if not isinstance(count, int):
+        return ""
+    return f", {'none' if not count else 'all' if count == clips else count} of which it was trained on"
+
+
 def _headline(run: RunFolder) -> str:
-    tiles = [_tile(run, name) for name in (*MAIN, *GUARDS) if any(value is not None for value in values(run, name)[:2])]
+    names = [name for name in (*MAIN, *GUARDS) if any(value is not None for value in values(run, name)[:2])]
+    tiles = [_tile(run, name) for name in names or measures(run)[:TILES]]
     if not tiles:
         return ""
     key = "".join(
@@ -110,20 +123,20 @@ def _headline(run: RunFolder) -> str:
 
 def _tile(run: RunFolder, name: str) -> str:
     before, after, real = values(run, name)
-    aims = {"lower": "lower is better", "higher": "higher is better", "real": "as real clips is best"}
+    aims = {"lower": "lower is better", "higher": "higher is better", "real": "as real clips is best", None: ""}
     measure = measure_of(name)
     foot = f"Real clips: {shown(name, real)}; " if real is not None else ""
     return (
         f'<div class="tile"><dt>{escape(_capital(measure.label))}</dt>'
         f"<dd><small>{shown(name, before)} →</small> <span>{shown(name, after)}</span></dd>"
         f"{_mark(run, name)}"
-        f'{_track(before, after, real)}<span class="foot">{foot}{aims[measure.aim]}</span></div>'
+        f'{_track(before, after, real)}<span class="foot">{foot}{aims[aim_of(name, real)]}</span></div>'
     )
 
 
 def _mark(run: RunFolder, name: str, text: str = "") -> str:
-    before, after, real = values(run, name)
-    kind = change(name, before, after, real, clip_count(run))
+    before, after, _ = values(run, name)
+    kind = changed(run, name)
     unclear = kind == "same" and shown(name, before) != shown(name, after) and measure_of(name).share
     parts = [f"<span>{part}</span>" for part in (text, "≈ unclear" if unclear else MARKS[kind]) if part]
     return f'<span class="mark {kind}">{"".join(parts)}</span>'
@@ -199,11 +212,21 @@ def _table(run: RunFolder) -> str:
     groups = [("", main), ("Share of clips with this flaw", flaws), ("The training critic", trained)]
     groups.append(("Other critics", asked))
     lead = "The same prompts and seeds before and after."
-    if clips := clip_count(run):
+    if run.q_values:
+        lead += (
+            f" A change is called one where swapping the clips of some prompts would rarely make as much: a paired "
+            f"permutation test over {clip_count(run)} prompts. {len(run.q_values)} measures are tested, and of those "
+            "that are called better or worse about one in twenty may be chance (Benjamini-Hochberg)."
+        )
+    elif clips := clip_count(run):
         lead += f" With {clips} clips, a share counts as changed only when chance would rarely change it as much."
     body = _measures(run, groups)
     if others:
-        body += f"<details><summary>All else that was measured</summary>{_measures(run, [('', others)])}</details>"
+        worse = sum(changed(run, name) == "worse" for name in others)
+        title = "All else that was measured" + (f", {worse} of it worse" if worse else "")
+        body += (
+            f"<details{' open' if worse else ''}><summary>{title}</summary>{_measures(run, [('', others)])}</details>"
+        )
     return _section("What was measured", lead, body)
 
 

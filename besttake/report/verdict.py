@@ -8,7 +8,7 @@ from typing import Literal
 
 from besttake.report.critics import trained_reward
 from besttake.report.folder import RunFolder
-from besttake.report.measures import ASKED, GUARDS, MAIN, NEAR, TRAINED, change, measure_of, number, shown
+from besttake.report.measures import ASKED, GUARDS, MAIN, NEAR, TRAINED, Change, change, measure_of, number, shown
 
 Kind = Literal["better", "worse", "mixed", "same", "hacked", "unknown"]
 
@@ -17,6 +17,9 @@ SEEN = ("flawed_share", "heldout_reward")
 
 FREEZING = 0.25
 """A run that loses more of its motion than this share has learned to stand still, whatever else got better."""
+
+MOTION = ("dynamic_degree", "reward/dynamic-degree/dynamic degree")
+"""What tells of motion: as it was measured, or else as a critic says."""
 
 SUBJECTS = {
     "flawed_share": "visibly flawed clips",
@@ -37,36 +40,64 @@ class Verdict:
 
 
 def verdict(run: RunFolder) -> Verdict:
-    """What can be said of a run; never more than its summary shows."""
+    """What can be said of a run; never more than its summary shows, and first of all every measure that got worse."""
     if run.summary is None:
         return Verdict("unknown", "Not evaluated", _unfinished(run))
-    found = {name: change(name, *values(run, name), clips=clip_count(run)) for name in (*MAIN, *GUARDS)}
-    lost = motion_lost(run)
-    if lost:
-        found["dynamic_degree"] = "worse"
-    better = [_told(run, name) for name in MAIN if found[name] == "better"]
-    worse = [_told(run, name) for name in found if found[name] == "worse"]
-    same = [_told(run, name) + _chance(run, name) for name in MAIN if found[name] == "same"]
+    found = {name: changed(run, name) for name in measures(run)}
+    better, worse, same = (_told_all(run, found, kind) for kind in ("better", "worse", "same"))
     reward = trained_reward(run)
-    if reward and _rose(*reward) and (found["heldout_reward"] == "worse" or motion_lost(run, FREEZING)):
-        return Verdict("hacked", "Reward hacking", _hacked(reward, worse, better))
+    if reward and _rose(*reward) and (found.get("heldout_reward") == "worse" or motion_lost(run, FREEZING)):
+        return Verdict("hacked", "Reward hacking", _hacked(run, reward, worse, better))
     if better and worse:
-        return Verdict("mixed", "Mixed", f"{_capital(_list(better))}, but {_list(worse)}.")
-    if better and not any(found[name] == "better" for name in SEEN):
+        return Verdict("mixed", "Mixed", f"Worse: {_list(worse)}. Better: {_list(better)}.")
+    if worse:
+        rest = f"; {_list(same)}" if same else ""
+        return Verdict("worse", "Worse", f"The videos got worse: {_list(worse)}{rest}.")
+    if not any(name in found for name in MAIN):
+        return _by_critics(run, better)
+    if better and not any(found.get(name) == "better" for name in SEEN):
         return Verdict(
             "same", "Hardly a change", f"{_capital(_list(better))}, but {_list(same) or 'nothing else moved'}."
         )
     if better:
         clauses = [f"The videos got better: {_list(better)}", *([_list(same)] if same else []), *_kept(run)]
         return Verdict("better", "Better", "; ".join(clauses) + ".")
-    if worse:
-        rest = f"; {_list(same)}" if same else ""
-        return Verdict("worse", "Worse", f"The videos got worse: {_list(worse)}{rest}.")
-    if same:
-        return Verdict("same", "No change", f"The numbers show no clear change: {_list(same)}.")
-    if any(name.startswith((ASKED, TRAINED)) for name in run.summary["after"]):
-        return Verdict("unknown", "Critics only", "Nothing was measured but what critics say: see the table.")
-    return Verdict("unknown", "Not comparable", "The summary has no number both before and after training to compare.")
+    return Verdict("same", "No change", f"The numbers show no clear change: {_list(same)}.")
+
+
+def changed(run: RunFolder, name: str) -> Change:
+    """Whether a measure got better or worse; motion that is lost is worse."""
+    kind = change(name, *values(run, name), clips=clip_count(run), q_value=run.q_values.get(name))
+    return "worse" if name == "dynamic_degree" and not run.q_values and motion_lost(run) else kind
+
+
+def measures(run: RunFolder) -> list[str]:
+    """What was measured before and after training: first what says whether the videos got better, then all else.
+
+    What critics say is left out where no test tells its changes from chance.
+    """
+    before, after = ((run.summary or {}).get(column, {}) for column in ("before", "after"))
+    there = [name for name in before if name in after and (run.q_values or not name.startswith((ASKED, TRAINED)))]
+    first = [name for name in (*MAIN, *GUARDS) if name in there]
+    return [*first, *(name for name in there if name not in first)]
+
+
+def _told_all(run: RunFolder, found: dict[str, Change], kind: Change) -> list[str]:
+    """Of what got worse all; of what got better or stayed, what says whether the videos did, or else all that rose."""
+    names = [name for name, change in found.items() if change == kind]
+    main = [name for name in names if name in MAIN]
+    if kind == "worse":
+        return [_told(run, name) for name in names]
+    return [_told(run, name) + _chance(run, name) for name in (main or (names if kind == "better" else []))]
+
+
+def _by_critics(run: RunFolder, better: Sequence[str]) -> Verdict:
+    """Where nothing was measured of the videos, and nothing got worse."""
+    if not any(name.startswith((ASKED, TRAINED)) for name in (run.summary or {})["after"]):
+        sentence = "The summary has no number both before and after training to compare."
+        return Verdict("unknown", "Not comparable", sentence)
+    rose = f"{_capital(_list(better))}" if better else "None of their scores changed clearly"
+    return Verdict("unknown", "Critics only", f"Nothing was measured but what critics say. {rose}.")
 
 
 def values(run: RunFolder, name: str) -> tuple[float | None, float | None, float | None]:
@@ -84,7 +115,9 @@ def clip_count(run: RunFolder) -> int | None:
 
 def motion_lost(run: RunFolder, share: float = NEAR) -> bool:
     """Whether the dynamic degree fell by more than a share of it, and not merely down to that of real clips."""
-    before, after, real = values(run, "dynamic_degree")
+    before, after, real = values(run, MOTION[0])
+    if before is None:
+        before, after, real = values(run, MOTION[1])
     if before is None or after is None:
         return False
     return after < (1 - share) * before and (real is None or after < (1 - share) * real)
@@ -97,20 +130,21 @@ def _rose(before: float, after: float) -> bool:
 def _told(run: RunFolder, name: str) -> str:
     """ "the held-out critic rose from -1.3 to -.2"; with real clips' value where they are the measure."""
     before, after, real = values(run, name)
+    subject, kind = SUBJECTS.get(name, measure_of(name).label.replace(", by ", " by ")), changed(run, name)
     was, now = shown(name, before), shown(name, after)
     aside = f" (real clips: {shown(name, real)})" if measure_of(name).aim == "real" and real is not None else ""
-    if was == now:
-        return f"{SUBJECTS[name]} stayed at {now}{aside}"
-    if change(name, before, after, real, clip_count(run)) == "same" and not measure_of(name).share:
-        return f"{SUBJECTS[name]} hardly moved, from {was} to {now}{aside}"
     verb = "rose" if (after or 0) > (before or 0) else "fell"
-    return f"{SUBJECTS[name]} {verb} from {was} to {now}{aside}"
+    if was == now:
+        return f"{subject} {'stayed at' if kind == 'same' else f'{verb} slightly, at'} {now}{aside}"
+    if kind == "same" and not measure_of(name).share:
+        return f"{subject} hardly moved, from {was} to {now}{aside}"
+    return f"{subject} {verb} from {was} to {now}{aside}"
 
 
 def _chance(run: RunFolder, name: str) -> str:
     before, after, _ = values(run, name)
-    clips = clip_count(run) if measure_of(name).share and before != after else None
-    return f", which may be chance with {clips} clips" if clips else ""
+    clips = clip_count(run) if measure_of(name).share and shown(name, before) != shown(name, after) else None
+    return f", which may be chance with {clips} clips" if clips and changed(run, name) == "same" else ""
 
 
 def _kept(run: RunFolder) -> list[str]:
@@ -124,11 +158,12 @@ def _kept(run: RunFolder) -> list[str]:
     return [f"{_list(near[k])} {'is' if len(near[k]) == 1 else 'are'} {said[k]}" for k in (True, False) if near[k]]
 
 
-def _hacked(reward: tuple[float, float], worse: Sequence[str], better: Sequence[str]) -> str:
+def _hacked(run: RunFolder, reward: tuple[float, float], worse: Sequence[str], better: Sequence[str]) -> str:
     before, after = map(number, reward)
+    named = worse or [_told(run, name) for name in MOTION if None not in values(run, name)[:2]][:1]
     rest = f", though {_list(better)}" if better else ""
     return (
-        f"The critic it was trained on rose from {before} to {after}, but {_list(worse)}{rest}: "
+        f"Worse: {_list(named)}{rest}. The critic it was trained on rose from {before} to {after}: "
         "it learned to please its critic rather than to make better videos."
     )
 

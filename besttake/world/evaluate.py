@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+import logging
+import shutil
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,68 +14,150 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from besttake.configuration import read_yaml
+from besttake.data.video import read_video
+from besttake.distributed import apart, collected, led, own_rows, together
 from besttake.evaluation.before_after import (
+    ANALYTIC,
+    Critics,
     EvaluateConfig,
+    Found,
     base_model,
     batches,
-    critics_say,
-    evaluation_prompts,
+    joined,
     shoot,
     with_adapter,
-    write_evaluation,
+    write_shown,
     write_summary,
+    write_values,
 )
 from besttake.evaluation.frechet import frechet_distance
-from besttake.models import VideoModel
-from besttake.rewards.heldout import HeldoutCritic
+from besttake.evaluation.held_out import EvaluationSet
+from besttake.evaluation.paired import adjusted, p_of_means, p_of_sets
+from besttake.models import Size, VideoModel
+from besttake.report.folder import trained_on
+from besttake.report.measures import gain_of
 from besttake.rewards.heldout import load as load_heldout
+from besttake.rollout import RolloutConfig
 from besttake.world.captions import Caption
 from besttake.world.clips import film_clip
-from besttake.world.measure import measure_all
+from besttake.world.measure import FLAWS, measure_all
 from besttake.world.measure import summary as measured
 from besttake.world.physics import FPS, FRAMES, WIDTH
+
+log = logging.getLogger(__name__)
 
 REFERENCES = 4
 """Clean clips per prompt that the Frechet distance compares with."""
 
-
-ANALYTIC = ("dynamic-degree", "temporal-flicker", "motion-smoothness")
-"""Critics of any clip."""
-
 WORLD = ("world", *ANALYTIC)
 """Critics of the world's clips, besides the held-out one."""
 
+FRECHET = "frechet_distance"
 
-def evaluate(run: Path, config: EvaluateConfig, about: dict[str, Any]) -> dict[str, Any]:
-    """Shoot, measure, and write `summary.json` and the videos of the report; the summary.
+Videos = Callable[[Sequence[int]], Tensor]
+"""Clips `b f c h w` by the numbers of their prompts."""
+
+
+def evaluate(run: Path, config: EvaluateConfig, chosen: EvaluationSet, about: dict[str, Any]) -> dict[str, Any]:
+    """Shoot, measure, and write `summary.json` and what the report shows of the clips; the summary.
 
     Clips of the world's size with captions of its grammar are measured, and compared with clean ones; of others only
-    the critics are asked.
+    the critics are asked. Several processes share the work out, a batch at a time, and find what one alone would.
+
+    Args:
+        config: its `rollout` is whole: the run's own, with what the evaluation has otherwise.
+
+    Raises:
+        ValueError: the run is not finished, or something cannot be measured.
     """
-    prompts, adapter = evaluation_prompts(config), run / "adapter"
-    if not adapter.is_dir():
-        raise ValueError(f"there is no {adapter} to measure; has the run finished?")
-    model = base_model(run)
-    before = shoot(model, prompts, config)
-    frames, sets = before.shape[1], {"before": before}
-    judge: Callable[[Tensor], dict[str, float]]
-    if of_the_world(before, prompts):
-        judge = Judge(prompts, config.rewards or WORLD, frames)
-        sets["real"] = through_autoencoder(model, clean_clips(prompts, 99, frames))
-    else:
-        rewards, device = config.rewards or ANALYTIC, str(model.device)
-        judge = partial(critics_say, rewards, prompts=prompts, fps=model.fps, device=device)
-    sets["after"] = shoot(with_adapter(model, adapter), prompts, config)
-    summary: dict[str, Any] = {name: judge(sets[name]) for name in ("before", "after", "real") if name in sets}
-    summary["about"] = {"prompts": config.prompts, "clips": len(prompts), "seed": config.seed, **about}
-    write_evaluation(run, sets, prompts, config.shown, model.fps)
+    rollout, prompts = config.rollout.over(RolloutConfig()), chosen.prompts
+    with together():
+        if not (run / "adapter").is_dir():
+            raise ValueError(f"there is no {run / 'adapter'} to measure; has the run finished?")
+        model = base_model(run)
+        judge = judge_of(model, config, rollout, prompts)
+    folder = led(lambda: emptied(run / ".evaluation"))
+
+    def look(name: str, videos: Videos) -> Found:
+        keep = partial(write_shown, folder / name, shown=config.shown, fps=model.fps)
+        return look_at(judge.look, videos, prompts, rollout.batch, keep)
+
+    def shots(rows: Sequence[int]) -> Tensor:
+        return shoot(model, [prompts[row] for row in rows], config)
+
+    if isinstance(judge, Judge):
+        judge.learn(prompts, rollout.batch)
+    found = {"before": look("before", shots)}
+    if real := real_clips(chosen, model, rollout.size(model), isinstance(judge, Judge)):
+        found["real"] = look("real", lambda rows: through_autoencoder(model, real(rows)))
+    with together():
+        with_adapter(model, run / "adapter")
+    found["after"] = look("after", shots)
+    about = {"prompts": chosen.source, **told(chosen), "clips": len(prompts), "seed": config.seed, **about}
+    return led(lambda: written(run, folder, judge, found, prompts, config.shown, about))
+
+
+def written(
+    run: Path,
+    folder: Path,
+    judge: Judge | Critics,
+    found: Mapping[str, Found],
+    prompts: list[str],
+    shown: int,
+    about: dict[str, Any],
+) -> dict[str, Any]:
+    """The summary, when it is written, and the folder with what the report shows is in its place."""
+    names = [name for name in ("before", "after", "real") if name in found]
+    summary: dict[str, Any] = {name: judge.means(found[name]) for name in names}
+    columns = {name: judge.columns(found[name]) for name in names}
+    critic, real = trained_on(read_yaml(run / "config.yaml")), summary.get("real", {})
+    p_values = compared(columns["before"], columns["after"], real, critic)
+    if isinstance(judge, Judge):
+        p_values[FRECHET] = judge.p_of_distance(found["before"], found["after"])
+    q_values = adjusted(p_values)
+    changes = {name: {"p": p, "q": q_values[name]} for name, p in p_values.items()}
+    summary["about"] = about
+    write_values(folder / "values.csv", prompts, columns)
+    (folder / "prompts.json").write_text(json.dumps(prompts[:shown], indent=1))
+    (folder / "changes.json").write_text(json.dumps(changes, indent=1))
+    shutil.rmtree(run / "evaluation", ignore_errors=True)  # of other prompts, or another seed
+    folder.rename(run / "evaluation")
     write_summary(run, summary)
     return summary
 
 
-def of_the_world(videos: Tensor, prompts: list[str]) -> bool:
-    """Whether videos `b f c h w` are of the world's size, and their prompts of its grammar."""
-    if videos.shape[1] < FRAMES or tuple(videos.shape[2:]) != (3, WIDTH, WIDTH):
+def compared(
+    before: Mapping[str, np.ndarray], after: Mapping[str, np.ndarray], real: Mapping[str, float], critic: str | None
+) -> dict[str, float]:
+    """For each measure that can get better or worse, how likely chance changes it as much: a paired test over clips."""
+    found = {}
+    for name, was in before.items():
+        gain, now = gain_of(name, real.get(name), critic), after[name]
+        both = np.isfinite(was) & np.isfinite(now)
+        if gain and both.any():
+            found[name] = p_of_means(was[both].astype(float), now[both].astype(float), gain)
+    return found
+
+
+def told(chosen: EvaluationSet) -> dict[str, Any]:
+    """What a summary says of its prompts: whether they were held out of training, or how many of them were not."""
+    if chosen.trained_on is None:
+        return {}
+    return {"held_out": chosen.trained_on == 0, "trained_on": chosen.trained_on}
+
+
+def judge_of(model: VideoModel, config: EvaluateConfig, rollout: RolloutConfig, prompts: list[str]) -> Judge | Critics:
+    """What measures clips of this size and these prompts."""
+    frames, height, width = rollout.size(model)
+    if of_the_world((frames, height, width), prompts):
+        return Judge(config.rewards or WORLD, frames)
+    return Critics(config.rewards or ANALYTIC, model.fps, str(model.device))
+
+
+def of_the_world(size: Size, prompts: list[str]) -> bool:
+    """Whether clips of so many frames, this height and width are of the world's size, and prompts of its grammar."""
+    if size[0] < FRAMES or size[1:] != (WIDTH, WIDTH):
         return False
     try:
         return all(Caption.parse(prompt) for prompt in prompts)
@@ -80,35 +165,97 @@ def of_the_world(videos: Tensor, prompts: list[str]) -> bool:
         return False
 
 
+def look_at(
+    look: Callable[[Tensor, list[str]], Found],
+    videos: Videos,
+    prompts: Sequence[str],
+    batch: int,
+    keep: Callable[[Sequence[int], Tensor], None] = lambda *_: None,
+) -> Found:
+    """What there is to find of a clip of each prompt, where every process looks at its share, `batch` clips at once.
+
+    A batch is never divided: arithmetic on fewer clips differs in its last bits.
+    """
+    parts = batches(list(range(len(prompts))), batch)
+    own, found = own_rows(len(parts)), {}
+    with together(), apart():
+        for number in own:
+            clips = videos(parts[number])
+            keep(parts[number], clips)
+            found[number] = look(clips, [prompts[row] for row in parts[number]])
+    everything = collected(found)
+    return joined([everything[number] for number in range(len(parts))])
+
+
 class Judge:
-    """Everything that is measured of a set of videos, one for each of the prompts."""
+    """Everything that is measured of the world's clips."""
 
-    def __init__(self, prompts: list[str], rewards: tuple[str, ...], frames: int = FRAMES):
-        self.prompts, self.rewards, self.heldout = prompts, rewards, load_heldout()
-        clean = [clean_clips(prompts, seed, frames) for seed in range(REFERENCES)]
-        self.reference = torch.cat([features(self.heldout, videos, prompts) for videos in clean])
+    def __init__(self, rewards: Sequence[str] = WORLD, frames: int = FRAMES):
+        self.critics, self.heldout, self.frames = Critics(rewards, FPS), load_heldout(), frames
 
-    def __call__(self, videos: Tensor) -> dict[str, float]:
-        seen = measured(measure_all(videos, self.prompts))
-        said = critics_say(self.rewards, videos, self.prompts, FPS)
-        distance = frechet_distance(features(self.heldout, videos, self.prompts), self.reference)
+    def learn(self, prompts: list[str], batch: int = 32) -> None:
+        """The features of clean clips of the prompts, which the Frechet distance compares with."""
+
+        def features(videos: Tensor, some: list[str]) -> Found:
+            return {"features": self.heldout.features(videos, some)}
+
+        clips = [partial(clean_clips, prompts, seed, self.frames) for seed in range(REFERENCES)]
+        clean = [look_at(features, of_one_seed, prompts, batch) for of_one_seed in clips]
+        self.reference = joined(clean)["features"]
+
+    def look(self, videos: Tensor, prompts: list[str]) -> Found:
+        return {
+            "measures": measure_all(videos, prompts),
+            "critics": self.critics.look(videos, prompts),
+            "plausibility": self.heldout(videos, prompts).values,
+            "features": self.heldout.features(videos, prompts),
+        }
+
+    def means(self, found: Found) -> dict[str, float]:
+        seen = measured(found["measures"])
         first = {name: seen.pop(name) for name in ("flawed_share", "dynamic_degree", "object_area")}
-        heldout = self.heldout(videos, self.prompts).values.mean().item()
-        first |= {"heldout_reward": heldout, "frechet_distance": distance}
-        return {**first, **seen, **said}
+        first["heldout_reward"] = found["plausibility"].mean().item()
+        first[FRECHET] = frechet_distance(found["features"], self.reference)
+        return {**first, **seen, **self.critics.means(found["critics"])}
+
+    def columns(self, found: Found) -> dict[str, np.ndarray]:
+        """What was measured of each clip, by the name of its mean; a flaw is there, 1, or not."""
+        table = dict(found["measures"])
+        flaws, flawed = table.pop("flaws"), table.pop("flawed")
+        shares = {f"share/{flaw}": np.array([float(flaw in seen) for seen in flaws]) for flaw in FLAWS}
+        first = {"flawed_share": flawed.astype(float), "heldout_reward": found["plausibility"][:, 0].numpy()}
+        return {**first, **table, **shares, **self.critics.columns(found["critics"])}
+
+    def p_of_distance(self, before: Found, after: Found) -> float:
+        """How likely chance changes the Frechet distance as much."""
+
+        def gain(was: np.ndarray, now: np.ndarray) -> float:
+            distances = [frechet_distance(torch.from_numpy(features), self.reference) for features in (was, now)]
+            return distances[0] - distances[1]
+
+        return p_of_sets(before["features"].numpy(), after["features"].numpy(), gain)
 
 
-def features(critic: HeldoutCritic, videos: Tensor, prompts: list[str]) -> Tensor:
-    """The held-out critic's features of many videos, a few at a time."""
-    parts = zip(batches(videos), batches(prompts), strict=True)
-    return torch.cat([critic.features(some, told) for some, told in parts])
+def real_clips(chosen: EvaluationSet, model: VideoModel, size: Size, of_world: bool) -> Videos | None:
+    """Where real clips of the prompts come from: the user's own files, or clean clips of the world; None if nowhere."""
+    if chosen.clips:
+        if missing := [clip for clip in chosen.clips if not clip.is_file()]:
+            log.warning("without real clips to compare with: %s is gone", missing[0])
+            return None
+        frames, height, width = size
+
+        def read(rows: Sequence[int]) -> Tensor:
+            files = (chosen.clips[row] for row in rows)
+            return torch.stack([read_video(file, fps=model.fps, frames=frames, size=(height, width)) for file in files])
+
+        return read
+    return partial(clean_clips, chosen.prompts, 99, size[0]) if of_world else None
 
 
-def clean_clips(prompts: list[str], seed: int, frames: int = FRAMES) -> Tensor:
-    """One clean clip of each prompt, `b f c h w`."""
+def clean_clips(prompts: list[str], seed: int, frames: int, rows: Sequence[int]) -> Tensor:
+    """One clean clip of each of the prompts with these numbers, `b f c h w`."""
     clips = [
-        film_clip(Caption.parse(prompt), np.random.default_rng([1000 + seed, i]), frames=frames)
-        for i, prompt in enumerate(prompts)
+        film_clip(Caption.parse(prompts[row]), np.random.default_rng([1000 + seed, row]), frames=frames) for row in rows
     ]
     return torch.stack([clip.video for clip in clips])
 
@@ -120,3 +267,10 @@ def through_autoencoder(model: VideoModel, videos: Tensor, batch: int = 16) -> T
     with model.using("vae"):
         restored = [model.decode(model.encode(part.to(model.device)), frames).float().cpu() for part in parts]
     return torch.cat(restored).clamp(-1, 1)
+
+
+def emptied(folder: Path) -> Path:
+    """A folder with nothing in it."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    return folder

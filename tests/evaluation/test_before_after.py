@@ -1,6 +1,7 @@
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -8,15 +9,15 @@ from safetensors.torch import save_file
 from besttake.configuration import write_config
 from besttake.data.video import probe
 from besttake.evaluation.before_after import (
+    Critics,
     EvaluateConfig,
     base_model,
     check_evaluation,
-    critics_say,
-    evaluation_prompts,
+    joined,
     shoot,
     trained_model,
     with_adapter,
-    write_evaluation,
+    write_shown,
     write_summary,
 )
 from besttake.models import load_model
@@ -60,14 +61,10 @@ def test_a_run_in_tiles_is_evaluated_in_tiles(run, model_folder):
 
 def test_an_evaluation_measures_whole_clips(cogvideox):
     with pytest.raises(ValueError, match=r"evaluation\.rollout\.decoded is 2; whole clips are measured"):
-        check_evaluation(EvaluateConfig(rollout=RolloutConfig(decoded=2)), cogvideox)
+        check_evaluation(EvaluateConfig(rollout=RolloutConfig(decoded=2)), cogvideox, PROMPTS, (4, 16, 16))
 
 
-def test_no_prompt_is_shot_twice(tmp_path):
-    (tmp_path / "prompts.txt").write_text("a\nb\na\nc\n")
-    config = EvaluateConfig(str(tmp_path / "prompts.txt"), count=100)
-    assert evaluation_prompts(config) == ["a", "b", "c"]
-    assert evaluation_prompts(replace(config, count=2)) == ["a", "b"]
+def test_one_clip_is_no_evaluation():
     with pytest.raises(ValueError, match="count is 1"):
         EvaluateConfig(count=1)
 
@@ -96,19 +93,41 @@ def test_an_adapter_of_something_else_is_no_adapter(model_folder, tmp_path):
 
 
 def test_critics_say_the_mean_of_each_dimension():
-    still = torch.zeros(2, 5, 3, 16, 16)
-    said = critics_say(("temporal-flicker", "dynamic-degree"), still, PROMPTS, 8.0)
-    assert said == {"reward/temporal-flicker/temporal flicker": 1.0, "reward/dynamic-degree/dynamic degree": 0.0}
+    critics = Critics(("temporal-flicker", "dynamic-degree"), 8.0)
+    still = critics.look(torch.zeros(2, 5, 3, 16, 16), PROMPTS)
+    assert critics.means(still) == {
+        "reward/temporal-flicker/temporal flicker": 1.0,
+        "reward/dynamic-degree/dynamic degree": 0.0,
+    }
+    both = joined([still, critics.look(torch.rand(1, 5, 3, 16, 16), PROMPTS[:1])])
+    flicker = critics.columns(both)["reward/temporal-flicker/temporal flicker"]
+    assert flicker.shape == (3,)
+    assert flicker[0] == flicker[1] == 1 > flicker[2]
 
 
-def test_what_the_report_reads_is_written(tmp_path):
-    videos = {"before": torch.zeros(3, 5, 3, 16, 16), "after": torch.ones(3, 5, 3, 16, 16)}
-    write_evaluation(tmp_path, videos, ["a", "b", "c"], shown=2, fps=8)
-    written = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.mp4"))
-    assert written == [f"evaluation/{side}/0{i}.mp4" for side in ("after", "before") for i in (0, 1)]
-    assert probe(tmp_path / written[0]).width == 256
-    assert json.loads((tmp_path / "evaluation" / "prompts.json").read_text()) == ["a", "b"]
-    write_evaluation(tmp_path, {"before": videos["before"]}, ["d", "e", "f"], shown=1, fps=8)
-    assert [path.parent.name for path in tmp_path.rglob("*.mp4")] == ["before"]  # the others were of other prompts
+def test_clips_that_a_critic_abstains_on_are_left_out():
+    critics = Critics(("temporal-flicker",), 8.0)
+    name = "reward/temporal-flicker/temporal flicker"
+    assert critics.means({"temporal-flicker": torch.tensor([[1.0], [torch.nan], [3.0]])}) == {name: 2.0}
+    assert critics.means({"temporal-flicker": torch.tensor([[torch.nan]])}) == {}
+
+
+def test_what_was_found_of_batches_is_put_together_row_by_row():
+    parts = [
+        {"a": torch.zeros(1), "b": {"c": np.zeros(1), "d": [("x",)]}},
+        {"a": torch.ones(2), "b": {"c": np.ones(2), "d": [(), ()]}},
+    ]
+    whole = joined(parts)
+    assert whole["a"].tolist() == whole["b"]["c"].tolist() == [0, 1, 1]
+    assert whole["b"]["d"] == [("x",), (), ()]
+
+
+def test_the_first_clips_are_written_large_enough_to_be_seen(tmp_path):
+    write_shown(tmp_path / "after", [1, 2], torch.zeros(2, 5, 3, 16, 16), shown=2, fps=8)
+    assert [path.name for path in (tmp_path / "after").iterdir()] == ["01.mp4"]
+    assert probe(tmp_path / "after" / "01.mp4").width == 256
+
+
+def test_a_summary_is_written(tmp_path):
     write_summary(tmp_path, {"before": {"flawed_share": 0.5}})
     assert json.loads((tmp_path / "summary.json").read_text()) == {"before": {"flawed_share": 0.5}}

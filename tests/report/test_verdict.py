@@ -26,12 +26,12 @@ REAL = {"flawed_share": 0.0, "heldout_reward": 0.0, "frechet_distance": 3.0, "dy
 ROSE = ({"training_reward/a": -2.0, "training_reward/b": -1.0}, {"training_reward/a": -0.5, "training_reward/b": -1.1})
 
 
-def run_with(before=None, after=None, real=REAL, rows=(), algorithm="onlinevpo", clips=64, weights=None):
+def run_with(before=None, after=None, real=REAL, rows=(), algorithm="onlinevpo", clips=64, weights=None, q=None):
     config = {"algorithm": algorithm, "steps": 40}
     if algorithm == "onlinevpo":
         config["reward"] = {"name": "world", "weights": weights or {}}
     summary = None if after is None else {"before": BEFORE | (before or {}), "after": after, "real": real}
-    return RunFolder(Path("run"), config, list(rows), summary, {"clips": clips}, [], {})
+    return RunFolder(Path("run"), config, list(rows), summary, {"clips": clips}, [], {}, q or {})
 
 
 def plain(text):
@@ -57,7 +57,68 @@ def test_worse():
 def test_good_and_bad_are_both_told():
     said = verdict(run_with(after=GOOD | {"frechet_distance": 60.0}))
     assert said.kind == "mixed"
-    assert said.sentence.endswith("but the Fréchet distance to clean clips rose from 40 to 60.")
+    assert said.sentence.startswith("Worse: the Fréchet distance to clean clips rose from 40 to 60. Better: ")
+
+
+def test_every_measure_that_got_worse_is_named_first_wherever_the_table_has_it():
+    """As of a summary with a test of each change: whatever the size, and however the main ones rose."""
+    small = {"object_area": 87.8, "share/tint": 0.1, "colour_right": 0.95, "grain": 0.02, "reward/x/y": 1.0}
+    worse = {"object_area": 85.2, "share/tint": 0.3, "colour_right": 0.9, "grain": 0.021, "reward/x/y": 0.9}
+    real = REAL | {"grain": 0.01, "reward/x/y": 1.2}
+    surely = dict.fromkeys((*GOOD, *worse), 0.001)
+    run = run_with(before=small, after=GOOD | worse, real=real, q=surely)
+    said = verdict(run)
+    assert said.kind == "mixed"
+    assert plain(said.sentence).startswith(
+        "Worse: the objects' area fell from 87.8 px to 85.2 px (real clips: 91 px), tint rose from 10% to 30%, "
+        "colour as in the caption fell from 95% to 90%, grain rose from 0.02 to 0.021 (real clips: 0.01) and "
+        "y by x fell from 1 to 0.9 (real clips: 1.2). Better: visibly flawed clips fell from 60% to 20%"
+    )
+    assert verdict(run_with(before=small, after=GOOD | worse, real=real, q=dict.fromkeys(surely, 0.06))).kind == "same"
+    one = surely | dict.fromkeys(worse, 0.2) | {"grain": 0.049}
+    assert plain(verdict(run_with(before=small, after=GOOD | worse, real=real, q=one)).sentence).startswith(
+        "Worse: grain rose from 0.02 to 0.021 (real clips: 0.01). Better: "
+    )
+
+
+def test_worse_in_shares_is_named_in_summaries_without_a_test():
+    said = verdict(run_with(before={"share/tint": 0.1}, after=GOOD | {"share/tint": 0.5}))
+    assert said.kind == "mixed"
+    assert plain(said.sentence).startswith("Worse: tint rose from 10% to 50%. Better: visibly flawed clips fell")
+
+
+def test_a_trifle_is_not_called_better_however_sure():
+    q = dict.fromkeys(GOOD, 0.001)
+    said = verdict(run_with(after=BEFORE | {"heldout_reward": -1.299, "frechet_distance": 39.9}, q=q))
+    assert said.kind == "same"
+
+
+@pytest.mark.parametrize(
+    ("after", "q", "kind", "words"),
+    [
+        (0.5, 0.01, "unknown", "Nothing was measured but what critics say. Steady by flicker rose from 0.4 to 0.5."),
+        (0.3, 0.01, "worse", "The videos got worse: steady by flicker fell from 0.4 to 0.3."),
+        (0.3, 0.2, "unknown", "None of their scores changed clearly."),
+    ],
+)
+def test_without_measures_critics_are_heard(after, q, kind, words):
+    name = "reward/flicker/steady"
+    summary = {"before": {name: 0.4}, "after": {name: after}, "real": {}}
+    run = RunFolder(Path("run"), {"algorithm": "sft"}, [], summary, {"clips": 9}, [], {}, {name: q})
+    said = verdict(run)
+    assert said.kind == kind
+    assert words in plain(said.sentence)
+
+
+def test_motion_that_only_a_critic_saw_go_is_hacking_too():
+    names = {"training_reward/a": (-2.0, -0.5), "reward/dynamic-degree/dynamic degree": (0.4, 0.2)}
+    summary = {column: {n: v[i] for n, v in names.items()} for i, column in enumerate(("before", "after"))} | {
+        "real": {}
+    }
+    config = {"algorithm": "onlinevpo", "reward": {"name": "world"}}
+    said = verdict(RunFolder(Path("run"), config, [], summary, {"clips": 9}, [], {}, dict.fromkeys(names, 0.01)))
+    assert said.kind == "hacked"
+    assert plain(said.sentence).startswith("Worse: dynamic degree fell from 0.4 to 0.2, though ")
 
 
 def test_objects_that_swell_are_told():
