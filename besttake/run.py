@@ -234,7 +234,10 @@ class Run:
         """Refuse processes that have read other weights than the rest, of the model or of a critic."""
         if by_itself():
             return
-        read = {"the model's weights": self.base, "the model's other parts": self.model.identity(*self.model.parts)}
+        read: dict[str, Any] = {
+            "the model's weights": self.base,
+            "the model's other parts": self.model.identity(*self.model.parts),
+        }
         for panel in self.kept.values():
             for critic in getattr(panel, "rewards", ()):
                 read[f"the critic {critic.name}"] = weights_of(getattr(critic, "reward", critic))
