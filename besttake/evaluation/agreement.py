@@ -5,6 +5,7 @@ Every file is scored once by every critic, and the scores are kept: the same com
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,14 +16,16 @@ import torch
 from tyro.conf import UseAppendAction
 
 from besttake.console import progress
+from besttake.data.cache import versions
 from besttake.data.faults import read_each
-from besttake.data.files import atomic
+from besttake.data.files import atomic, content
 from besttake.data.video import probe, read_video
 from besttake.data.votes import Ballot, read_votes
 from besttake.devices import find_device
 from besttake.evaluation import ranking
 from besttake.evaluation.ranking import Interval, Statistic
 from besttake.rewards import load_reward
+from besttake.rewards.cache import identity
 from besttake.rewards.checks import checked, parse_weights
 from besttake.types import Reward
 
@@ -40,8 +43,7 @@ Scores = dict[str, float]
 class AgreementConfig:
     """Compare critics with what people chose: a table of who finds their best take, and a plot of it.
 
-    The same command again goes on with the files that are left. A critic is known by its name: one that was trained
-    again since wants another `--out`.
+    The same command again goes on with the files that are left. A critic that was trained again since is another one.
     """
 
     benchmark: Path
@@ -122,13 +124,19 @@ def _judged(ballot: Ballot, scores: Sequence[Scores], weights: Mapping[str, floa
 def score_benchmark(ballots: Sequence[Ballot], reward: Reward, name: str, kept: Path) -> list[list[Scores]]:
     """A critic's scores of the takes of every ballot; those that `kept` (a .jsonl) lacks are added to it one by one.
 
-    A score holds for a critic's name, a file as large and as old as it was, the size it is looked at, and a prompt.
+    A score holds for a critic's name and what decides its scores, a file's content, the size it is looked at, and a
+    prompt.
 
     Raises:
         ValueError: naming all takes that cannot be read or scored, once the others' scores are kept.
     """
     known = _read_kept(kept)
-    keys = [[_key(ballot, take, name) for take in ballot.takes] for ballot in ballots]
+    who = hashlib.sha256(json.dumps([identity(reward), versions()], sort_keys=True).encode()).hexdigest()[:16]
+    files = {take: content(take) if take.is_file() else "" for take in {take for ballot in ballots for take in ballot.takes}}
+    keys = [
+        [json.dumps([name, who, files[take], ballot.size, ballot.prompt]) for take in ballot.takes]
+        for ballot in ballots
+    ]
     todo = {
         key: (ballot, take)
         for ballot, row in zip(ballots, keys, strict=True)
@@ -154,11 +162,6 @@ def _score(reward: Reward, ballot: Ballot, take: Path) -> Scores:
     except ValueError as error:
         raise ValueError(f"{take}: {error}") from error
     return {dimension: float(score[dimension][0]) for dimension in reward.dimensions}
-
-
-def _key(ballot: Ballot, take: Path, name: str) -> str:
-    stat = take.stat()
-    return json.dumps([name, str(take), stat.st_size, stat.st_mtime_ns, ballot.size, ballot.prompt])
 
 
 def _read_kept(kept: Path) -> dict[str, Scores]:

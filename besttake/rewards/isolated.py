@@ -27,12 +27,16 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from besttake.data.files import content, glimpse
 from besttake.rewards.remote import Patience, Remote, Server, Unanswered
 from besttake.rewards.server import TOKEN, wish
 from besttake.rewards.shipped import check_videos
 from besttake.types import FPS, CriticCard, Score, Video
 
 log = logging.getLogger(__name__)
+
+FILES = "requirements.txt", "critic.py"
+"""What the folder of a critic in an environment of its own holds."""
 
 CRITICS = Path(__file__).parent / "isolated_critics"
 ENVIRONMENTS = "BESTTAKE_ENVIRONMENTS"
@@ -85,7 +89,7 @@ class Isolated:
         Raises:
             ValueError: the folder lacks a file.
         """
-        for file in ("requirements.txt", "critic.py"):
+        for file in FILES:
             if not (needs.folder / file).is_file():
                 raise ValueError(f"critic {name}: there is no {needs.folder / file}")
         self.name, self.card, self.dimensions = name, card, tuple(card.ranges)
@@ -118,8 +122,9 @@ class Isolated:
 
     @property
     def identity(self) -> str:
-        """Which weights it was told to load."""
-        return str(self.path or self.card.source)
+        """Which weights it was told to load, by their content where they lie here; and what it runs."""
+        weights = glimpse(self.path) if self.path and Path(self.path).is_dir() else self.path or self.card.source
+        return ", ".join([str(weights), *(content(self.needs.folder / file) for file in FILES)])
 
     def chosen(self, frames: int, fps: float) -> list[int]:
         """The frames of a clip that it looks at; of a clip of these alone, all."""

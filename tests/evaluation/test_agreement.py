@@ -1,4 +1,5 @@
 import json
+import os
 
 import numpy as np
 import pytest
@@ -128,12 +129,21 @@ def test_scoring_goes_on_where_it_was_killed(benchmark, tmp_path):
     assert kept.read_text() == "".join(lines)
 
 
-def test_a_file_that_changed_is_scored_again(benchmark, tmp_path):
+def test_a_file_or_a_critic_that_changed_is_scored_again(benchmark, tmp_path):
     ballots, kept, critic = read_votes(benchmark), tmp_path / "scores.jsonl", Brightness()
     score_benchmark(ballots, critic, "brightness", kept)
-    write_video(tmp_path / "a.mp4", torch.full((5, 3, 32, 32), 0.9), 12)
+    old, file = (tmp_path / "a.mp4").stat(), bytearray((tmp_path / "a.mp4").read_bytes())
+    file[-1] ^= 1  # as large and as old as before
+    (tmp_path / "a.mp4").write_bytes(file)
+    os.utime(tmp_path / "a.mp4", ns=(old.st_atime_ns, old.st_mtime_ns))
     score_benchmark(ballots, critic, "brightness", kept)
     assert len(critic.asked) == 6 + 2  # for each of the two prompts
+    critic.network = torch.nn.Linear(2, 2)
+    score_benchmark(ballots, critic, "brightness", kept)
+    with torch.no_grad():
+        critic.network.weight[1, 0] += 1e-3
+    score_benchmark(ballots, critic, "brightness", kept)
+    assert len(critic.asked) == 8 + 6 + 6
 
 
 def test_a_file_of_no_scores_is_refused(benchmark, tmp_path):
