@@ -308,12 +308,17 @@ def test_generate_goes_on_where_it_was_killed(capsys, refuses, model_folder, mat
     refuses(*shoot(broken, 2), words="holds takes of other settings, weights or prompts")
 
 
+TAKES = '{"prompt": "a", "takes": ["gone.mp4"], "policy": "x", "size": [32, 32], "fps": 8}\n'
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [
         ("", "lists no takes"),
         ('{"prompt": "a"}\n', "line 1: fps, policy, size, takes missing"),
         ("x\n", "line 1: not JSON"),
+        ('{"prompt": "a"}\n' * 2, ["2 of 2 rows of", "line 1: fps", "line 2: fps"]),
+        (TAKES * 2, ["2 of 2 rows of", "line 1: ", "gone.mp4 is not a file", "line 2: "]),
     ],
 )
 def test_lists_of_takes_that_are_none(refuses, tmp_path, content, words):

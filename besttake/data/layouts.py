@@ -14,6 +14,7 @@ import csv
 import io
 import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -164,7 +165,7 @@ def _read_beside(videos: list[Path], texts: list[Path]) -> list[Entry]:
 
 
 def _read_table(table: Path) -> list[Entry]:
-    readers = {
+    readers: dict[str, Callable[[Path], list[tuple[int, dict[str, Any]]]]] = {
         ".csv": _csv_rows,
         ".tsv": _csv_rows,
         ".jsonl": read_jsonl,

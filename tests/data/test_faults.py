@@ -28,7 +28,7 @@ def test_all_faults_are_told_at_once():
 def test_without_a_setting_none_is_advised_and_one_fault_stands_alone():
     with pytest.raises(ValueError, match=r"remove them\.$"):
         read_each([0, 1, -1], positive, "numbers")
-    with pytest.raises(ValueError, match="^0 is below 1$"):
+    with pytest.raises(ValueError, match=r"^0 is below 1$"):
         read_each([1, 0], positive, "numbers")
 
 

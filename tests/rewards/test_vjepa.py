@@ -64,7 +64,9 @@ def test_feature_consistency_by_hand():
 
 
 def test_feature_consistency_is_vbenchs_subject_consistency():
-    golden = load_file(Path(__file__).parent.parent / "golden" / "vbench.safetensors")  # of features of which some cosines are negative
+    golden = load_file(
+        Path(__file__).parent.parent / "golden" / "vbench.safetensors"
+    )  # of features of which some cosines are negative
     for i, expected in enumerate(golden["per_video"]):
         found = feature_consistency(golden[f"frame_features.video{i}"][None])
         assert found.item() == pytest.approx(expected.item(), abs=1e-6)
