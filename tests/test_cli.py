@@ -342,12 +342,17 @@ def test_folders_of_videos_are_scored_by_every_critic_that_is_named(capsys, mate
         assert " 4 " in line
 
 
+TAKES = '{"prompt": "a", "takes": ["gone.mp4"], "policy": "x", "size": [32, 32], "fps": 8}\n'
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [
         ("", "lists no takes"),
         ('{"prompt": "a"}\n', 'line 1: "takes" is missing'),
         ("x\n", "line 1: not JSON"),
+        ('{"prompt": "a"}\n' * 2, ["2 of 2 rows of", 'line 1: "takes"', 'line 2: "takes"']),
+        (TAKES * 2, ["2 of 2 rows of", "line 1: ", "gone.mp4", "line 2: "]),
     ],
 )
 def test_lists_of_takes_that_are_none(refuses, tmp_path, content, words):

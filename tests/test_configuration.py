@@ -224,6 +224,13 @@ def test_the_fingerprint_tells_runs_apart_by_what_they_train_and_by_nothing_else
     assert len({fingerprint(other) for other in (config, *others)}) == 5
 
 
+def test_runs_from_before_skip_bad_go_on():
+    before = {"onlinevpo-tiny": "b7ab09bbea178319", "dpo-tiny": "337054d62a1cb08c"}  # as 0.1's first checkpoints tell
+    assert {name: fingerprint(read_recipe(name)) for name in before} == before
+    config = read_recipe("dpo-tiny")
+    assert fingerprint(replace(config, skip_bad=True)) != fingerprint(config)
+
+
 def test_plain_values_hold_no_path_and_no_tuple():
     assert to_dict(Outer())["out"] == "here"
     assert to_dict(Outer())["names"] == ["a"]

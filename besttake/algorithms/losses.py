@@ -134,8 +134,8 @@ def dpo(errors: Errors, beta: float, guard: float = 0.0) -> tuple[Float[Tensor, 
     L = sum_n -log sigmoid(-beta/2 (w - v_n)): ln 2 per loser while policy and reference are equal. On rectified flow
     the errors are of the velocity and beta is constant, as Flow-DPO (Liu et al. 2025) recommends.
 
-    Losers are summed, as RealDPO writes it; its public code averages them. Of N losers the sum is N times the average,
-    beta inside the sigmoid is the same: docs/realdpo.md tells what that changes.
+    Losers are summed; RealDPO's public code averages them. The sum is N times the average of N losers, with the same
+    beta inside the sigmoid: docs/realdpo.md tells what that changes.
 
     With a `guard` > 0, DPO-Positive (Pal et al. 2024): -beta/2 guard max(0, w) is added to each margin. A loser's error
     grows without end, and may take the winner's along, as long as it grows faster; this stops the winner's.

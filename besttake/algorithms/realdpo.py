@@ -29,7 +29,7 @@ class Config(TrainConfig):
     data: str = "world"
     """Folder or table of real clips and their captions."""
     skip_bad: bool = False
-    """Leave unreadable clips out, with a warning, instead of stopping."""
+    """Leave out clips that are unreadable, too short or too long of caption, with a warning, instead of stopping."""
     clips_per_step: int = 4
     negatives: int = 3
     """Takes of the model that each real clip is held against."""

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from besttake.data.files import read_jsonl
+from besttake.data.faults import read_each
+from besttake.data.files import line_of, read_jsonl
 from besttake.data.layouts import PATHS, TABLES, VIDEOS, Entry, find_entries
 from besttake.data.prompts import read_prompts
 from besttake.embedded import embedded_prompts
@@ -50,14 +51,12 @@ def read_takes(path: Path, folder: str = "") -> list[Samples]:
     "size" [height, width], "fps" and "policy" may be there.
 
     Raises:
-        ValueError: naming file and line: a key is missing or no such thing, or a video is not there; or no takes.
+        ValueError: naming file and line of all rows of which a key is missing or no such thing, or a video is not
+            there; or there are no takes.
     """
-    found = []
-    for number, row in read_jsonl(path):
-        try:
-            found.append(_samples(row, path.parent, folder))
-        except ValueError as error:
-            raise ValueError(f"{path}, line {number}: {error}") from error
+    found = read_each(
+        read_jsonl(path), lambda row: _samples(row[1], path.parent, folder), f"rows of {path}", place=line_of(path)
+    )
     if not found:
         raise ValueError(f"{path} lists no takes")
     return found

@@ -132,7 +132,9 @@ def score_benchmark(ballots: Sequence[Ballot], reward: Reward, name: str, kept: 
     """
     known = _read_kept(kept)
     who = hashlib.sha256(json.dumps([identity(reward), versions()], sort_keys=True).encode()).hexdigest()[:16]
-    files = {take: content(take) if take.is_file() else "" for take in {take for ballot in ballots for take in ballot.takes}}
+    files = {
+        take: content(take) if take.is_file() else "" for take in {take for ballot in ballots for take in ballot.takes}
+    }
     keys = [
         [json.dumps([name, who, files[take], ballot.size, ballot.prompt]) for take in ballot.takes]
         for ballot in ballots

@@ -308,6 +308,13 @@ def test_words_that_the_tokenizer_has_not_are_known(model):
     assert model.unknown_words("a red cat") == ["cat"]
 
 
+def test_all_prompts_that_cannot_be_read_are_named_and_skipped_on_request(model, prompts):
+    several = [prompts[0], "long " * 10_000, " ", prompts[1]]
+    with pytest.raises(ValueError, match=r"(?s)2 of 4 prompts cannot be used:\n.*'long long .*tokens; .*\n.*is empty"):
+        model.check_prompts(several)
+    assert model.check_prompts(several, skip_bad=True) == [prompts[0], prompts[1]]
+
+
 def test_first_frames_are_asked_for_where_needed_and_refused_where_not(model, tiny, picture):
     if model.needs_first_frame:
         with pytest.raises(ValueError, match="image-to-video model, and the prompt 'a red ball' has no first frame"):

@@ -33,6 +33,22 @@ def test_pairs_come_back(folder):
     assert read_pairs(folder / "pairs.jsonl") == pairs
 
 
+def test_all_bad_lines_are_named_at_once_and_skipped_on_request(folder):
+    rows = [
+        {"prompt": "a", "winner": winner, "losers": ["b.mp4"]} for winner in ("a.mp4", "gone.mp4", "b.mp4", "c.mp4")
+    ]
+    path = folder / "pairs.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"prompt": "a')
+    with pytest.raises(ValueError, match=r"line 5: not JSON"):
+        read_pairs(path)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(
+        ValueError, match=r"(?s)2 of 4 pairs of .*line 2: .*gone\.mp4 does not exist\n.*line 3: .*among"
+    ):
+        read_pairs(path)
+    assert [pair.winner.name for pair in read_pairs(path, skip_bad=True)] == ["a.mp4", "c.mp4"]
+
+
 def test_the_folder_can_move(folder):
     (folder / "lists").mkdir()
     write_pairs(folder / "lists" / "pairs.jsonl", [pair(folder)])

@@ -29,6 +29,17 @@ def test_bad_files(tmp_path, name, text, message):
         read_prompts(tmp_path / name)
 
 
+def test_all_bad_lines_are_named_at_once_and_skipped_on_request(tmp_path, caplog):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"prompt": "x"}\n{"prompt": ""}\n{"prompt": "y", "first_frame": "gone.png"}\n{"prompt": 3}\n')
+    with pytest.raises(ValueError, match=r"3 of 4 prompts of .*a\.jsonl cannot be used") as caught:
+        read_prompts(path)
+    for words in ("line 2: expected text", 'line 3: "first_frame" is', "line 4: expected text"):
+        assert words in str(caught.value)
+    assert read_prompts(path, skip_bad=True) == ["x"]
+    assert len(caplog.records) == 1
+
+
 def test_a_missing_file(tmp_path):
     with pytest.raises(ValueError, match=r"gone\.txt is not a file"):
         read_prompts(tmp_path / "gone.txt")

@@ -36,6 +36,18 @@ def test_a_vote_on_a_pair_is_a_ballot_of_two_takes(folder):
     assert [ballot.best for ballot in read_votes(written(folder / "votes.jsonl", *pairs))] == [(0,), (1,), (0, 1)]
 
 
+def test_all_bad_votes_are_named_at_once(folder):
+    votes = ("a.mp4", "c"), ("a.mp4", "a"), ("gone.mp4", "b")
+    pairs = [{"prompt": "a cat", "a": file, "b": "b.mp4", "winner": winner} for file, winner in votes]
+    with pytest.raises(
+        ValueError, match=r"(?s)2 of 3 votes .*line 1: \"winner\" is 'c'.*line 3: there is no video .*gone"
+    ):
+        read_votes(written(folder / "votes.jsonl", *pairs))
+    rows = "a.mp4,b.mp4,a cat,C,B,same,8.0", "c.mp4,d.mp4,,B,B,A,8.0"
+    with pytest.raises(ValueError, match=r"(?s)2 of 2 votes .*line 2: \"VQ\" is 'C'.*line 3: expected text under"):
+        read_votes(written(folder / "votes.csv", TABLE, *rows), "VQ")
+
+
 TABLE = "path_A,path_B,prompt,VQ,MQ,TA,fps_A"
 
 
