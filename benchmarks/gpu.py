@@ -150,6 +150,14 @@ def kernels(work: Callable[[], Any]) -> dict[str, Any]:
     }
 
 
+class Rows(dict[str, Any]):
+    """A part's figures, told as they come, so that those before a limit of time are not lost."""
+
+    def __setitem__(self, name: str, figure: Any) -> None:
+        super().__setitem__(name, figure)
+        print(json.dumps(self), file=sys.stderr, flush=True)
+
+
 # Parts ---------------------------------------------------------------------------------------------------------------
 
 
@@ -272,7 +280,7 @@ def saving_attention(function: Any, *inputs: Any) -> Any:
 
 def network(name: str, config: GpuConfig) -> dict[str, Any]:
     """A pass of one clip through the denoiser, by what the LoRA is held in, which kernel, what is kept."""
-    made, rows = bench(name, config), dict[str, Any]()
+    made, rows = bench(name, config), Rows()
     denoiser = made.model.denoiser
     rows["forward, no LoRA"] = tried(made.base)
     rows["forward, LoRA float32"] = tried(made.forward)
@@ -316,7 +324,7 @@ def compiled(name: str, config: GpuConfig) -> dict[str, Any]:
     """The same with compiled blocks: sampling, then training with what is kept chosen by hand."""
     from besttake.models.compiled import compile_blocks
 
-    made, rows = bench(name, config), dict[str, Any]()
+    made, rows = bench(name, config), Rows()
     made.lora(torch.float32 if config.tiny else torch.bfloat16)
     compile_blocks(made.model.denoiser)
     with sdpa_kernel(SDPBackend.CUDNN_ATTENTION) if not config.tiny else nullcontext():
@@ -340,7 +348,7 @@ def decode(name: str, config: GpuConfig) -> dict[str, Any]:
     from training_step import random_model
 
     device = "cpu" if config.tiny else "cuda"
-    model, rows = random_model(MODELS[name], torch.float32 if config.tiny else torch.bfloat16, device), dict[str, Any]()
+    model, rows = random_model(MODELS[name], torch.float32 if config.tiny else torch.bfloat16, device), Rows()
     size = model.default_size()
     latents = torch.randn(1, *model.latent_shape(*size), device=device)
 
@@ -445,10 +453,17 @@ def run(name: str, config: GpuConfig, limit: float) -> Any:
     environment = {**os.environ, "PYTHONPATH": path, "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}
     try:
         done = subprocess.run(command, env=environment, text=True, stderr=subprocess.PIPE, timeout=limit)
-    except subprocess.TimeoutExpired:
-        return {"failed": f"not done in {limit:.0f} s"}
-    last = [line for line in done.stderr.splitlines() if line.startswith("{")][-1:]
-    return json.loads(last[0]) if done.returncode == 0 and last else {"failed": done.stderr.splitlines()[-12:]}
+    except subprocess.TimeoutExpired as stopped:
+        told = stopped.stderr or ""
+        return {**figures_in(told if isinstance(told, str) else told.decode()), "stopped": f"after {limit:.0f} s"}
+    found = figures_in(done.stderr)
+    return found if done.returncode == 0 else {**found, "failed": done.stderr.splitlines()[-12:]}
+
+
+def figures_in(output: str) -> dict[str, Any]:
+    """The last figures that a part has told."""
+    last = [line for line in output.splitlines() if line.startswith("{") and line.endswith("}")][-1:]
+    return json.loads(last[0]) if last else {}
 
 
 def commit() -> str:
