@@ -15,9 +15,10 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from rich.console import Console
 
 import besttake.rewards
-from besttake import __version__, cli
+from besttake import __version__, cli, console
 from besttake.cli import RECIPES, main, read_recipe
 from besttake.commands import ClipsConfig, _glimpse, write_clips
 from besttake.data.real import find_clips
@@ -292,7 +293,7 @@ def test_generate_score_and_train_on_the_pairs(capsys, model_folder, material, t
 
 
 def test_words_a_model_has_never_seen_are_named(capsys, recipe, model_folder, tmp_path, caplog):
-    texts = {"mine": "a cat plays\na red ball falls", "looks": "a dog falls", "tests": "an owl falls"}
+    texts = {"mine": "a cat plays\na red ball falls", "looks": "a dog falls", "tests": "an owl falls\na red ball falls"}
     for name, text in texts.items():
         (tmp_path / f"{name}.txt").write_text(text)
     files = {name: str(tmp_path / f"{name}.txt") for name in texts}
@@ -302,7 +303,7 @@ def test_words_a_model_has_never_seen_are_named(capsys, recipe, model_folder, tm
         assert besttake_says(capsys, "train", recipe(**settings))[0] == 0
     said = [message.partition("words ")[2] for message in caplog.messages if "has never seen" in message]
     assert sorted(word.partition(",")[0] for word in said) == ["an", "cat", "dog"]
-    assert any(word.startswith("cat, plays, in 1 of 2 prompts") for word in said)
+    assert any(word.startswith("cat, plays, in 1 of ") for word in said)
     caplog.clear()
     shot = ("--prompts", files["mine"], "--out", tmp_path / "takes", "--n", "1", "--count", "1", "--rollout.steps", "1")
     assert besttake_says(capsys, "generate", "--model", model_folder("tiny-cogvideox"), *shot)[0] == 0
@@ -330,7 +331,7 @@ def test_generate_goes_on_where_it_was_killed(capsys, refuses, model_folder, mat
 
 
 def test_folders_of_videos_are_scored_by_every_critic_that_is_named(capsys, material, tmp_path, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(console, "out", Console(width=400, markup=False, emoji=False, highlight=False))
     folder = tmp_path / "o[v2]"
     shutil.copytree(material / "clips", folder)
     critics = ("--reward", "temporal-flicker", "--reward=dynamic-degree")

@@ -264,7 +264,7 @@ def with_own_prompts(config):
     other = config.out.parent / f"prompts-{rank()}.txt"
     other.write_text(f"a red ball\na ball of process {rank()}\n")
     read = onlinevpo.read_prompts
-    onlinevpo.read_prompts = lambda _: read(str(other))
+    onlinevpo.read_prompts = lambda *_: read(str(other))
     return started(config)
 
 
@@ -384,7 +384,9 @@ def with_a_critic_that_dies(config):
 
     def dead(*arguments):
         calls.append(1)
-        if rank() == 1 and len(calls) == 3:  # the first is on trial
+        if (
+            rank() == 1 and len(calls) == 4
+        ):  # before the rollouts it is shown noise, as what is to measure and as what is to rank
             raise ConnectionError("the critic is gone")
         return call(*arguments)
 

@@ -84,5 +84,5 @@ def test_videos_of_the_first_and_the_newest_looks_are_kept(tmp_path, config, pol
 
 @pytest.mark.parametrize("keep", [-1, 1])
 def test_fewer_than_the_first_and_the_last_look_cannot_be_kept(keep):
-    with pytest.raises(ValueError, match=f"monitor.keep is {keep}; expected 2 looks or more"):
+    with pytest.raises(ValueError, match=f"keep is {keep}; expected 2 or more"):
         MonitorConfig(keep=keep)

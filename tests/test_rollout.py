@@ -210,5 +210,5 @@ def test_what_makes_rollouts_cheaper_is_not_taken_over():
 
 
 def test_overrides_are_checked_as_rollouts_are():
-    with pytest.raises(ValueError, match=r"rollout\.batch is 0"):
+    with pytest.raises(ValueError, match=r"batch is 0"):
         RolloutOverrides(batch=0)

@@ -268,5 +268,5 @@ def test_a_checkpoint_of_a_run_from_other_weights_is_refused(config, tmp_path):
 
 
 def test_a_cache_without_room_is_refused(config):
-    with pytest.raises(ValueError, match=r"cache_limit is 0; it must be positive"):
+    with pytest.raises(ValueError, match=r"cache_limit is 0; expected a positive number"):
         replace(config, cache_limit=0)

@@ -52,7 +52,7 @@ def test_they_are_skipped_on_request(run, folder, caplog):
     captions, latents = encode_clips(run, find_clips(folder), ROLLOUT, skip_bad=True)
     assert captions == ["a ball", "a bear"]
     assert latents.flatten(1).mean(1) == pytest.approx([0, 0.75], abs=0.02)
-    assert len(caplog.records) == 1
+    assert sum("skipped" in message for message in caplog.messages) == 1
 
 
 def test_the_same_of_pairs(run, folder, caplog):
@@ -72,4 +72,4 @@ def test_the_same_of_pairs(run, folder, caplog):
     kept, latents = encode_pairs(run, pairs, Config(rollout=ROLLOUT, skip_bad=True))
     assert kept == pairs[:1]
     assert latents.flatten(2).mean(2)[0] == pytest.approx([0, 0.75], abs=0.02)
-    assert len(caplog.records) == 1
+    assert sum("skipped" in message for message in caplog.messages) == 1

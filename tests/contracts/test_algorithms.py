@@ -18,7 +18,7 @@ from besttake.monitor import MonitorConfig
 from besttake.policy import PolicyConfig
 from besttake.rewards.composite import Ballots, Panel, RewardConfig
 from besttake.rewards.guard import Alarm, Guard, GuardConfig
-from besttake.rollout import RolloutConfig
+from besttake.rollout import RolloutConfig, RolloutOverrides
 from besttake.run import OptimConfig, Run
 from besttake.schedules import VPrediction
 
@@ -50,7 +50,7 @@ def algorithm(request):
 @pytest.fixture
 def config(tmp_path, model_folder, material, family, algorithm):
     """A run of five steps, two to an update: the checkpoint after the third holds half an update."""
-    monitor = MonitorConfig(2, str(material / "prompts.txt"), 2, ("dynamic-degree",), 1, RolloutConfig(steps=1))
+    monitor = MonitorConfig(2, str(material / "prompts.txt"), 2, ("dynamic-degree",), 1, RolloutOverrides(steps=1))
     return algorithms()[algorithm].Config(
         model=str(model_folder(family)),
         data=str(material / DATA.get(algorithm, "clips")),
@@ -195,7 +195,7 @@ def test_onlinevpo_finishes_what_looks_best_and_worst_half_way(config):
 
 @pytest.mark.parametrize("preview", [{"preview_at": 1.0}, {"preview_at": 0.5, "preview_keeps": 5}])
 def test_previews_that_mean_nothing_are_refused(preview):
-    with pytest.raises(ValueError, match=r"expected a share in \[0, 1\), and 2 to 4 takes"):
+    with pytest.raises(ValueError, match=r"preview_at is 1.0; expected a share|preview_keeps is 5; expected 2 to"):
         onlinevpo.Config(**preview)
 
 

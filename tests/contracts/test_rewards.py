@@ -154,5 +154,5 @@ def test_a_recipe_says_where_a_critics_weights_are(folder_of):
     torch.testing.assert_close(load_critic(fewer)(videos, PROMPTS, 8.0), worst)
     with pytest.raises(ValueError, match=r"critic pickscore has no setting side; there are .*frames"):
         load_critic(replace(config, settings={"pickscore": {"side": 2}}))
-    with pytest.raises(ValueError, match=r"reward.paths names world; the critics are aesthetic"):
+    with pytest.raises(ValueError, match=r"paths names world; the critics are aesthetic"):
         RewardConfig("aesthetic", paths={"world": "here"})
