@@ -18,6 +18,7 @@ SLOW = (
     "contracts/test_algorithms.py",
     "contracts/test_training.py",
     "rewards/test_heldout.py",
+    "world/test_evaluate.py",
 )
 """Files that take longest, in their order; they come first, or one process would wait for another's last file."""
 

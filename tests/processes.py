@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-_context = multiprocessing.get_context("fork")
+_fork, _small = multiprocessing.get_context("fork"), multiprocessing.get_context("forkserver")
 
 
 @dataclass(frozen=True)
@@ -35,11 +35,8 @@ def launch(size: int, task: Callable, *arguments, silent: int = 0, seconds: floa
     with tempfile.TemporaryDirectory() as folder:
         places, port = [Path(folder) / str(rank) for rank in range(size)], _free_port()
         workers = [
-            _context.Process(target=_work, args=(_environment(rank, size, port), place, task, arguments))
-            for rank, place in enumerate(places)
+            _started((_environment(rank, size, port), place, task, arguments)) for rank, place in enumerate(places)
         ]
-        for worker in workers:
-            worker.start()
         for worker in workers[: size - silent]:
             worker.join(seconds)
         late = [worker for worker in workers[: size - silent] if worker.is_alive()]
@@ -51,6 +48,17 @@ def launch(size: int, task: Callable, *arguments, silent: int = 0, seconds: floa
             Ending(*_result(place), worker.exitcode, _said(place))
             for place, worker in zip(places, workers, strict=True)
         ]
+
+
+def _started(arguments: tuple) -> Any:
+    """A process forked from this one or, where so much address space was once taken that it cannot be, a new one."""
+    try:
+        worker: Any = _fork.Process(target=_work, args=arguments)
+        worker.start()
+    except OSError:
+        worker = _small.Process(target=_work, args=arguments)
+        worker.start()
+    return worker
 
 
 def results(endings: list[Ending]) -> list[Any]:
