@@ -11,7 +11,7 @@ log = logging.getLogger(__name__)
 Item = TypeVar("Item")
 Read = TypeVar("Read")
 
-NAMED = 20
+NAMED = 50
 """Faults that are told one by one; of the others their number."""
 
 

@@ -325,7 +325,9 @@ def _too_short(path: str | Path, duration: float, there: int, frames: int, fps: 
 
 
 def _rate(stream: VideoStream) -> float:
-    return float(stream.average_rate or stream.guessed_rate or 25)
+    """Frames a second; FFmpeg takes elementary streams for 25, and only their decoder knows what they tell."""
+    decoded = stream.codec_context.framerate if stream.container.format.name in ("h264", "hevc") else None
+    return float(decoded or stream.average_rate or stream.guessed_rate or 25)
 
 
 def _copies(k: int, fps: float | None, start: float, leaves: float) -> int:

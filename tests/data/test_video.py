@@ -355,6 +355,12 @@ def test_a_clip_is_known_by_its_content(tmp_path, name, codec, container):
     assert seen(read_frame(path, (64, 64))[None]) == pytest.approx(ORANGE, abs=4)
 
 
+def test_an_elementary_stream_is_read_at_its_own_rate(film, numbers):
+    path = film("a.h264", n=32, fps=16)
+    assert numbers(read_video(path, fps=8)) == list(range(0, 32, 2))
+    assert probe(path).fps == 16
+
+
 TRANSPARENT = [
     ("a.webm", "libvpx-vp9", "yuva420p"),
     ("a.webm", "libvpx", "yuva420p"),
