@@ -130,9 +130,14 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("step-*") if path.is_dir())
 
 
+def step_of(path: Path) -> int:
+    """The step that a checkpoint is of."""
+    return int(path.name.removeprefix("step-"))
+
+
 def oldest_step(folder: Path) -> int:
     """The step of the oldest checkpoint in a folder; 0 if there is none."""
-    return next((int(path.name.removeprefix("step-")) for path in checkpoints(folder)), 0)
+    return next(map(step_of, checkpoints(folder)), 0)
 
 
 def _sizes(state: dict[str, Any]) -> dict[str, int]:

@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from besttake import __version__, console
 from besttake.configuration import algorithm_of, from_dict, read_yaml, to_yaml
 from besttake.flags import from_flags, names, plain_values
+from besttake.interruption import saving
 from besttake.memory import ADVICE, TooManyClipsError, forget, out_of_memory
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -62,20 +63,21 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         COMMANDS[name](rest)
     except (ValueError, FileNotFoundError) as error:
-        return _complain(str(error), 2)
-    except FloatingPointError as error:
-        return _complain(f"{error}\nnothing before the last checkpoint is lost", 1)
-    except (OSError, SafetensorError) as error:
-        safe = "\nnothing before the last checkpoint is lost: mend it and run the same command again"
-        return _complain(f"{error}{safe if name in ('train', 'demo') else ''}", 1)
+        return _complain(_told(error), 2)
+    except (FloatingPointError, OSError, SafetensorError) as error:
+        return _complain(_told(error), 1)
     except (RuntimeError, MemoryError) as error:
         if out_of_memory(error):
-            first, safe = str(error).splitlines()[:1], "nothing before the last checkpoint is lost"
-            return _complain("\n".join([*first, ADVICE, *([safe] if name in ("train", "demo") else [])]), 1)
+            return _complain(_told(error, "".join(str(error).splitlines()[:1]), ADVICE), 1)
         return _complain_of_others(error)
     except KeyboardInterrupt:
-        return _complain("stopped; run the same command again to go on from the last checkpoint", 130)
+        return 130
     return 0
+
+
+def _told(error: BaseException, *lines: str) -> str:
+    """What to say of an error, and what a run has added to it: what is saved."""
+    return "\n".join([*(lines or [str(error)]), *getattr(error, "__notes__", [])])
 
 
 def _quiet() -> None:
@@ -99,9 +101,9 @@ def _complain_of_others(error: BaseException) -> int:
     from besttake.distributed import OtherProcessError, leads, lost
 
     if isinstance(error, OtherProcessError):
-        return _complain(str(error), 1) if leads() else 1  # the one that failed says so itself
+        return _complain(_told(error), 1) if leads() else 1  # the one that failed says so itself
     if reason := lost(error):
-        return _complain(f"{reason}\nrun the same command again to go on from the last checkpoint", 1)
+        return _complain(_told(error, reason), 1)
     raise error
 
 
@@ -171,9 +173,15 @@ def train_and_report(config: Any) -> None:
     from besttake.distributed import join, leave, led
 
     module = importlib.import_module(type(config).__module__)
-    join(config.parallel, find_device(config.device))
-    folder = module.train(replace(config, data=led(lambda: real_data(config.data)))).folder
-    _report(folder, config)
+    with saving():
+        join(config.parallel, find_device(config.device))
+        folder = module.train(replace(config, data=led(lambda: real_data(config.data)))).folder
+        with saving(lambda: f"{folder} is trained; the same command measures it"):
+            try:
+                _report(folder, config)
+            except Exception as error:
+                error.add_note(f"{folder} is trained; the same command measures it")
+                raise
     leave()
 
 

@@ -15,7 +15,7 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -60,6 +60,7 @@ class Group:
         rank, size: the number of this process, from 0, and how many there are.
         words: a group for what the processes tell each other, apart from that of tensors: the two cannot be mixed up
             when one process fails where the others do not.
+        last_words: the same for when a process has failed or is to end, and others may wait for it in `words`.
         copies: a mesh of (copies of the weights, processes that hold one between them).
         clips: a mesh of (shares of the rows, 1, processes that have one together).
     """
@@ -68,6 +69,7 @@ class Group:
     rank: int
     size: int
     words: dist.ProcessGroup
+    last_words: dist.ProcessGroup
     copies: DeviceMesh
     clips: DeviceMesh
 
@@ -101,19 +103,20 @@ def join(config: ParallelConfig, device: str) -> None:
         if on_gpu := device.startswith("cuda"):
             torch.cuda.set_device(device)
         dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=wait)
-    _group = laid_out(config, torch.device(device).type, dist.new_group(backend="gloo", timeout=wait))
+    words, last_words = (dist.new_group(backend="gloo", timeout=wait) for _ in range(2))
+    _group = laid_out(config, torch.device(device).type, words, last_words)
     if not leads():
         logging.getLogger("besttake").setLevel(logging.ERROR)  # what process 0 says is enough
 
 
-def laid_out(config: ParallelConfig, kind: str, words: dist.ProcessGroup) -> Group:
+def laid_out(config: ParallelConfig, kind: str, words: dist.ProcessGroup, last_words: dist.ProcessGroup) -> Group:
     """The processes that there are, on devices of a kind."""
     rank, size = dist.get_rank(), dist.get_world_size()
     copies = init_device_mesh(kind, (size // config.shard, config.shard), mesh_dim_names=("replicate", "shard"))
     clips = init_device_mesh(
         kind, (size // config.context, 1, config.context), mesh_dim_names=("rows", "ring", "ulysses")
     )  # the last two are diffusers' names
-    return Group(config, rank, size, words, copies, clips)
+    return Group(config, rank, size, words, last_words, copies, clips)
 
 
 def leave() -> None:
@@ -241,15 +244,27 @@ def meet() -> None:
     _hear(None)
 
 
-def all_here(seconds: float = 10.0) -> bool:
-    """Whether every process comes to this line: where one may have failed, and gone another way than the rest."""
+@contextmanager
+def last_words(said: Any, seconds: float = 10.0) -> Iterator[bool]:
+    """Within this context processes speak apart from what they may have been saying: one has failed, or is to end.
+
+    Yields whether every process comes to this line, within so many seconds, and says the same.
+    """
+    global _group
     if _group is None:
-        return True
+        yield True
+        return
+    group = _group
     try:
-        dist.monitored_barrier(_group.words, timedelta(seconds=seconds), wait_all_ranks=True)
+        dist.monitored_barrier(group.last_words, timedelta(seconds=seconds), wait_all_ranks=True)
+        _group = replace(group, words=group.last_words)
+        agreed = len({repr(told) for told in _hear(said)}) == 1
     except RuntimeError:
-        return False
-    return True
+        agreed = False
+    try:
+        yield agreed
+    finally:
+        _group = group
 
 
 @contextmanager

@@ -144,6 +144,7 @@ class Policy:
             for part in model.denoisers.values():
                 part.enable_gradient_checkpointing()
         self.average = {n: p.detach().clone() for n, p in self.trainable.items()} if config.average else {}
+        self._aside: dict[str, Tensor] = {}
 
     def predict(self, x_t: Latent, t: Time, condition: Condition) -> Latent:
         """What the policy predicts at `x_t`."""
@@ -173,12 +174,18 @@ class Policy:
     @contextmanager
     def averaged(self) -> Iterator[None]:
         """Within this context the policy's weights are their moving average, if one is kept."""
-        current = {name: parameter.detach().clone() for name, parameter in self.trainable.items() if self.average}
-        _copy(self.average, self.trainable)
+        self._aside = {name: parameter.detach().clone() for name, parameter in self.trainable.items() if self.average}
         try:
+            _copy(self.average, self.trainable)
             yield
         finally:
-            _copy(current, self.trainable)
+            _copy(self._aside, self.trainable)
+            self._aside = {}
+
+    @property
+    def current(self) -> Mapping[str, Tensor]:
+        """The weights as training has left them, while they are `averaged`, too."""
+        return self._aside or self.trainable
 
     @contextmanager
     @torch.no_grad()

@@ -11,19 +11,31 @@ import importlib
 import json
 import logging
 import math
+import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
 
 import torch
+from filelock import FileLock
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
-from besttake.checkpoint import find_newest, load_tensors, oldest_step, save_checkpoint, shapes, wait_for
+from besttake import interruption
+from besttake.checkpoint import (
+    checkpoints,
+    find_newest,
+    load_tensors,
+    oldest_step,
+    save_checkpoint,
+    shapes,
+    step_of,
+    wait_for,
+)
 from besttake.configuration import check_finite, fingerprint, require, to_dict, write_config
 from besttake.console import err
 from besttake.data.cache import GB, TensorCache
@@ -34,11 +46,11 @@ from besttake.distributed import (
     ParallelConfig,
     agree,
     agree_on_each,
-    all_here,
     backward,
     by_itself,
     digest,
     join,
+    last_words,
     leads,
     led,
     place,
@@ -208,8 +220,26 @@ class Stateful(Protocol):
     def load_state(self, state: Mapping[str, Tensor]) -> None: ...
 
 
+@dataclass(frozen=True)
+class Finished:
+    """How things stood when the last step was over, for a checkpoint of it while the next is under way.
+
+    Attributes:
+        gradients: of steps that wait for the rest of their update.
+        kept: states of what a run keeps, by its name for it.
+    """
+
+    step: int
+    seconds: float
+    gradients: dict[str, Tensor]
+    kept: dict[str, dict[str, Tensor]]
+
+
 class Run:
-    """A training run in a folder: `config.yaml`, `metrics.jsonl`, TensorBoard, samples, checkpoints, adapter."""
+    """A training run in a folder: `config.yaml`, `metrics.jsonl`, TensorBoard, samples, checkpoints, adapter.
+
+    As a context, `with Run(config, data) as run:`, it saves all whole steps if it fails, or if a signal ends it.
+    """
 
     def __init__(self, config: TrainConfig, data: Sequence[Any] = (), **kept: Stateful):
         """
@@ -253,13 +283,14 @@ class Run:
             self.model.by_turns = [*self.model.denoisers.values(), *self.policy.reference.networks]
         trained = list(config.reward.chosen) if hasattr(config, "reward") else []
         self.guard = Guard(config.monitor.guard, watching(self.monitor.rewards, trained, config.monitor.guard))
-        self.step, self.updates, self.seconds = 0, 0, 0.0
+        self.step, self.updates, self.seconds, self._rate = 0, 0, 0.0, config.optim.lr
         self._limit = config.minutes * 60 or float("inf")
         if found:
             with together():
                 self._restore(*found)
         agree({"the weights that are trained": digest(list(self.policy.trainable.values()))}, place())
-        self._gradients_agree = False
+        self._gradients_agree, self._changing, self._over = False, False, ExitStack()
+        self._finished = self._stand()
         self._open_logs()
 
     def _agree_on_networks(self) -> None:
@@ -309,47 +340,61 @@ class Run:
             log.warning("a step takes %d items and there are only %d: some come twice", batch, len(items))
         agree_on_each("what there is to train on", map(described, items))
         with _progress() as bar:
-            task = bar.add_task("training", total=self.config.steps, completed=self.step)
+            task, stopped = bar.add_task("training", total=self.config.steps, completed=self.step), False
             while self.step < self.config.steps and self.seconds < self._limit:
-                if self._watch() and self.config.monitor.guard.stop:
+                if stopped := self._watch() and self.config.monitor.guard.stop:
                     log.warning("stopped by monitor.guard.stop; with it off, the same command goes on")
                     break
                 self._began = time.perf_counter()
-                with self._saved_if_it_fails():
-                    yield self.step, [item for _, item in prompt_batches(items, batch, self.config.seed, self.step)]
-                self.seconds = led(self._clock)
-                self.step += 1
+                yield self.step, [item for _, item in prompt_batches(items, batch, self.config.seed, self.step)]
+                self._finish_step()
                 within = self.step * self._limit / self.seconds  # as many as the limit leaves time for
                 bar.update(task, completed=self.step, total=min(self.config.steps, within))
                 if self.step % self.config.save_every == 0:
                     self.save()
-            else:
-                self._watch(last=True)
-        if self.step % self.config.save_every:
             self.save()
+            self._end_update()
+            if not stopped:
+                self._watch(last=True)
         with together():
             self.policy.save(self.folder / "adapter")
-        if leads():
-            self._board.close()
-            self._metrics.close()
 
-    def _clock(self) -> float:
-        """Seconds of training; process 0's clock is everyone's, for the time decides when to stop."""
-        return self.seconds + time.perf_counter() - self._began
+    def __enter__(self) -> Run:
+        self._over.enter_context(interruption.saving(self._save_at_the_end))
+        return self
 
-    @contextmanager
-    def _saved_if_it_fails(self) -> Iterator[None]:
-        """Keep the work of all steps before one that fails ahead of its update, a critic being gone, say."""
-        self._updating, kept = False, {name: thing.state() for name, thing in self.kept.items()}
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         try:
-            yield
-        except GeneratorExit:  # whoever takes the steps takes no more of them
-            if not self._updating:
-                for name, state in kept.items():
-                    self.kept[name].load_state(state)
-                if not self._sharded or all_here():
-                    self._save()
-            raise
+            if error and not interruption.stopping() and (said := self._save_at_the_end()):
+                error.add_note(said)
+        finally:
+            if self._changing:
+                interruption.release()
+            self._over.close()
+
+    def _finish_step(self) -> None:
+        """Count the step that is over; from here on it is whole."""
+        self.step += 1
+        self.seconds += time.perf_counter() - self._began
+        self._finished = self._stand()
+        self._let_go()
+        self.seconds = led(lambda: self.seconds)  # process 0's clock is everyone's: it decides when to stop
+
+    def _let_go(self) -> None:
+        """An update, and all that belongs to it, is made."""
+        if self._changing:
+            self._changing = False
+            interruption.release()
+
+    def _stand(self) -> Finished:
+        gradients = {name: weight.grad for name, weight in self.policy.trainable.items() if weight.grad is not None}
+        # a backward pass adds to them in place
+        gradients = {
+            name: grad.clone() if is_sharded(grad) else grad.to("cpu", copy=True) for name, grad in gradients.items()
+        }
+        return Finished(
+            self.step, self.seconds, gradients, {name: dict(thing.state()) for name, thing in self.kept.items()}
+        )
 
     def update(self, loss: Tensor | None, **watched: float | Tensor) -> bool:
         """Take the gradient of a step's loss, and an optimizer step when enough of them are summed.
@@ -365,7 +410,7 @@ class Run:
             FloatingPointError: the loss, or its gradient, is not finite.
             TooManyClipsError: there was no memory for its backward pass.
         """
-        optim, changed, self._updating = self.config.optim, False, True
+        optim, changed = self.config.optim, False
         row: dict[str, Any] = {name: float(value) for name, value in watched.items()}
         if loss is None:
             row["skipped"] = 1.0
@@ -374,6 +419,7 @@ class Run:
                 raise FloatingPointError(f"the loss of step {self.step} is {loss.item()}; {LOWER}")
             self._backward(loss / optim.accumulate)
             row["loss"] = loss.item()
+        self._rate = self._learning_rate()
         if (self.step + 1) % optim.accumulate == 0:
             changed = self._optimizer_step(row)
         self._log(row)
@@ -400,14 +446,50 @@ class Run:
     def save(self) -> None:
         """Write a checkpoint of the state after the current step."""
         with together():
-            self._save()
+            if leads() or self._sharded:
+                self._write()
+        if leads():
+            self._board.flush()
 
-    def _save(self) -> None:
-        if not leads() and not self._sharded:
-            return
-        state = {"updates": self.updates, "seconds": self.seconds, "config": fingerprint(self.config)}
-        state["base"] = self.base
-        save_checkpoint(self.folder / "checkpoints", self.step, self._tensors(), state)
+    def _save_at_the_end(self) -> str:
+        """Save all whole steps, at any moment, if no other process has done so; what there is to go on from.
+
+        Where a process has died or is stuck, any of the others has all there is to save, unless it is sharded.
+        """
+        folder, step = self.folder / "checkpoints", self._finished.step
+        beside = threading.current_thread() is not threading.main_thread()
+        trouble = f"step {self.step} was being finished" if self._changing else ""
+        try:
+            if not trouble and step:
+                with _a_stream_of_its_own() if beside else nullcontext():
+                    trouble = self._write_with_others() if self._sharded else self._write()
+        except (OSError, FloatingPointError) as error:
+            trouble = str(error)
+        newest = self._newest()
+        there = f"the same command goes on from step {newest}, in {folder}" if newest else "no step is saved"
+        return f"{trouble + '; ' if trouble else ''}{there}" if leads() or newest == step else ""
+
+    def _newest(self) -> int:
+        """The step of the newest checkpoint, 0 if there is none."""
+        return max(map(step_of, checkpoints(self.folder / "checkpoints")), default=0)
+
+    def _write_with_others(self) -> str:
+        """Of sharded weights each process writes a part, if all of them are there to; what kept them from it."""
+        with last_words(self._finished.step) as all_here:
+            if all_here:
+                return self._write()
+        return "the weights are sharded, and not all processes are there to write their part"
+
+    def _write(self) -> str:
+        """Write a checkpoint of the last step that is over, if it is not there."""
+        done, folder = self._finished, self.folder / "checkpoints"
+        state = {"updates": self.updates, "seconds": done.seconds, "config": fingerprint(self.config)}
+        state |= {"base": self.base, "rate": self._rate}
+        alone: AbstractContextManager = nullcontext() if self._sharded else FileLock(self.folder / ".lock")
+        with interruption.held(), alone:
+            if (led(self._newest) if self._sharded else self._newest()) < done.step:
+                save_checkpoint(folder, done.step, self._tensors(), state)
+        return ""
 
     @property
     def _sharded(self) -> bool:
@@ -430,18 +512,32 @@ class Run:
         parameters = [p for p in self.policy.trainable.values() if p.grad is not None]
         if not parameters:
             return False
-        rate = self._learning_rate()
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = self._rate
         norm = float(in_full(nn.utils.clip_grad_norm_(parameters, self.config.optim.clip)))
         if not math.isfinite(norm):
             raise FloatingPointError(f"the gradient of step {self.step} has norm {norm}; {LOWER}")
-        row |= {"gradient_norm": norm, "lr": rate}
+        row |= {"gradient_norm": norm, "lr": self._rate}
+        interruption.hold()  # until the step is over: whatever of it follows an update belongs to it
+        self._changing = True
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.policy.update_average()
         self.updates += 1
         return True
+
+    def _end_update(self) -> None:
+        """Take the optimizer step of the last steps, where they are fewer than `optim.accumulate`.
+
+        The checkpoint before it holds their gradients, so that a short run made longer is the long run.
+        """
+        row: dict[str, Any] = {}
+        for weight in self.policy.trainable.values():
+            if weight.grad is not None:  # a sum of parts of `accumulate`, to be the mean of as many as there are
+                weight.grad *= self.config.optim.accumulate / (self.step % self.config.optim.accumulate)
+        if self._optimizer_step(row):
+            self._let_go()
+            self._log(row)
 
     def _learning_rate(self) -> float:
         optim, steps = self.config.optim, self.config.steps
@@ -474,17 +570,16 @@ class Run:
 
     def _weights(self) -> dict[str, Mapping[str, Tensor]]:
         policy = self.policy
-        return {"policy": policy.trainable, "reference": policy.reference.weights, "average": policy.average}
+        return {"policy": policy.current, "reference": policy.reference.weights, "average": policy.average}
 
     def _tensors(self) -> dict[str, Tensor]:
         tensors: dict[str, Tensor] = {}
         for group, weights in self._weights().items():
             tensors |= {f"{group}/{name}": weight for name, weight in weights.items()}
-        for name, thing in self.kept.items():
-            tensors |= {f"kept.{name}/{key}": value for key, value in thing.state().items()}
+        for name, state in self._finished.kept.items():
+            tensors |= {f"kept.{name}/{key}": value for key, value in state.items()}
+        tensors |= {f"gradient/{name}": gradient for name, gradient in self._finished.gradients.items()}
         for name, parameter in self.policy.trainable.items():
-            if parameter.grad is not None:  # of steps that wait for the rest of their update
-                tensors[f"gradient/{name}"] = parameter.grad
             for key, value in self.optimizer.state.get(parameter, {}).items():
                 tensors[f"optimizer.{key}/{name}"] = torch.as_tensor(value)
         return tensors
@@ -493,6 +588,7 @@ class Run:
     def _restore(self, path: Path, state: dict[str, Any]) -> None:
         wait_for(path, state)
         self.step, self.updates, self.seconds = state["step"], state["updates"], state["seconds"]
+        self._rate = state.get("rate", self._rate)  # which older checkpoints did not keep
         policy = self.policy
         saved = {key.partition("/")[2]: shape for key, shape in shapes(path).items() if key.startswith("policy/")}
         different = saved.items() ^ {(name, tuple(weight.shape)) for name, weight in policy.trainable.items()}
@@ -558,8 +654,9 @@ class Run:
         for line in led(lambda: self._cut_back(path)):
             self.guard.hear(json.loads(line))
         if leads():
-            self._metrics = path.open("a")
+            self._metrics = self._over.enter_context(path.open("a"))
             self._board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=self.step or None)
+            self._over.callback(self._board.close)
 
     def _cut_back(self, path: Path) -> list[str]:
         if not path.exists():
@@ -576,6 +673,11 @@ def _flat(values: Mapping[str, Any], head: str = "") -> dict[str, Any]:
     for name, value in values.items():
         flat |= _flat(value, f"{head}{name}.") if isinstance(value, dict) else {head + name: value}
     return flat
+
+
+def _a_stream_of_its_own() -> AbstractContextManager:
+    """Within this context a GPU copies beside what it may be stuck in."""
+    return torch.cuda.stream(torch.cuda.Stream()) if torch.cuda.is_available() else nullcontext()
 
 
 def _step_of(line: str) -> float:

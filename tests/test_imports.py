@@ -16,6 +16,7 @@ ROOMS = (  # from the ground up; a room may import itself and what stands before
     "console",
     "devices",
     "memory",
+    "interruption",
     "distributed",
     "embedded",
     "schedules",

@@ -56,19 +56,18 @@ class Config(TrainConfig):
 
 def train(config: Config) -> Run:
     pairs = usable(read_pairs(config.data, config.skip_bad), config)
-    run = Run(config, pairs)
-    agree_on_each("the pairs", (", ".join([repr(p.prompt), *map(seen, [p.winner, *p.losers])]) for p in pairs))
-    pairs = run.data
-    policy, model = run.policy, run.model
-    pairs, clips = encode_pairs(run, pairs, config)
-    prompts = [shown_first_frame(model, pair.prompt, pair.winner) for pair in pairs]
-    for step, batch in run.steps(range(len(pairs)), config.pairs_per_step):
-        generator = run.generator(step)
-        condition = config.rollout.condition(model, [prompts[i] for i in batch], generator)
-        errors = drawn_errors(policy, clips[batch], condition, generator, draws=config.draws)
-        loss, watched = dpo(errors, config.beta, config.guard)
-        if run.update(loss.mean(), **watched) and run.every(config.refresh_every):
-            policy.reference.refresh()
+    with Run(config, pairs) as run:
+        policy, model = run.policy, run.model
+        pairs, clips = encode_pairs(run, run.data, config)
+        agree_on_each("the pairs", (", ".join([repr(p.prompt), *map(seen, [p.winner, *p.losers])]) for p in pairs))
+        prompts = [shown_first_frame(model, pair.prompt, pair.winner) for pair in pairs]
+        for step, batch in run.steps(range(len(pairs)), config.pairs_per_step):
+            generator = run.generator(step)
+            condition = config.rollout.condition(model, [prompts[i] for i in batch], generator)
+            errors = drawn_errors(policy, clips[batch], condition, generator, draws=config.draws)
+            loss, watched = dpo(errors, config.beta, config.guard)
+            if run.update(loss.mean(), **watched) and run.every(config.refresh_every):
+                policy.reference.refresh()
     return run
 
 

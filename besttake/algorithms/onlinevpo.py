@@ -72,20 +72,21 @@ class Config(TrainConfig):
 def train(config: Config) -> Run:
     prompts = read_prompts(config.data, config.skip_bad)
     critic = load_panel(config.reward, find_device(config.device))
-    run = Run(config, prompts, critic=critic)
-    prompts = run.data
-    policy, fps = run.policy, config.rollout.rate(run.policy.model)
-    prompts = policy.model.check_prompts(prompts, config.skip_bad)
-    policy.model.prepare(prompts)
-    try_critic(critic, prompts[0], config.rollout, policy.model)
-    preview = half_done(config, critic, fps)
-    for step, batch in run.steps(prompts, config.prompts_per_step):
-        takes = generate(policy, batch, config.rollout, n=config.candidates, seed=(config.seed, step), preview=preview)
-        scores = critic(takes.videos, takes.prompts, fps)
-        pairs, counts = best_against_worst(takes, scores, config.margin)
-        loss, watched = pair_loss(policy, pairs, config, run.generator(step)) if len(pairs) else (None, {})
-        if run.update(loss, **scores.said, **counts, **watched) and run.every(config.refresh_every):
-            policy.reference.refresh()
+    with Run(config, prompts, critic=critic) as run:
+        prompts = run.data
+        policy, fps = run.policy, config.rollout.rate(run.policy.model)
+        prompts = policy.model.check_prompts(prompts, config.skip_bad)
+        policy.model.prepare(prompts)
+        try_critic(critic, prompts[0], config.rollout, policy.model)
+        preview = half_done(config, critic, fps)
+        for step, batch in run.steps(prompts, config.prompts_per_step):
+            seed = config.seed, step
+            takes = generate(policy, batch, config.rollout, n=config.candidates, seed=seed, preview=preview)
+            scores = critic(takes.videos, takes.prompts, fps)
+            pairs, counts = best_against_worst(takes, scores, config.margin)
+            loss, watched = pair_loss(policy, pairs, config, run.generator(step)) if len(pairs) else (None, {})
+            if run.update(loss, **scores.said, **counts, **watched) and run.every(config.refresh_every):
+                policy.reference.refresh()
     return run
 
 

@@ -67,22 +67,22 @@ class Config(TrainConfig):
 
 def train(config: Config) -> Run:
     clips = find_clips(config.data, skip_bad=config.skip_bad)
-    run = Run(config, clips)
-    policy = run.policy
-    captions, real = encode_clips(run, run.data, config.rollout, config.skip_bad)
-    takes = Takes(policy, captions, config.rollout, config.negatives, config.seed, folder_of(run))
-    for step, batch in run.steps(range(len(captions)), config.clips_per_step):
-        losers = takes.of(batch, step, config.renew_every)
-        takes.forget(before=run.oldest_kept() - config.renew_every if config.renew_every else 0)
-        rows = takes.with_winner(real[batch], losers)
-        generator, times = run.generator(step), (config.t_low, config.t_high, config.draws)
-        condition = config.rollout.condition(policy.model, [captions[i] for i in batch], generator)
-        errors = drawn_errors(policy, rows, condition, generator, *times)
-        loss, watched = dpo(errors, config.beta, config.guard)
-        loss = loss + config.sft_weight * errors.policy[:, 0]
-        if run.update(loss.mean(), **watched) and run.every(config.reference_every):
-            if config.reference == "ema":
-                policy.reference.ema(config.reference_decay)
-            elif config.reference == "refresh":
-                policy.reference.refresh()
+    with Run(config, clips) as run:
+        policy = run.policy
+        captions, real = encode_clips(run, run.data, config.rollout, config.skip_bad)
+        takes = Takes(policy, captions, config.rollout, config.negatives, config.seed, folder_of(run))
+        for step, batch in run.steps(range(len(captions)), config.clips_per_step):
+            losers = takes.of(batch, step, config.renew_every)
+            takes.forget(before=run.oldest_kept() - config.renew_every if config.renew_every else 0)
+            rows = takes.with_winner(real[batch], losers)
+            generator, times = run.generator(step), (config.t_low, config.t_high, config.draws)
+            condition = config.rollout.condition(policy.model, [captions[i] for i in batch], generator)
+            errors = drawn_errors(policy, rows, condition, generator, *times)
+            loss, watched = dpo(errors, config.beta, config.guard)
+            loss = loss + config.sft_weight * errors.policy[:, 0]
+            if run.update(loss.mean(), **watched) and run.every(config.reference_every):
+                if config.reference == "ema":
+                    policy.reference.ema(config.reference_decay)
+                elif config.reference == "refresh":
+                    policy.reference.refresh()
     return run

@@ -31,12 +31,12 @@ class Config(TrainConfig):
 
 def train(config: Config) -> Run:
     clips = find_clips(config.data, skip_bad=config.skip_bad)
-    run = Run(config, clips)
-    captions, real = encode_clips(run, run.data, config.rollout, config.skip_bad)
-    for step, batch in run.steps(range(len(captions)), config.clips_per_step):
-        x_0, generator = real[batch], run.generator(step)
-        t = run.model.schedule_for(x_0.shape).sample_times(len(x_0), generator).to(x_0.device)
-        condition = config.rollout.condition(run.model, [captions[i] for i in batch], generator)
-        error = sft_error(run.policy, x_0, condition, t, draw_noise(x_0.shape, generator, like=x_0))
-        run.update(error.mean())
+    with Run(config, clips) as run:
+        captions, real = encode_clips(run, run.data, config.rollout, config.skip_bad)
+        for step, batch in run.steps(range(len(captions)), config.clips_per_step):
+            x_0, generator = real[batch], run.generator(step)
+            t = run.model.schedule_for(x_0.shape).sample_times(len(x_0), generator).to(x_0.device)
+            condition = config.rollout.condition(run.model, [captions[i] for i in batch], generator)
+            error = sft_error(run.policy, x_0, condition, t, draw_noise(x_0.shape, generator, like=x_0))
+            run.update(error.mean())
     return run

@@ -34,7 +34,7 @@ def first_of(size: int, config: ParallelConfig) -> Iterator[None]:
     with patch(f"{FSDP}._get_device_from_mesh", return_value=CARD):
         try:
             if size > 1:
-                distributed._group = laid_out(config, "cpu", everyone)
+                distributed._group = laid_out(config, "cpu", everyone, everyone)
             yield
         finally:
             distributed._group = None
