@@ -88,6 +88,34 @@ def test_accumulated_steps_are_one_update_of_their_mean(config):
     assert gradient(2, [1.0, 3.0]) == pytest.approx(gradient(1, [2.0]))
 
 
+@pytest.mark.parametrize(("steps", "updates", "last"), [(3, 1, [0, 1, 2]), (10, 3, [8, 9]), (8, 2, [4, 5, 6, 7])])
+def test_the_last_shorter_group_is_stepped_and_averaged_over_its_own_number(config, steps, updates, last):
+    config = replace(config, steps=steps, optim=OptimConfig(lr=1e-2, warmup=0, decay=0.5, clip=1e9, accumulate=4))
+    for _ in range(2):  # the same command on a finished run finds the same
+        run = Run(config)
+        weight = next(iter(run.policy.trainable.values()))
+        for step, _ in run.steps([0], 1):
+            run.update(((step + 1) * weight).sum())
+        told = [row for row in rows(run.folder) if "gradient_norm" in row]
+        assert run.updates == len(told) == updates
+        mean = sum(step + 1 for step in last) / len(last)
+        assert told[-1]["gradient_norm"] == pytest.approx(mean * weight.numel() ** 0.5)
+        # the rate of the group's last step
+        assert told[-1]["lr"] == pytest.approx(1e-2 * min(1, (steps - last[-1]) / (0.5 * steps)))
+        assert not any(weight.grad is not None for weight in run.policy.trainable.values())
+    assert checkpoint.shapes(checkpoint.find_newest(run.folder / "checkpoints")[0]).keys() >= (
+        {f"gradient/{name}" for name in list(run.policy.trainable)[:1]} if steps % 4 else set()
+    )
+
+
+def test_an_untrained_step_or_none_leaves_no_last_update(config):
+    run = Run(replace(config, optim=OptimConfig(accumulate=2)))
+    for _ in run.steps([0], 1):
+        assert not run.update(None)
+    assert run.updates == 0
+    assert all("gradient_norm" not in row for row in rows(run.folder))
+
+
 def test_a_step_without_a_loss_is_counted_as_skipped(config):
     run = Run(config)
     for _ in run.steps([0], 1):
@@ -113,7 +141,7 @@ def test_a_loss_that_is_no_number_stops_the_run_with_advice(config, worth):
         for step, _ in run.steps([0], 1):
             run.update(weight.sum() * factors[step])
 
-    with pytest.raises(FloatingPointError, match=r"loss of step 1 is (nan|-?inf); lower optim.lr"):
+    with pytest.raises(FloatingPointError, match=r"loss of step 1 is (nan|-?inf); lower optim.lr"), run:
         train_with([1.0, worth, 1.0])
     assert checkpoint.find_newest(run.folder / "checkpoints")[1]["step"] == 1
 

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from besttake import interruption
 from besttake.algorithms import algorithms, onlinevpo
 from besttake.configuration import from_dict, read_yaml
 from besttake.data.video import probe
@@ -96,10 +97,9 @@ def leaves_a_run_folder(folder, config):
     assert algorithms()[values.pop("algorithm")].Config is type(config)
     assert from_dict(type(config), values) == config
     steps = [row["step"] for row in rows(folder)]
-    assert steps == [0, 0, 1, 2, 2, 3, 4, 4, 5]  # watched at 0, 2, 4 and the end
-    assert all(
-        "loss" in row or "skipped" in row or "monitor/dynamic-degree/dynamic degree" in row for row in rows(folder)
-    )
+    assert steps == [0, 0, 1, 2, 2, 3, 4, 4, 5, 5]  # watched at 0, 2, 4 and the end; the fifth step's own update
+    told = {"loss", "skipped", "monitor/dynamic-degree/dynamic degree", "gradient_norm"}
+    assert all(told & row.keys() for row in rows(folder))
     board = EventAccumulator(str(folder / "tensorboard")).Reload()
     assert [event.step for event in board.Scalars("monitor/dynamic-degree/dynamic degree")] == [0, 2, 4, 5]
     for step in (0, 2, 4, 5):
@@ -121,7 +121,8 @@ def test_an_interrupted_run_goes_on_bit_by_bit(config, monkeypatch, tmp_path):
 
     def killed(run, loss, **numbers):
         if run.step == KILLED:
-            run._updating = True  # in the middle of an update, when nothing can be saved
+            interruption.hold()
+            run._changing = True  # in the middle of an update, when nothing can be saved
             raise KeyboardInterrupt
         return update(run, loss, **numbers)
 
@@ -143,7 +144,7 @@ def test_an_interrupted_run_goes_on_bit_by_bit(config, monkeypatch, tmp_path):
 def test_a_short_run_made_longer_is_the_long_run(config, tmp_path):
     whole, two = train(config), replace(config, out=tmp_path / "two")
     train(replace(two, steps=1))
-    assert [row["step"] for row in rows(two.out)] == [0, 0, 1]
+    assert [row["step"] for row in rows(two.out)] == [0, 0, 1, 1]
     train(two)
     assert rows(two.out) == rows(whole.folder)
     assert all(torch.equal(weight, adapter(whole.folder)[name]) for name, weight in adapter(two.out).items())
@@ -175,7 +176,8 @@ def test_a_full_fine_tune_goes_on_bit_by_bit(config, tmp_path):
 @one_family
 @pytest.mark.parametrize("algorithm", ["onlinevpo", "offline_dpo"])
 def test_the_loss_is_ln_2_until_the_first_update_and_again_after_a_refresh(config):
-    found = rows(train(replace(config, monitor=MonitorConfig(every=0))).folder)
+    *found, last = rows(train(replace(config, monitor=MonitorConfig(every=0))).folder)
+    assert last.keys() == {"step", "gradient_norm", "lr"}  # the update of the fifth step by itself
     # updates follow steps 1 and 3; the second completes refresh_every
     assert [row["drift"] > 0 for row in found] == [False, False, True, True, False]
     assert [row["loss"] for row in found if not row["drift"]] == pytest.approx([math.log(2)] * 3)
@@ -190,7 +192,7 @@ def test_onlinevpo_finishes_what_looks_best_and_worst_half_way(config):
         for i, preview in enumerate([{}, *({"preview_at": 0.5, "preview_keeps": kept} for kept in (4, 2))])
     )
     assert all_kept == every  # a preview leaves no trace, in the critic's running means neither
-    assert [row["reward"] for row in two_kept] != [row["reward"] for row in every]
+    assert [row.get("reward") for row in two_kept] != [row.get("reward") for row in every]
 
 
 @pytest.mark.parametrize("preview", [{"preview_at": 1.0}, {"preview_at": 0.5, "preview_keeps": 5}])
@@ -205,7 +207,7 @@ def test_previews_that_mean_nothing_are_refused(preview):
     ("kind", "expected"), [("refresh", (True, False)), ("fixed", (False, True)), ("ema", (False, False))]
 )
 def test_realdpos_reference_follows_stays_or_lags(config, kind, expected):
-    policy = train(replace(config, reference=kind)).policy
+    policy = train(replace(config, steps=4, reference=kind)).policy
     ups = [name for name in policy.trainable if "lora_B" in name]
     same = all(torch.equal(policy.reference.weights[name], policy.trainable[name]) for name in ups)
     assert (same, not any(policy.reference.weights[name].any() for name in ups)) == expected
@@ -304,7 +306,8 @@ def test_a_panel_that_normalises_by_what_it_has_seen_goes_on_bit_by_bit(config, 
 
     def killed(run, loss, **numbers):
         if run.step == KILLED:
-            run._updating = True  # in the middle of an update, when nothing can be saved
+            interruption.hold()
+            run._changing = True  # in the middle of an update, when nothing can be saved
             raise KeyboardInterrupt
         return update(run, loss, **numbers)
 
