@@ -40,11 +40,12 @@ class _Guard:
         lock: held while what is saved is changed or written; whoever saves at a signal needs it.
         depth: how many times over the main thread holds it.
         number: the signal that the handler has seen, 0 = none.
+        answered: whether it is being answered already.
     """
 
     def __init__(self) -> None:
         self.saves: list[Callable[[], str]] = []
-        self.lock, self.depth, self.number = threading.RLock(), 0, 0
+        self.lock, self.depth, self.number, self.answered = threading.RLock(), 0, 0, False
         self.noticed, self.saved, self.over = threading.Event(), threading.Event(), threading.Event()
 
     def handle(self, number: int, _: object) -> None:
@@ -57,6 +58,7 @@ class _Guard:
 
     def stop(self) -> None:
         """Save, say so, and leave; in the main thread."""
+        self.answered = True
         with self.lock:  # where the other thread has it, the process ends here
             err.print(self.save(self.number), style="bold", soft_wrap=True)
         self.saved.set()
@@ -154,7 +156,7 @@ def release() -> None:
     if _guard:
         _guard.depth -= 1
         _guard.lock.release()
-        if _guard.number and not _guard.depth:
+        if _guard.number and not _guard.depth and not _guard.answered:
             _guard.stop()
 
 

@@ -146,20 +146,8 @@ def test_before_the_first_step_there_is_nothing_to_save(config, tmp_path):
     assert saved(tmp_path / "none") == []
 
 
-def stuck():
-    """Wait for ever where no handler of Python's comes to be called, as in a kernel or for another process."""
-    os.kill(os.getpid(), signal.SIGTERM)
-    mutex = ctypes.create_string_buffer(64)
-    for _ in range(2):
-        ctypes.CDLL(None).pthread_mutex_lock(mutex)
-
-
-def told_while_stuck(config, moment):
-    threading.Timer(0.5, lambda: os.kill(os.getpid(), signal.SIGTERM)).start()
-    train(config, moment, lock_up)
-
-
 def lock_up():
+    """Wait for ever where no handler of Python's comes to be called, as in a kernel or for another process."""
     mutex = ctypes.create_string_buffer(64)
     for _ in range(2):
         ctypes.CDLL(None).pthread_mutex_lock(mutex)
