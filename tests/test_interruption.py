@@ -1,8 +1,9 @@
-"""Signals at every moment of a run, real ones: what was done is saved, and the run that goes on is the one never cut."""
+"""Real signals at every moment of a run: what was done is saved, and the run that goes on is the one never cut."""
 
 import ctypes
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -15,15 +16,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from besttake import checkpoint, cli, interruption, monitor, policy, run
-from besttake.algorithms import onlinevpo, sft
+from besttake import checkpoint, cli, interruption, monitor, run
+from besttake.algorithms import onlinevpo
 from besttake.configuration import to_yaml
+from besttake.distributed import ParallelConfig
 from besttake.monitor import MonitorConfig
-from besttake.policy import Copy, Policy, PolicyConfig, Twin
+from besttake.policy import Policy, PolicyConfig, Twin
 from besttake.rewards.composite import Panel, RewardConfig
 from besttake.rollout import RolloutConfig, RolloutOverrides
-from besttake.run import OptimConfig, Run
-from tests.processes import launch, results
+from besttake.run import OptimConfig
+from tests.processes import launch
 
 
 @pytest.fixture(scope="module")
@@ -170,3 +172,129 @@ def test_a_main_thread_that_is_stuck_is_not_waited_for(config, whole, moment, tm
     assert saved(cut.out) == [MOMENTS[moment][-1]]
     onlinevpo.train(cut)
     is_the_run_that_was_not_cut(cut.out, whole)
+
+
+def told_twice(config, moment):
+    def twice():
+        for seconds in (0, 1):
+            threading.Timer(seconds, lambda: os.kill(os.getpid(), signal.SIGTERM)).start()
+        lock_up()
+
+    train(config, moment, twice)
+
+
+def test_a_second_signal_ends_it_at_once(config, tmp_path):
+    cut, began = replace(config, out=tmp_path / "cut"), time.monotonic()
+    (ending,) = launch(1, told_twice, cut, "writing")
+    assert ending.code == 128 + signal.SIGTERM
+    assert "stopped at once" in ending.said
+    assert saved(cut.out) == []
+    assert time.monotonic() - began < 40
+
+
+def test_what_is_ignored_stays_ignored(tmp_path):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with interruption.saving(lambda: "never"):
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def fail():
+    raise ConnectionError("the critic is gone")
+
+
+def failing(config, moment):
+    train(config, moment, fail)
+
+
+@pytest.mark.parametrize(
+    ("moment", "told"),
+    [
+        ("a look", "goes on from step 2, in"),
+        ("writing a clip", "goes on from step 2, in"),
+        ("scoring", "goes on from step 3, in"),
+        ("averaging", "step 1 was being finished; no step is saved"),
+        ("evaluating", "is trained; the same command measures it"),
+    ],
+)
+def test_a_failure_at_any_moment_says_what_is_saved(config, whole, moment, told, tmp_path):
+    cut = replace(config, out=tmp_path / "cut")
+    (ending,) = launch(1, failing, cut, moment)
+    assert ending.code == 1, ending.said
+    said = ending.said.replace("\n", "")
+    assert "the critic is gone" in said
+    assert told in said
+    onlinevpo.train(cut)
+    is_the_run_that_was_not_cut(cut.out, whole)
+
+
+# Several processes ---------------------------------------------------------------------------------------------------
+
+
+def struck(config, moment, rank, number, slow=0.0):
+    """A process of several, of which one gets a signal; or, with rank -1, the launcher's process group gets it.
+
+    Args:
+        slow: seconds that the disk takes to write.
+    """
+    save = checkpoint.save_file
+
+    def slowly(*arguments):
+        time.sleep(slow)
+        save(*arguments)
+
+    checkpoint.save_file = slowly
+    pid = -os.getpgid(os.getppid()) if rank < 0 else os.getpid()
+    here = int(os.environ["RANK"]) == max(rank, 0)
+    train(config, moment, lambda: os.kill(pid, number) if here else None)
+
+
+TORCHRUN = """
+import pickle, sys
+from tests.test_interruption import struck
+struck(*pickle.loads(bytes.fromhex(sys.argv[1])))
+"""
+
+
+def under_torchrun(config, *arguments):
+    """Two processes of a real `torchrun`; its exit code, and what they have said."""
+    script = config.out.parent / "script.py"
+    script.write_text(TORCHRUN)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    command.append(pickle.dumps((config, *arguments)).hex())
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True, text=True
+    )
+    return done.returncode, done.stderr
+
+
+@pytest.mark.parametrize("dead", [0, 1])
+def test_the_process_that_is_left_saves(config, dead, tmp_path):
+    cut = replace(config, out=tmp_path / "cut")
+    endings = launch(2, struck, cut, "sampling", dead, signal.SIGKILL)
+    assert endings[dead].code == -signal.SIGKILL
+    assert endings[1 - dead].code == 1
+    assert "goes on from step 2, in" in endings[1 - dead].said.replace("\n", "")
+    assert saved(cut.out) == [2]
+
+
+def test_it_saves_to_a_slow_disk_before_torchrun_ends_it(config, tmp_path):
+    cut = replace(config, out=tmp_path / "cut")
+    code, said = under_torchrun(cut, "sampling", 0, signal.SIGKILL, 5.0)
+    assert code, said
+    assert saved(cut.out) == [2], said
+    assert "goes on from step 2, in" in said.replace("\n", "")
+    assert onlinevpo.train(cut).step == 4
+
+
+def test_a_signal_to_torchruns_process_group_where_weights_are_sharded(config, tmp_path):
+    cut = replace(config, out=tmp_path / "cut", policy=PolicyConfig("full", average=0.5), parallel=ParallelConfig(2))
+    code, said = under_torchrun(cut, "scoring", -1, signal.SIGTERM)
+    assert code, said
+    assert saved(cut.out) == [3], said
+    assert "stopped by SIGTERM: the same command goes on from step 3, in" in said.replace("\n", "")
+    assert onlinevpo.train(replace(cut, parallel=ParallelConfig())).step == 4
