@@ -23,6 +23,7 @@ from besttake.cli import RECIPES, main, read_recipe
 from besttake.commands import ClipsConfig, _glimpse, write_clips
 from besttake.data.real import find_clips
 from besttake.data.video import read_video
+from besttake.run import Run
 from tests.tiny import tiny_models
 
 ROOT = Path(__file__).parent.parent
@@ -254,14 +255,16 @@ def test_a_run_of_other_settings_in_the_folder(refuses, recipe, capsys, monkeypa
     "problem", [OSError("No space left on device"), FloatingPointError("the loss is nan")], ids=str
 )
 def test_a_failing_machine_has_status_1_and_says_what_is_safe(capsys, recipe, monkeypatch, problem):
-    def fails(_):
-        raise problem
+    def fails(run, *arguments, update=Run.update, **numbers):
+        if run.step == 1:
+            raise problem
+        return update(run, *arguments, **numbers)
 
-    monkeypatch.setattr("besttake.algorithms.onlinevpo.train", fails)
-    status, _, error = besttake_says(capsys, "train", recipe())
+    monkeypatch.setattr(Run, "update", fails)
+    status, _, error = besttake_says(capsys, "train", recipe(), "--steps", "2")
     assert status == 1
     assert str(problem) in error
-    assert "nothing before the last checkpoint is lost" in error
+    assert "the same command goes on from step 1, in" in error
 
 
 def test_generate_score_and_train_on_the_pairs(capsys, model_folder, material, tmp_path, recipe, monkeypatch):

@@ -230,7 +230,7 @@ def test_when_a_process_is_killed_the_others_stop_and_the_run_goes_on_from_its_c
     assert second.code == -signal.SIGKILL
     assert first.returned == 1
     assert "process 0 has lost the others" in first.said
-    assert "run the same command again" in first.said
+    assert "the same command goes on from step 1, in" in first.said
     assert saved(short) == ["step-00000001"]
     assert results(launch(1, started, short)) == [0]
     found, expected = rows(short.out), [row for row in rows(online(1, 1)[0]) if "reward" in row]
