@@ -439,8 +439,8 @@ class Run:
         row |= {"gradient_norm": norm, "lr": rate}
         self.optimizer.step()
         self.optimizer.zero_grad()
-        self.policy.update_average()
         self.updates += 1
+        self.policy.update_average(self.updates)
         return True
 
     def _learning_rate(self) -> float:
