@@ -13,7 +13,7 @@ import logging
 import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
@@ -63,13 +63,16 @@ from besttake.rewards.cache import weights_of
 from besttake.rewards.guard import Alarm, Guard, watching
 from besttake.rewards.turns import send_away
 from besttake.rollout import RolloutConfig
-from besttake.sharding import check_tokens, in_full, is_sharded
+from besttake.sharding import check_tokens, in_full, is_sharded, not_finite
 from besttake.types import Latent, Reward, Video
 
 log = logging.getLogger(__name__)
 Item = TypeVar("Item")
 
 LOWER = "lower optim.lr, and give another --out: the checkpoints are of these settings"
+
+COMPARE_EVERY = 50
+"""Updates after which the processes compare the weights that they train, which should be the same to the bit."""
 
 
 @dataclass(frozen=True)
@@ -258,7 +261,7 @@ class Run:
         if found:
             with together():
                 self._restore(*found)
-        agree({"the weights that are trained": digest(list(self.policy.trainable.values()))}, place())
+        self._compare_weights()
         self._gradients_agree = False
         self._open_logs()
 
@@ -327,8 +330,7 @@ class Run:
                 self._watch(last=True)
         if self.step % self.config.save_every:
             self.save()
-        with together():
-            self.policy.save(self.folder / "adapter")
+        self._save_adapter()
         if leads():
             self._board.close()
             self._metrics.close()
@@ -399,15 +401,37 @@ class Run:
 
     def save(self) -> None:
         """Write a checkpoint of the state after the current step."""
+        self._compare_weights()
         with together():
             self._save()
 
     def _save(self) -> None:
         if not leads() and not self._sharded:
             return
+        with together() if self._sharded else nullcontext():
+            self._refuse_what_is_not_finite()
         state = {"updates": self.updates, "seconds": self.seconds, "config": fingerprint(self.config)}
         state["base"] = self.base
         save_checkpoint(self.folder / "checkpoints", self.step, self._tensors(), state)
+
+    def _save_adapter(self) -> None:
+        with together():
+            self._refuse_what_is_not_finite()
+        with together():
+            self.policy.save(self.folder / "adapter")
+
+    def _refuse_what_is_not_finite(self) -> None:
+        """FloatingPointError if this process has anything that is not finite of what a checkpoint keeps."""
+        if name := not_finite(self._tensors()):
+            raise FloatingPointError(f"{name} is not finite at step {self.step}, and nothing is saved; {LOWER}")
+
+    def _compare_weights(self) -> None:
+        self._compare("the weights that are trained", list(self.policy.trainable.values()))
+
+    def _compare(self, what: str, tensors: Sequence[Tensor]) -> None:
+        """ValueError on every process unless all that hold the same part of the weights have the same tensors."""
+        if not by_itself():
+            agree({what: digest(tensors)}, place() if self._sharded else 0)
 
     @property
     def _sharded(self) -> bool:
@@ -423,8 +447,18 @@ class Run:
                 raise TooManyClipsError(clips) from None  # with what led to it, its memory would stay
             raise
         if not self._gradients_agree:
-            agree({"the gradients": digest([w.grad for w in weights if w.grad is not None])}, place())
+            gradients = [weight.grad for weight in weights if weight.grad is not None]
+            self._finite_norm(nn.utils.get_total_norm(gradients))
+            self._compare("the gradients", gradients)
             self._gradients_agree = True
+
+    def _finite_norm(self, norm: Tensor) -> float:
+        """The gradient's norm as a number; FloatingPointError on every process if it is none on one."""
+        number = float(in_full(norm))
+        with together():
+            if not math.isfinite(number):
+                raise FloatingPointError(f"the gradient of step {self.step} has norm {number}; {LOWER}")
+        return number
 
     def _optimizer_step(self, row: dict[str, Any]) -> bool:
         parameters = [p for p in self.policy.trainable.values() if p.grad is not None]
@@ -433,14 +467,14 @@ class Run:
         rate = self._learning_rate()
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        norm = float(in_full(nn.utils.clip_grad_norm_(parameters, self.config.optim.clip)))
-        if not math.isfinite(norm):
-            raise FloatingPointError(f"the gradient of step {self.step} has norm {norm}; {LOWER}")
+        norm = self._finite_norm(nn.utils.clip_grad_norm_(parameters, self.config.optim.clip))
         row |= {"gradient_norm": norm, "lr": rate}
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.updates += 1
         self.policy.update_average(self.updates)
+        if self.every(COMPARE_EVERY):
+            self._compare_weights()
         return True
 
     def _learning_rate(self) -> float:
