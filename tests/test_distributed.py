@@ -28,7 +28,7 @@ from besttake.policy import Policy, PolicyConfig
 from besttake.rewards.composite import RewardConfig
 from besttake.rollout import Preview, RolloutConfig, generate
 from besttake.run import OptimConfig, Run
-from besttake.sharding import check_tokens, is_sharded
+from besttake.sharding import check_tokens, is_sharded, not_finite
 from tests.processes import launch, results
 from tests.tiny.wan import TINY
 
@@ -383,6 +383,20 @@ def test_a_digest_sees_one_bit_and_takes_nan_for_itself():
     by_a_hair(other)
     assert digest([other]) != digest([weights])
     assert digest([torch.tensor([torch.nan, 1.0])]) == digest([torch.tensor([torch.nan, 1.0])])
+
+
+def test_the_first_tensor_that_is_not_finite_is_named():
+    fine = {
+        "none": torch.empty(0),
+        "whole": torch.tensor(3),
+        "large": torch.full((20,), 3e38),
+        "half": torch.ones(2).bfloat16(),
+    }
+    assert not_finite({}) is None
+    assert not_finite(fine) is None
+    wrong = {"second": torch.tensor([[1.0, -torch.inf]]), "third": torch.tensor(torch.nan)}
+    assert not_finite(fine | wrong) == "second"
+    assert not_finite({"double": torch.tensor([0.0, torch.nan]).double()} | fine) == "double"
 
 
 def read_otherwise(monkeypatch, where, name, change):

@@ -154,6 +154,18 @@ def test_weights_that_are_no_numbers_are_not_saved(config, group, worth):
     assert not (run.folder / "adapter").exists()
 
 
+def test_a_step_that_fails_leaves_no_weights_that_are_no_numbers(config):
+    run = Run(replace(config, save_every=9))
+    weight, steps = next(iter(run.policy.trainable.values())), run.steps([0], 1)
+    next(steps)
+    run.update(weight.sum())
+    next(steps)
+    weight.data[0] = float("nan")
+    with pytest.raises(FloatingPointError, match=r"^policy/.* is not finite at step 1"):
+        steps.close()
+    assert not (run.folder / "checkpoints").exists()
+
+
 def test_half_an_update_that_is_no_number_is_not_saved(config):
     run = Run(replace(config, optim=OptimConfig(accumulate=3)))
     weight = next(iter(run.policy.trainable.values()))
