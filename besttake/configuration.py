@@ -232,5 +232,7 @@ def fingerprint(config: Any) -> str:
         (values.get(section, {}) if section else values).pop(name, None)
     if algorithm_of(config) in ("onlinevpo", "offline_dpo") and values.get("skip_bad") is False:
         del values["skip_bad"]  # which these had not at first: their older checkpoints resume
+    if values.get("reference_warmup") is False or values.get("reference") != "ema":
+        values.pop("reference_warmup", None)  # which RealDPO had not at first
     text = json.dumps([algorithm_of(config), values], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

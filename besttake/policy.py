@@ -83,7 +83,8 @@ class PolicyConfig:
     alpha: float | None = None
     """LoRA's scale is alpha / rank; by default alpha = rank."""
     average: float = 0.0
-    """Decay of an exponential moving average of the policy, which is what is saved and evaluated; 0 = none."""
+    """Decay of an exponential moving average of the policy, which is what is saved and evaluated; 0 = none. It rises
+    to this from 0, being at most (1 + n) / (10 + n) after n updates: little of the start is left in a short run's."""
     gradient_checkpointing: bool = False
     """Keep each block's input alone of the forward pass, and compute the rest again in the backward pass."""
     clips_at_once: int = 0
@@ -108,6 +109,15 @@ class PolicyConfig:
             raise ValueError(f"alpha is {self.alpha}; it must be positive, or left out")
         if not 0 <= self.average < 1:
             raise ValueError(f"average is {self.average}; a decay lies in [0, 1)")
+
+
+def warmed_up(decay: float, count: int) -> float:
+    """The decay of a moving average at its `count`-th update, from 1: that of diffusers' `EMAModel`.
+
+    The first update takes the weights as they are, and the decay then rises towards `decay`: after n updates it is at
+    most (1 + n) / (10 + n), so that the average is over about the last tenth of them.
+    """
+    return min(decay, count / (9 + count)) if count > 1 else 0.0
 
 
 class Policy:
@@ -166,10 +176,11 @@ class Policy:
         return self._clips if out_of_memory(error) and self.config.halve and self._clips > 1 and by_itself() else 0
 
     @torch.no_grad()
-    def update_average(self) -> None:
-        """One step of the moving average, in float32."""
+    def update_average(self, updates: int) -> None:
+        """One step of the moving average, in float32, after so many updates of the weights."""
+        decay = warmed_up(self.config.average, updates)
         for name, kept in self.average.items():
-            kept.lerp_(self.trainable[name].detach(), 1 - self.config.average)
+            kept.lerp_(self.trainable[name].detach(), 1 - decay)
 
     @contextmanager
     def averaged(self) -> Iterator[None]:

@@ -75,13 +75,16 @@ from besttake.rewards.cache import weights_of
 from besttake.rewards.guard import Alarm, Guard, watching
 from besttake.rewards.turns import send_away
 from besttake.rollout import RolloutConfig
-from besttake.sharding import check_tokens, in_full, is_sharded
+from besttake.sharding import check_tokens, in_full, is_sharded, not_finite
 from besttake.types import Latent, Reward, Video
 
 log = logging.getLogger(__name__)
 Item = TypeVar("Item")
 
 LOWER = "lower optim.lr, and give another --out: the checkpoints are of these settings"
+
+COMPARE_EVERY = 50
+"""Updates after which the processes compare the weights that they train, which should be the same to the bit."""
 
 
 @dataclass(frozen=True)
@@ -288,8 +291,9 @@ class Run:
         if found:
             with together():
                 self._restore(*found)
-        agree({"the weights that are trained": digest(list(self.policy.trainable.values()))}, place())
-        self._gradients_agree, self._changing, self._over = False, False, ExitStack()
+        self._spoilt, self._changing, self._over = False, False, ExitStack()
+        self._compare_weights()
+        self._gradients_agree = False
         self._finished = self._stand()
         self._open_logs()
 
@@ -356,8 +360,7 @@ class Run:
             self._end_update()
             if not stopped:
                 self._watch(last=True)
-        with together():
-            self.policy.save(self.folder / "adapter")
+        self._save_adapter()
 
     def __enter__(self) -> Run:
         self._over.enter_context(interruption.saving(self._save_at_the_end))
@@ -445,6 +448,7 @@ class Run:
 
     def save(self) -> None:
         """Write a checkpoint of the state after the current step."""
+        self._compare_weights()
         with together():
             if leads() or self._sharded:
                 self._write()
@@ -459,6 +463,8 @@ class Run:
         folder, step = self.folder / "checkpoints", self._finished.step
         beside = threading.current_thread() is not threading.main_thread()
         trouble = f"step {self.step} was being finished" if self._changing else ""
+        if self._spoilt:
+            trouble = "weights that differ are not saved"
         try:
             if not trouble and step:
                 with _a_stream_of_its_own() if beside else nullcontext():
@@ -488,8 +494,33 @@ class Run:
         alone: AbstractContextManager = nullcontext() if self._sharded else FileLock(self.folder / ".lock")
         with interruption.held(), alone:
             if (led(self._newest) if self._sharded else self._newest()) < done.step:
+                with together() if self._sharded else nullcontext():
+                    self._refuse_what_is_not_finite()
                 save_checkpoint(folder, done.step, self._tensors(), state)
         return ""
+
+    def _save_adapter(self) -> None:
+        with together():
+            self._refuse_what_is_not_finite()
+        with together():
+            self.policy.save(self.folder / "adapter")
+
+    def _refuse_what_is_not_finite(self) -> None:
+        """FloatingPointError if this process has anything that is not finite of what a checkpoint keeps."""
+        if name := not_finite(self._tensors()):
+            raise FloatingPointError(f"{name} is not finite at step {self.step}, and nothing is saved; {LOWER}")
+
+    def _compare_weights(self) -> None:
+        try:
+            self._compare("the weights that are trained", list(self.policy.trainable.values()))
+        except ValueError:
+            self._spoilt = True
+            raise
+
+    def _compare(self, what: str, tensors: Sequence[Tensor]) -> None:
+        """ValueError on every process unless all that hold the same part of the weights have the same tensors."""
+        if not by_itself():
+            agree({what: digest(tensors)}, place() if self._sharded else 0)
 
     @property
     def _sharded(self) -> bool:
@@ -505,8 +536,18 @@ class Run:
                 raise TooManyClipsError(clips) from None  # with what led to it, its memory would stay
             raise
         if not self._gradients_agree:
-            agree({"the gradients": digest([w.grad for w in weights if w.grad is not None])}, place())
+            gradients = [weight.grad for weight in weights if weight.grad is not None]
+            self._finite_norm(nn.utils.get_total_norm(gradients))
+            self._compare("the gradients", gradients)
             self._gradients_agree = True
+
+    def _finite_norm(self, norm: Tensor) -> float:
+        """The gradient's norm as a number; FloatingPointError on every process if it is none on one."""
+        number = float(in_full(norm))
+        with together():
+            if not math.isfinite(number):
+                raise FloatingPointError(f"the gradient of step {self.step} has norm {number}; {LOWER}")
+        return number
 
     def _optimizer_step(self, row: dict[str, Any]) -> bool:
         parameters = [p for p in self.policy.trainable.values() if p.grad is not None]
@@ -514,16 +555,16 @@ class Run:
             return False
         for group in self.optimizer.param_groups:
             group["lr"] = self._rate
-        norm = float(in_full(nn.utils.clip_grad_norm_(parameters, self.config.optim.clip)))
-        if not math.isfinite(norm):
-            raise FloatingPointError(f"the gradient of step {self.step} has norm {norm}; {LOWER}")
+        norm = self._finite_norm(nn.utils.clip_grad_norm_(parameters, self.config.optim.clip))
         row |= {"gradient_norm": norm, "lr": self._rate}
         interruption.hold()  # until the step is over: whatever of it follows an update belongs to it
         self._changing = True
         self.optimizer.step()
         self.optimizer.zero_grad()
-        self.policy.update_average()
         self.updates += 1
+        self.policy.update_average(self.updates)
+        if self.every(COMPARE_EVERY):
+            self._compare_weights()
         return True
 
     def _end_update(self) -> None:

@@ -6,7 +6,8 @@ fine-tuning everything is. A tensor that is sharded is a `DTensor`, whose own pa
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -105,6 +106,18 @@ def is_sharded(tensor: Tensor) -> bool:
 def in_full(tensor: Tensor) -> Tensor:
     """All of a tensor, on every process."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def not_finite(tensors: Mapping[str, Tensor]) -> str | None:
+    """The name of the first tensor that holds an infinity or NaN, in what this process has of it; None if all is well.
+
+    One pass, and one word from the device: the largest of all numbers is finite only if all of them are.
+    """
+    own = {name: tensor.to_local() if isinstance(tensor, DTensor) else tensor for name, tensor in tensors.items()}
+    own = {name: tensor.detach() for name, tensor in own.items() if tensor.is_floating_point() and tensor.numel()}
+    if nn.utils.get_total_norm(own.values(), math.inf).isfinite():
+        return None
+    return next(name for name, tensor in own.items() if not tensor.isfinite().all())
 
 
 def unsharded(denoiser: Any) -> Any:

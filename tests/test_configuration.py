@@ -231,6 +231,15 @@ def test_runs_from_before_skip_bad_go_on():
     assert fingerprint(replace(config, skip_bad=True)) != fingerprint(config)
 
 
+def test_runs_from_before_the_references_warm_up_go_on_without_it():
+    before = {"realdpo-tiny": "670cb205fbb26ab4", "realdpo-wan-1.3b": "68ee49558a897559"}
+    assert {name: fingerprint(read_recipe(name)) for name in before} == before
+    warm = replace(read_recipe("realdpo-tiny"), reference_warmup=True)
+    assert fingerprint(warm) != before["realdpo-tiny"]
+    fixed = replace(warm, reference="fixed")
+    assert fingerprint(fixed) == fingerprint(replace(fixed, reference_warmup=False))
+
+
 def test_plain_values_hold_no_path_and_no_tuple():
     assert to_dict(Outer())["out"] == "here"
     assert to_dict(Outer())["names"] == ["a"]

@@ -20,7 +20,7 @@ from besttake.algorithms.real_clips import encode_clips
 from besttake.algorithms.takes import Takes
 from besttake.configuration import to_yaml
 from besttake.data.real import find_clips
-from besttake.distributed import ParallelConfig, backward, gathered, join
+from besttake.distributed import ParallelConfig, backward, digest, gathered, join
 from besttake.models import load_model
 from besttake.models.caches import CacheConfig
 from besttake.monitor import MonitorConfig
@@ -28,7 +28,7 @@ from besttake.policy import Policy, PolicyConfig
 from besttake.rewards.composite import RewardConfig
 from besttake.rollout import Preview, RolloutConfig, generate
 from besttake.run import OptimConfig, Run
-from besttake.sharding import check_tokens
+from besttake.sharding import check_tokens, is_sharded, not_finite
 from tests.processes import launch, results
 from tests.tiny.wan import TINY
 
@@ -293,6 +293,110 @@ def test_processes_that_disagree_are_refused(short, disagreeing, words):
     for ending in launch(2, disagreeing, short):
         assert ending.returned == 2
         assert words in ending.said.replace("\n", " ")
+
+
+def after_an_update(config, change, compare_every=50):
+    """A run in which the second process's weights are changed after the first update."""
+    update = Policy.update_average
+
+    def changed(policy, updates):
+        update(policy, updates)
+        if rank() == 1 and updates == 1:
+            weight = list(policy.trainable.values())[-1]
+            change((weight.to_local() if is_sharded(weight) else weight).detach())
+
+    Policy.update_average, run.COMPARE_EVERY = changed, compare_every
+    return started(config)
+
+
+def by_a_hair(weight):
+    weight[-1, -1] = weight[-1, -1].nextafter(torch.tensor(torch.inf))
+
+
+def beyond_all_numbers(weight):
+    weight[-1] = torch.inf
+
+
+def test_weights_that_become_different_are_refused_every_so_many_updates(short):
+    own = replace(short, steps=6, save_every=9)
+    words = "do not agree on the weights that are trained"
+    for compare_every, updates in ((1, 1), (2, 2)):
+        out = short.out.with_name(f"every-{compare_every}")
+        for ending in launch(2, after_an_update, replace(own, out=out), by_a_hair, compare_every):
+            assert ending.returned == 2
+            assert words in ending.said.replace("\n", " ")
+            assert "on process 0" in ending.said
+        assert [row["step"] for row in rows(out)] == list(range(2 * updates - 1))
+        assert not (out / "checkpoints").exists()
+        assert not (out / "adapter").exists()
+
+
+@pytest.mark.parametrize("shard", [1, 2])  # where the base alone is sharded, every process has the whole adapter
+def test_weights_that_have_become_different_are_not_saved(short, shard):
+    for ending in launch(2, after_an_update, replace(short, parallel=ParallelConfig(shard)), by_a_hair):
+        assert ending.returned == 2
+        assert "do not agree on the weights that are trained" in ending.said.replace("\n", " ")
+    assert saved(short) == ["step-00000001"]
+    assert not (short.out / "adapter").exists()
+
+
+def test_a_part_of_the_weights_that_is_no_number_is_not_saved(short):
+    own = replace(short, policy=PolicyConfig("full"), parallel=ParallelConfig(2))
+    first, second = launch(2, after_an_update, own, beyond_all_numbers)
+    assert first.returned == second.returned == 1
+    said = second.said.replace("\n", " ")
+    assert "error: policy/" in said
+    assert "is not finite at step 2, and nothing is saved; lower optim.lr" in said
+    assert "process 1 has failed, so all stop: FloatingPointError: policy/" in first.said.replace("\n", " ")
+    assert saved(short) == ["step-00000001"]
+    assert not (short.out / "adapter").exists()
+
+
+def with_a_gradient_that_is_none(config, processes):
+    """That of some processes is NaN, before gradients are summed or, of one that computes wrongly, afterwards."""
+    backward = run.backward
+
+    def spoilt(loss, weights):
+        backward(loss, weights)
+        if rank() in processes:
+            gradient = next(weight.grad for weight in weights if weight.grad is not None)
+            (gradient.to_local() if is_sharded(gradient) else gradient)[0] = torch.nan
+
+    run.backward = spoilt
+    return started(config)
+
+
+@pytest.mark.parametrize("processes", [(0, 1), (1,)], ids=["all", "one"])
+@pytest.mark.parametrize("policy", [PolicyConfig(rank=2), PolicyConfig("full")], ids=["lora", "full"])
+def test_a_gradient_that_is_no_number_is_called_so(short, policy, processes):
+    own = replace(short, policy=policy, parallel=ParallelConfig(2 if policy.train == "full" else 1))
+    for ending in launch(2, with_a_gradient_that_is_none, own, processes):
+        assert ending.returned == 1
+        assert "the gradient of step 0 has norm nan; lower optim.lr" in ending.said.replace("\n", " ")
+        assert "do not agree" not in ending.said
+
+
+def test_a_digest_sees_one_bit_and_takes_nan_for_itself():
+    weights = torch.randn(1000, 100, generator=torch.Generator().manual_seed(0))
+    other = weights.clone()
+    assert digest([other]) == digest([weights])
+    by_a_hair(other)
+    assert digest([other]) != digest([weights])
+    assert digest([torch.tensor([torch.nan, 1.0])]) == digest([torch.tensor([torch.nan, 1.0])])
+
+
+def test_the_first_tensor_that_is_not_finite_is_named():
+    fine = {
+        "none": torch.empty(0),
+        "whole": torch.tensor(3),
+        "large": torch.full((20,), 3e38),
+        "half": torch.ones(2).bfloat16(),
+    }
+    assert not_finite({}) is None
+    assert not_finite(fine) is None
+    wrong = {"second": torch.tensor([[1.0, -torch.inf]]), "third": torch.tensor(torch.nan)}
+    assert not_finite(fine | wrong) == "second"
+    assert not_finite({"double": torch.tensor([0.0, torch.nan]).double()} | fine) == "double"
 
 
 def read_otherwise(monkeypatch, where, name, change):

@@ -36,7 +36,7 @@ def test_looks_at_one_policy_agree_and_see_the_average(tmp_path, config, policy)
     for weight in policy.trainable.values():
         weight.data += torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))
     assert monitor.look(10) == first  # the average has not moved yet
-    policy.update_average()
+    policy.update_average(1)
     assert monitor.look(15) != first
 
 

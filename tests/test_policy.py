@@ -5,12 +5,13 @@ import stat
 import pytest
 import torch
 from diffusers import DiffusionPipeline
+from diffusers.training_utils import EMAModel
 from safetensors import safe_open
 from torch import nn
 
 from besttake.models import load_model
 from besttake.models.quantization import blocks
-from besttake.policy import FORM, Policy, PolicyConfig, checksum, signature, signature_of_ends
+from besttake.policy import FORM, Policy, PolicyConfig, checksum, signature, signature_of_ends, warmed_up
 
 
 @pytest.fixture
@@ -121,15 +122,49 @@ def test_the_reference_of_a_half_precision_model_moves_by_a_small_average_too(mo
 
 
 def test_the_policys_own_average(model, asked):
-    policy = Policy(model, PolicyConfig(rank=4, average=0.9))
+    policy = Policy(model, PolicyConfig(rank=4, average=0.1))
     start = {name: weight.detach().clone() for name, weight in policy.trainable.items()}
     disturb(policy)
-    policy.update_average()
+    policy.update_average(2)
     now = {name: weight.detach().clone() for name, weight in policy.trainable.items()}
     with policy.averaged():
         for name, weight in policy.trainable.items():
-            torch.testing.assert_close(weight, start[name] + 0.1 * (now[name] - start[name]))
+            torch.testing.assert_close(weight, start[name] + 0.9 * (now[name] - start[name]))
     assert all(torch.equal(weight, now[name]) for name, weight in policy.trainable.items())
+
+
+@pytest.mark.parametrize("decay", [0.2, 0.5, 0.999])
+def test_the_average_is_that_of_diffusers(cogvideox, decay):
+    policy = Policy(cogvideox, PolicyConfig(rank=2, average=decay))
+    theirs = EMAModel(policy.trainable.values(), decay=decay)
+    for update in range(1, 31):
+        disturb(policy, update)
+        policy.update_average(update)
+        theirs.step(policy.trainable.values())
+        for ours, their in zip(policy.average.values(), theirs.shadow_params, strict=True):
+            torch.testing.assert_close(ours, their)
+
+
+def test_little_of_the_start_is_left_in_the_average_of_a_short_run(cogvideox):
+    policy = Policy(cogvideox, PolicyConfig(rank=2, average=0.999))
+    for update in range(1, 31):
+        for weight in policy.trainable.values():
+            weight.data.fill_(update)
+        policy.update_average(update)
+    assert all(weight.mean().item() == pytest.approx(27, abs=0.1) for weight in policy.average.values())
+
+
+def test_a_warmed_up_decay_rises_to_what_it_is_to_be():
+    assert [warmed_up(0.75, count) for count in (1, 2, 3, 18, 27, 28, 1000)] == [
+        0,
+        2 / 11,
+        3 / 12,
+        2 / 3,
+        0.75,
+        0.75,
+        0.75,
+    ]
+    assert warmed_up(0.0, 5) == 0
 
 
 def test_without_an_average_averaged_changes_nothing(model, asked):

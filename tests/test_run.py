@@ -156,6 +156,79 @@ def test_a_gradient_that_is_no_number_stops_the_run_before_it_spoils_the_weights
     assert weight.isfinite().all()
 
 
+def train_on_a_weight(run, spoil=lambda step: None):
+    """All steps, with the sum of the first weight for a loss; after each, before it is saved, something is spoilt."""
+    weight = next(iter(run.policy.trainable.values()))
+    for step, _ in run.steps([0], 1):
+        run.update(weight.sum())
+        spoil(step)
+
+
+@pytest.mark.parametrize("worth", [float("nan"), float("-inf")])
+@pytest.mark.parametrize("group", ["policy", "reference", "average"])
+def test_weights_that_are_no_numbers_are_not_saved(config, group, worth):
+    run = Run(replace(config, policy=PolicyConfig(rank=2, average=0.5)))
+    _, second, third, *_ = run.policy.trainable
+
+    def spoil(step):
+        for name in (third, second) if step == 1 else ():
+            run._weights()[group][name].data[-1, -1] = worth
+
+    with pytest.raises(FloatingPointError) as refusal:
+        train_on_a_weight(run, spoil)
+    advice = "and nothing is saved; lower optim.lr, and give another --out"
+    assert str(refusal.value).startswith(f"{group}/{second} is not finite at step 2, {advice}")
+    assert [path.name for path in (run.folder / "checkpoints").iterdir()] == ["step-00000001"]
+    assert not (run.folder / "adapter").exists()
+
+
+def test_a_step_that_fails_leaves_no_weights_that_are_no_numbers(config):
+    run = Run(replace(config, save_every=9))
+    weight, steps = next(iter(run.policy.trainable.values())), run.steps([0], 1)
+    next(steps)
+    run.update(weight.sum())
+    next(steps)
+    weight.data[0] = float("nan")
+    with pytest.raises(FloatingPointError, match=r"^policy/.* is not finite at step 1"):
+        steps.close()
+    assert not (run.folder / "checkpoints").exists()
+
+
+def test_half_an_update_that_is_no_number_is_not_saved(config):
+    run = Run(replace(config, optim=OptimConfig(accumulate=3)))
+    weight = next(iter(run.policy.trainable.values()))
+    with pytest.raises(FloatingPointError, match=r"^gradient/.* is not finite at step 2"):
+        train_on_a_weight(run, lambda step: weight.register_hook(lambda gradient: gradient * float("nan")))
+    assert checkpoint.find_newest(run.folder / "checkpoints")[1]["step"] == 1
+
+
+class Seen:
+    """What a critic has seen, of which one number is none."""
+
+    def state(self):
+        return {"mean": torch.tensor([0.0, float("nan")])}
+
+
+def test_running_means_that_are_no_numbers_are_not_saved(config):
+    with pytest.raises(FloatingPointError, match=r"^kept.critic/mean is not finite at step 1"):
+        train_on_a_weight(Run(config, critic=Seen()))
+    assert not list((config.out / "checkpoints").glob("*"))
+
+
+def test_a_checkpoint_of_what_is_no_number_becomes_no_adapter(config):
+    """As older versions wrote them."""
+    train(config)
+    adapter = config.out / "adapter" / "pytorch_lora_weights.safetensors"
+    before = adapter.read_bytes()
+    newest = checkpoint.checkpoints(config.out / "checkpoints")[-1] / checkpoint.TENSORS
+    tensors = load_file(newest)
+    next(tensor for name, tensor in tensors.items() if name.startswith("policy/"))[0] = float("nan")
+    save_file(tensors, newest)
+    with pytest.raises(FloatingPointError, match=r"^policy/.* is not finite at step 3"):
+        train(config)
+    assert adapter.read_bytes() == before
+
+
 def test_a_time_limit_ends_the_run_in_good_order(config):
     run = Run(replace(config, minutes=1e-9))
     list(run.steps([0], 1))

@@ -18,6 +18,7 @@ from besttake.algorithms.real_clips import encode_clips
 from besttake.algorithms.takes import Takes, folder_of
 from besttake.configuration import require
 from besttake.data.real import find_clips
+from besttake.policy import warmed_up
 from besttake.rollout import RolloutConfig
 from besttake.run import Run, TrainConfig
 
@@ -50,6 +51,8 @@ class Config(TrainConfig):
     """Updates between two changes of the reference."""
     reference_decay: float = 0.9
     """theta_ref <- decay theta_ref + (1 - decay) theta, for `reference = "ema"`."""
+    reference_warmup: bool = True
+    """Have the decay rise from 0, being at most (1 + n) / (10 + n) after n changes; in the paper it is one number."""
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
 
     def __post_init__(self):
@@ -63,6 +66,10 @@ class Config(TrainConfig):
         require(0 <= self.reference_decay <= 1, "reference_decay", self.reference_decay, "a decay in [0, 1]")
         if not 0 <= self.t_low < self.t_high <= 1:
             raise ValueError(f"t_low and t_high are {self.t_low} and {self.t_high}; expected a range within [0, 1]")
+
+    def decay(self, change: int) -> float:
+        """That of the reference's `change`-th change, from 1."""
+        return warmed_up(self.reference_decay, change) if self.reference_warmup else self.reference_decay
 
 
 def train(config: Config) -> Run:
@@ -82,7 +89,7 @@ def train(config: Config) -> Run:
             loss = loss + config.sft_weight * errors.policy[:, 0]
             if run.update(loss.mean(), **watched) and run.every(config.reference_every):
                 if config.reference == "ema":
-                    policy.reference.ema(config.reference_decay)
+                    policy.reference.ema(config.decay(run.updates // config.reference_every))
                 elif config.reference == "refresh":
                     policy.reference.refresh()
     return run

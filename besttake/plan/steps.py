@@ -171,7 +171,7 @@ class Step:
             nn.utils.clip_grad_norm_(policy.trainable.values(), config.optim.clip, foreach=True)
             self.optimizer.step()
             self._forget_gradients()
-            policy.update_average()
+            policy.update_average(1)
 
     def watch(self) -> None:
         config = self.config.monitor

@@ -215,6 +215,28 @@ def test_realdpos_reference_follows_stays_or_lags(config, kind, expected):
 
 @one_family
 @pytest.mark.parametrize("algorithm", ["realdpo"])
+@pytest.mark.parametrize(("warmup", "parts"), [(True, (0, 2 / 11, 9 / 11)), (False, (0.81, 0.09, 0.1))])
+def test_realdpos_averaged_reference_is_so_much_of_each_update(config, monkeypatch, warmup, parts):
+    seen, update = [], Run.update
+
+    def watched(run, *arguments, **numbers):
+        weights = [] if seen else [{name: weight.detach().clone() for name, weight in run.policy.trainable.items()}]
+        changed = update(run, *arguments, **numbers)
+        if changed:
+            weights.append({name: weight.detach().clone() for name, weight in run.policy.trainable.items()})
+        seen.extend(weights)
+        return changed
+
+    monkeypatch.setattr(Run, "update", watched)
+    policy = train(replace(config, reference_decay=0.9, reference_warmup=warmup)).policy
+    assert len(seen) == len(parts)  # as at the start, and after each of the two updates
+    for name, weight in policy.reference.weights.items():
+        expected = sum(part * weights[name] for part, weights in zip(parts, seen, strict=True))
+        torch.testing.assert_close(weight, expected)
+
+
+@one_family
+@pytest.mark.parametrize("algorithm", ["realdpo"])
 def test_realdpo_trains_in_its_range_of_times(config, monkeypatch):
     asked, draw = set(), VPrediction.times
     monkeypatch.setattr(VPrediction, "times", lambda *a: asked.add(a[2:]) or draw(*a))
