@@ -55,7 +55,6 @@ from besttake.evaluation.held_out import (
     text_of,
     write_set,
 )
-from besttake.memory import TooManyClipsError
 from besttake.models import Quantization, load_model
 from besttake.monitor import Monitor, MonitorConfig
 from besttake.policy import FORM, Policy, PolicyConfig, signature, signature_of_ends
@@ -363,7 +362,6 @@ class Run:
 
         Raises:
             FloatingPointError: the loss, or its gradient, is not finite.
-            TooManyClipsError: there was no memory for its backward pass.
         """
         optim, changed, self._updating = self.config.optim, False, True
         row: dict[str, Any] = {name: float(value) for name, value in watched.items()}
@@ -416,12 +414,7 @@ class Run:
 
     def _backward(self, loss: Tensor) -> None:
         weights = list(self.policy.trainable.values())
-        try:
-            backward(loss, weights)
-        except (RuntimeError, MemoryError) as error:
-            if clips := self.policy.too_many(error):
-                raise TooManyClipsError(clips) from None  # with what led to it, its memory would stay
-            raise
+        backward(loss, weights)
         if not self._gradients_agree:
             agree({"the gradients": digest([w.grad for w in weights if w.grad is not None])}, place())
             self._gradients_agree = True

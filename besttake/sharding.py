@@ -93,6 +93,13 @@ def keep_on_cpu(denoiser: nn.Module, device: str, whole: Iterable[nn.Parameter])
             fully_shard(block, mesh=mesh, ignored_params=kept, offload_policy=policy)
 
 
+def recover(denoiser: nn.Module) -> None:
+    """Have blocks that the CPU keeps be ready to run again, after a pass that failed half-way."""
+    for block in denoiser.modules():
+        if isinstance(block, FSDPModule) and block._get_fsdp_state()._is_root:  # one that has been run before
+            block.reset_iter_state()
+
+
 def parts_of(denoiser: Any) -> list[Any]:
     """The networks of a denoiser: of two experts, both."""
     return list(denoiser.values()) if isinstance(denoiser, nn.ModuleDict) else [denoiser]
