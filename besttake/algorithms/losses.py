@@ -135,9 +135,18 @@ def _in_the_memory_there_is(policy: Policy, work: Callable[[], T]) -> T:
             raise
         forget(error)
     recover(policy.model.denoiser)
+    _drop_what_is_queued(policy.model.device)
     policy.clips_at_once = clips // 2
     log.warning("memory has run out with %d clips of the loss at once: from now on %d", clips, clips // 2)
     return _in_the_memory_there_is(policy, work)
+
+
+def _drop_what_is_queued(device: torch.device) -> None:
+    """Have PyTorch's engine drop what it had still to do when a backward pass within another failed, and its memory.
+
+    It looks through its queue whenever there is a backward pass to do, however small.
+    """
+    torch.zeros((), device=device, requires_grad=True).backward()
 
 
 @contextmanager
