@@ -18,6 +18,7 @@ from besttake.memory import ADVICE, forget, out_of_memory
 from besttake.models import load_model
 from besttake.models.quantization import blocks
 from besttake.policy import Policy, PolicyConfig
+from besttake.sharding import is_sharded
 from tests.peak import Peak
 
 SAID = "CUDA out of memory. Tried to allocate 2.00 GiB"
@@ -50,9 +51,10 @@ def train(tmp_path, model_folder, material, monkeypatch):
 
 @pytest.fixture
 def room(monkeypatch):
-    """Room for so many clips in the policy's forward pass, and half-way through its backward pass; no limit at first.
+    """Room for so many clips half-way through the policy's forward pass, and its backward pass; no limit at first.
 
-    Going backward it is the first block that has too little: the others' weights have their gradients by then.
+    Going forward it is the second block that has too little. Going backward it is the first: the others' weights have
+    their gradients by then.
     """
     limit, predict = {"forward": 99, "backward": 99}, Policy.predict
 
@@ -63,17 +65,19 @@ def room(monkeypatch):
     def watched(policy, x_t, t, condition):
         if not torch.is_grad_enabled():
             return predict(policy, x_t, t, condition)
-        fit(len(x_t), "forward")
 
         def watch(block, inputs, output):
             for tensor in tree_leaves(output):
                 tensor.register_hook(lambda _: fit(len(x_t), "backward"))
 
-        hook = blocks(policy.model.denoiser)[0].register_forward_hook(watch)
+        first, second = blocks(policy.model.denoiser)[:2]
+        hooks = [first.register_forward_hook(watch)]
+        hooks += [second.register_forward_pre_hook(lambda *_: fit(len(x_t), "forward"))]
         try:
             return predict(policy, x_t, t, condition)
         finally:
-            hook.remove()
+            for hook in hooks:
+                hook.remove()
 
     monkeypatch.setattr(Policy, "predict", watched)
     return limit
@@ -163,14 +167,15 @@ def clips_of(policy, rows, seed=0):
 )
 @pytest.mark.parametrize("where", ["forward", "backward"])
 def test_the_gradients_are_those_of_enough_memory(model_folder, how, room, where):
-    """From the first pass on, and in the next one, when earlier gradients wait."""
+    """From the first pass on, and in the next one, when earlier gradients wait. What the CPU keeps is there again."""
     model = load_model(str(model_folder("tiny-cogvideox")), offload=how.get("offload", False))
     policy = Policy(model, PolicyConfig(rank=2, **how))
-    asked, found = clips_of(policy, 4), []
+    asked, found, sharded = clips_of(policy, 4), [], [is_sharded(weight) for weight in model.denoiser.parameters()]
     for policy.clips_at_once, limit in ((4, 1), (4, 2), (4, 99)):
         room[where] = limit
         for _ in range(2):
             sft_error(policy, *asked).sum().backward()
+            assert [is_sharded(weight) for weight in model.denoiser.parameters()] == sharded
         assert policy.clips_at_once == min(limit, 4)
         found.append([weight.grad for weight in policy.trainable.values()])
         for weight in policy.trainable.values():
@@ -179,6 +184,21 @@ def test_the_gradients_are_those_of_enough_memory(model_folder, how, room, where
     for some in halved:
         for gradient, expected in zip(some, whole, strict=True):
             torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
+
+
+def test_blocks_that_the_cpu_keeps_can_be_short_of_memory_before_they_were_ever_run(model_folder, monkeypatch):
+    policy = Policy(load_model(str(model_folder("tiny-cogvideox")), offload=True), PolicyConfig(rank=2, offload=True))
+    asked, kind = clips_of(policy, 2), type(policy.model)
+    predict = kind.predict
+
+    def short(model, denoiser, x_t, *told):
+        if len(x_t) > 1:
+            raise torch.OutOfMemoryError(SAID)
+        return predict(model, denoiser, x_t, *told)
+
+    monkeypatch.setattr(kind, "predict", short)
+    sft_error(policy, *asked).sum().backward()
+    assert policy.clips_at_once == 1
 
 
 def test_nothing_is_kept_of_the_clips_that_were_too_many(cogvideox, room, monkeypatch):
