@@ -3,6 +3,9 @@
 import gc
 import json
 import logging
+import os
+import subprocess
+import sys
 from itertools import count
 
 import pytest
@@ -20,6 +23,7 @@ from besttake.models.quantization import blocks
 from besttake.policy import Policy, PolicyConfig
 from besttake.sharding import is_sharded
 from tests.peak import Peak
+from tests.shortage import MALLOC
 
 SAID = "CUDA out of memory. Tried to allocate 2.00 GiB"
 
@@ -221,6 +225,16 @@ def test_nothing_is_kept_of_the_clips_that_were_too_many(cogvideox, room, monkey
         gc.enable()
     assert len(held) == 2
     assert max(held) < forward / 10
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="no limit on a process's memory elsewhere")
+def test_a_real_shortage_going_backward(model_folder):
+    command = [sys.executable, "-m", "tests.shortage", str(model_folder("tiny-wan"))]
+    done = subprocess.run(command, env=os.environ | MALLOC, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["clips_at_once"] in (1, 2)
+    assert found["far"] < 1e-4
 
 
 def test_users_are_told_what_to_do(monkeypatch, capsys):
