@@ -1,7 +1,7 @@
 """A backward pass that truly runs out of memory, in a process of its own: `python -m tests.shortage MODEL`, on Linux.
 
-Tensors are given to the system and back one by one (`MALLOC`), so that a limit on the process is one on them. It leaves
-the pass of four clips at once 14 MB above what the forward pass holds; the pass takes 67 MB, and that of one clip 3 MB.
+Tensors are given to the system and back one by one (`MALLOC`), so that a limit on the process is one on them. The
+backward pass has 14 MB more than the forward pass holds; four clips at once take some 67 MB there, one clip takes 3.
 """
 
 import json

@@ -99,14 +99,12 @@ class _SplitBackward(torch.autograd.Function):
         def go_back() -> None:
             held, ctx.held = ctx.held, None  # of what has failed, nothing is kept
             size = policy.at_once(len(gradient))
-            *others, last = zip(_parts(size, *ctx.seen), gradient.split(size), strict=True)
+            parts = list(zip(_parts(size, *ctx.seen), gradient.split(size), strict=True))
             with _as_before_if_it_fails(policy.trainable.values()) if policy.may_halve else nullcontext():
-                if held is None or len(held) != len(last[1]):
-                    others, held = [*others, last], None
-                else:
-                    torch.autograd.backward(held, last[1])
-                    del held
-                for part, upstream in reversed(others):
+                if held is not None and len(held) == len(parts[-1][1]):
+                    torch.autograd.backward(held, parts.pop()[1])
+                held = None
+                for part, upstream in reversed(parts):
                     replay(policy, part, upstream)
 
         _in_the_memory_there_is(policy, go_back)
