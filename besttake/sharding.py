@@ -6,7 +6,8 @@ fine-tuning everything is. A tensor that is sharded is a `DTensor`, whose own pa
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -90,7 +91,25 @@ def keep_on_cpu(denoiser: nn.Module, device: str, whole: Iterable[nn.Parameter])
     policy = CPUOffloadPolicy(pin_memory=mesh.device_type != "cpu")
     for part in parts_of(denoiser):
         for block in blocks(part):
-            fully_shard(block, mesh=mesh, ignored_params=kept, offload_policy=policy)
+            fully_shard(block, mesh=mesh, ignored_params=kept, offload_policy=policy, reshard_after_forward=True)
+
+
+@contextmanager
+def going_again(denoiser: nn.Module) -> Iterator[None]:
+    """Within this context a block's weights go again when it was run, in a forward pass within a backward one too.
+
+    FSDP2 takes such a pass for that of a checkpointed block, and keeps the weights until the block goes backward.
+    """
+    hooks = [
+        block.register_forward_hook(lambda block, *_: block.reshard())
+        for block in denoiser.modules()
+        if isinstance(block, FSDPModule)
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def recover(denoiser: nn.Module) -> None:

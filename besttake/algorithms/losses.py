@@ -22,7 +22,7 @@ from besttake.configuration import require
 from besttake.distributed import gathered, share
 from besttake.memory import forget
 from besttake.policy import Policy
-from besttake.sharding import recover
+from besttake.sharding import going_again, recover
 from besttake.types import Condition, Latent, Time
 
 T = TypeVar("T")
@@ -113,7 +113,7 @@ class _SplitBackward(torch.autograd.Function):
 
 def replay(policy: Policy, part: tuple[Latent, Time, Condition], upstream: Tensor) -> None:
     """Predict a part's clips once more, and add to the gradients of the weights what follows from that of these."""
-    with torch.enable_grad():
+    with torch.enable_grad(), going_again(policy.model.denoiser):
         prediction = policy.predict(*part).float()
     torch.autograd.backward(prediction, upstream)
 
