@@ -20,11 +20,10 @@ from besttake import __version__, console
 from besttake.configuration import algorithm_of, from_dict, read_yaml, to_yaml
 from besttake.flags import from_flags, names, plain_values
 from besttake.interruption import saving
-from besttake.memory import ADVICE, TooManyClipsError, forget, out_of_memory
+from besttake.memory import ADVICE, out_of_memory
 
 RECIPES = Path(__file__).parent / "recipes"
 DEMO = "onlinevpo-tiny"
-log = logging.getLogger(__name__)
 
 USAGE = f"""besttake {__version__}: post-train video diffusion models on preferences
 
@@ -183,17 +182,6 @@ def train_and_report(config: Any) -> None:
                 error.add_note(f"{folder} is trained; the same command measures it")
                 raise
     leave()
-
-
-def train_in_memory(config: Any) -> Any:
-    """Train; where memory runs out, go on from the last checkpoint with half as many clips at once."""
-    try:
-        return importlib.import_module(type(config).__module__).train(config)
-    except TooManyClipsError as error:
-        log.warning("%s: on from the last checkpoint with %d (policy.clips_at_once)", error, error.fewer)
-        fewer = replace(config.policy, clips_at_once=error.fewer)
-        forget(error)
-    return train_in_memory(replace(config, policy=fewer))
 
 
 def read_recipe(name: str) -> Any:

@@ -10,19 +10,9 @@ ADVICE = (
 )
 
 
-class TooManyClipsError(RuntimeError):
-    """Memory ran out in the backward pass of a loss, which can be tried again with `fewer` clips at once."""
-
-    def __init__(self, clips: int):
-        self.fewer = clips // 2
-        super().__init__(f"memory has run out with {clips} clips of the loss at once")
-
-
 def out_of_memory(error: BaseException) -> bool:
     """Whether an error says that there is not enough memory, of a GPU or of the machine."""
-    named = (
-        isinstance(error, (MemoryError, TooManyClipsError)) or type(error).__name__ == "OutOfMemoryError"
-    )  # torch's own
+    named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"  # torch's own
     return named or "DefaultCPUAllocator" in str(error)
 
 

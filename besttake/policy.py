@@ -171,9 +171,14 @@ class Policy:
         self._clips = min(self.clips_at_once or clips, clips)
         return self._clips
 
+    @property
+    def may_halve(self) -> bool:
+        """Whether fewer clips at once can and may be tried, should memory run out."""
+        return self.config.halve and self._clips > 1 and by_itself()
+
     def too_many(self, error: BaseException) -> int:
         """How many clips were at once, if memory has run out, and fewer can and may be tried; else 0."""
-        return self._clips if out_of_memory(error) and self.config.halve and self._clips > 1 and by_itself() else 0
+        return self._clips if self.may_halve and out_of_memory(error) else 0
 
     @torch.no_grad()
     def update_average(self, updates: int) -> None:

@@ -67,7 +67,6 @@ from besttake.evaluation.held_out import (
     text_of,
     write_set,
 )
-from besttake.memory import TooManyClipsError
 from besttake.models import Quantization, load_model
 from besttake.monitor import Monitor, MonitorConfig
 from besttake.policy import FORM, Policy, PolicyConfig, signature, signature_of_ends
@@ -411,7 +410,6 @@ class Run:
 
         Raises:
             FloatingPointError: the loss, or its gradient, is not finite.
-            TooManyClipsError: there was no memory for its backward pass.
         """
         optim, changed = self.config.optim, False
         row: dict[str, Any] = {name: float(value) for name, value in watched.items()}
@@ -529,12 +527,7 @@ class Run:
 
     def _backward(self, loss: Tensor) -> None:
         weights = list(self.policy.trainable.values())
-        try:
-            backward(loss, weights)
-        except (RuntimeError, MemoryError) as error:
-            if clips := self.policy.too_many(error):
-                raise TooManyClipsError(clips) from None  # with what led to it, its memory would stay
-            raise
+        backward(loss, weights)
         if not self._gradients_agree:
             gradients = [weight.grad for weight in weights if weight.grad is not None]
             self._finite_norm(nn.utils.get_total_norm(gradients))

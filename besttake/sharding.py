@@ -7,7 +7,8 @@ fine-tuning everything is. A tensor that is sharded is a `DTensor`, whose own pa
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -91,7 +92,32 @@ def keep_on_cpu(denoiser: nn.Module, device: str, whole: Iterable[nn.Parameter])
     policy = CPUOffloadPolicy(pin_memory=mesh.device_type != "cpu")
     for part in parts_of(denoiser):
         for block in blocks(part):
-            fully_shard(block, mesh=mesh, ignored_params=kept, offload_policy=policy)
+            fully_shard(block, mesh=mesh, ignored_params=kept, offload_policy=policy, reshard_after_forward=True)
+
+
+@contextmanager
+def going_again(denoiser: nn.Module) -> Iterator[None]:
+    """Within this context a block's weights go again when it was run, in a forward pass within a backward one too.
+
+    FSDP2 takes such a pass for that of a checkpointed block, and keeps the weights until the block goes backward.
+    """
+    hooks = [
+        block.register_forward_hook(lambda block, *_: block.reshard())
+        for block in denoiser.modules()
+        if isinstance(block, FSDPModule)
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def recover(denoiser: nn.Module) -> None:
+    """Have blocks that the CPU keeps be ready to run again, after a pass that failed half-way."""
+    for block in denoiser.modules():
+        if isinstance(block, FSDPModule) and block._get_fsdp_state()._is_root:  # one that has been run before
+            block.reset_iter_state()
 
 
 def parts_of(denoiser: Any) -> list[Any]:

@@ -9,9 +9,11 @@ from diffusers.training_utils import EMAModel
 from safetensors import safe_open
 from torch import nn
 
+from besttake.algorithms import losses
 from besttake.models import load_model
 from besttake.models.quantization import blocks
 from besttake.policy import FORM, Policy, PolicyConfig, checksum, signature, signature_of_ends, warmed_up
+from besttake.sharding import is_sharded
 
 
 @pytest.fixture
@@ -284,6 +286,24 @@ def test_a_base_on_the_cpu_gives_the_same_predictions_and_gradients_to_the_bit(m
         policy.reference.refresh()
         found[offload] += predictions(policy, asked)
     assert all(torch.equal(one, other) for one, other in zip(found[False], found[True], strict=True))
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_of_a_base_on_the_cpu_one_block_is_on_the_device(model_folder, family, asked, checkpointing):
+    """Going forward, and in a split backward, where all clips but the last are predicted once more."""
+    model = load_model(str(model_folder(family)), offload=True)
+    how = PolicyConfig(rank=4, offload=True, clips_at_once=1, gradient_checkpointing=checkpointing)
+    policy, there, parts = Policy(model, how), [], blocks(model.denoiser)
+
+    def look(*_):
+        there.append(sum(not any(map(is_sharded, block.parameters())) for block in parts))
+
+    for block in parts:
+        block.register_forward_pre_hook(look)
+    losses.predictions(policy, *asked)[0].square().mean().backward()
+    look()
+    assert there[-1] == 0
+    assert max(there) == 1
 
 
 @pytest.mark.parametrize("place", ["device", "cpu"])

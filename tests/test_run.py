@@ -183,15 +183,21 @@ def test_weights_that_are_no_numbers_are_not_saved(config, group, worth):
 
 
 def test_a_step_that_fails_leaves_no_weights_that_are_no_numbers(config):
-    run = Run(replace(config, save_every=9))
-    weight, steps = next(iter(run.policy.trainable.values())), run.steps([0], 1)
-    next(steps)
-    run.update(weight.sum())
-    next(steps)
-    weight.data[0] = float("nan")
-    with pytest.raises(FloatingPointError, match=r"^policy/.* is not finite at step 1"):
-        steps.close()
-    assert not (run.folder / "checkpoints").exists()
+    with (
+        pytest.raises(ConnectionError, match="the critic is gone") as failed,
+        Run(replace(config, save_every=9)) as run,
+    ):
+        weight, steps = next(iter(run.policy.trainable.values())), run.steps([0], 1)
+        next(steps)
+        run.update(weight.sum())
+        next(steps)
+        weight.data[0] = float("nan")
+        raise ConnectionError("the critic is gone")
+    (said,) = failed.value.__notes__
+    assert said.startswith("policy/")
+    assert "is not finite at step 1, and nothing is saved" in said
+    assert said.endswith("no step is saved")
+    assert checkpoint.checkpoints(config.out / "checkpoints") == []
 
 
 def test_half_an_update_that_is_no_number_is_not_saved(config):

@@ -18,6 +18,7 @@ from torch.autograd.graph import get_gradient_edge
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 from torch.utils.checkpoint import checkpoint
 
+from besttake.algorithms.losses import replay
 from besttake.models.quantization import blocks
 from besttake.plan.imagined import AsReal
 from besttake.plan.meter import Meter, adapter
@@ -51,32 +52,15 @@ def run_one_of_each(meter: Meter, network: Any, checkpointed: bool) -> None:
         network.enable_gradient_checkpointing(checkpoint_one)
 
 
-def run_one_part(meter: Meter, policy: Policy) -> Callable[..., Any]:
-    """What stands in for `checkpoint` in a split backward: of its parts' predictions one is run for all."""
-    part = Part(policy)
-    how = meter.once(_forward), meter.once(partial(_backward, meter))
+def run_one_part(meter: Meter, policy: Policy) -> Callable[..., None]:
+    """What stands in for `replay` in a split backward: of the parts that are predicted anew one is run for all."""
 
-    def checkpoint_one(predict: Callable[..., Any], *args: Any, use_reentrant: bool) -> Any:
-        if part.apart:
-            return checkpoint(predict, *args, use_reentrant=use_reentrant)
-        leaves, spec = tree_flatten(args)
-        return _Checkpointed.apply((part, spec, len(leaves), *how), *leaves, part.trained[0])
+    def as_real(*args: Any) -> None:
+        with AsReal():  # a backward pass begins without such modes
+            replay(*args)
 
-    return checkpoint_one
-
-
-class Part:
-    """A prediction of a policy, which adds to its gradients where a block returns its own."""
-
-    def __init__(self, policy: Policy):
-        self._policy, self.trained = policy, list(policy.trainable.values())
-        self.apart = any(is_sharded(weight) for weight in policy.model.denoiser.parameters())
-
-    def __call__(self, *args: Any) -> Any:
-        return self._policy.predict(*args)
-
-    def __repr__(self) -> str:
-        return "a part"
+    apart = any(is_sharded(weight) for weight in policy.model.denoiser.parameters())
+    return as_real if apart else meter.once(as_real)
 
 
 class Block:
@@ -118,12 +102,12 @@ class _Checkpointed(torch.autograd.Function):
         return None, *backward(block, spec, leaves, wanted, upstream)
 
 
-def _forward(block: Block | Part, *args: Any, **kwargs: Any) -> Any:
+def _forward(block: Block, *args: Any, **kwargs: Any) -> Any:
     return block(*args, **kwargs)
 
 
 def _backward(
-    meter: Meter, block: Block | Part, spec: TreeSpec, leaves: list[Any], wanted: list[int], upstream: Sequence[Tensor]
+    meter: Meter, block: Block, spec: TreeSpec, leaves: list[Any], wanted: list[int], upstream: Sequence[Tensor]
 ) -> list[Any]:
     """The gradients of what went into a block, where they are wanted, and of its trained weights."""
     leaves = [leaf.detach() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
@@ -133,9 +117,6 @@ def _backward(
     outs = zip([out] if isinstance(out, Tensor) else out, upstream, strict=True)
     edges, upstream = zip(*((get_gradient_edge(x), grad) for x, grad in outs if x.requires_grad), strict=True)
     del out, outs
-    if isinstance(block, Part):
-        torch.autograd.backward(edges, upstream)
-        return [None] * (len(leaves) + 1)
     found = torch.autograd.grad(edges, inputs, upstream, allow_unused=True)
     gradients = dict(zip(wanted, found, strict=False))
     return [*(gradients.get(place) for place in range(len(leaves))), *found[len(wanted) :]]

@@ -110,7 +110,7 @@ def measure(config: Any, pace: Pace, gpus: int = 1, parts: Iterable[str] = PARTS
         step = Step(config, meter, picture)
         for network in (*step.model.denoisers.values(), *step.policy.reference.networks):
             run_one_of_each(meter, network, config.policy.gradient_checkpointing)
-        stack.enter_context(patch.object(losses, "checkpoint", run_one_part(meter, step.policy)))
+        stack.enter_context(patch.object(losses, "replay", run_one_part(meter, step.policy)))
         for part in parts:
             if part == "sample" or (part == "score" and step.takes is None):
                 step.sample()  # the takes of the step before are there still

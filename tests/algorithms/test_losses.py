@@ -6,7 +6,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from besttake.algorithms.losses import Errors, check_dpo, denoising_errors, dpo, draw_noise, drawn_errors, sft_error
+from besttake.algorithms.losses import (
+    Errors,
+    check_dpo,
+    denoising_errors,
+    dpo,
+    draw_noise,
+    drawn_errors,
+    predictions,
+    sft_error,
+)
 from besttake.models import load_model
 from besttake.policy import Policy, PolicyConfig
 from besttake.schedules import RectifiedFlow
@@ -53,6 +62,7 @@ def test_the_whole_way_from_latents_to_gradient_is_that_of_the_public_flow_dpo(b
         at_once=lambda clips: clips,
         model=SimpleNamespace(schedule=RectifiedFlow(), wake=lambda: None),
         predict=lambda *_: prediction[order],
+        may_halve=False,
         reference=SimpleNamespace(predict=lambda *_: case["ref_pred"][order]),
     )
     found = denoising_errors(policy, pairs(case["x0"]), {}, torch.full((4,), 0.5), case["noise"][:4])
@@ -243,6 +253,67 @@ def test_the_split_backward_gives_the_gradients_of_the_whole(model, at_once, che
             weight.grad = None
     for whole, split in zip(found[0], found[at_once], strict=True):
         torch.testing.assert_close(split, whole, rtol=1e-4, atol=1e-5 * float(whole.abs().max()))
+
+
+def test_all_clips_at_once_have_the_gradients_of_the_plain_network_to_the_bit(model):
+    policy = Policy(model, PolicyConfig(rank=4))
+    clips, condition, t, noise = two_rows(policy)
+    asked = policy.model.schedule.add_noise(clips[:, 0], noise, t), t, condition
+    found = []
+    for ask in (policy.predict, lambda *asked: predictions(policy, *asked)[0]):
+        prediction = ask(*asked)
+        prediction.square().mean().backward()
+        found.append([prediction.detach(), *(weight.grad for weight in policy.trainable.values())])
+        policy.model.denoiser.zero_grad()
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
+@pytest.mark.parametrize("at_once", [0, 1])
+def test_a_loss_of_several_predictions_of_which_it_uses_some(model, at_once):
+    """The loss is of some clips of the first set and all of the third; the second is predicted for nothing."""
+    policy = Policy(model, PolicyConfig(rank=4, clips_at_once=at_once))
+    clips, *told = two_rows(policy)
+    alone = [denoising_errors(policy, clips[:, [place]], *told).policy.sum() for place in (0, 2)]
+    expected = torch.autograd.grad(sum(plain(policy, clips[:, place], *told) for place in (0, 2)), weights(policy))
+    first, _, third = (denoising_errors(policy, clips[:, some], *told).policy for some in ([0, 1], [1, 2], [2]))
+    (first[:, 0].sum() + third.sum()).backward()
+    torch.testing.assert_close(first[:, 0].sum() + third.sum(), sum(alone))
+    for weight, gradient in zip(weights(policy), expected, strict=True):
+        torch.testing.assert_close(weight.grad, gradient, rtol=1e-4, atol=1e-5 * float(gradient.abs().max()))
+
+
+@pytest.mark.parametrize("at_once", [0, 1])
+def test_a_second_backward_pass_adds_as_much_again(model, at_once):
+    policy = Policy(model, PolicyConfig(rank=4, clips_at_once=at_once))
+    clips, *told = two_rows(policy)
+    loss = denoising_errors(policy, clips, *told).policy.sum()
+    loss.backward(retain_graph=True)
+    once = [weight.grad.clone() for weight in weights(policy)]
+    loss.backward()
+    for weight, gradient in zip(weights(policy), once, strict=True):
+        torch.testing.assert_close(weight.grad, 2 * gradient, rtol=1e-4, atol=1e-5 * float(gradient.abs().max()))
+
+
+@pytest.mark.parametrize("at_once", [0, 1])
+def test_without_gradients_nothing_is_held(cogvideox, at_once):
+    policy = Policy(cogvideox, PolicyConfig(rank=4, clips_at_once=at_once))
+    clips, *told = two_rows(policy)
+    expected = denoising_errors(policy, clips, *told).policy
+    with torch.no_grad():
+        found = denoising_errors(policy, clips, *told).policy
+    assert torch.equal(found, expected.detach())
+    assert not found.requires_grad
+
+
+def plain(policy, x_0, condition, t, noise):
+    """The sum of the errors that a plain pass of the network makes."""
+    schedule = policy.model.schedule
+    prediction = policy.predict(schedule.add_noise(x_0, noise, t), t, condition).float()
+    return (prediction - schedule.target(x_0, noise, t)).square().flatten(1).mean(1).sum()
+
+
+def weights(policy):
+    return list(policy.trainable.values())
 
 
 def test_the_split_backward_needs_the_memory_of_one_clip(cogvideox):

@@ -4,8 +4,8 @@ from collections import Counter
 from dataclasses import replace
 
 import pytest
-from torch.utils.checkpoint import checkpoint
 
+from besttake.algorithms.losses import replay
 from besttake.plan import alike, steps
 from besttake.plan.steps import measure
 from tests.plan.test_steps import PACE, recipe
@@ -28,7 +28,7 @@ def small(model: str, rows: int = 1, **policy):
 def test_as_if_every_block_were_run(model, rows, policy, monkeypatch):
     one = measure(small(model, rows, **LORA | policy), PACE, parts=("train",))
     monkeypatch.setattr(steps, "run_one_of_each", lambda *_: None)
-    monkeypatch.setattr(steps, "run_one_part", lambda *_: checkpoint)
+    monkeypatch.setattr(steps, "run_one_part", lambda *_: replay)
     every = measure(small(model, rows, **LORA | policy), PACE, parts=("train",))
     for name, phase in one.items():
         assert phase.flops == pytest.approx(every[name].flops, rel=1e-4)
