@@ -183,16 +183,18 @@ def test_weights_that_are_no_numbers_are_not_saved(config, group, worth):
 
 
 def test_a_step_that_fails_leaves_no_weights_that_are_no_numbers(config):
-    with (
-        pytest.raises(ConnectionError, match="the critic is gone") as failed,
-        Run(replace(config, save_every=9)) as run,
-    ):
-        weight, steps = next(iter(run.policy.trainable.values())), run.steps([0], 1)
-        next(steps)
-        run.update(weight.sum())
-        next(steps)
-        weight.data[0] = float("nan")
-        raise ConnectionError("the critic is gone")
+    run = Run(replace(config, save_every=9))
+
+    def fail():
+        weight = next(iter(run.policy.trainable.values()))
+        for step, _ in run.steps([0], 1):
+            if step == 1:
+                weight.data[0] = float("nan")
+                raise ConnectionError("the critic is gone")
+            run.update(weight.sum())
+
+    with pytest.raises(ConnectionError, match="the critic is gone") as failed, run:
+        fail()
     (said,) = failed.value.__notes__
     assert said.startswith("policy/")
     assert "is not finite at step 1, and nothing is saved" in said
