@@ -15,11 +15,16 @@ import pytest
 SLOW = (
     "contracts/test_models.py",
     "test_distributed.py",
-    "plan/test_steps.py",
-    "contracts/test_algorithms.py",
     "contracts/test_training.py",
+    "plan/test_steps.py",
+    "test_cli.py",
+    "contracts/test_algorithms.py",
+    "world/test_pretrain_denoiser.py",
+    "plan/test_alike.py",
     "rewards/test_heldout.py",
-    "world/test_evaluate.py",
+    "test_run.py",
+    "test_recipes.py",
+    "plan/test_plan.py",
 )
 """Files that take longest, in their order; they come first, or one process would wait for another's last file."""
 
