@@ -6,6 +6,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported, so 
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"  # pytest-xdist has a process for every core
 
+import gc
 import random
 from pathlib import Path
 
@@ -14,11 +15,16 @@ import pytest
 SLOW = (
     "contracts/test_models.py",
     "test_distributed.py",
-    "plan/test_steps.py",
-    "contracts/test_algorithms.py",
     "contracts/test_training.py",
+    "plan/test_steps.py",
+    "test_cli.py",
+    "contracts/test_algorithms.py",
+    "world/test_pretrain_denoiser.py",
+    "plan/test_alike.py",
     "rewards/test_heldout.py",
-    "world/test_evaluate.py",
+    "test_run.py",
+    "test_recipes.py",
+    "plan/test_plan.py",
 )
 """Files that take longest, in their order; they come first, or one process would wait for another's last file."""
 
@@ -32,6 +38,12 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     order = {Path(__file__).parent / name: place for place, name in enumerate(SLOW)}
     items.sort(key=lambda item: order.get(item.path, len(SLOW)))
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays: the collector need not look through it again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import stat
 from dataclasses import replace
 
@@ -66,6 +67,20 @@ def config(tmp_path, model_folder, material, family, algorithm):
     )
 
 
+@pytest.fixture(scope="module")
+def whole_of(tmp_path_factory):
+    """The run of a config that nothing interrupts, made once; do not change it."""
+    made = {}
+
+    def whole(config):
+        key = repr(replace(config, out=""))
+        if key not in made:
+            made[key] = train(replace(config, out=tmp_path_factory.mktemp("whole") / "run"))
+        return made[key]
+
+    return whole
+
+
 def train(config):
     return algorithms()[type(config).__module__.rpartition(".")[2]].train(config)
 
@@ -80,16 +95,16 @@ def adapter(folder):
     return load_file(folder / "adapter" / "pytorch_lora_weights.safetensors")
 
 
-def test_a_run_trains_the_policy_alone_and_leaves_what_a_run_leaves(config):
+def test_a_run_trains_the_policy_alone_and_leaves_what_a_run_leaves(config, whole_of):
     before = {name: weight.clone() for name, weight in load_model(config.model).denoiser.named_parameters()}
-    run = train(config)
+    run = whole_of(config)
     for name, weight in run.model.denoiser.named_parameters():
         if "lora" not in name:
             assert torch.equal(weight, before[name.replace(".base_layer", "")]), name
     assert all(weight.isfinite().all() for weight in run.policy.trainable.values())
     moved = [name for name, weight in run.policy.trainable.items() if "lora_B" in name and weight.any()]
     assert len(moved) == sum("lora_B" in name for name in run.policy.trainable)
-    leaves_a_run_folder(run.folder, config)
+    leaves_a_run_folder(run.folder, replace(config, out=run.folder))
 
 
 def leaves_a_run_folder(folder, config):
@@ -106,16 +121,17 @@ def leaves_a_run_folder(folder, config):
         info = probe(folder / "samples" / f"step-{step:08d}" / "00.mp4")
         assert (info.frames, info.fps) == (5 if config.model.endswith("wan") else 4, 8)
     assert [path.name for path in sorted((folder / "checkpoints").iterdir())] == ["step-00000003", "step-00000005"]
-    (folder / "plain").touch()
+    plain = folder.with_name("plain")
+    plain.touch()
     modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in folder.rglob("*") if path.is_file()}
-    assert modes == dict.fromkeys(modes, modes["plain"])
+    assert modes == dict.fromkeys(modes, stat.S_IMODE(plain.stat().st_mode))
     pipeline = load_model(config.model).pipeline
     pipeline.load_lora_weights(str(folder / "adapter"))
     assert pipeline.get_active_adapters()
 
 
-def test_an_interrupted_run_goes_on_bit_by_bit(config, monkeypatch, tmp_path):
-    whole = train(config)
+def test_an_interrupted_run_goes_on_bit_by_bit(config, whole_of, monkeypatch, tmp_path):
+    whole = whole_of(config)
     assert any("loss" in row for row in rows(whole.folder))
     cut, update = replace(config, out=tmp_path / "cut"), Run.update
 
@@ -141,8 +157,8 @@ def test_an_interrupted_run_goes_on_bit_by_bit(config, monkeypatch, tmp_path):
 
 
 @one_family
-def test_a_short_run_made_longer_is_the_long_run(config, tmp_path):
-    whole, two = train(config), replace(config, out=tmp_path / "two")
+def test_a_short_run_made_longer_is_the_long_run(config, whole_of, tmp_path):
+    whole, two = whole_of(config), replace(config, out=tmp_path / "two")
     train(replace(two, steps=1))
     assert [row["step"] for row in rows(two.out)] == [0, 0, 1, 1]
     train(two)
@@ -151,8 +167,8 @@ def test_a_short_run_made_longer_is_the_long_run(config, tmp_path):
 
 
 @one_family
-def test_the_same_command_on_a_finished_run_changes_nothing(config):
-    train(config)
+def test_the_same_command_on_a_finished_run_changes_nothing(config, whole_of):
+    shutil.copytree(whole_of(config).folder, config.out)
     weights, seen = adapter(config.out), rows(config.out)
     train(config)
     assert rows(config.out) == seen
@@ -297,8 +313,8 @@ def test_numbers_below_their_least_are_refused(algorithm):
 
 @one_family
 @pytest.mark.parametrize("algorithm", ["onlinevpo", "realdpo", "offline_dpo"])
-def test_a_guard_reaches_the_loss(config, tmp_path):
-    plain, guarded = train(config), train(replace(config, guard=1e4, out=tmp_path / "guarded"))
+def test_a_guard_reaches_the_loss(config, whole_of, tmp_path):
+    plain, guarded = whole_of(config), train(replace(config, guard=1e4, out=tmp_path / "guarded"))
     losses = [[row["loss"] for row in rows(run.folder) if "loss" in row] for run in (plain, guarded)]
     assert losses[0][0] == losses[1][0]  # policy and reference are still equal
     assert losses[0] != losses[1]
@@ -344,8 +360,8 @@ def test_a_panel_that_normalises_by_what_it_has_seen_goes_on_bit_by_bit(config, 
 
 @pytest.mark.parametrize("algorithm", ["onlinevpo"])
 @one_family
-def test_a_run_whose_critic_dies_keeps_every_step_before(config, monkeypatch, tmp_path):
-    whole, calls, ask = train(config), [], Panel.__call__
+def test_a_run_whose_critic_dies_keeps_every_step_before(config, whole_of, monkeypatch, tmp_path):
+    whole, calls, ask = whole_of(config), [], Panel.__call__
 
     def dies(panel, *asked):
         calls.append(asked)

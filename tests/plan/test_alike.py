@@ -25,7 +25,9 @@ def small(model: str, rows: int = 1, **policy):
     ],
     ids=str,
 )
-def test_as_if_every_block_were_run(model, rows, policy, monkeypatch):
+def test_as_if_every_block_were_run(model, rows, policy, small_model, monkeypatch):
+    if model == "tiny-wan":  # a small CogVideoX has so small blocks that their memory is not most of it
+        model = small_model(model, layers=3)
     one = measure(small(model, rows, **LORA | policy), PACE, parts=("train",))
     monkeypatch.setattr(steps, "run_one_of_each", lambda *_: None)
     monkeypatch.setattr(steps, "run_one_part", lambda *_: replay)
@@ -36,7 +38,7 @@ def test_as_if_every_block_were_run(model, rows, policy, monkeypatch):
         assert phase.peak == pytest.approx(every[name].peak, rel=0.01)
 
 
-def test_one_block_of_a_kind_is_run(monkeypatch):
+def test_one_block_of_a_kind_is_run(small_model, monkeypatch):
     runs = Counter()
 
     def counted(block, *args, **kwargs):
@@ -44,6 +46,6 @@ def test_one_block_of_a_kind_is_run(monkeypatch):
         return block._run(*args, **kwargs)
 
     monkeypatch.setattr(alike.Block, "__call__", counted)
-    measure(small("tiny-cogvideox", 2, **LORA), PACE, parts=("train",))
+    measure(small(small_model("tiny-cogvideox", layers=3), 2, **LORA), PACE, parts=("train",))
     # the reference's; the policy's in a part and in the last one; and going backward the first's and the others'
     assert sorted(runs.values()) == [1, 4]

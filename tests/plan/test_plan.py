@@ -13,9 +13,9 @@ from besttake.plan.table import verdict
 from tests.plan.test_steps import PACE, measure, recipe
 
 
-def test_a_recipe_is_planned_from_the_command_line(capsys):
+def test_a_recipe_is_planned_from_the_command_line(small_model, capsys):
     flags = ["--card", "4090", "--json", "--rollout.steps", "2", "--monitor.every", "0", "--evaluation.count", "2"]
-    assert main(["plan", "onlinevpo-tiny", *flags]) == 0
+    assert main(["plan", "onlinevpo-tiny", "--model", small_model("tiny-cogvideox"), *flags]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["fits"]
     assert told["card"] == "RTX-4090"
@@ -35,8 +35,8 @@ def test_users_mistakes_are_said_in_words(capsys):
         PlanConfig(gpus=0)
 
 
-def test_where_it_does_not_fit_switches_are_turned_until_it_does():
-    config = recipe("tiny-cogvideox")
+def test_where_it_does_not_fit_switches_are_turned_until_it_does(small_model):
+    config = recipe(small_model("tiny-cogvideox"))
     phases = measure(config, PACE, parts=("sample", "score", "train"))
     before = phases["train"].peak
     assert advise(config, phases, before, PACE) == []
@@ -47,8 +47,8 @@ def test_where_it_does_not_fit_switches_are_turned_until_it_does():
     assert measure(turned, PACE, parts=("train",))["train"].peak == one.peak
 
 
-def test_verdicts():
-    config = replace(read_recipe("onlinevpo-tiny"), steps=1)
+def test_verdicts(small_model):
+    config = replace(read_recipe("onlinevpo-tiny"), model=small_model("tiny-cogvideox"), steps=1)
     config = replace(config, monitor=replace(config.monitor, every=0), rollout=replace(config.rollout, steps=2))
     plan = make_plan(config, PlanConfig("H100", reserve=0))
     assert verdict(plan).startswith("fits on H100")

@@ -1,4 +1,4 @@
-"""The plan of the embedded models against what running them takes, followed operation by operation."""
+"""The plan of small models against what running them takes, followed operation by operation."""
 
 from dataclasses import replace
 
@@ -44,10 +44,10 @@ def a_step(policy: Policy, config: Config):
 
 
 @pytest.mark.parametrize("name", ["tiny-cogvideox", "tiny-wan"])
-def test_arithmetic_of_a_rollout(name):
-    config = recipe(name)
+def test_arithmetic_of_a_rollout(name, small_model):
+    config = recipe(small_model(name))
     phases = measure(config, PACE, parts=("sample",))
-    policy = Policy(load_model(name), config.policy)
+    policy = Policy(load_model(config.model), config.policy)
     takes = ["a red ball"] * 2, config.rollout
     generate(policy, *takes, n=1, decode=False)  # the text is embedded
     # attention as plain products, which PyTorch's counter sees
@@ -73,43 +73,44 @@ def test_a_training_step(policy):
     assert planned.peak - lasting == pytest.approx(peak.peak, rel=0.05)
 
 
-def test_a_card_of_several_has_its_share():
-    config = recipe("tiny-cogvideox")
+def test_a_card_of_several_has_its_share(small_model):
+    config = recipe(small_model("tiny-cogvideox"))
     alone, shared = (measure(config, PACE, gpus, ("sample", "score", "train")) for gpus in (1, 2))
     for name in ("sample", "decode", "train"):
         assert shared[name].flops == pytest.approx(alone[name].flops / 2, rel=0.01)
     assert shared["train"].peak < alone["train"].peak
 
 
-def test_takes_that_are_dropped_early_are_not_paid_to_the_end():
-    config = replace(recipe("tiny-cogvideox"), candidates=4)
+def test_takes_that_are_dropped_early_are_not_paid_to_the_end(small_model):
+    config = replace(recipe(small_model("tiny-cogvideox")), candidates=4)
     every, some = (measure(replace(config, **preview), PACE, parts=("sample",)) for preview in ({}, HALF))
     assert some["sample"].flops == pytest.approx(every["sample"].flops * 0.75, rel=0.02)
     assert some["decode"].flops == pytest.approx(every["decode"].flops * 1.5, rel=0.01)
 
 
-def test_sharded_weights_take_their_share():
-    config = recipe("tiny-cogvideox", train="full")
+def test_sharded_weights_take_their_share(small_model):
+    config = recipe(small_model("tiny-cogvideox"), train="full")
     whole = measure(config, PACE, 2, ("train",))["train"].owners
     parts = measure(replace(config, parallel=replace(config.parallel, shard=2)), PACE, 2, ("train",))["train"].owners
     for owner in ("trained weights", "reference", "optimizer"):
         assert parts[owner] == pytest.approx(whole[owner] / 2, rel=0.02)
 
 
-def test_blocks_on_the_cpu_leave_the_card():
-    owners = [measure(recipe("tiny-wan", offload=off), PACE, parts=("train",))["train"].owners for off in (False, True)]
+def test_blocks_on_the_cpu_leave_the_card(small_model):
+    wan = small_model("tiny-wan", layers=5)
+    owners = [measure(recipe(wan, offload=off), PACE, parts=("train",))["train"].owners for off in (False, True)]
     assert owners[1]["weights"] < owners[0]["weights"] / 3
 
 
-def test_networks_that_take_turns_are_off_the_card_while_takes_are_decoded():
-    config = replace(recipe("tiny-wan"), by_turns=True)
+def test_networks_that_take_turns_are_off_the_card_while_takes_are_decoded(small_model):
+    config = replace(recipe(small_model("tiny-wan")), by_turns=True)
     phases = measure(config, PACE, parts=("sample", "train"))
     assert phases["decode"].owners["weights"] == 0
     assert phases["sample"].owners["weights"] == phases["train"].owners["weights"] > 0
 
 
-def test_scoring_is_measured_without_sampling_too():
-    config = recipe("tiny-cogvideox")
+def test_scoring_is_measured_without_sampling_too(small_model):
+    config = recipe(small_model("tiny-cogvideox"))
     whole, alone = (measure(config, PACE, parts=parts)["score"] for parts in (("sample", "score"), ("score",)))
     assert alone.peak == pytest.approx(whole.peak, rel=0.01)
 
@@ -124,7 +125,7 @@ def test_what_a_denoiser_that_waits_on_the_cpu_is_asked_for_is_on_the_card(tmp_p
     assert phases["sample"].flops > 0
 
 
-def test_a_number_of_cards_that_shards_do_not_divide():
-    config = recipe("tiny-cogvideox")
+def test_a_number_of_cards_that_shards_do_not_divide(small_model):
+    config = recipe(small_model("tiny-cogvideox"))
     with pytest.raises(ValueError, match="shard is 2, and gpus 3"):
         measure(replace(config, parallel=replace(config.parallel, shard=2)), PACE, 3)

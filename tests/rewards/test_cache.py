@@ -1,6 +1,5 @@
 import importlib
 import json
-import multiprocessing
 import os
 import sys
 
@@ -13,6 +12,7 @@ from besttake.rewards.cache import CachedReward, identity
 from besttake.rewards.checks import checked
 from besttake.rewards.partial import PartialScore, given
 from besttake.types import CriticCard, Score
+from tests.processes import launch, results
 from tests.tiny_critics import clipscore
 
 PROMPTS = ["a ball", "a ring", "a square"]
@@ -232,7 +232,8 @@ def test_limits_and_folders_that_are_none_are_refused(tmp_path):
         CachedReward(Counting(), tmp_path / "file")
 
 
-def score_many(folder, start, results):
+def score_many(folder):
+    start = (0, 1, 20)[int(os.environ["RANK"])]
     torch.set_num_threads(1)
     cached = CachedReward(Counting(), folder, limit=24 * BLOCK)
     videos = films(40)
@@ -240,17 +241,9 @@ def score_many(folder, start, results):
     for i in range(160):
         k = (start + i) % 40
         good &= torch.equal(cached(videos[k : k + 1], ["a"]).values, Counting()(videos[k : k + 1], ["a"]).values)
-    results.put(good)
+    return good
 
 
 def test_several_processes_share_a_folder(tmp_path):
-    context = multiprocessing.get_context("forkserver")  # of a small process: this one may be large by now
-    results = context.SimpleQueue()
-    workers = [context.Process(target=score_many, args=(tmp_path, start, results)) for start in (0, 1, 20)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join(60)
-    assert [worker.exitcode for worker in workers] == [0, 0, 0]
-    assert all(results.get() for _ in workers)
+    assert results(launch(3, score_many, tmp_path)) == [True] * 3
     assert not [path for path in tmp_path.glob("*/*") if path.suffix != ".json"]

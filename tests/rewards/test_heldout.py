@@ -1,4 +1,5 @@
 from copy import deepcopy
+from functools import cache
 
 import pytest
 import torch
@@ -11,17 +12,19 @@ from tests.rewards.films import CLEAN, FILMS, PROMPTS, spoilt
 CRITIC = load_reward("heldout")
 
 
-def plausibility(videos: torch.Tensor) -> torch.Tensor:
-    return CRITIC(videos, PROMPTS)["plausibility"]
+def plausibility(videos: torch.Tensor, prompts: list[str] = PROMPTS) -> torch.Tensor:
+    return CRITIC(videos, prompts)["plausibility"]
 
 
-CLEAN_SCORE = plausibility(CLEAN)
+@cache
+def clean_score() -> torch.Tensor:
+    return plausibility(CLEAN)
 
 
 @pytest.mark.parametrize("flaw", FLAWS)
 def test_severity_lowers_plausibility(flaw):
-    little, much = plausibility(spoilt(flaw, 0.3)), plausibility(spoilt(flaw, 0.9))
-    assert CLEAN_SCORE.mean() > little.mean() > much.mean()
+    little, much = (plausibility(spoilt(flaw, severity)[::2], PROMPTS[::2]) for severity in (0.3, 0.9))
+    assert clean_score()[::2].mean() > little.mean() > much.mean()
 
 
 @pytest.mark.parametrize(
@@ -34,7 +37,7 @@ def test_severity_lowers_plausibility(flaw):
     ],
 )
 def test_blandness_gains_nothing(bland):
-    assert (plausibility(bland) < CLEAN_SCORE).float().mean() > 0.9
+    assert (plausibility(bland) < clean_score()).float().mean() > 0.9
 
 
 def test_clip_without_its_body_is_implausible():
@@ -42,7 +45,7 @@ def test_clip_without_its_body_is_implausible():
     for film in empty:
         for actor in film.actors:
             actor.opacity = 0 * actor.opacity
-    assert (plausibility(torch.stack([render(film) for film in empty])) < CLEAN_SCORE).float().mean() > 0.9
+    assert (plausibility(torch.stack([render(film) for film in empty])) < clean_score()).float().mean() > 0.9
 
 
 def test_one_wild_frame_costs_a_bounded_amount():
