@@ -16,15 +16,11 @@ from besttake.world.build import FAMILIES, build
 FRAMES, SIDE = {"tiny-cogvideox": 4, "tiny-wan": 5}, 16
 """The size of the random models' clips."""
 
-NARROW: dict[str, dict] = {
-    "tiny-cogvideox": {"num_attention_heads": 2, "attention_head_dim": 32, "time_embed_dim": 64},
-    "tiny-wan": {"num_attention_heads": 2, "attention_head_dim": 32, "ffn_dim": 128, "freq_dim": 32},
-}
 AUTOENCODERS: dict[str, dict] = {
     "tiny-cogvideox": {"block_out_channels": [8] * 3, "decoder_block_out_channels": [8] * 3},
     "tiny-wan": {"base_dim": 8},
 }
-"""What is narrower in the random models' denoisers and autoencoders."""
+"""What is narrower in the random models' autoencoders."""
 
 CAPTIONS = ("a red ball", "a blue ball", "a small green ball", "a large red square")
 
@@ -75,7 +71,7 @@ def material(tmp_path_factory) -> Path:
 
 
 def random_pipeline(family: str) -> DiffusionPipeline:
-    """A family's pipeline, shallower, narrower and for smaller clips than the one that is shipped."""
+    """A family's pipeline, shallower than the one that is shipped, with a narrower autoencoder, for smaller clips."""
     pipeline = small_pipeline(family)
     size = {"sample_frames": FRAMES[family], "sample_height": SIDE, "sample_width": SIDE}
     if family == "tiny-cogvideox":  # counts latents, not pixels
@@ -89,10 +85,10 @@ def random_pipeline(family: str) -> DiffusionPipeline:
     return pipeline
 
 
-def small_pipeline(family: str, layers: int = 2) -> DiffusionPipeline:
-    """A family's pipeline, shallower and narrower than the one that is shipped, for clips of its size."""
+def small_pipeline(family: str, layers: int = 2, **denoiser) -> DiffusionPipeline:
+    """A family's pipeline for clips of its own size, with so many layers, and what else of its denoiser is told."""
     pipeline = build(family)
-    pipeline.transformer = like(pipeline.transformer, num_layers=layers, **NARROW[family])
+    pipeline.transformer = like(pipeline.transformer, num_layers=layers, **denoiser)
     pipeline.vae = like(pipeline.vae, **AUTOENCODERS[family])
     return pipeline
 
