@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -15,16 +14,6 @@ from besttake.world.build import FAMILIES, build
 
 FRAMES, SIDE = {"tiny-cogvideox": 4, "tiny-wan": 5}, 16
 """The size of the random models' clips."""
-
-NARROW: dict[str, dict] = {
-    "tiny-cogvideox": {"num_attention_heads": 2, "attention_head_dim": 32, "time_embed_dim": 64},
-    "tiny-wan": {"num_attention_heads": 2, "attention_head_dim": 32, "ffn_dim": 128, "freq_dim": 32},
-}
-AUTOENCODERS: dict[str, dict] = {
-    "tiny-cogvideox": {"block_out_channels": [8] * 3, "decoder_block_out_channels": [8] * 3},
-    "tiny-wan": {"base_dim": 8},
-}
-"""What is narrower in the random models' denoisers and autoencoders."""
 
 CAPTIONS = ("a red ball", "a blue ball", "a small green ball", "a large red square")
 
@@ -74,29 +63,17 @@ def material(tmp_path_factory) -> Path:
     return folder
 
 
-def random_pipeline(family: str) -> DiffusionPipeline:
-    """A family's pipeline, shallower, narrower and for smaller clips than the one that is shipped."""
-    pipeline = small_pipeline(family)
+def random_pipeline(family: str, layers: int = 2) -> DiffusionPipeline:
+    """A family's pipeline, shallower and for smaller clips than the one that is shipped."""
+    pipeline = build(family)
     size = {"sample_frames": FRAMES[family], "sample_height": SIDE, "sample_width": SIDE}
     if family == "tiny-cogvideox":  # counts latents, not pixels
         scale = pipeline.vae_scale_factor_spatial
-        pipeline.transformer = like(
-            pipeline.transformer, **size | {"sample_height": SIDE // scale, "sample_width": SIDE // scale}
-        )
+        size |= {"sample_height": SIDE // scale, "sample_width": SIDE // scale}
     else:  # a Wan transformer knows no size; `Wan` looks for it in the autoencoder's config
         pipeline.vae.register_to_config(**size)
         pipeline.vae.register_to_config(latents_mean=[0.1] * 12, latents_std=[2.0] * 12)
+        size = {}
+    config = {**pipeline.transformer.config, "num_layers": layers, **size}
+    pipeline.transformer = type(pipeline.transformer).from_config(config).eval()
     return pipeline
-
-
-def small_pipeline(family: str, layers: int = 2) -> DiffusionPipeline:
-    """A family's pipeline, shallower and narrower than the one that is shipped, for clips of its size."""
-    pipeline = build(family)
-    pipeline.transformer = like(pipeline.transformer, num_layers=layers, **NARROW[family])
-    pipeline.vae = like(pipeline.vae, **AUTOENCODERS[family])
-    return pipeline
-
-
-def like(part: Any, **config) -> Any:
-    """Another of a network's class, with random weights, and its config but for this."""
-    return type(part).from_config({**part.config, **config}).eval()
