@@ -60,7 +60,8 @@ def save_checkpoint(folder: Path, step: int, tensors: dict[str, Tensor], state: 
             shutil.rmtree(partial, ignore_errors=True)
         reason = next(iter(error.failures.values()))[0] if isinstance(error, CheckpointException) else error
         raise OSError(f"the checkpoint of step {step} could not be written to {folder}: {reason}") from error
-    for old in checkpoints(folder)[:-keep] if leads() else ():
+    parts = folder.glob(".step-*.part")  # which a kill has left half-written
+    for old in [*checkpoints(folder)[:-keep], *parts] if leads() else ():
         shutil.rmtree(old, ignore_errors=True)
 
 

@@ -58,8 +58,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     if name not in COMMANDS:
         return _complain(f"there is no command '{name}'; there are {', '.join(COMMANDS)}", 2)
-    _quiet()
     try:
+        _quiet()
         COMMANDS[name](rest)
     except (ValueError, FileNotFoundError) as error:
         return _complain(_told(error), 2)

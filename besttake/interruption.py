@@ -7,13 +7,14 @@ that is gone, another one does the same a little later and ends the process.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from besttake.console import err
 
@@ -22,14 +23,18 @@ SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP", "SI
 GRACE = 2.0
 """Seconds that the main thread has to come to its handler."""
 
-ONE = 3.0
-"""Seconds after a signal within which a launcher may pass it on: what comes then is no second signal."""
+ONE, ONE_UNDER_TORCHRUN = 0.5, 3.0
+"""Seconds after a signal within which whatever has started the process may pass it on, as `timeout` and shells' children
+do: what comes then is no second signal."""
 
 LIMIT = 600.0
 """Seconds that saving may take before the process ends without."""
 
 LEAVING = 10.0
-"""Seconds that the main thread may then take to leave what it was doing."""
+"""Seconds that the main thread may then take to say so and leave what it was doing."""
+
+SAYING = 1.0
+"""Seconds that the last words may take where nobody reads them."""
 
 
 class _Guard:
@@ -60,8 +65,9 @@ class _Guard:
         """Save, say so, and leave; in the main thread."""
         self.answered = True
         with self.lock:  # where the other thread has it, the process ends here
-            err.print(self.save(self.number), style="bold", soft_wrap=True)
+            told = self.save(self.number)
         self.saved.set()
+        _say(told)
         if self.number == signal.SIGINT:
             raise KeyboardInterrupt
         raise SystemExit(128 + self.number)
@@ -84,7 +90,7 @@ class _Guard:
             if not came:
                 came = now
                 threading.Thread(target=self.rescue, args=(number,), daemon=True).start()
-            elif now - came > (ONE if "TORCHELASTIC_RUN_ID" in os.environ else 0):
+            elif now - came > (ONE_UNDER_TORCHRUN if _under_torchrun() else ONE):
                 _end(number, "stopped at once")
         os.close(descriptor)
 
@@ -125,6 +131,8 @@ def saving(save: Callable[[], str] = lambda: "") -> Iterator[None]:
         return
     guard = _guard = _Guard()
     guard.saves.append(save)
+    if _under_torchrun():
+        _die_with_launcher()
     read, write = os.pipe()
     os.set_blocking(write, False)
     threading.Thread(target=guard.listen, args=(read,), daemon=True).start()
@@ -175,8 +183,45 @@ def stopping() -> bool:
     return bool(_guard and _guard.number)
 
 
+def _under_torchrun() -> bool:
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def _die_with_launcher() -> None:
+    """Have Linux send SIGTERM when `torchrun` is gone, as after SIGKILL, or a signal that it does not pass on."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, int(signal.SIGTERM))  # PR_SET_PDEATHSIG
+
+
+def _say(told: str) -> None:
+    """Tell what is saved, in the main thread; what is written to a terminal that is gone is lost from here on."""
+    try:
+        err.print(told, style="bold", soft_wrap=True)
+    except (OSError, SystemExit):  # of which rich raises the latter
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for descriptor in (1, 2):
+            os.dup2(nowhere, descriptor)
+    except RuntimeError:  # the signal has come while the same was being written to
+        _write(told)
+
+
+def _write(told: str) -> None:
+    """Write to standard error by itself, if that can be done."""
+
+    def write() -> None:
+        with suppress(OSError):
+            os.write(2, told.encode())
+
+    writing = threading.Thread(target=write, daemon=True)
+    writing.start()
+    writing.join(SAYING)
+
+
 def _end(number: int, told: str) -> None:
     """End the process, whatever its threads do."""
-    shown = "\x1b[?25h" if sys.stderr.isatty() else ""  # the cursor, which a progress bar hides
-    os.write(2, f"{shown}\n{told}\n".encode())
-    os._exit(128 + number)
+    try:
+        shown = "\x1b[?25h" if os.isatty(2) else ""  # the cursor, which a progress bar hides
+        if sys.stderr:
+            _write(f"{shown}\n{told}\n")
+    finally:
+        os._exit(128 + number)

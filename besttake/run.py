@@ -14,7 +14,7 @@ import math
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
@@ -372,14 +372,17 @@ class Run:
         finally:
             if self._changing:
                 interruption.release()
-            self._over.close()
+            with suppress(OSError) if error else nullcontext():  # a full disk, say, which would be told instead
+                self._over.close()
 
     def _finish_step(self) -> None:
         """Count the step that is over; from here on it is whole."""
         self.step += 1
         self.seconds += time.perf_counter() - self._began
-        self._finished = self._stand()
+        self._finished, updated = self._stand(), self._changing
         self._let_go()
+        if updated and self.every(COMPARE_EVERY):  # not before: where a process is gone, the others have this step
+            self._compare_weights()
         self.seconds = led(lambda: self.seconds)  # process 0's clock is everyone's: it decides when to stop
 
     def _let_go(self) -> None:
@@ -411,7 +414,7 @@ class Run:
         Raises:
             FloatingPointError: the loss, or its gradient, is not finite.
         """
-        optim, changed = self.config.optim, False
+        optim = self.config.optim
         row: dict[str, Any] = {name: float(value) for name, value in watched.items()}
         if loss is None:
             row["skipped"] = 1.0
@@ -421,10 +424,11 @@ class Run:
             self._backward(loss / optim.accumulate)
             row["loss"] = loss.item()
         self._rate = self._learning_rate()
-        if (self.step + 1) % optim.accumulate == 0:
-            changed = self._optimizer_step(row)
-        self._log(row)
-        return changed
+        changes = (self.step + 1) % optim.accumulate == 0 and self._clip(row)
+        self._log(row)  # before the weights change: where it fails, on a full disk, say, no step is half done
+        if changes:
+            self._optimizer_step()
+        return changes
 
     def every(self, interval: int) -> bool:
         """Whether the update just made completes an interval; never for an interval of 0."""
@@ -467,7 +471,7 @@ class Run:
             if not trouble and step:
                 with _a_stream_of_its_own() if beside else nullcontext():
                     trouble = self._write_with_others() if self._sharded else self._write()
-        except (OSError, FloatingPointError) as error:
+        except Exception as error:  # whatever it is, it must not be told instead of what ended the run
             trouble = str(error)
         newest = self._newest()
         there = f"the same command goes on from step {newest}, in {folder}" if newest else "no step is saved"
@@ -542,23 +546,24 @@ class Run:
                 raise FloatingPointError(f"the gradient of step {self.step} has norm {number}; {LOWER}")
         return number
 
-    def _optimizer_step(self, row: dict[str, Any]) -> bool:
+    def _clip(self, row: dict[str, Any]) -> bool:
+        """Clip the gradient, if there is any, and put its norm and the rate into a row of the log."""
         parameters = [p for p in self.policy.trainable.values() if p.grad is not None]
         if not parameters:
             return False
-        for group in self.optimizer.param_groups:
-            group["lr"] = self._rate
         norm = self._finite_norm(nn.utils.clip_grad_norm_(parameters, self.config.optim.clip))
         row |= {"gradient_norm": norm, "lr": self._rate}
+        return True
+
+    def _optimizer_step(self) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = self._rate
         interruption.hold()  # until the step is over: whatever of it follows an update belongs to it
         self._changing = True
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.updates += 1
         self.policy.update_average(self.updates)
-        if self.every(COMPARE_EVERY):
-            self._compare_weights()
-        return True
 
     def _end_update(self) -> None:
         """Take the optimizer step of the last steps, where they are fewer than `optim.accumulate`.
@@ -569,9 +574,10 @@ class Run:
         for weight in self.policy.trainable.values():
             if weight.grad is not None:  # a sum of parts of `accumulate`, to be the mean of as many as there are
                 weight.grad *= self.config.optim.accumulate / (self.step % self.config.optim.accumulate)
-        if self._optimizer_step(row):
-            self._let_go()
+        if self._clip(row):
             self._log(row)
+            self._optimizer_step()
+            self._let_go()
 
     def _learning_rate(self) -> float:
         optim, steps = self.config.optim, self.config.steps

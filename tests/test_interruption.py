@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -174,18 +175,54 @@ def test_a_main_thread_that_is_stuck_is_not_waited_for(config, whole, moment, tm
     is_the_run_that_was_not_cut(cut.out, whole)
 
 
-def told_twice(config, moment):
+def told_twice(config, moment, apart):
     def twice():
-        for seconds in (0, 1):
+        for seconds in (0, apart):
             threading.Timer(seconds, lambda: os.kill(os.getpid(), signal.SIGTERM)).start()
         lock_up()
 
     train(config, moment, twice)
 
 
+def test_a_signal_that_a_launcher_passes_on_is_no_second_one(config, tmp_path):
+    cut = replace(config, out=tmp_path / "cut")
+    (ending,) = launch(1, told_twice, cut, "backward", 0.01)
+    assert ending.code == 128 + signal.SIGTERM
+    assert "at once" not in ending.said
+    assert saved(cut.out) == [1]
+
+
+def unheard(config, moment, number, gone):
+    """A process that is told to stop when its standard error is no more, or when nobody reads it."""
+    interruption.LEAVING = 1.0
+
+    def act():
+        reads, writes = os.pipe()
+        if gone:
+            os.close(reads)
+        else:
+            os.set_blocking(writes, False)
+            with suppress(BlockingIOError):
+                while True:
+                    os.write(writes, b"x")
+            os.set_blocking(writes, True)
+        os.dup2(writes, 2)
+        os.kill(os.getpid(), number)
+
+    train(config, moment, act)
+
+
+@pytest.mark.parametrize("gone", [True, False])
+def test_a_terminal_that_is_gone_or_stopped_keeps_nothing(config, gone, tmp_path):
+    cut = replace(config, out=tmp_path / "cut")
+    (ending,) = launch(1, unheard, cut, "sampling", signal.SIGHUP, gone)
+    assert ending.code == 128 + signal.SIGHUP
+    assert saved(cut.out) == [2]
+
+
 def test_a_second_signal_ends_it_at_once(config, tmp_path):
     cut, began = replace(config, out=tmp_path / "cut"), time.monotonic()
-    (ending,) = launch(1, told_twice, cut, "writing")
+    (ending,) = launch(1, told_twice, cut, "writing", 1)
     assert ending.code == 128 + signal.SIGTERM
     assert "stopped at once" in ending.said
     assert saved(cut.out) == []
@@ -289,6 +326,17 @@ def test_it_saves_to_a_slow_disk_before_torchrun_ends_it(config, tmp_path):
     assert saved(cut.out) == [2], said
     assert "goes on from step 2, in" in said.replace("\n", "")
     assert onlinevpo.train(cut).step == 4
+
+
+def test_a_signal_that_torchrun_does_not_pass_on(config, tmp_path):
+    cut = replace(config, out=tmp_path / "cut")
+    code, said = under_torchrun(cut, "sampling", -1, signal.SIGUSR1)
+    assert code == -signal.SIGUSR1
+    for _ in range(200):
+        if saved(cut.out):
+            break
+        time.sleep(0.1)
+    assert saved(cut.out) == [2], said
 
 
 def test_a_signal_to_torchruns_process_group_where_weights_are_sharded(config, tmp_path):

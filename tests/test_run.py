@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -271,6 +272,36 @@ def test_a_full_disk_is_reported_and_the_run_goes_on_when_there_is_room(config, 
             train(config)
     assert Run(config).step == 1
     assert train(config).step == 3
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no full device")
+def test_logs_that_cannot_be_written_do_not_keep_what_is_saved_from_being_told(config):
+    run = Run(replace(config, save_every=9))
+
+    def fail():
+        for step, _ in run.steps([0], 1):
+            if step == 2:
+                run._metrics = run._over.enter_context(open("/dev/full", "w"))
+            run.update(next(iter(run.policy.trainable.values())).sum())
+
+    with pytest.raises(OSError, match="No space left") as failed, run:
+        fail()
+    (said,) = failed.value.__notes__
+    assert "goes on from step 2, in" in said
+
+
+def test_whatever_keeps_a_run_from_saving_is_not_told_instead_of_what_ended_it(config, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("CUDA error")
+
+    monkeypatch.setattr("besttake.run.save_checkpoint", fail)
+    run = Run(replace(config, save_every=9))
+    with pytest.raises(ConnectionError, match="the critic is gone") as failed, run:
+        for step, _ in run.steps([0], 1):
+            if step == 1:
+                raise ConnectionError("the critic is gone")
+            run.update(next(iter(run.policy.trainable.values())).sum())
+    assert failed.value.__notes__ == ["CUDA error; no step is saved"]
 
 
 KILL = """
