@@ -281,7 +281,7 @@ def test_logs_that_cannot_be_written_do_not_keep_what_is_saved_from_being_told(c
     def fail():
         for step, _ in run.steps([0], 1):
             if step == 2:
-                run._metrics = run._over.enter_context(Path("/dev/full").open("w"))
+                run._metrics = run._over.enter_context(Path("/dev/full").open("w"))  # noqa: SIM115
             run.update(next(iter(run.policy.trainable.values())).sum())
 
     with pytest.raises(OSError, match="No space left") as failed, run:
