@@ -24,8 +24,8 @@ GRACE = 2.0
 """Seconds that the main thread has to come to its handler."""
 
 ONE, ONE_UNDER_TORCHRUN = 0.5, 3.0
-"""Seconds after a signal within which whatever has started the process may pass it on, as `timeout` does: what comes
-then is no second signal."""
+"""Seconds after a signal within which whatever has started the process, `timeout` say, may pass it on: what comes then
+is no second signal."""
 
 LIMIT = 600.0
 """Seconds that saving may take before the process ends without."""

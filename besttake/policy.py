@@ -61,7 +61,8 @@ def checksum(tensor: Tensor) -> str:
     """
     told = []
     for part in plain(tensor.detach()):
-        raw = part.contiguous().flatten().view(torch.uint8)
+        # a single number is contiguous whatever its stride, and seen as bytes only with a stride of 1
+        raw = part.contiguous().as_strided((part.numel(),), (1,)).view(torch.uint8)
         places = torch.arange(1, CHUNK // 8 + 1, device=part.device)
         first, second = torch.zeros(2, dtype=torch.int64, device=part.device)
         for start in range(0, len(raw), CHUNK):

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -281,7 +282,7 @@ def test_logs_that_cannot_be_written_do_not_keep_what_is_saved_from_being_told(c
     def fail():
         for step, _ in run.steps([0], 1):
             if step == 2:
-                run._metrics = run._over.enter_context(Path("/dev/full").open("w"))  # noqa: SIM115
+                os.dup2(os.open("/dev/full", os.O_WRONLY), run._metrics.fileno())
             run.update(next(iter(run.policy.trainable.values())).sum())
 
     with pytest.raises(OSError, match="No space left") as failed, run:
@@ -294,17 +295,17 @@ def test_whatever_keeps_a_run_from_saving_is_not_told_instead_of_what_ended_it(c
     def fail(*_):
         raise RuntimeError("CUDA error")
 
-    monkeypatch.setattr("besttake.run.save_checkpoint", fail)
     run = Run(replace(config, save_every=9))
 
-    def until_the_critic_is_gone():
+    def train_a_step():
         for step, _ in run.steps([0], 1):
             if step == 1:
                 raise ConnectionError("the critic is gone")
             run.update(next(iter(run.policy.trainable.values())).sum())
 
+    monkeypatch.setattr("besttake.run.save_checkpoint", fail)
     with pytest.raises(ConnectionError, match="the critic is gone") as failed, run:
-        until_the_critic_is_gone()
+        train_a_step()
     assert failed.value.__notes__ == ["CUDA error; no step is saved"]
 
 
