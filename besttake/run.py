@@ -474,12 +474,12 @@ class Run:
         except Exception as error:  # whatever it is, it must not be told instead of what ended the run
             trouble = str(error)
         newest = self._newest()
-        there = f"the same command goes on from step {newest}, in {folder}" if newest else "no step is saved"
+        there = f"the same command goes on from step {newest}, in {folder}" if newest > 0 else "no step is saved"
         return f"{trouble + '; ' if trouble else ''}{there}" if leads() or newest == step else ""
 
     def _newest(self) -> int:
-        """The step of the newest checkpoint, 0 if there is none."""
-        return max(map(step_of, checkpoints(self.folder / "checkpoints")), default=0)
+        """The step of the newest checkpoint, -1 if there is none."""
+        return max(map(step_of, checkpoints(self.folder / "checkpoints")), default=-1)
 
     def _write_with_others(self) -> str:
         """Of sharded weights each process writes a part, if all of them are there to; what kept them from it."""

@@ -88,6 +88,7 @@ def test_realdpo_on_a_base_in_half_precision(settings, clips, folder_of, name):
         negatives=2,
         renew_every=2,
         reference_every=1,
+        reference_warmup=False,  # with it, the reference is the policy after the first update, as after a refresh
     )
     moves_the_right_weights_only(realdpo.train, config, folder_of(name))
 
