@@ -313,6 +313,11 @@ def by_a_hair(weight):
     weight[-1, -1] = weight[-1, -1].nextafter(torch.tensor(torch.inf))
 
 
+def for_good(weight):
+    """By more than the next update may round away."""
+    weight[-1, -1] += 1e-3
+
+
 def beyond_all_numbers(weight):
     weight[-1] = torch.inf
 
@@ -320,9 +325,9 @@ def beyond_all_numbers(weight):
 def test_weights_that_become_different_are_refused_every_so_many_updates(short):
     own = replace(short, steps=6, save_every=9)
     words = "do not agree on the weights that are trained"
-    for compare_every, updates in ((1, 1), (2, 2)):
+    for compare_every, updates, change in ((1, 1, by_a_hair), (2, 2, for_good)):
         out = short.out.with_name(f"every-{compare_every}")
-        for ending in launch(2, after_an_update, replace(own, out=out), by_a_hair, compare_every):
+        for ending in launch(2, after_an_update, replace(own, out=out), change, compare_every):
             assert ending.returned == 2
             assert words in ending.said.replace("\n", " ")
             assert "on process 0" in ending.said

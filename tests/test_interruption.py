@@ -319,6 +319,19 @@ def test_the_process_that_is_left_saves(config, dead, tmp_path):
     assert saved(cut.out) == [2]
 
 
+def gone_as_weights_are_compared(config):
+    run.COMPARE_EVERY = 1
+    MOMENTS["comparing"] = (run.Run, "_compare_weights", 2, 2)  # the first is at the start
+    struck(config, "comparing", 1, signal.SIGKILL)
+
+
+def test_the_step_before_a_comparison_of_weights_is_whole(config, tmp_path):
+    cut = replace(config, out=tmp_path / "cut")
+    left, dead = launch(2, gone_as_weights_are_compared, cut)
+    assert (left.code, dead.code) == (1, -signal.SIGKILL)
+    assert saved(cut.out) == [2], left.said
+
+
 def test_it_saves_to_a_slow_disk_before_torchrun_ends_it(config, tmp_path):
     cut = replace(config, out=tmp_path / "cut")
     code, said = under_torchrun(cut, "sampling", 0, signal.SIGKILL, 5.0)
