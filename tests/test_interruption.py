@@ -177,7 +177,7 @@ def test_a_main_thread_that_is_stuck_is_not_waited_for(config, whole, moment, tm
 
 def told_twice(config, moment, apart):
     def twice():
-        for seconds in (0, apart):
+        for seconds in (0.2, 0.2 + apart):
             threading.Timer(seconds, lambda: os.kill(os.getpid(), signal.SIGTERM)).start()
         lock_up()
 
