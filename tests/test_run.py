@@ -5,8 +5,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,11 +15,11 @@ from safetensors.torch import load_file, save_file
 
 from besttake import checkpoint
 from besttake.algorithms.sft import Config, train
-from besttake.configuration import to_yaml
 from besttake.models import load_model
 from besttake.monitor import MonitorConfig
 from besttake.policy import PolicyConfig, signature_of_ends
 from besttake.run import OptimConfig, Run, TrainConfig
+from tests.processes import launch
 
 
 @pytest.fixture
@@ -309,29 +307,25 @@ def test_whatever_keeps_a_run_from_saving_is_not_told_instead_of_what_ended_it(c
     assert failed.value.__notes__ == ["CUDA error; no step is saved"]
 
 
-KILL = """
-import os, sys, torch
-from besttake import checkpoint
-from besttake.algorithms.sft import train
-from besttake.cli import read_recipe
-torch.set_num_threads(int(sys.argv[2]))
-save = checkpoint.save_file
-def die(tensors, path):
-    save(tensors, path)
-    if "step-00000003" in str(path):
-        os.truncate(path, 100)
-        os.kill(os.getpid(), 9)
-checkpoint.save_file = die
-train(read_recipe(sys.argv[1]))
-"""
+def killed_while_it_saves(config):
+    """Half of a checkpoint is written when the process is killed."""
+    save = checkpoint.save_file
+
+    def die(tensors, path):
+        save(tensors, path)
+        if "step-00000003" in str(path):
+            os.truncate(path, 100)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    checkpoint.save_file = die
+    train(config)
 
 
 def test_a_run_killed_while_it_saves_loses_one_interval_and_no_bit(config, tmp_path):
-    config, recipe = replace(config, steps=5), tmp_path / "recipe.yaml"
+    config = replace(config, steps=5)
     whole, cut = train(config), replace(config, out=tmp_path / "killed")
-    recipe.write_text(to_yaml(cut, algorithm="sft"))
-    command = [sys.executable, "-c", KILL, str(recipe), str(torch.get_num_threads())]
-    assert subprocess.run(command, stderr=subprocess.DEVNULL).returncode == -signal.SIGKILL
+    (ending,) = launch(1, killed_while_it_saves, cut)
+    assert ending.code == -signal.SIGKILL
     with (cut.out / "metrics.jsonl").open("a") as file:
         file.write('{"step": 9')  # a line cut short
     assert Run(cut).step == 2
