@@ -96,11 +96,11 @@ def material(folder: Path) -> None:
         PreferencePair(one.caption, one.path, [other.path], 1.0)
         for one, other in zip(found, found[1:] + found[:1], strict=True)
     ]
-    write_pairs(clips / "pairs.jsonl", pairs)
+    write_pairs(folder / "pairs.jsonl", pairs)
 
 
 def config_of(name: str, folder: Path, out: Path, save_every: int) -> Any:
-    data = {"onlinevpo": folder / "prompts.txt", "offline_dpo": folder / "clips" / "pairs.jsonl"}
+    data = {"onlinevpo": folder / "prompts.txt", "offline_dpo": folder / "pairs.jsonl"}
     own = {"reward": RewardConfig("temporal-flicker", normalise="batch")} if name == "onlinevpo" else {}
     look = MonitorConfig(3, str(folder / "prompts.txt"), 1, ("dynamic-degree",), 1, RolloutOverrides(steps=1))
     return algorithms()[name].Config(
