@@ -120,6 +120,7 @@ def config_of(name: str, folder: Path, out: Path, save_every: int) -> Any:
 def work(config: Any, rank: int = 0, environment: Mapping[str, str] | None = None) -> None:
     """`besttake train` without its report, in a process of its own."""
     os.environ |= environment or {}
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which what a shell starts in the background ignores
     torch.set_num_threads(1)
     cli._report = lambda *_: None
     rank, name = int(os.environ.get("RANK", rank)), type(config).__module__.rpartition(".")[2]
