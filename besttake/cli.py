@@ -69,8 +69,8 @@ def main(arguments: list[str] | None = None) -> int:
         if out_of_memory(error):
             return _complain(_told(error, "".join(str(error).splitlines()[:1]), ADVICE), 1)
         return _complain_of_others(error)
-    except KeyboardInterrupt:
-        return 130
+    except KeyboardInterrupt as stopped:  # a run has told already what is saved
+        return 130 if stopped.args else _complain("stopped", 130)
     return 0
 
 
@@ -175,11 +175,12 @@ def train_and_report(config: Any) -> None:
     with saving():
         join(config.parallel, find_device(config.device))
         folder = module.train(replace(config, data=led(lambda: real_data(config.data)))).folder
-        with saving(lambda: f"{folder} is trained; the same command measures it"):
+        told = f"{folder} is trained; the same command measures it"
+        with saving(lambda: told):
             try:
                 _report(folder, config)
             except Exception as error:
-                error.add_note(f"{folder} is trained; the same command measures it")
+                error.add_note(told)
                 raise
     leave()
 

@@ -69,7 +69,7 @@ class _Guard:
         self.saved.set()
         _say(told)
         if self.number == signal.SIGINT:
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt(told)
         raise SystemExit(128 + self.number)
 
     def save(self, number: int) -> str:

@@ -267,6 +267,15 @@ def test_a_failing_machine_has_status_1_and_says_what_is_safe(capsys, recipe, mo
     assert "the same command goes on from step 1, in" in error
 
 
+def test_ctrl_c_says_so_where_no_run_does(capsys, monkeypatch):
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(cli.COMMANDS, "generate", interrupted)
+    status, _, error = besttake_says(capsys, "generate")
+    assert (status, error.strip()) == (130, "error: stopped")
+
+
 def test_generate_score_and_train_on_the_pairs(capsys, model_folder, material, tmp_path, recipe, monkeypatch):
     takes, reward = tmp_path / "takes", ("--reward", "temporal-flicker")
     model = ("--model", model_folder("tiny-cogvideox"))
