@@ -87,6 +87,10 @@ MOMENTS = {
     "evaluating": (cli, "_report", 1, 4),
 }
 """What is called then, which of its calls a signal comes in, and the step that is saved."""
+STRIKES = MOMENTS | {
+    "the first sampling": (onlinevpo, "generate", 1, 0),
+    "comparing": (run.Run, "_compare_weights", 2, 2),  # the first is at the start
+}
 
 
 def strike(where, name, call, act):
@@ -104,7 +108,7 @@ def strike(where, name, call, act):
 
 def train(config, moment, act):
     """`besttake train` in this process, which ends as that ends it."""
-    where, name, call, _ = MOMENTS[moment]
+    where, name, call, _ = STRIKES[moment]
     if moment != "evaluating":
         cli._report = lambda *_: None
     strike(where, name, call, act)
@@ -142,8 +146,7 @@ def test_before_the_first_step_there_is_nothing_to_save(config, tmp_path):
     cut = replace(config, out=tmp_path / "cut", monitor=MonitorConfig(every=0))
     (ending,) = launch(1, told_to_stop, cut, "backward", signal.SIGTERM)
     assert saved(cut.out) == [1]
-    MOMENTS["the first"] = (onlinevpo, "generate", 1, 0)
-    (ending,) = launch(1, told_to_stop, replace(cut, out=tmp_path / "none"), "the first", signal.SIGTERM)
+    (ending,) = launch(1, told_to_stop, replace(cut, out=tmp_path / "none"), "the first sampling", signal.SIGTERM)
     assert ending.code == 128 + signal.SIGTERM
     assert "no step is saved" in ending.said
     assert saved(tmp_path / "none") == []
@@ -321,7 +324,6 @@ def test_the_process_that_is_left_saves(config, dead, tmp_path):
 
 def gone_as_weights_are_compared(config):
     run.COMPARE_EVERY = 1
-    MOMENTS["comparing"] = (run.Run, "_compare_weights", 2, 2)  # the first is at the start
     struck(config, "comparing", 1, signal.SIGKILL)
 
 
