@@ -16,12 +16,12 @@ from torch import Tensor
 
 from besttake.algorithms.onlinevpo import Config, pair_loss
 from besttake.algorithms.pairing import best_against_worst
-from besttake.cli import read_recipe
+from besttake.commands.cli import read_recipe
 from besttake.data.prompts import read_prompts
 from besttake.models import load_model
-from besttake.policy import Policy
-from besttake.rewards.critic import load_critic
-from besttake.rollout import generate
+from besttake.models.policy import Policy
+from besttake.rewards.panel import load_panel
+from besttake.sampling.rollout import generate
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ def main(config: AgreementConfig) -> None:
     """Print the table."""
     recipe = replace(read_recipe(config.recipe), draws=config.draws)
     prompts = read_prompts(recipe.data)[: config.prompts]
-    policy, critic = Policy(load_model(recipe.model), recipe.policy), load_critic(recipe.reward)
+    policy, critic = Policy(load_model(recipe.model), recipe.policy), load_panel(recipe.reward)
     print("| takes of a prompt | cosine of two halves' gradients |\n| --- | --- |")
     for n in config.takes:
         first, second = (gradient(policy, critic, prompts[half::2], n, recipe, config.seed + half) for half in range(2))

@@ -30,17 +30,17 @@ import torch
 import tyro
 from torch import Tensor
 
-from besttake.cli import DEMO, read_recipe, with_flags
-from besttake.commands import GenerateConfig, generate_takes, real_data
-from besttake.configuration import fingerprint
+from besttake.commands.cli import DEMO, read_recipe, with_flags
+from besttake.commands.generate import GenerateConfig, generate_takes, real_data
+from besttake.commands.score import ScoreConfig, score_videos
 from besttake.data.files import atomic
 from besttake.data.prompts import read_prompts
-from besttake.embedded import FOLDER, embedded_model
 from besttake.evaluation.before_after import EvaluateConfig, shoot, trained_model
 from besttake.models import load_model
 from besttake.report.folder import read_run
-from besttake.rewards.world import DIMENSIONS
-from besttake.scoring import ScoreConfig, score_videos
+from besttake.rewards.critics.world import DIMENSIONS
+from besttake.runtime.configuration import fingerprint
+from besttake.runtime.embedded import FOLDER, embedded_model
 from besttake.world.evaluate import Judge, clean_clips, look_at, through_autoencoder
 from besttake.world.measure import FLAWS
 from besttake.world.physics import FRAMES

@@ -21,10 +21,10 @@ from transformers import Idefics2ImageProcessorPil, Qwen2VLImageProcessorPil
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from besttake.data.video import read_video, to_uint8
+from besttake.rewards.critics.hpsv3 import PIXELS, HPSv3
+from besttake.rewards.critics.videoscore import SIDES, VideoScore
 from besttake.rewards.frames import CLIP_STD, clip_view
-from besttake.rewards.hpsv3 import PIXELS, HPSv3
-from besttake.rewards.image_critic import hub_view
-from besttake.rewards.videoscore import SIDES, VideoScore
+from besttake.rewards.networks.image_critic import hub_view
 
 SHORT, LONG = SIDES
 FRAMES = 3

@@ -31,9 +31,9 @@ from typing import Any
 import torch
 import tyro
 
-from besttake.rewards import server
-from besttake.rewards.remote import Patience, Remote, Server, as_uint8
-from besttake.rewards.server import pack, wish
+from besttake.rewards.remote import server
+from besttake.rewards.remote.client import Patience, Remote, Server, as_uint8
+from besttake.rewards.remote.server import pack, wish
 
 SINK = """
 import socket

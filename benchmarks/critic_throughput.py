@@ -41,20 +41,20 @@ from transformers import (
     VJEPA2Model,
 )
 
-from besttake.rewards import critics, load_reward
-from besttake.rewards.aesthetic import AestheticCritic, AestheticNetwork
-from besttake.rewards.clipscore import ClipScore
-from besttake.rewards.hpsv2 import HpsV2
-from besttake.rewards.hpsv3 import REWARD_TOKEN, HPSv3, HPSv3Network
-from besttake.rewards.image_critic import empty
-from besttake.rewards.imagereward import ImageRewardCritic, ImageRewardNetwork
-from besttake.rewards.mps import MpsCritic, MpsNetwork
-from besttake.rewards.pickscore import PickScore
-from besttake.rewards.viclip import Network, Sizes, ViCLIP
-from besttake.rewards.videoalign import REWARD_TOKENS, Settings, VideoAlign, make_network
-from besttake.rewards.videoscore import VideoScore, VideoScoreNetwork
-from besttake.rewards.vjepa import VJepa
-from besttake.rewards.weights import load_weights
+from besttake.rewards import critic_names, load_reward
+from besttake.rewards.critics.aesthetic import AestheticCritic, AestheticNetwork
+from besttake.rewards.critics.clipscore import ClipScore
+from besttake.rewards.critics.hpsv2 import HpsV2
+from besttake.rewards.critics.hpsv3 import REWARD_TOKEN, HPSv3, HPSv3Network
+from besttake.rewards.critics.imagereward import ImageRewardCritic, ImageRewardNetwork
+from besttake.rewards.critics.mps import MpsCritic, MpsNetwork
+from besttake.rewards.critics.pickscore import PickScore
+from besttake.rewards.critics.viclip import Network, Sizes, ViCLIP
+from besttake.rewards.critics.videoalign import REWARD_TOKENS, Settings, VideoAlign, make_network
+from besttake.rewards.critics.videoscore import VideoScore, VideoScoreNetwork
+from besttake.rewards.critics.vjepa import VJepa
+from besttake.rewards.networks.image_critic import empty
+from besttake.rewards.networks.weights import load_weights
 from besttake.types import Reward
 
 PROMPT = "A red ball rolls down a wooden ramp and knocks over a row of small blue blocks, seen from the side"
@@ -384,7 +384,7 @@ def main(config: ThroughputConfig) -> None:
     Raises:
         ValueError: there is no network of a critic that was asked for.
     """
-    found = [name for name in critics() if name not in ELSEWHERE]
+    found = [name for name in critic_names() if name not in ELSEWHERE]
     if missing := [name for name in found if name not in BUILD and name not in SHIPPED]:
         print(f"not measured, for they are not in BUILD: {', '.join(missing)}")
     known = [name for name in found if name not in missing]

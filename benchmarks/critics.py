@@ -18,7 +18,7 @@ from torch import Tensor
 from besttake.data.prompts import read_prompts
 from besttake.models import load_model
 from besttake.rewards import load_reward
-from besttake.rollout import RolloutConfig, generate
+from besttake.sampling.rollout import RolloutConfig, generate
 from besttake.world.captions import Caption
 from besttake.world.measure import measure_all
 from besttake.world.pretrain_critics import graded_batch

@@ -248,7 +248,7 @@ class Bench:
 def bench(name: str, config: GpuConfig, rows: int = 1) -> Bench:
     from training_step import random_model
 
-    from besttake.policy import Policy, PolicyConfig
+    from besttake.models.policy import Policy, PolicyConfig
 
     device = "cpu" if config.tiny else "cuda"
     model = random_model(MODELS[name], torch.float32 if config.tiny else torch.bfloat16, device)

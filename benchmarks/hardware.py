@@ -11,7 +11,7 @@ from typing import Any
 
 import tyro
 
-from besttake.cli import RECIPES, read_recipe
+from besttake.commands.cli import RECIPES, read_recipe
 from besttake.plan import Plan, PlanConfig, make_plan
 from besttake.plan.advice import advise
 from besttake.plan.cards import find_card

@@ -32,17 +32,17 @@ import torch
 import tyro
 from safetensors.torch import load_file
 
-from besttake import cli
 from besttake.algorithms import algorithms
-from besttake.commands import ClipsConfig, write_clips
-from besttake.configuration import to_yaml
+from besttake.commands import cli
+from besttake.commands.generate import ClipsConfig, write_clips
 from besttake.data.pairs import PreferencePair, write_pairs
 from besttake.data.real import find_clips
-from besttake.monitor import MonitorConfig
-from besttake.policy import PolicyConfig
-from besttake.rewards.composite import RewardConfig
-from besttake.rollout import RolloutConfig, RolloutOverrides
-from besttake.run import OptimConfig
+from besttake.models.policy import PolicyConfig
+from besttake.rewards.panel import RewardConfig
+from besttake.runtime.configuration import to_yaml
+from besttake.sampling.rollout import RolloutConfig, RolloutOverrides
+from besttake.training.run import OptimConfig
+from besttake.training.validation import MonitorConfig
 
 SIGNALS = {"SIGKILL": signal.SIGKILL, "SIGTERM": signal.SIGTERM, "Ctrl-C": signal.SIGINT}
 STEPS = 8

@@ -24,15 +24,15 @@ from random_weights import randomise
 from torch import nn
 
 from besttake.algorithms.losses import dpo, drawn_errors
-from besttake.devices import describe_device
 from besttake.models import Quantization, Size
+from besttake.models.policy import Policy, PolicyConfig
 from besttake.plan.alike import run_one_of_each
 from besttake.plan.cards import find_card
 from besttake.plan.imagined import CARD, imagined
 from besttake.plan.meter import Meter, Pace
 from besttake.plan.skeletons import skeleton
-from besttake.policy import Policy, PolicyConfig
-from besttake.run import OptimConfig, adamw
+from besttake.runtime.devices import describe_device
+from besttake.training.run import OptimConfig, adamw
 from besttake.types import Condition
 
 SIZES = {"240p": (240, 424), "360p": (360, 640), "480p": (480, 848), "720p": (720, 1280)}

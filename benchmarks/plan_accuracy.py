@@ -23,12 +23,12 @@ from random_weights import fill
 from rich.console import Console
 from rich.table import Table
 
-from besttake.cli import read_recipe
-from besttake.devices import describe_device, find_device
+from besttake.commands.cli import read_recipe
 from besttake.plan.cards import find_card
 from besttake.plan.meter import Meter, Pace, Phase
 from besttake.plan.steps import STEP, Step, black_picture, measure
-from besttake.rewards.composite import RewardConfig
+from besttake.rewards.panel import RewardConfig
+from besttake.runtime.devices import describe_device, find_device
 
 GIB = 2**30
 

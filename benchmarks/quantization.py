@@ -19,11 +19,11 @@ import tyro
 from torch import Tensor
 
 from besttake.data.prompts import read_prompts
-from besttake.devices import describe_device, find_device
 from besttake.models import load_model
+from besttake.models.policy import Policy, PolicyConfig
 from besttake.models.quantization import blocks, plain
-from besttake.policy import Policy, PolicyConfig
-from besttake.rollout import RolloutConfig, generate
+from besttake.runtime.devices import describe_device, find_device
+from besttake.sampling.rollout import RolloutConfig, generate
 
 WAYS = {"bfloat16": "none", "int8": "int8", "fp8": "fp8", "nf4": "nf4"}
 

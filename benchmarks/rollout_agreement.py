@@ -29,16 +29,16 @@ from diffusers import AutoencoderKLCogVideoX, AutoencoderKLWan, CogVideoXTransfo
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from besttake import rollout
 from besttake.algorithms.pairing import extremes
-from besttake.cli import read_recipe
+from besttake.commands.cli import read_recipe
 from besttake.data.files import atomic
 from besttake.data.prompts import read_prompts
-from besttake.devices import describe_device, find_device, keep_freed_memory
 from besttake.models import VideoModel, load_model
-from besttake.models.caches import CacheConfig
-from besttake.rewards.composite import Ballots, Panel, load_panel
-from besttake.rollout import RolloutConfig, generate
+from besttake.rewards.panel import Ballots, Panel, load_panel
+from besttake.runtime.devices import describe_device, find_device, keep_freed_memory
+from besttake.sampling import rollout
+from besttake.sampling.rollout import RolloutConfig, generate
+from besttake.sampling.step_cache import CacheConfig
 
 WAYS: dict[str, dict[str, Any]] = {
     "full": {},

@@ -14,12 +14,12 @@ from dataclasses import dataclass, replace
 import torch
 import tyro
 
-from besttake.cli import read_recipe
+from besttake.commands.cli import read_recipe
 from besttake.data.prompts import read_prompts
-from besttake.devices import describe_device, find_device
 from besttake.models import load_model
-from besttake.rewards.composite import load_panel
-from besttake.rollout import RolloutConfig, generate
+from besttake.rewards.panel import load_panel
+from besttake.runtime.devices import describe_device, find_device
+from besttake.sampling.rollout import RolloutConfig, generate
 
 
 @dataclass(frozen=True)

@@ -23,11 +23,11 @@ import tyro
 from besttake.algorithms.losses import denoising_errors, dpo
 from besttake.algorithms.pairing import best_against_worst
 from besttake.data.prompts import read_prompts
-from besttake.devices import keep_freed_memory
 from besttake.models import load_model
-from besttake.policy import Policy, PolicyConfig
-from besttake.rewards.critic import RewardConfig, load_critic
-from besttake.rollout import RolloutConfig, generate
+from besttake.models.policy import Policy, PolicyConfig
+from besttake.rewards.panel import RewardConfig, load_panel
+from besttake.runtime.devices import keep_freed_memory
+from besttake.sampling.rollout import RolloutConfig, generate
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def our_step(
     with watch.part("decoding"), torch.no_grad():
         videos = torch.cat([model.decode(part) for part in takes.latents.split(config.rollout.batch)]).clamp(-1, 1)
     with watch.part("scoring"), torch.no_grad():
-        scores = critic(videos, takes.prompts, model.fps)
+        scores = critic(videos, takes.prompts, model.fps).votes[:, 0]
     with watch.part("loss"):
         pairs, _ = best_against_worst(takes, scores)
         generator = torch.Generator().manual_seed(step)
@@ -105,7 +105,7 @@ def plain_step(
             with watch.part("decoding"), torch.no_grad():
                 video = model.decode(latents).clamp(-1, 1)
             with watch.part("scoring"), torch.no_grad():
-                scores.append(critic(video, [prompt], model.fps).item())
+                scores.append(critic(video, [prompt], model.fps).votes.item())
             takes.append(latents)
         with watch.part("loss"):
             _plain_loss(policy, takes, scores, prompt, step).backward()
@@ -149,7 +149,7 @@ def main(config: BenchmarkConfig) -> None:
     if config.threads:
         torch.set_num_threads(config.threads)
     model = load_model(config.model, device="cuda" if torch.cuda.is_available() else "cpu")
-    policy, critic = Policy(model, PolicyConfig()), load_critic(config.reward, str(model.device))
+    policy, critic = Policy(model, PolicyConfig()), load_panel(config.reward, str(model.device))
     prompts = read_prompts("world-train")[: config.prompts_per_step]
     figures: dict = {"machine": platform.processor() or platform.machine(), "threads": torch.get_num_threads()}
     for name, step in (("ours", our_step), ("plain", plain_step)):

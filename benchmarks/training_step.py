@@ -29,12 +29,12 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from besttake.algorithms.losses import dpo, drawn_errors
-from besttake.devices import describe_device, find_device, keep_freed_memory
-from besttake.embedded import embedded_model
 from besttake.models import VideoModel, load_model
+from besttake.models.policy import Policy, PolicyConfig
 from besttake.plan.skeletons import skeleton
-from besttake.policy import Policy, PolicyConfig
-from besttake.rollout import RolloutConfig, generate
+from besttake.runtime.devices import describe_device, find_device, keep_freed_memory
+from besttake.runtime.embedded import embedded_model
+from besttake.sampling.rollout import RolloutConfig, generate
 
 PROMPT = "a woman opens a red umbrella in the rain and walks on"
 FEW = 3

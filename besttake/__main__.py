@@ -2,6 +2,6 @@
 
 import sys
 
-from besttake.cli import main
+from besttake.commands.cli import main
 
 sys.exit(main())

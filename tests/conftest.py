@@ -13,16 +13,17 @@ from pathlib import Path
 import pytest
 
 SLOW = (
+    "runtime/test_interruption.py",
     "contracts/test_models.py",
-    "test_distributed.py",
+    "runtime/test_distributed.py",
     "contracts/test_training.py",
     "plan/test_steps.py",
-    "test_cli.py",
+    "commands/test_cli.py",
     "contracts/test_algorithms.py",
     "world/test_pretrain_denoiser.py",
     "plan/test_alike.py",
-    "rewards/test_heldout.py",
-    "test_run.py",
+    "rewards/critics/test_heldout.py",
+    "training/test_run.py",
     "test_recipes.py",
     "plan/test_plan.py",
 )

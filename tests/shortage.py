@@ -13,7 +13,7 @@ import torch
 
 from besttake.algorithms.losses import sft_error
 from besttake.models import load_model
-from besttake.policy import Policy, PolicyConfig
+from besttake.models.policy import Policy, PolicyConfig
 
 MALLOC = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}
 """Variables of the environment, for glibc."""

@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from besttake.cli import RECIPES, main, read_recipe
+from besttake.commands.cli import RECIPES, main, read_recipe
 from besttake.data.prompts import read_prompts
 from besttake.data.video import write_video
 from tests.tiny import tiny_models

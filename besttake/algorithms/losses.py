@@ -18,11 +18,11 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from besttake.configuration import require
-from besttake.distributed import gathered, share
-from besttake.memory import forget
-from besttake.policy import Policy
-from besttake.sharding import going_again, recover
+from besttake.models.policy import Policy
+from besttake.models.sharding import going_again, recover
+from besttake.runtime.configuration import require
+from besttake.runtime.distributed import gathered, share
+from besttake.runtime.memory import forget
 from besttake.types import Condition, Latent, Time
 
 T = TypeVar("T")

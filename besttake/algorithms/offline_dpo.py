@@ -19,9 +19,9 @@ from besttake.algorithms.real_clips import check_caption, seen, shown_first_fram
 from besttake.data.faults import read_each
 from besttake.data.pairs import PreferencePair, read_pairs
 from besttake.data.video import check_length, probe, read_video
-from besttake.distributed import agree_on_each
-from besttake.rollout import RolloutConfig
-from besttake.run import Run, TrainConfig
+from besttake.runtime.distributed import agree_on_each
+from besttake.sampling.rollout import RolloutConfig
+from besttake.training.run import Run, TrainConfig
 
 log = logging.getLogger(__name__)
 

@@ -16,14 +16,14 @@ from torch import Tensor
 
 from besttake.algorithms.losses import check_dpo, dpo, drawn_errors
 from besttake.algorithms.pairing import Pairs, best_against_worst, extremes
-from besttake.configuration import require
 from besttake.data.prompts import read_prompts
-from besttake.devices import find_device
 from besttake.models import VideoModel
-from besttake.policy import Policy
-from besttake.rewards.composite import Ballots, Panel, RewardConfig, load_panel
-from besttake.rollout import Preview, RolloutConfig, generate
-from besttake.run import Run, TrainConfig
+from besttake.models.policy import Policy
+from besttake.rewards.panel import Ballots, Panel, RewardConfig, load_panel
+from besttake.runtime.configuration import require
+from besttake.runtime.devices import find_device
+from besttake.sampling.rollout import Preview, RolloutConfig, generate
+from besttake.training.run import Run, TrainConfig
 from besttake.types import Video
 
 

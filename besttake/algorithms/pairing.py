@@ -9,8 +9,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from besttake.algorithms.losses import Clips
-from besttake.rewards.composite import Ballots, agreed
-from besttake.rollout import Rollout
+from besttake.rewards.panel import Ballots, agreed
+from besttake.sampling.rollout import Rollout
 from besttake.types import Condition
 
 

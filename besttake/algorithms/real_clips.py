@@ -11,10 +11,10 @@ from besttake.data.faults import read_each
 from besttake.data.files import content
 from besttake.data.real import RealClip, load_real
 from besttake.data.video import check_length
-from besttake.distributed import agree_on_each, dealt, together
 from besttake.models import VideoModel
-from besttake.rollout import RolloutConfig
-from besttake.run import Run
+from besttake.runtime.distributed import agree_on_each, dealt, together
+from besttake.sampling.rollout import RolloutConfig
+from besttake.training.run import Run
 from besttake.types import Latent, Prompt
 
 

@@ -16,11 +16,11 @@ from typing import Literal
 from besttake.algorithms.losses import check_dpo, dpo, drawn_errors
 from besttake.algorithms.real_clips import encode_clips
 from besttake.algorithms.takes import Takes, folder_of
-from besttake.configuration import require
 from besttake.data.real import find_clips
-from besttake.policy import warmed_up
-from besttake.rollout import RolloutConfig
-from besttake.run import Run, TrainConfig
+from besttake.models.policy import warmed_up
+from besttake.runtime.configuration import require
+from besttake.sampling.rollout import RolloutConfig
+from besttake.training.run import Run, TrainConfig
 
 
 @dataclass(frozen=True)

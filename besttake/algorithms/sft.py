@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from besttake.algorithms.losses import draw_noise, sft_error
 from besttake.algorithms.real_clips import encode_clips
 from besttake.data.real import find_clips
-from besttake.rollout import RolloutConfig
-from besttake.run import Run, TrainConfig
+from besttake.sampling.rollout import RolloutConfig
+from besttake.training.run import Run, TrainConfig
 
 
 @dataclass(frozen=True)

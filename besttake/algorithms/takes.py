@@ -17,13 +17,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
-from besttake.configuration import fingerprint
 from besttake.data.files import save_tensors
 from besttake.data.prompts import shown
-from besttake.distributed import leads, led, led_tensor, together
-from besttake.policy import FORM, Policy
-from besttake.rollout import RolloutConfig, generate
-from besttake.run import Run
+from besttake.models.policy import FORM, Policy
+from besttake.runtime.configuration import fingerprint
+from besttake.runtime.distributed import leads, led, led_tensor, together
+from besttake.sampling.rollout import RolloutConfig, generate
+from besttake.training.run import Run
 from besttake.types import Latent
 
 log = logging.getLogger(__name__)

@@ -8,10 +8,10 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from besttake.configuration import require
 from besttake.data.faults import read_each
 from besttake.data.files import content, line_of, read_jsonl, read_text
-from besttake.embedded import embedded_prompts
+from besttake.runtime.configuration import require
+from besttake.runtime.embedded import embedded_prompts
 from besttake.types import Prompt
 
 Item = TypeVar("Item")

@@ -18,7 +18,7 @@ from besttake.data.faults import read_each
 from besttake.data.files import line_of, read_jsonl
 from besttake.data.layouts import PATHS, TABLES, VIDEOS, Entry, find_entries
 from besttake.data.prompts import read_prompts
-from besttake.embedded import embedded_prompts
+from besttake.runtime.embedded import embedded_prompts
 
 log = logging.getLogger(__name__)
 

@@ -27,9 +27,9 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
-from besttake.configuration import require
 from besttake.data.files import atomic
 from besttake.data.picture import over_black, read_picture, refuse_hdr
+from besttake.runtime.configuration import require
 
 SLACK = 5e-4
 """Seconds. Matroska rounds a frame's time to the millisecond: a frame due half of one later is on screen already."""

@@ -15,18 +15,18 @@ import numpy as np
 import torch
 from tyro.conf import UseAppendAction
 
-from besttake.console import progress
 from besttake.data.cache import versions
 from besttake.data.faults import read_each
 from besttake.data.files import atomic, content
 from besttake.data.video import probe, read_video
 from besttake.data.votes import Ballot, read_votes
-from besttake.devices import find_device
 from besttake.evaluation import ranking
 from besttake.evaluation.ranking import Interval, Statistic
 from besttake.rewards import load_reward
 from besttake.rewards.cache import identity
 from besttake.rewards.checks import checked, parse_weights
+from besttake.runtime.console import progress
+from besttake.runtime.devices import find_device
 from besttake.types import Reward
 
 DEFAULT = "world"

@@ -16,17 +16,17 @@ from peft import get_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from besttake.configuration import read_yaml, require
 from besttake.data.files import atomic
 from besttake.data.video import enlargement, write_video
-from besttake.devices import find_device
-from besttake.memory import out_of_memory
 from besttake.models import Size, VideoModel, load_model
 from besttake.rewards import load_reward
 from besttake.rewards.checks import checked
+from besttake.rewards.offloading import called_back, send_away
 from besttake.rewards.partial import given
-from besttake.rewards.turns import called_back, send_away
-from besttake.rollout import RolloutConfig, RolloutOverrides, generate
+from besttake.runtime.configuration import read_yaml, require
+from besttake.runtime.devices import find_device
+from besttake.runtime.memory import out_of_memory
+from besttake.sampling.rollout import RolloutConfig, RolloutOverrides, generate
 from besttake.types import Video
 
 Items = TypeVar("Items", Tensor, list[str], list[int])

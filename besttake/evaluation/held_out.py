@@ -20,8 +20,8 @@ from besttake.data.pairs import PreferencePair
 from besttake.data.prompts import read_prompts
 from besttake.data.real import RealClip
 from besttake.data.video import read_video
-from besttake.embedded import embedded_family
 from besttake.models import Size, VideoModel
+from besttake.runtime.embedded import embedded_family
 from besttake.types import Prompt
 
 log = logging.getLogger(__name__)

@@ -21,7 +21,7 @@ import numpy as np
 from jaxtyping import Float
 from numpy import ndarray
 
-from besttake.configuration import require
+from besttake.runtime.configuration import require
 
 Statistic = Callable[[ndarray], float]
 """A number from how often each prompt counts, (n,); NaN where it is not defined, as of no votes at all."""

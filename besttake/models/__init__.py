@@ -1,4 +1,4 @@
-"""Video models, one file per family. A new family is one new file here; it is found by its `pipelines`."""
+"""Video models, one file per family. A new family is one new file in `families/`; it is found by its `pipelines`."""
 
 from __future__ import annotations
 
@@ -7,20 +7,21 @@ import pkgutil
 
 import torch
 
-from besttake.devices import check_dtype
-from besttake.embedded import embedded_model
+from besttake.models import families
 from besttake.models.base import Size, VideoModel
 from besttake.models.loading import pipeline_class
 from besttake.models.quantization import Quantization
+from besttake.runtime.devices import check_dtype
+from besttake.runtime.embedded import embedded_model
 
-__all__ = ["Quantization", "Size", "VideoModel", "families", "load_model"]
+__all__ = ["Quantization", "Size", "VideoModel", "load_model", "model_classes"]
 
 
-def families() -> list[type[VideoModel]]:
-    """Every model class in this folder."""
+def model_classes() -> list[type[VideoModel]]:
+    """Every model class in `families/`."""
     classes: list[type[VideoModel]] = []
-    for module in pkgutil.iter_modules(__path__):
-        contents = vars(importlib.import_module(f"{__name__}.{module.name}")).values()
+    for module in pkgutil.iter_modules(families.__path__):
+        contents = vars(importlib.import_module(f"{families.__name__}.{module.name}")).values()
         classes += [c for c in contents if isinstance(c, type) and issubclass(c, VideoModel) and c is not VideoModel]
     return classes
 
@@ -46,11 +47,11 @@ def load_model(
     """
     source = embedded_model(source)
     check_dtype(dtype, device)
-    for family in families():
+    for family in model_classes():
         if family.serves(source):
             return family.load(source, dtype, device, bits, offload)
-    known = sorted(name for family in families() for name in family.pipelines)
+    known = sorted(name for family in model_classes() for name in family.pipelines)
     raise ValueError(
         f"'{source}' is a {pipeline_class(source)}; besttake knows {', '.join(known)}. "
-        "Add a file to besttake/models/ for it"
+        "Add a file to besttake/models/families/ for it"
     )

@@ -18,10 +18,10 @@ from besttake.data.cache import TensorCache
 from besttake.data.faults import read_each
 from besttake.data.files import content, glimpse
 from besttake.data.video import read_frame
-from besttake.distributed import dealt, together
 from besttake.models.loading import is_empty, pipeline_class, pipeline_folder, read_part, read_pipeline
 from besttake.models.quantization import Quantization
-from besttake.schedules import Schedule
+from besttake.models.schedules import Schedule
+from besttake.runtime.distributed import dealt, together
 from besttake.types import Condition, Latent, Prompt, Time, Video
 
 log = logging.getLogger(__name__)

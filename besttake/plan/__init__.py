@@ -10,13 +10,13 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from besttake.configuration import algorithm_of, require
 from besttake.data.real import find_clips
 from besttake.plan.advice import Advice, advise
 from besttake.plan.cards import Card, find_card
 from besttake.plan.critics import unasked
 from besttake.plan.meter import Pace, Phase
 from besttake.plan.steps import STEP, fullest, measure, shape_of
+from besttake.runtime.configuration import algorithm_of, require
 
 __all__ = ["Plan", "PlanConfig", "make_plan"]
 

@@ -19,11 +19,11 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 from torch.utils.checkpoint import checkpoint
 
 from besttake.algorithms.losses import replay
+from besttake.models.policy import Policy
 from besttake.models.quantization import blocks
+from besttake.models.sharding import is_sharded
 from besttake.plan.imagined import AsReal
 from besttake.plan.meter import Meter, adapter
-from besttake.policy import Policy
-from besttake.sharding import is_sharded
 
 
 def run_one_of_each(meter: Meter, network: Any, checkpointed: bool) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Iterable
 from itertools import chain
 from typing import Any
@@ -10,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from besttake.distributed import share
-from besttake.embedded import embedded_family
 from besttake.plan.imagined import unimagined
 from besttake.rewards import load_reward
-from besttake.rollout import Rollout
+from besttake.runtime.distributed import share
+from besttake.runtime.embedded import embedded_family
+from besttake.sampling.rollout import Rollout
 from besttake.types import CriticCard, Reward
 
 Claim = Callable[[str, Iterable[Tensor]], None]
@@ -53,7 +52,7 @@ def unasked(config: Any) -> list[str]:
 
 def card_of(name: str) -> CriticCard:
     """What a critic says of itself, without its weights."""
-    module = importlib.import_module(f"besttake.rewards.{name.replace('-', '_').replace(' ', '_')}")
+    module = critic_module(name.replace("-", "_").replace(" ", "_"))
     own = [thing for thing in vars(module).values() if getattr(thing, "__module__", "") == module.__name__]
     found = [getattr(thing, "card", None) for thing in own] + list(vars(module).values())
     return next(card for card in found if isinstance(card, CriticCard))

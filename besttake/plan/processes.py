@@ -10,9 +10,9 @@ from unittest.mock import patch
 import torch.distributed as dist
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from besttake import distributed
-from besttake.distributed import ParallelConfig, laid_out
 from besttake.plan.imagined import CARD
+from besttake.runtime import distributed
+from besttake.runtime.distributed import ParallelConfig, laid_out
 
 FSDP = "torch.distributed.fsdp._fully_shard._fully_shard"
 

@@ -17,15 +17,15 @@ from huggingface_hub import snapshot_download
 from torch import nn
 from transformers import BatchEncoding, PreTrainedModel, T5EncoderModel
 
-from besttake.embedded import embedded_model
-from besttake.models import Quantization, VideoModel, families
+from besttake.models import Quantization, VideoModel, model_classes
+from besttake.models.families.opensora import OpenSora
 from besttake.models.loading import FAULTS, class_of, empty_part, without_blocks
 from besttake.models.networks.opensora import OpenSoraPipeline, RFlowScheduler, part_of
 from besttake.models.networks.opensora_vae import VideoAutoencoderPipeline
 from besttake.models.networks.stdit3 import STDiT3
-from besttake.models.opensora import OpenSora
 from besttake.models.quantization import quantize
 from besttake.plan.imagined import CARD, unimagined
+from besttake.runtime.embedded import embedded_model
 
 ARCHITECTURES = Path(__file__).parent / "architectures"
 
@@ -53,9 +53,9 @@ def skeleton(
         ValueError: there are no such configurations, or they are broken.
     """
     folder = configurations(source)
-    family = next((family for family in families() if family.serves(folder)), None)
+    family = next((family for family in model_classes() if family.serves(folder)), None)
     if family is None:
-        raise ValueError(f"no file in besttake/models/ knows the pipeline of '{source}'")
+        raise ValueError(f"no file in besttake/models/families/ knows the pipeline of '{source}'")
     dtypes = {"": dtype} | dict.fromkeys(family.precise, torch.float32)
 
     def read(name: str, cls: type, dtype: torch.dtype) -> nn.Module:

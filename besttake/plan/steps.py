@@ -24,18 +24,18 @@ from torch import Tensor, nn
 
 from besttake.algorithms import losses
 from besttake.algorithms.losses import dpo, drawn_errors, sft_error
-from besttake.configuration import algorithm_of
-from besttake.distributed import apart, backward
-from besttake.models.caches import CacheConfig
+from besttake.models.policy import Policy
 from besttake.plan.alike import run_one_of_each, run_one_part
 from besttake.plan.critics import Critics
 from besttake.plan.imagined import CARD, imagined
 from besttake.plan.meter import Meter, Pace, Phase
 from besttake.plan.processes import first_of
 from besttake.plan.skeletons import skeleton
-from besttake.policy import Policy
-from besttake.rollout import Preview, Rollout, RolloutConfig, generate
-from besttake.run import adamw
+from besttake.runtime.configuration import algorithm_of
+from besttake.runtime.distributed import apart, backward
+from besttake.sampling.rollout import Preview, Rollout, RolloutConfig, generate
+from besttake.sampling.step_cache import CacheConfig
+from besttake.training.run import adamw
 from besttake.types import Prompt
 
 PARTS = ("encode", "sample", "score", "train", "watch", "evaluate")

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from besttake.configuration import read_yaml
 from besttake.data.files import read_text
 from besttake.report.measures import shown_name
+from besttake.runtime.configuration import read_yaml
 
 COLUMNS = ("before", "after", "real")
 

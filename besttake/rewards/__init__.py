@@ -9,17 +9,25 @@ import json
 import pkgutil
 from collections.abc import Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
+from besttake.rewards import critics
+from besttake.rewards.remote import judge
 from besttake.types import Reward
 
-__all__ = ["critics", "find_critic", "load_reward"]
+__all__ = ["critic_names", "find_critic", "load_reward"]
 
 
-def critics() -> list[str]:
-    """The names of the critics in this folder: the modules that have a `load`."""
-    names = [module.name for module in pkgutil.iter_modules(__path__)]
-    return [name for name in names if hasattr(importlib.import_module(f"{__name__}.{name}"), "load")]
+def critic_names() -> list[str]:
+    """The names of the critics in `critics/`: the modules that have a `load`."""
+    names = [module.name for module in pkgutil.iter_modules(critics.__path__)]
+    return [name for name in names if hasattr(critic_module(name), "load")]
+
+
+def critic_module(name: str) -> ModuleType:
+    """The module of a critic."""
+    return importlib.import_module(f"besttake.rewards.critics.{name}")
 
 
 def load_reward(
@@ -43,13 +51,13 @@ def load_reward(
         ValueError: there is no such critic, its files are broken, or it has no such setting.
     """
     if str(name_or_path).startswith(("http://", "https://")):
-        from besttake.rewards.remote import Remote
+        from besttake.rewards.remote.client import Remote
 
         if path or settings:
             raise ValueError(f"critic {name_or_path} is served elsewhere: give its path and settings there, not here")
         return Remote(str(name_or_path))
     name, folder = find_critic(name_or_path)
-    load = importlib.import_module(f"{__name__}.{name}").load
+    load = (judge if name == "judge" else critic_module(name)).load
     takes = inspect.signature(load).parameters
     if unknown := sorted(settings.keys() - takes.keys()):
         there = ", ".join(takes.keys() - {"path", "device"}) or "none"
@@ -70,8 +78,8 @@ def find_critic(name_or_path: str | Path) -> tuple[str, Path | None]:
     folder = place if (place / "config.json").is_file() else None
     name = _named_in(folder) if folder else str(name_or_path)
     module = name.replace("-", "_").replace(" ", "_")
-    if module not in critics():
-        known = ", ".join(critic.replace("_", "-") for critic in critics())
+    if module not in critic_names():
+        known = ", ".join(critic.replace("_", "-") for critic in critic_names())
         raise ValueError(
             f"there is no critic {name!r}; there are {known}, or a folder with a critic's config.json, the .yaml file "
             "of a judge, or the URL of a served critic"

@@ -24,7 +24,7 @@ from besttake.data.cache import versions
 from besttake.data.files import atomic, content, glimpse
 from besttake.data.room import BLOCK, Room
 from besttake.data.video import to_uint8
-from besttake.policy import checksum, signature
+from besttake.models.policy import checksum, signature
 from besttake.rewards.checks import checked
 from besttake.rewards.partial import PartialScore, given
 from besttake.types import FPS, Reward, Score, Video

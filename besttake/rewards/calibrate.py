@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from besttake.configuration import require
+from besttake.runtime.configuration import require
 from besttake.types import FPS, Video
 
 DRAWS = 20_000

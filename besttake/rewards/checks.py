@@ -7,9 +7,9 @@ from collections.abc import Mapping
 
 import torch
 
-from besttake.distributed import gathered, share, together
+from besttake.rewards.offloading import called_back
 from besttake.rewards.partial import PartialScore, given
-from besttake.rewards.turns import called_back
+from besttake.runtime.distributed import gathered, share, together
 from besttake.types import FPS, Reward, Score, Video
 
 

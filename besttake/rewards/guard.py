@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from besttake.configuration import require
+from besttake.runtime.configuration import require
 from besttake.types import Reward
 
 REWARD = "reward"

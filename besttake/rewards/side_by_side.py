@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 
 from besttake.rewards.checks import checked
-from besttake.rewards.turns import called_back, send_away
+from besttake.rewards.offloading import called_back, send_away
 from besttake.types import FPS, CriticCard, Reward, Score, Video
 
 

@@ -14,9 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from besttake.configuration import read_yaml
 from besttake.data.video import read_video
-from besttake.distributed import apart, collected, led, own_rows, together
 from besttake.evaluation.before_after import (
     ANALYTIC,
     Critics,
@@ -37,8 +35,10 @@ from besttake.evaluation.paired import adjusted, p_of_means, p_of_sets
 from besttake.models import Size, VideoModel
 from besttake.report.folder import trained_on
 from besttake.report.measures import gain_of
-from besttake.rewards.heldout import load as load_heldout
-from besttake.rollout import RolloutConfig
+from besttake.rewards.critics.heldout import load as load_heldout
+from besttake.runtime.configuration import read_yaml
+from besttake.runtime.distributed import apart, collected, led, own_rows, together
+from besttake.sampling.rollout import RolloutConfig
 from besttake.world.captions import Caption
 from besttake.world.clips import film_clip
 from besttake.world.measure import FLAWS, measure_all

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from besttake.data.files import like_ours
-from besttake.embedded import FOLDER
+from besttake.runtime.embedded import FOLDER
 from besttake.world.captions import SPLITS, prompts
 from besttake.world.pretrain_denoiser import load_parts
 

@@ -22,9 +22,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from besttake.rewards import heldout
+from besttake.rewards.critics import heldout
+from besttake.rewards.critics.world import BODIES, DIMENSIONS, WORDS, QualityNetwork
 from besttake.rewards.shipped import SHIPPED, word_ids, write_critic
-from besttake.rewards.world import BODIES, DIMENSIONS, WORDS, QualityNetwork
 from besttake.world.captions import (
     BACKGROUNDS,
     COLOURS,

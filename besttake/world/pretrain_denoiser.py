@@ -16,8 +16,8 @@ from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from besttake.models import VideoModel, families
-from besttake.schedules import Schedule
+from besttake.models import VideoModel, model_classes
+from besttake.models.schedules import Schedule
 from besttake.world.build import build
 from besttake.world.clips import make_batch
 from besttake.world.muon import Muon
@@ -210,7 +210,7 @@ def load_parts(family: str, out: Path, denoiser: bool = False) -> VideoModel:
     pipeline: Any = build(family)
     state = torch.load(out / family / "vae" / "state.pt", weights_only=True)
     pipeline.vae.load_state_dict(state["module"])
-    model = next(f for f in families() if type(pipeline).__name__ in f.pipelines)(pipeline, family)
+    model = next(f for f in model_classes() if type(pipeline).__name__ in f.pipelines)(pipeline, family)
     set_latent_scale(model)
     if denoiser:
         average = torch.load(out / family / "denoiser" / "state.pt", weights_only=True)["average"]

@@ -17,8 +17,8 @@ from besttake.algorithms.losses import (
     sft_error,
 )
 from besttake.models import load_model
-from besttake.policy import Policy, PolicyConfig
-from besttake.schedules import RectifiedFlow
+from besttake.models.policy import Policy, PolicyConfig
+from besttake.models.schedules import RectifiedFlow
 from tests.peak import Peak
 
 GOLDEN = load_file(Path(__file__).parent.parent / "golden" / "dpo.safetensors")

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from besttake.algorithms.onlinevpo import Config, train
-from besttake.monitor import MonitorConfig
-from besttake.rollout import RolloutConfig
+from besttake.sampling.rollout import RolloutConfig
+from besttake.training.validation import MonitorConfig
 
 
 def test_prompts_that_are_too_long_are_all_named_and_skipped_on_request(model_folder, tmp_path, caplog):

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from besttake.algorithms.pairing import best_against_worst, extremes
-from besttake.rewards.composite import Ballots
-from besttake.rollout import Rollout
+from besttake.rewards.panel import Ballots
+from besttake.sampling.rollout import Rollout
 
 N = 3
 

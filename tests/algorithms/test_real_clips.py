@@ -10,7 +10,7 @@ from besttake.algorithms.real_clips import encode_clips
 from besttake.data.pairs import PreferencePair
 from besttake.data.real import find_clips
 from besttake.data.video import write_video
-from besttake.rollout import RolloutConfig
+from besttake.sampling.rollout import RolloutConfig
 
 LONG = "a ball " * 500
 ROLLOUT = RolloutConfig(frames=5, height=16, width=16)

@@ -6,8 +6,8 @@ import torch
 from PIL import Image
 
 from besttake.algorithms.takes import Takes
-from besttake.policy import Policy, PolicyConfig
-from besttake.rollout import RolloutConfig, generate
+from besttake.models.policy import Policy, PolicyConfig
+from besttake.sampling.rollout import RolloutConfig, generate
 from besttake.types import Prompt
 
 CAPTIONS = ["a red ball", "a blue ball", "a green ball"]

@@ -11,18 +11,18 @@ import torch
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from besttake import interruption
 from besttake.algorithms import algorithms, onlinevpo
-from besttake.configuration import from_dict, read_yaml
 from besttake.data.video import probe
 from besttake.models import load_model
-from besttake.monitor import MonitorConfig
-from besttake.policy import PolicyConfig
-from besttake.rewards.composite import Ballots, Panel, RewardConfig
+from besttake.models.policy import PolicyConfig
+from besttake.models.schedules import VPrediction
 from besttake.rewards.guard import Alarm, Guard, GuardConfig
-from besttake.rollout import RolloutConfig, RolloutOverrides
-from besttake.run import OptimConfig, Run
-from besttake.schedules import VPrediction
+from besttake.rewards.panel import Ballots, Panel, RewardConfig
+from besttake.runtime import interruption
+from besttake.runtime.configuration import from_dict, read_yaml
+from besttake.sampling.rollout import RolloutConfig, RolloutOverrides
+from besttake.training.run import OptimConfig, Run
+from besttake.training.validation import MonitorConfig
 
 DATA = {"onlinevpo": "prompts.txt", "offline_dpo": "pairs.jsonl"}
 """What of the test material an algorithm trains on, if not on the clips."""

@@ -11,15 +11,15 @@ import torch
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from PIL import Image
 
-from besttake.cli import main
+from besttake.commands.cli import main
 from besttake.data.cache import TensorCache
 from besttake.data.video import probe, write_video
 from besttake.evaluation.before_after import with_adapter
-from besttake.models import families, load_model
+from besttake.models import load_model, model_classes
 from besttake.models.base import folded
 from besttake.models.loading import is_empty, pipeline_class
-from besttake.policy import Policy, PolicyConfig
-from besttake.rollout import RolloutConfig, encode_sources, generate, keyed_generator
+from besttake.models.policy import Policy, PolicyConfig
+from besttake.sampling.rollout import RolloutConfig, encode_sources, generate, keyed_generator
 from besttake.types import Prompt
 from tests.tiny import tiny_models
 
@@ -72,7 +72,7 @@ def shot_by_pipeline(model, tiny, prompts, guidance, output, seed):
 
 def test_every_model_file_has_a_tiny_model_here(folder_of):
     tiny = {pipeline_class(str(folder_of(name))) for name in tiny_models()}
-    assert {name for family in families() for name in family.pipelines} == tiny
+    assert {name for family in model_classes() for name in family.pipelines} == tiny
 
 
 @pytest.mark.parametrize("guidance", [1.0, 3.0])

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 import tests.tiny_critics
-from besttake.rewards import critics, load_reward
+from besttake.rewards import critic_names, load_reward
 from besttake.rewards.checks import checked
-from besttake.rewards.critic import RewardConfig, load_critic
-from besttake.rewards.server import wish
+from besttake.rewards.panel import RewardConfig, load_panel
+from besttake.rewards.remote.server import wish
 
 MODULES = {
     module.name: importlib.import_module(f"tests.tiny_critics.{module.name}")
@@ -27,7 +27,9 @@ PROMPTS = ["a red ball rolls to the left", "a large blue square floats"]
 
 
 def test_every_critic_is_tested_here():
-    assert sorted(critics()) == sorted([*PUBLISHED, *EMBEDDED, *(name for name in APART if name in critics())])
+    assert sorted(critic_names()) == sorted(
+        [*PUBLISHED, *EMBEDDED, *(name for name in APART if name in critic_names())]
+    )
 
 
 @pytest.fixture(scope="session")
@@ -145,14 +147,14 @@ def test_a_recipe_says_where_a_critics_weights_are(folder_of):
     config = RewardConfig(critics={"aesthetic": {}, "pickscore": {}}, paths={})
     config = replace(config, paths={name: str(folder_of(name)) for name in config.critics})
     videos = torch.rand(2, 4, 3, 32, 32) * 2 - 1
-    scores = load_critic(config)(videos, PROMPTS, 8.0)
+    scores = load_panel(config)(videos, PROMPTS, 8.0).votes[:, 0]
     alone = [load_reward(name, path=folder_of(name))(videos, PROMPTS, 8.0).values[:, 0] for name in config.critics]
     torch.testing.assert_close(scores, alone[0] + alone[1])
-    worst = load_critic(replace(config, frames=2, aggregate="min"))(videos, PROMPTS, 8.0)
+    worst = load_panel(replace(config, frames=2, aggregate="min"))(videos, PROMPTS, 8.0).votes[:, 0]
     assert not torch.allclose(worst, scores)
     fewer = replace(config, settings={"aesthetic": {"frames": 2}, "pickscore": {"frames": 2}}, aggregate="min")
-    torch.testing.assert_close(load_critic(fewer)(videos, PROMPTS, 8.0), worst)
+    torch.testing.assert_close(load_panel(fewer)(videos, PROMPTS, 8.0).votes[:, 0], worst)
     with pytest.raises(ValueError, match=r"critic pickscore has no setting side; there are .*frames"):
-        load_critic(replace(config, settings={"pickscore": {"side": 2}}))
+        load_panel(replace(config, settings={"pickscore": {"side": 2}}))
     with pytest.raises(ValueError, match=r"paths names world; the critics are aesthetic"):
         RewardConfig("aesthetic", paths={"world": "here"})

@@ -10,11 +10,11 @@ from besttake.algorithms import onlinevpo, realdpo
 from besttake.data.video import write_video
 from besttake.evaluation.before_after import EvaluateConfig
 from besttake.models import load_model
-from besttake.monitor import MonitorConfig
-from besttake.policy import Policy, PolicyConfig
-from besttake.rewards.critic import RewardConfig
-from besttake.rollout import RolloutConfig
-from besttake.run import OptimConfig
+from besttake.models.policy import Policy, PolicyConfig
+from besttake.rewards.panel import RewardConfig
+from besttake.sampling.rollout import RolloutConfig
+from besttake.training.run import OptimConfig
+from besttake.training.validation import MonitorConfig
 from besttake.types import Prompt
 from tests.contracts.conftest import PROMPTS
 

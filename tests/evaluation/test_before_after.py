@@ -6,7 +6,6 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from besttake.configuration import write_config
 from besttake.data.video import probe
 from besttake.evaluation.before_after import (
     Critics,
@@ -21,9 +20,10 @@ from besttake.evaluation.before_after import (
     write_summary,
 )
 from besttake.models import load_model
-from besttake.policy import Policy, PolicyConfig
-from besttake.rollout import RolloutConfig, generate
-from besttake.run import TrainConfig
+from besttake.models.policy import Policy, PolicyConfig
+from besttake.runtime.configuration import write_config
+from besttake.sampling.rollout import RolloutConfig, generate
+from besttake.training.run import TrainConfig
 
 PROMPTS = ["a red ball", "a blue ball"]
 

@@ -7,13 +7,12 @@ import pytest
 import torch
 
 from besttake.algorithms import onlinevpo, sft
-from besttake.cli import read_recipe
-from besttake.commands import ClipsConfig, write_clips
+from besttake.commands.cli import read_recipe
+from besttake.commands.generate import ClipsConfig, write_clips
 from besttake.data.pairs import PreferencePair
 from besttake.data.prompts import read_prompts
 from besttake.data.real import RealClip
 from besttake.data.video import write_video
-from besttake.embedded import embedded_family
 from besttake.evaluation.before_after import EvaluateConfig
 from besttake.evaluation.held_out import (
     EvaluationSet,
@@ -23,10 +22,11 @@ from besttake.evaluation.held_out import (
     read_set,
     write_set,
 )
-from besttake.monitor import MonitorConfig
-from besttake.policy import PolicyConfig
-from besttake.rollout import RolloutConfig
-from besttake.run import Run
+from besttake.models.policy import PolicyConfig
+from besttake.runtime.embedded import embedded_family
+from besttake.sampling.rollout import RolloutConfig
+from besttake.training.run import Run
+from besttake.training.validation import MonitorConfig
 from besttake.types import Prompt
 
 SIZE = (4, 16, 16)

@@ -5,10 +5,10 @@ import torch
 from torch._dynamo.utils import counters
 
 from besttake.algorithms.losses import denoising_errors
-from besttake.models.caches import CacheConfig
 from besttake.models.compiled import compile_blocks
-from besttake.policy import Policy, PolicyConfig
-from besttake.rollout import RolloutConfig, generate
+from besttake.models.policy import Policy, PolicyConfig
+from besttake.sampling.rollout import RolloutConfig, generate
+from besttake.sampling.step_cache import CacheConfig
 
 
 def work(policy, cache):

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from besttake.models import load_model
 from besttake.models.loading import is_empty
 from besttake.models.networks.opensora import HUB
-from besttake.rollout import RolloutConfig, generate
+from besttake.sampling.rollout import RolloutConfig, generate
 from tests.tiny import tiny_models
 from tests.tiny.wan import TINY, parts, transformer
 

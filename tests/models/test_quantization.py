@@ -10,11 +10,11 @@ from torch import nn
 from besttake.algorithms import sft
 from besttake.evaluation.before_after import trained_model
 from besttake.models import load_model
+from besttake.models.policy import Policy, PolicyConfig, signature
 from besttake.models.quantization import blocks, quantize
-from besttake.monitor import MonitorConfig
-from besttake.policy import Policy, PolicyConfig, signature
-from besttake.rollout import RolloutConfig, generate
-from besttake.run import OptimConfig, adamw
+from besttake.sampling.rollout import RolloutConfig, generate
+from besttake.training.run import OptimConfig, adamw
+from besttake.training.validation import MonitorConfig
 from tests.tiny.wan import transformer
 
 KINDS = {"int8": (1, 0.02), "fp8": (1, 0.05), "nf4": (0.5, 0.12)}

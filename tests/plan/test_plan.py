@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from besttake.algorithms.realdpo import Config as RealDPO
-from besttake.cli import main, read_recipe
+from besttake.commands.cli import main, read_recipe
 from besttake.plan import PlanConfig, hours, make_plan
 from besttake.plan.advice import advise, with_setting
 from besttake.plan.meter import Phase

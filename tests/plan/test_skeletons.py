@@ -4,11 +4,11 @@ import shutil
 import pytest
 import torch
 
-from besttake.cli import RECIPES, read_recipe
-from besttake.embedded import embedded_model
+from besttake.commands.cli import RECIPES, read_recipe
 from besttake.models import load_model
 from besttake.plan.imagined import CARD, imagined
 from besttake.plan.skeletons import ARCHITECTURES, Tokens, configurations, skeleton
+from besttake.runtime.embedded import embedded_model
 
 SIZES = {  # billions of parameters, as their authors tell
     "THUDM/CogVideoX-2b": 1.69,

@@ -10,13 +10,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from besttake.algorithms.losses import dpo, drawn_errors
 from besttake.algorithms.onlinevpo import Config
 from besttake.models import load_model
+from besttake.models.policy import Policy, PolicyConfig
 from besttake.plan.cards import CARDS
 from besttake.plan.meter import Meter, Pace
 from besttake.plan.steps import measure
-from besttake.policy import Policy, PolicyConfig
-from besttake.rewards.composite import RewardConfig
-from besttake.rollout import RolloutConfig, generate
-from besttake.run import adamw
+from besttake.rewards.panel import RewardConfig
+from besttake.sampling.rollout import RolloutConfig, generate
+from besttake.training.run import adamw
 from tests.peak import Peak
 from tests.tiny.opensora import TINY
 

@@ -3,14 +3,14 @@ import json
 import pytest
 import torch
 
-from besttake.rewards import critics, load_reward
+from besttake.rewards import critic_names, load_reward
 
 ANALYTIC = ("temporal-flicker", "motion-smoothness", "dynamic-degree")
 EMBEDDED = (*ANALYTIC, "heldout", "world")
 
 
 def test_every_critic_is_found_by_its_module():
-    assert {"world", "heldout", "temporal_flicker", "motion_smoothness", "dynamic_degree"} <= set(critics())
+    assert {"world", "heldout", "temporal_flicker", "motion_smoothness", "dynamic_degree"} <= set(critic_names())
 
 
 @pytest.mark.parametrize("name", ANALYTIC)

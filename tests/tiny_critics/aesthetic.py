@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from besttake.rewards.aesthetic import CLIP, HEAD
+from besttake.rewards.critics.aesthetic import CLIP, HEAD
 from tests.tiny_critics.clip_parts import clip, write_clip
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from besttake.rewards.hpsv2 import FILE, HEADS, PARTS, TRANSPOSED, WHOLE
+from besttake.rewards.critics.hpsv2 import FILE, HEADS, PARTS, TRANSPOSED, WHOLE
 from tests.tiny_critics.clip_parts import clip, write_tokenizer
 
 

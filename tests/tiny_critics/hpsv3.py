@@ -5,7 +5,7 @@ from pathlib import Path
 from safetensors.torch import save_file
 from transformers import Qwen2VLConfig
 
-from besttake.rewards.hpsv3 import QUESTION, REWARD_TOKEN, WEIGHTS, HPSv3Network
+from besttake.rewards.critics.hpsv3 import QUESTION, REWARD_TOKEN, WEIGHTS, HPSv3Network
 from tests.tiny_critics.vlm_parts import at_random, qwen_config, qwen_names, qwen_tokenizer, write_json
 
 FRAMES = 2

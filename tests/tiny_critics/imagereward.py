@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from transformers import BlipTextConfig, BlipVisionConfig
 
-from besttake.rewards.imagereward import FILE, HEADS, VISION, ImageRewardNetwork
+from besttake.rewards.critics.imagereward import FILE, HEADS, VISION, ImageRewardNetwork
 from tests.tiny.parts import without_zeros
 
 WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "red", "blue", "ball", ",", ".", "##s")

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from besttake.rewards.mps import FILE, MpsNetwork
+from besttake.rewards.critics.mps import FILE, MpsNetwork
 from tests.tiny.parts import without_zeros
 from tests.tiny_critics.clip_parts import clip, write_config, write_tokenizer
 

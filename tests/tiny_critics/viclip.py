@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from besttake.rewards.viclip import MERGES, Network, Sizes
+from besttake.rewards.critics.viclip import MERGES, Network, Sizes
 
 PAIRS = ("r e", "re d</w>", "b a", "l l</w>", "ba ll</w>")
 SIZES = Sizes(

@@ -7,7 +7,7 @@ from peft import LoraConfig, inject_adapter_in_model
 from safetensors.torch import save_file
 from transformers import Qwen2VLConfig
 
-from besttake.rewards.videoalign import QUESTION, REWARD_TOKENS, VideoAlignNetwork
+from besttake.rewards.critics.videoalign import QUESTION, REWARD_TOKENS, VideoAlignNetwork
 from tests.tiny_critics.vlm_parts import at_random, qwen_config, qwen_names, qwen_tokenizer, write_json
 
 RANK, ALPHA = 4, 8

@@ -5,7 +5,7 @@ from pathlib import Path
 from safetensors.torch import save_file
 from transformers import Idefics2Config
 
-from besttake.rewards.videoscore import QUESTION, VideoScoreNetwork
+from besttake.rewards.critics.videoscore import QUESTION, VideoScoreNetwork
 from tests.tiny_critics.vlm_parts import at_random, mistral_tokenizer, write_json
 
 

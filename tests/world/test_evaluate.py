@@ -8,17 +8,17 @@ import numpy as np
 import pytest
 import torch
 
-from besttake.configuration import write_config
 from besttake.data.prompts import read_prompts
 from besttake.data.video import read_video, write_video
-from besttake.distributed import EVALUATING, join
 from besttake.evaluation.before_after import EvaluateConfig
 from besttake.evaluation.held_out import EvaluationSet
 from besttake.models import load_model
-from besttake.policy import Policy, PolicyConfig
+from besttake.models.policy import Policy, PolicyConfig
 from besttake.report.folder import read_run
-from besttake.rollout import RolloutConfig
-from besttake.run import TrainConfig
+from besttake.runtime.configuration import write_config
+from besttake.runtime.distributed import EVALUATING, join
+from besttake.sampling.rollout import RolloutConfig
+from besttake.training.run import TrainConfig
 from besttake.world.evaluate import compared, evaluate, of_the_world
 from tests.processes import launch, results
 

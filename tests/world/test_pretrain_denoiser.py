@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from besttake.models import load_model
-from besttake.rollout import RolloutConfig, generate
-from besttake.schedules import RectifiedFlow
+from besttake.models.schedules import RectifiedFlow
+from besttake.sampling.rollout import RolloutConfig, generate
 from besttake.world import export as exporting
 from besttake.world.pretrain_denoiser import (
     Bank,

@@ -1,0 +1,347 @@
+"""`besttake`: the commands, their help, and plain words for errors."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rich.logging import RichHandler
+from rich.table import Table
+from safetensors import SafetensorError
+
+from besttake import __version__
+from besttake.commands.flags import from_flags, names, plain_values
+from besttake.runtime import console
+from besttake.runtime.configuration import algorithm_of, from_dict, read_yaml, to_yaml
+from besttake.runtime.interruption import saving
+from besttake.runtime.memory import ADVICE, out_of_memory
+
+RECIPES = Path(__file__).parents[1] / "recipes"
+DEMO = "onlinevpo-tiny"
+
+USAGE = f"""besttake {__version__}: post-train video diffusion models on preferences
+
+  besttake demo                    the main job on an embedded model, in minutes on two CPU cores
+  besttake train RECIPE [flags]    train; the same command again resumes
+  besttake plan RECIPE [flags]     memory, seconds and hours on a card; what to do where it does not fit
+  besttake generate [flags]        shoot takes of prompts
+  besttake score FOLDER ...        what critics say of videos; write preference pairs
+  besttake score --benchmark FILE  which critics rank like people? on votes; --reward for each critic
+  besttake serve CRITIC            let a critic be asked over HTTP, from other machines too
+  besttake report RUN              measure a finished run and write its report.html
+  besttake world clips|pretrain    the embedded world: write clean clips, train the shipped weights
+
+  besttake COMMAND --help          what a command takes
+"""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command; the exit status: 0 done, 1 the machine failed, 2 the input was wrong."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    logging.basicConfig(
+        level=logging.INFO, format="%(message)s", handlers=[RichHandler(console=console.err, show_path=False)]
+    )
+    for chatty in ("httpx", "diffusers", "transformers", "peft", "torchao", "bitsandbytes", "torch.utils._pytree"):
+        logging.getLogger(chatty).setLevel(logging.ERROR)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(USAGE)
+        return 0
+    name, rest = arguments[0], arguments[1:]
+    if name == "--version":
+        print(__version__)
+        return 0
+    if name not in COMMANDS:
+        return _complain(f"there is no command '{name}'; there are {', '.join(COMMANDS)}", 2)
+    try:
+        _quiet()
+        COMMANDS[name](rest)
+    except (ValueError, FileNotFoundError) as error:
+        return _complain(_told(error), 2)
+    except (FloatingPointError, OSError, SafetensorError) as error:
+        return _complain(_told(error), 1)
+    except (RuntimeError, MemoryError) as error:
+        if out_of_memory(error):
+            return _complain(_told(error, "".join(str(error).splitlines()[:1]), ADVICE), 1)
+        return _complain_of_others(error)
+    except KeyboardInterrupt as stopped:  # a run has told already what is saved
+        return 130 if stopped.args else _complain("stopped", 130)
+    return 0
+
+
+def _told(error: BaseException, *lines: str) -> str:
+    """What to say of an error, and what a run has added to it: what is saved."""
+    return "\n".join([*(lines or [str(error)]), *getattr(error, "__notes__", [])])
+
+
+def _quiet() -> None:
+    """No progress bars for loading a file: those of the work are enough."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    for library in (diffusers_logging, transformers_logging):
+        library.disable_progress_bar()
+        library.set_verbosity_error()
+
+
+def _complain(message: str, status: int) -> int:
+    console.err.print("error:", message, style="bold red", soft_wrap=True)
+    return status
+
+
+def _complain_of_others(error: BaseException) -> int:
+    """Of several processes: what stopped this one was another. Any other error is raised again."""
+    from besttake.runtime.distributed import OtherProcessError, leads, lost
+
+    if isinstance(error, OtherProcessError):
+        return _complain(_told(error), 1) if leads() else 1  # the one that failed says so itself
+    if reason := lost(error):
+        return _complain(_told(error, reason), 1)
+    raise error
+
+
+def train(arguments: list[str]) -> None:
+    """besttake train RECIPE [--field value ...] [--print-config]"""
+    if not arguments or arguments[0].startswith("-"):
+        _list_recipes()
+        if arguments and arguments[0] not in ("-h", "--help"):
+            raise ValueError("give a recipe before the flags: besttake train RECIPE [flags]")
+        return
+    recipe, *flags = arguments
+    _train(read_recipe(recipe), flags, f"besttake train {recipe}")
+
+
+def _train(recipe: Any, flags: list[str], command: str) -> None:
+    config = with_flags(recipe, [flag for flag in flags if flag != "--print-config"], command)
+    if "--print-config" in flags:
+        print(to_yaml(config, algorithm=algorithm_of(config)), end="")
+        return
+    train_and_report(config)
+
+
+def with_flags(config: Any, flags: list[str], command: str) -> Any:
+    """A recipe's config with what the flags change; critics that they name come without the weights of the recipe's."""
+    values, _ = plain_values(type(config), flags, command, config)
+    given = {name.removeprefix("reward.") for name in names(flags) if name.startswith("reward.")}
+    if {"name", "critics"} <= given:
+        raise ValueError("--reward.name is of a single critic and --reward.critics of several; give one of the two")
+    if "critics" in given or ("name" in given and list(config.reward.chosen) != [values["reward"]["name"]]):
+        values["reward"] = _of_other_critics(values["reward"], given, type(config.reward).name)
+    return from_dict(type(config), values)
+
+
+def _of_other_critics(reward: dict[str, Any], given: set[str], unnamed: str) -> dict[str, Any]:
+    """The settings of a reward without what a recipe, but no flag, says of critics that are no longer asked."""
+    chosen: dict[str, Any] = {"name": unnamed} if "critics" in given else {"critics": {}}
+    asked = list(reward["critics"]) if "critics" in given else [reward["name"]]
+    left: dict[str, Any] = {"weights": {}}
+    for key in ("margins", "judges", "paths", "settings"):
+        left[key] = {name: value for name, value in reward[key].items() if name in asked}
+    return reward | chosen | {key: value for key, value in left.items() if key not in given}
+
+
+def plan(arguments: list[str]) -> None:
+    """besttake plan RECIPE [--card NAME] [--gpus N] [--json] [the recipe's flags]"""
+    from besttake.plan import PlanConfig, make_plan
+    from besttake.plan.table import as_json, table, times, verdict
+
+    if not arguments or arguments[0].startswith("-"):
+        from_flags(PlanConfig, ["--help"], "besttake plan RECIPE")
+    recipe, *flags = arguments
+    values, rest = plain_values(PlanConfig, flags, f"besttake plan {recipe}", others=True)
+    asked, config = from_dict(PlanConfig, values), with_flags(read_recipe(recipe), rest, f"besttake plan {recipe}")
+    with console.status("running one step without weights"):
+        made = make_plan(config, asked)
+    if asked.json:
+        print(json.dumps(as_json(made), indent=1))
+        return
+    console.out.print(table(made))
+    print(f"{times(made)}\n{verdict(made)}")
+
+
+def train_and_report(config: Any) -> None:
+    """Train, on as many processes as there are; then measure before and after on test prompts, and write the report."""
+    from besttake.commands.generate import real_data
+    from besttake.runtime.devices import find_device
+    from besttake.runtime.distributed import join, leave, led
+
+    module = importlib.import_module(type(config).__module__)
+    with saving():
+        join(config.parallel, find_device(config.device))
+        folder = module.train(replace(config, data=led(lambda: real_data(config.data)))).folder
+        told = f"{folder} is trained; the same command measures it"
+        with saving(lambda: told):
+            try:
+                _report(folder, config)
+            except Exception as error:
+                error.add_note(told)
+                raise
+    leave()
+
+
+def read_recipe(name: str) -> Any:
+    """The config of a shipped recipe, or of a YAML file.
+
+    Raises:
+        ValueError: there is no such recipe or algorithm, a key is unknown, or a value has the wrong type.
+    """
+    path = Path(name) if name.endswith((".yaml", ".yml")) else RECIPES / f"{name}.yaml"
+    if not path.exists():
+        known = ", ".join(sorted(file.stem for file in RECIPES.glob("*.yaml")))
+        raise ValueError(f"there is no recipe '{name}'; there are {known}, or give the path of a .yaml file")
+    from besttake.algorithms import algorithms
+
+    values = read_yaml(path)
+    algorithm = values.pop("algorithm", None)
+    if algorithm not in algorithms():
+        raise ValueError(f"{path} names the algorithm {algorithm!r}; there are {', '.join(algorithms())}")
+    try:
+        return from_dict(algorithms()[algorithm].Config, values)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def demo(arguments: list[str]) -> None:
+    """besttake demo [--field value ...]: the recipe `onlinevpo-tiny`, measured before and after."""
+    console.err.print(
+        "OnlineVPO on an embedded model: it shoots takes, a critic ranks them, it learns from best against worst."
+    )
+    _train(replace(read_recipe(DEMO), out=Path("runs/demo")), arguments, "besttake demo")
+
+
+def generate(arguments: list[str]) -> None:
+    from besttake.commands.generate import GenerateConfig, generate_takes
+
+    generate_takes(from_flags(GenerateConfig, arguments, "besttake generate"))
+
+
+def score(arguments: list[str]) -> None:
+    """besttake score FOLDER ... | --takes FILE | --benchmark FILE [flags]"""
+    if any(argument.partition("=")[0] == "--benchmark" for argument in arguments):
+        _score_benchmark(arguments)
+        return
+    from besttake.commands.score import ScoreConfig, calibrate_videos, score_videos
+
+    config = from_flags(ScoreConfig, arguments, "besttake score")
+    if config.calibrate:
+        found = calibrate_videos(config)
+        print(f"margin {found.margin:.4g}: best and worst of equally good takes differ by less in 95 of 100 prompts")
+        print(f"noise {found.noise:.4g}, spread of the takes {found.spread:.4g}")
+        print(f"pairs that tie {found.ties:.0%}, pairs that flip {found.flips:.0%}")
+        return
+    table = Table(*(["folder"] if config.folders else []), "dimension", "videos", "mean", "lowest", "highest")
+    for row in score_videos(config):
+        numbers = (f"{value:.3f}" for value in (row.mean, row.lowest, row.highest))
+        table.add_row(*([row.folder] if config.folders else []), row.dimension, str(row.videos), *numbers)
+    console.out.print(table)
+
+
+def _score_benchmark(arguments: list[str]) -> None:
+    """Critics side by side on human votes."""
+    from besttake.evaluation.agreement import AgreementConfig
+    from besttake.report.agreement import report_agreement
+
+    config = from_flags(AgreementConfig, arguments, "besttake score")
+    print(report_agreement(config))
+    print(f"table and plot: {config.out / 'agreement.md'}, {config.out / 'agreement.svg'}")
+
+
+def serve(arguments: list[str]) -> None:
+    """besttake serve CRITIC [--port N] [flags]"""
+    if not arguments:
+        print(
+            "usage: besttake serve CRITIC [flags]\n\nServe a critic; a run elsewhere takes --reward.name http://HOST:PORT."
+        )
+        return
+    from besttake.rewards.remote.serving import ServeConfig, serve_critic
+
+    serve_critic(from_flags(ServeConfig, arguments, "besttake serve"))
+
+
+def report(arguments: list[str]) -> None:
+    """besttake report RUN [--field value ...]"""
+    if not arguments or arguments[0].startswith("-"):
+        print("usage: besttake report RUN [flags]\n\nMeasure a finished run; write its summary.json and report.html.")
+        return
+    from besttake.report.folder import read_run
+    from besttake.runtime.distributed import leave
+
+    folder, *flags = arguments
+    config = read_recipe(str(read_run(Path(folder)).path / "config.yaml"))
+    asked = from_flags(type(config.evaluation), flags, f"besttake report {folder}", config.evaluation)
+    _report(Path(folder), replace(config, evaluation=asked))
+    leave()
+
+
+def _report(folder: Path, config: Any) -> None:
+    """Measure a run by its config, on as many processes as there are, and write its page."""
+    from besttake.evaluation.held_out import chosen_set
+    from besttake.report import write_report
+    from besttake.report.folder import read_run
+    from besttake.report.verdict import verdict
+    from besttake.runtime.devices import describe_device, find_device
+    from besttake.runtime.distributed import EVALUATING, join, leads, led
+    from besttake.world.evaluate import evaluate
+
+    join(EVALUATING, find_device(config.device))
+    run = led(lambda: read_run(folder))
+    about = {"minutes": run.minutes, "hardware": describe_device(find_device(config.device))}
+    asked, data = config.measuring, str(run.config.get("data", config.data))
+    chosen = led(lambda: chosen_set(folder, asked.prompts, data, asked.count))
+    with console.status(f"measuring before and after on prompts of {chosen.source}"):
+        summary = evaluate(folder, asked, chosen, about)
+    if not leads():
+        return
+    page, said = write_report(folder), verdict(read_run(folder))
+    columns = [column for column in ("before", "after", "real") if column in summary]
+    table = Table(f"on {chosen.source}", *columns)
+    for key in list(summary["before"])[:5]:
+        table.add_row(key.replace("_", " "), *(f"{summary[column][key]:.3f}" for column in columns))
+    console.out.print(table)
+    print(f"{said.word}: {said.sentence}")
+    print(f"report: {page}")
+
+
+def world(arguments: list[str]) -> None:
+    """besttake world clips|pretrain ..."""
+    from besttake.commands.generate import ClipsConfig, PretrainConfig, pretrain, write_clips
+
+    parts: dict[str, tuple[Any, Callable]] = {
+        "clips": (ClipsConfig, write_clips),
+        "pretrain": (PretrainConfig, pretrain),
+    }
+    if not arguments or arguments[0] not in parts:
+        print("usage: besttake world clips|pretrain [flags]")
+        return
+    config, command = parts[arguments[0]]
+    command(from_flags(config, arguments[1:], f"besttake world {arguments[0]}"))
+
+
+def _list_recipes() -> None:
+    print("usage: besttake train RECIPE [flags]      besttake train RECIPE --help lists the flags\n")
+    table = Table("recipe", "what it is", box=None)
+    for file in sorted(RECIPES.glob("*.yaml")):
+        table.add_row(file.stem, file.read_text().splitlines()[0].lstrip("# "))
+    console.out.print(table)
+
+
+COMMANDS: dict[str, Callable[[list[str]], None]] = {
+    "demo": demo,
+    "train": train,
+    "plan": plan,
+    "generate": generate,
+    "score": score,
+    "report": report,
+    "serve": serve,
+    "world": world,
+}
+
+if __name__ == "__main__":
+    sys.exit(main())

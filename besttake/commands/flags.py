@@ -1,0 +1,128 @@
+"""Settings from the command line: the same dataclasses as in files, read by tyro, checked by `configuration`."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import typing
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import tyro
+from tyro.conf import UseAppendAction
+from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo, StructTypeInfo
+
+from besttake.runtime.configuration import from_dict, parse_yaml
+
+C = TypeVar("C")
+
+
+def from_flags(kind: type[C], arguments: Sequence[str], command: str, default: C | None = None) -> C:
+    """A dataclass from the arguments of a command; those not given are as in `default`.
+
+    Raises:
+        ValueError: a flag is given twice, or `from_dict` refuses what they say.
+        SystemExit: with status 2 and a message, an argument is unknown or cannot be read; with 0 after `--help`.
+    """
+    return from_dict(kind, plain_values(kind, arguments, command, default)[0])
+
+
+def plain_values(
+    kind: type, arguments: Sequence[str], command: str, default: Any = None, others: bool = False
+) -> tuple[dict[str, Any], list[str]]:
+    """What the arguments say, and `default` where they say nothing, as nested plain values; and the arguments left.
+
+    Args:
+        others: leave unknown arguments to another reader, instead of refusing them.
+    """
+    refuse_repeated(kind, arguments)
+    settings: dict[str, Any] = {"prog": command, "registry": _rules(), "return_unknown_args": others}
+    settings |= {} if default is None else {"default": default}
+    read: Any = tyro.cli(kind, args=list(arguments), **settings)
+    return read if others else (read, [])
+
+
+def names(arguments: Sequence[str]) -> list[str]:
+    """The settings that the flags among arguments name, as files do: both `--no-tiling` and `--tiling` are `tiling`."""
+    return [name for name, _ in _named(arguments)]
+
+
+def refuse_repeated(kind: type, arguments: Sequence[str]) -> None:
+    """ValueError if a flag is given twice, in whatever spelling, unless its values add up."""
+    hints = typing.get_type_hints(kind, include_extras=True)
+    given: dict[str, list[str]] = {}
+    for name, flag in _named(arguments):
+        given.setdefault(name, []).append(flag)
+    for name, flags in given.items():
+        if len(flags) > 1 and UseAppendAction not in getattr(hints.get(name), "__metadata__", ()):
+            raise ValueError(
+                f"{name} is given {len(flags)} times ({', '.join(flags)}); give it once, with all its values behind it"
+            )
+
+
+def _named(arguments: Sequence[str]) -> list[tuple[str, str]]:
+    """Name of the setting, and flag, of every argument that is a flag."""
+    flags = [argument.partition("=")[0] for argument in arguments if re.match("--[A-Za-z]", argument)]
+    return [(re.sub(r"(^|\.)no_", r"\1", flag.removeprefix("--").replace("-", "_")), flag) for flag in flags]
+
+
+def _rules() -> ConstructorRegistry:
+    registry = ConstructorRegistry()
+    asking: list[StructTypeInfo] = []
+
+    @registry.struct_rule
+    def plain(info: StructTypeInfo) -> Any:
+        """A dataclass as tyro has it, but left as a dict: it is built, and refused by name, as one from a file is."""
+        if asking or not dataclasses.is_dataclass(info.type):
+            return None
+        asking.append(info)
+        try:
+            return dataclasses.replace(ConstructorRegistry.get_struct_spec(info), instantiate=dict)  # type: ignore
+        finally:
+            asking.pop()
+
+    @registry.primitive_rule
+    def mapping(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
+        if typing.get_origin(info.type) is not dict:
+            return None
+        _, value = typing.get_args(info.type)
+        nested = value not in (str, float)
+        return PrimitiveConstructorSpec(
+            nargs="*",
+            metavar="NAME ... or '{NAME: {KEY: VALUE}}'" if nested else f"NAME {value.__name__.upper()} ...",
+            instance_from_str=lambda words: _mapping(words, value),
+            is_instance=lambda given: isinstance(given, dict),
+            str_from_instance=lambda given: (
+                [str(given)] if nested else [str(x) for pair in given.items() for x in pair]
+            ),
+        )
+
+    return registry
+
+
+def _mapping(words: list[str], kind: Any) -> Any:
+    """`NAME VALUE` pairs, names alone where each stands for a mapping, or one mapping as YAML writes it in a line."""
+    if len(words) == 1 and words[0].lstrip().startswith("{"):
+        return parse_yaml(words[0])
+    if kind not in (str, float):
+        return _unique(words, words)
+    if len(words) % 2:
+        raise ValueError(
+            f"{' '.join(words)} are no pairs: a {'number' if kind is float else 'text'} is to follow each name"
+        )
+    return {name: _value(name, word, kind) for name, word in zip(_unique(words[::2], words), words[1::2], strict=True)}
+
+
+def _value(name: str, word: str, kind: Any) -> Any:
+    try:
+        return kind(word)
+    except ValueError as error:
+        raise ValueError(f"{name!r} is {word!r}; expected a number") from error
+
+
+def _unique(found: list[str], words: list[str]) -> list[str]:
+    for name, count in Counter(found).items():
+        if count > 1:
+            raise ValueError(f"{name!r} is given {count} times in {' '.join(words)}; give it once")
+    return found

@@ -1,0 +1,106 @@
+"""HunyuanVideo 1.5 (arXiv 2511.18870), text-to-video: rectified flow.
+
+One network serves text- and image-to-video: it sees latents of a first frame and a mask beside the noise, which are
+zero here, and image features beside the text, of which there are none. It reads a prompt by Qwen2.5-VL and, byte by
+byte by ByT5, what is in quotation marks: the writing to be seen in the video.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers.loaders import HunyuanVideoLoraLoaderMixin
+from diffusers.pipelines.hunyuan_video1_5.pipeline_hunyuan_video1_5 import format_text_input
+from torch import Tensor, nn
+
+from besttake.models.base import Size, VideoModel
+from besttake.models.schedules import RectifiedFlow
+from besttake.types import Condition, Latent, Time
+
+
+class HunyuanVideo15(VideoModel):
+    pipelines = ("HunyuanVideo15Pipeline",)
+    text_parts = ("text_encoder", "text_encoder_2")
+    frame_rate = 24.0
+
+    def __init__(self, pipeline: Any, source: str):
+        super().__init__(pipeline, source)
+        self.schedule = RectifiedFlow(pipeline.scheduler.config.shift)
+
+    def read(self, name: str, cls: type, dtype: torch.dtype) -> nn.Module:
+        """A part of the pipeline; the autoencoder is told to take clips one by one, as it fails on several at once.
+
+        (The mask of its attention lacks an axis: diffusers' pull request 13133.)
+        """
+        part: Any = super().read(name, cls, dtype)
+        if name == "vae":
+            part.enable_slicing()
+        return part
+
+    def default_size(self) -> Size:
+        """Five seconds of 16:9, with about as many pixels as a square of the side that the network was made for."""
+        pipeline = self.pipeline
+        return 121, *pipeline.video_processor.calculate_default_height_width(9, 16, pipeline.target_size)
+
+    def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
+        time, space = self.pipeline.vae_scale_factor_temporal, self.pipeline.vae_scale_factor_spatial
+        self.check_size(frames, height, width, time, space * self.pipeline.transformer.config.patch_size)
+        return self.pipeline.num_channels_latents, (frames - 1) // time + 1, height // space, width // space
+
+    def longest_prompt(self) -> int:
+        """Tokens that Qwen reads after the template's beginning, which is cropped; ByT5 reads 256 bytes."""
+        return self.pipeline.tokenizer_max_length
+
+    def count_tokens(self, prompt: str) -> int:
+        """Tokens of a prompt, with the template's end, which is not cropped."""
+        chat = format_text_input([prompt], self.pipeline.system_message)
+        told = self.pipeline.tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=True)
+        return len(told.input_ids[0]) - self.pipeline.prompt_template_encode_start_idx
+
+    def embed(self, prompts: list[str]) -> Condition:
+        names = "text", "mask", "writing", "writing_mask"
+        told = self.pipeline.encode_prompt(prompts, batch_size=len(prompts), device=self.device)
+        return dict(zip(names, told, strict=True))
+
+    def statistics(self) -> tuple[float, float]:
+        return 0.0, 1 / self.pipeline.vae.config.scaling_factor
+
+    def predict(self, denoiser: Any, x_t: Latent, t: Time, condition: Condition) -> Latent:
+        first_frame, mask = torch.zeros_like(x_t), torch.zeros_like(x_t[:, :1])
+        text, text_mask = _without_padding(condition["text"], condition["mask"])
+        writing, writing_mask = _without_padding(condition["writing"], condition["writing_mask"])
+        return denoiser(
+            hidden_states=torch.cat([x_t, first_frame, mask], 1).to(denoiser.dtype),
+            timestep=self.schedule.timestep(t).to(denoiser.dtype),
+            encoder_hidden_states=text.to(denoiser.dtype),
+            encoder_attention_mask=text_mask,
+            encoder_hidden_states_2=writing.to(denoiser.dtype),
+            encoder_attention_mask_2=writing_mask,
+            image_embeds=x_t.new_zeros(len(x_t), 0, self.pipeline.vision_states_dim, dtype=denoiser.dtype),
+            return_dict=False,
+        )[0]
+
+    def sampling(self, steps: int, shape: Sequence[int]) -> dict[str, Any]:
+        return {"sigmas": np.linspace(1.0, 0.0, steps + 1)[:-1]}
+
+    def save_lora(self, folder: Path, layers: Mapping[str, dict[str, Tensor]], configs: Mapping[str, dict]) -> None:
+        """The pipeline has no `load_lora_weights`; its transformer's `load_lora_adapter` reads what this writes."""
+        weights: Any = layers["transformer"]
+        config = configs["transformer"]
+        HunyuanVideoLoraLoaderMixin.save_lora_weights(folder, weights, transformer_lora_adapter_metadata=config)
+
+    def load_lora(self, folder: Path) -> None:
+        self.pipeline.transformer.load_lora_adapter(str(folder), use_safetensors=True)
+
+
+def _without_padding(tokens: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """`(b, n, c)` tokens and their `(b, n)` mask, less those that are padding in every row: no attention sees them.
+
+    (The pipeline pads texts and image features to 1985 tokens, which is more than a small clip has.)
+    """
+    seen = mask.bool().any(0)
+    return tokens[:, seen], mask[:, seen]

@@ -1,0 +1,377 @@
+"""A model plus what is trained of it, and the reference it is held against.
+
+With LoRA the base model exists once: policy and reference are two adapters on it, and predicting only changes which
+one is active. With full fine-tuning the reference is a frozen copy of the denoiser.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import itertools
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from diffusers.hooks import apply_group_offloading
+from peft import LoraConfig, get_peft_model_state_dict
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+
+from besttake.data.files import like_ours
+from besttake.models import VideoModel
+from besttake.models.quantization import blocks, plain
+from besttake.models.sharding import is_sharded, keep_on_cpu, parts_of, shard, split_tokens, unsharded
+from besttake.runtime.distributed import by_itself, leads
+from besttake.runtime.memory import out_of_memory
+from besttake.types import Condition, Latent, Time
+
+FORM = "all-"
+"""What a signature begins with that has seen all of the weights."""
+
+CHUNK = 1 << 20
+"""Bytes that are summed at once: few enough for the nearest memory of a CPU."""
+
+
+def signature(module: nn.Module) -> str:
+    """A hash of a network's weights, all of them, the same on every device: 3 GB of them a second and core."""
+    sums = [(name, checksum(weight)) for name, weight in module.state_dict().items()]
+    return FORM + hashlib.sha256(repr(sums).encode()).hexdigest()[:16]
+
+
+def signature_of_ends(module: nn.Module) -> str:
+    """The `signature` of checkpoints that were written before it saw all of the weights: of every tensor's two ends."""
+    ends = [
+        (name, part.flatten()[[0, -1]].float().tolist())
+        for name, weight in module.state_dict().items()
+        for part in plain(weight)
+    ]
+    return hashlib.sha256(repr(ends).encode()).hexdigest()[:16]
+
+
+def checksum(tensor: Tensor) -> str:
+    """Type, shape, and two sums of all bits of a tensor: that of its 64-bit words, and that of each times its place.
+
+    They are Fletcher's, modulo 2**64. Whole numbers are summed exactly, in any order, on any device.
+    """
+    told = []
+    for part in plain(tensor.detach()):
+        # a single number is contiguous whatever its stride, and seen as bytes only with a stride of 1
+        raw = part.contiguous().as_strided((part.numel(),), (1,)).view(torch.uint8)
+        places = torch.arange(1, CHUNK // 8 + 1, device=part.device)
+        first, second = torch.zeros(2, dtype=torch.int64, device=part.device)
+        for start in range(0, len(raw), CHUNK):
+            some = raw[start : start + CHUNK]
+            words = nn.functional.pad(some, (0, -len(some) % 8)).view(torch.int64)
+            first += (total := words.sum())
+            second += (words * places[: len(words)]).sum() + total * start
+        told.append((str(part.dtype), tuple(part.shape), first.item(), second.item()))
+    return repr(told)
+
+
+@dataclass(frozen=True)
+class PolicyConfig:
+    """What of the model is trained."""
+
+    train: Literal["lora", "full"] = "lora"
+    rank: int = 32
+    """Rank of the LoRA matrices."""
+    alpha: float | None = None
+    """LoRA's scale is alpha / rank; by default alpha = rank."""
+    average: float = 0.0
+    """Decay of an exponential moving average of the policy, which is what is saved and evaluated; 0 = none. It rises
+    to this from 0, being at most (1 + n) / (10 + n) after n updates: little of the start is left in a short run's."""
+    gradient_checkpointing: bool = False
+    """Keep each block's input alone of the forward pass, and compute the rest again in the backward pass."""
+    clips_at_once: int = 0
+    """Clips of the loss whose activations are in memory together: the split backward; 0 = all of a step's."""
+    halve: bool = True
+    """Where memory runs out, take half as many clips at once, and say so."""
+    offload: bool = False
+    """Keep the base's blocks on the CPU, below a LoRA: each comes to the device when it is run."""
+    reference_on: Literal["device", "cpu"] = "device"
+    """Where a full fine-tune's reference lives; from the CPU its blocks come to the device when they are run."""
+
+    def __post_init__(self):
+        if self.train == "full" and self.offload:
+            raise ValueError("offload is for LoRA; a full fine-tune has policy.reference_on and parallel.shard")
+        if self.train == "lora" and self.reference_on == "cpu":
+            raise ValueError("reference_on is for full fine-tuning; with LoRA the reference is an adapter")
+        if self.clips_at_once < 0:
+            raise ValueError(f"clips_at_once is {self.clips_at_once}; expected 1 or more, or 0 for all clips")
+        if self.rank < 1:
+            raise ValueError(f"rank is {self.rank}; a LoRA needs a rank of at least 1")
+        if self.alpha is not None and self.alpha <= 0:
+            raise ValueError(f"alpha is {self.alpha}; it must be positive, or left out")
+        if not 0 <= self.average < 1:
+            raise ValueError(f"average is {self.average}; a decay lies in [0, 1)")
+
+
+def warmed_up(decay: float, count: int) -> float:
+    """The decay of a moving average at its `count`-th update, from 1: that of diffusers' `EMAModel`.
+
+    The first update takes the weights as they are, and the decay then rises towards `decay`: after n updates it is at
+    most (1 + n) / (10 + n), so that the average is over about the last tenth of them.
+    """
+    return min(decay, count / (9 + count)) if count > 1 else 0.0
+
+
+class Policy:
+    """The model being trained.
+
+    Attributes:
+        trainable: name -> parameter, all float32.
+        clips_at_once: clips whose activations a loss may hold together; 0 = all.
+        reference: what the policy is held against; equal to the policy until the first update.
+    """
+
+    def __init__(self, model: VideoModel, config: PolicyConfig, seed: int = 0):
+        self.model, self.config, self.clips_at_once, self._clips = model, config, config.clips_at_once, 0
+        denoiser, self.dtype = model.denoiser, model.pipeline.transformer.dtype
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            twin = _add_adapters(model, config) if config.train == "lora" else None
+        if twin is None:
+            reference = copy.deepcopy(denoiser)  # before it is sharded, which nothing can copy
+            for part in (reference, denoiser):
+                split_tokens(part)
+                shard(part)
+                part.float()
+            denoiser.requires_grad_(True)
+            self.trainable = dict(denoiser.named_parameters())
+            self.reference: Reference = Copy(self, reference)
+        else:
+            self.trainable = {n.replace(".policy.", "."): p for n, p in denoiser.named_parameters() if ".policy." in n}
+            adapters = [*self.trainable.values(), *twin.values()]
+            split_tokens(denoiser)
+            keep_on_cpu(denoiser, str(model.device), adapters) if config.offload else shard(denoiser, adapters)
+            self.reference = Twin(self, twin)
+        if config.gradient_checkpointing:
+            for part in model.denoisers.values():
+                part.enable_gradient_checkpointing()
+        self.average = {n: p.detach().clone() for n, p in self.trainable.items()} if config.average else {}
+        self._aside: dict[str, Tensor] = {}
+
+    def predict(self, x_t: Latent, t: Time, condition: Condition) -> Latent:
+        """What the policy predicts at `x_t`."""
+        return self.predict_by(self.model.denoiser, x_t, t, condition)
+
+    def predict_by(self, denoiser: nn.Module, x_t: Latent, t: Time, condition: Condition) -> Latent:
+        """What a denoiser predicts; the float32 weights of a full fine-tune compute in what the model was read in."""
+        mixed = self.config.train == "full" and self.dtype != torch.float32
+        with torch.autocast(x_t.device.type, self.dtype) if mixed else nullcontext():
+            return self.model.predict(denoiser, x_t, t, condition)
+
+    def at_once(self, clips: int) -> int:
+        """How many of a loss's clips have their activations in memory together."""
+        self._clips = min(self.clips_at_once or clips, clips)
+        return self._clips
+
+    @property
+    def may_halve(self) -> bool:
+        """Whether fewer clips at once can and may be tried, should memory run out."""
+        return self.config.halve and self._clips > 1 and by_itself()
+
+    def too_many(self, error: BaseException) -> int:
+        """How many clips were at once, if memory has run out, and fewer can and may be tried; else 0."""
+        return self._clips if self.may_halve and out_of_memory(error) else 0
+
+    @torch.no_grad()
+    def update_average(self, updates: int) -> None:
+        """One step of the moving average, in float32, after so many updates of the weights."""
+        decay = warmed_up(self.config.average, updates)
+        for name, kept in self.average.items():
+            kept.lerp_(self.trainable[name].detach(), 1 - decay)
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Within this context the policy's weights are their moving average, if one is kept."""
+        self._aside = {name: parameter.detach().clone() for name, parameter in self.trainable.items() if self.average}
+        try:
+            _copy(self.average, self.trainable)
+            yield
+        finally:
+            _copy(self._aside, self.trainable)
+            self._aside = {}
+
+    @property
+    def current(self) -> Mapping[str, Tensor]:
+        """The weights as training has left them, while they are `averaged`, too."""
+        return self._aside or self.trainable
+
+    @contextmanager
+    @torch.no_grad()
+    def merged(self) -> Iterator[None]:
+        """Within this context a LoRA is part of the base's own weights: to sample then costs what the base model does.
+
+        Afterwards the weights are what they were, to the bit. A base in fewer bits would round the sum, and a sharded
+        one is nowhere whole: they are left as they are.
+        """
+        layers: list[Any] = list(_adapter_layers(self.model.denoiser)) if self.config.train == "lora" else []
+        weights = [layer.get_base_layer().weight for layer in layers]
+        if any(hasattr(weight, "__tensor_flatten__") or weight.dtype != torch.float32 for weight in weights):
+            layers = weights = []
+        kept = [weight.clone() for weight in weights]
+        try:
+            for layer, weight in zip(layers, weights, strict=True):
+                weight += layer.get_delta_weight("policy")
+                layer._disable_adapters = True
+            yield
+        finally:
+            for layer, weight, before in zip(layers, weights, kept, strict=True):
+                weight.copy_(before)
+                layer._disable_adapters = False
+
+    def save(self, folder: Path) -> None:
+        """Write what was trained as users load it: for `pipe.load_lora_weights(folder)`, or `folder/transformer`."""
+        with self.averaged():
+            if self.config.train == "full":
+                for name, denoiser in self.model.denoisers.items():
+                    whole = unsharded(denoiser)
+                    if leads():
+                        whole.save_pretrained(folder / name)
+                        like_ours(folder / name)
+                return
+            if not leads():
+                return
+            layers, configs = {}, {}
+            for name, denoiser in self.model.denoisers.items():
+                weights = get_peft_model_state_dict(denoiser, adapter_name="policy")
+                layers[name] = {key: tensor.detach().clone() for key, tensor in weights.items()}
+                config = denoiser.peft_config["policy"].to_dict()
+                configs[name] = {key: sorted(x) if isinstance(x, set) else x for key, x in config.items()}
+            self.model.save_lora(folder, layers, configs)
+            like_ours(folder)
+
+
+class Reference(ABC):
+    """The frozen side of DPO.
+
+    Attributes:
+        weights: what a checkpoint keeps of it, by the names of `trainable`.
+        networks: those that are its own, and on the device.
+    """
+
+    policy: Policy
+    weights: Mapping[str, Tensor]
+    networks: Sequence[nn.Module] = ()
+
+    @abstractmethod
+    def predict(self, x_t: Latent, t: Time, condition: Condition) -> Latent:
+        """What the reference predicts at `x_t`; never carries a gradient."""
+
+    def refresh(self) -> None:
+        """Become the current policy: OnlineVPO's curriculum preference update (section 3.3)."""
+        _copy(self.policy.trainable, self.weights)
+        self.moved()
+
+    @torch.no_grad()
+    def ema(self, decay: float) -> None:
+        """theta_ref <- decay theta_ref + (1 - decay) theta (RealDPO), in float32: in bfloat16 .999 rounds away."""
+        for name, weight in self.weights.items():
+            weight.lerp_(self.policy.trainable[name].detach().to(weight.device), 1 - decay)
+        self.moved()
+
+    @abstractmethod
+    def moved(self) -> None:
+        """Take notice that `weights` have changed."""
+
+
+class Twin(Reference):
+    """The reference of a LoRA: a second adapter on the same base or, until it first moves, the base alone."""
+
+    def __init__(self, policy: Policy, weights: Mapping[str, Tensor]):
+        self.policy, self.weights, self._adapter = policy, weights, ""
+
+    @torch.no_grad()
+    def predict(self, x_t: Latent, t: Time, condition: Condition) -> Latent:
+        denoiser = self.policy.model.denoiser
+        _activate(denoiser, self._adapter)
+        try:
+            return self.policy.predict(x_t, t, condition)
+        finally:
+            _activate(denoiser, "policy")
+
+    def moved(self) -> None:
+        self._adapter = "reference"
+
+
+class Copy(Reference):
+    """The reference of a full fine-tune: a frozen copy, its blocks' matrices in the dtype that is computed in.
+
+    The policy's float32 weights are rounded to that dtype in every pass, so the two predict alike to the bit, and the
+    copy takes half the memory. `weights` are then a float32 copy on the CPU, where a moving average can be kept.
+    """
+
+    def __init__(self, policy: Policy, denoiser: Any):
+        self.policy, self.denoiser = policy, denoiser.requires_grad_(False).eval()
+        self._held = dict(denoiser.named_parameters())
+        self.weights = self._held
+        if policy.dtype != torch.float32 and not any(map(is_sharded, self._held.values())):
+            self.weights = {name: weight.detach().cpu().clone() for name, weight in self._held.items()}
+            for module in (
+                module for part in parts_of(denoiser) for block in blocks(part) for module in block.modules()
+            ):
+                if isinstance(module, nn.Linear):
+                    module.to(policy.dtype)  # as autocast does; what stands before the blocks looks at its own dtype
+        if policy.config.reference_on == "cpu":
+            self._keep_on_cpu()
+        else:
+            self.networks = parts_of(denoiser)
+
+    @torch.no_grad()
+    def predict(self, x_t: Latent, t: Time, condition: Condition) -> Latent:
+        return self.policy.predict_by(self.denoiser, x_t, t, condition)
+
+    def moved(self) -> None:
+        if self.weights is not self._held:
+            _copy(self.weights, self._held)
+
+    def _keep_on_cpu(self) -> None:
+        device = self.policy.model.device
+        for part in parts_of(self.denoiser):
+            apply_group_offloading(part, device, num_blocks_per_group=1, use_stream=device.type == "cuda")
+
+
+def _add_adapters(model: VideoModel, config: PolicyConfig) -> dict[str, nn.Parameter]:
+    """Add the adapters `policy` and `reference` to the denoiser, equal and without effect; the reference's weights."""
+    denoiser = model.denoiser
+    alpha: Any = config.alpha or config.rank  # PEFT takes fractions, though its annotation does not
+    lora = LoraConfig(r=config.rank, lora_alpha=alpha, target_modules=list(model.lora_targets))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Already found a `peft_config` attribute")  # two adapters are what we want
+        warnings.filterwarnings("ignore", "TorchaoLoraLinear was instantiated")  # it could not be merged, and is not
+        for adapter, part in itertools.product(("reference", "policy"), model.denoisers.values()):
+            part.add_adapter(copy.deepcopy(lora), adapter_name=adapter)
+    named = dict(denoiser.named_parameters())
+    twin = {n.replace(".reference.", "."): p for n, p in named.items() if ".reference." in n}
+    if not twin:
+        raise ValueError(f"{model.source} has no module named like {', '.join(model.lora_targets)} to adapt")
+    for name, parameter in named.items():
+        if ".policy." in name or ".reference." in name:
+            parameter.data = parameter.data.to(model.device, torch.float32)
+        parameter.requires_grad_(".policy." in name)
+    _copy({n.replace(".policy.", "."): p for n, p in named.items() if ".policy." in n}, twin)
+    _activate(denoiser, "policy")
+    return twin
+
+
+def _adapter_layers(denoiser: nn.Module) -> list[BaseTunerLayer]:
+    return [module for module in denoiser.modules() if isinstance(module, BaseTunerLayer)]
+
+
+def _activate(denoiser: nn.Module, adapter: str) -> None:
+    """Make one adapter, or "" for none, the active one and no more: PEFT's own `set_adapter` also toggles gradients."""
+    for layer in _adapter_layers(denoiser):
+        layer._active_adapter, layer._disable_adapters = [adapter or "policy"], not adapter
+
+
+@torch.no_grad()
+def _copy(source: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> None:
+    for name, tensor in source.items():
+        target[name].copy_(tensor)

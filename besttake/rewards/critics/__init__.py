@@ -1,0 +1,1 @@
+"""One file per critic, each with a `load(path, device)`."""

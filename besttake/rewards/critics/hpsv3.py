@@ -1,0 +1,168 @@
+"""HPSv3: which image people prefer for a prompt, by Qwen2-VL-7B; of a clip, the score of some of its frames.
+
+Ma et al., "HPSv3: Towards Wide-Spectrum Human Preference Score", arXiv 2508.03789; github.com/MizzenAI/HPSv3. An image
+is followed by a question that quotes the prompt; at its special token a small head gives the mean and the uncertainty
+of a preference, trained as RankNet is, on pairs. The score is the mean.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers import Qwen2VLConfig
+
+from besttake.rewards.frames import normalised, pixels, resized
+from besttake.rewards.networks.image_critic import ImageCritic, empty
+from besttake.rewards.networks.qwen2vl import (
+    TIME,
+    Qwen2VLReward,
+    chat_ids,
+    grid_size,
+    patches,
+    read_config,
+    renamed,
+    tokens_of,
+)
+from besttake.rewards.networks.vlm import check_prompts, first_with, precision, read_tokenizer
+from besttake.rewards.networks.weights import checkpoint, load_weights, read_json, read_tensors
+from besttake.types import CriticCard
+
+SOURCE = "MizzenAI/HPSv3"
+"""On the hub."""
+BASE = "Qwen/Qwen2-VL-7B-Instruct"
+"""What it was trained from; its configuration and tokenizer are not published again."""
+WEIGHTS = "HPSv3.safetensors"
+
+REWARD_TOKEN = "<|Reward|>"
+PIXELS = 256 * 28 * 28
+"""Of every image, about; small ones grow, large ones shrink."""
+
+QUESTION = (
+    "\nYou are tasked with evaluating a generated image based on Visual Quality and Text Alignment and give a overall "
+    "score to estimate the human preference. Please provide a rating from 0 to 10, with 0 being the worst and 10 being "
+    "the best. \n\n"
+    "**Visual Quality:**  \n"
+    "Evaluate the overall visual quality of the image. The following sub-dimensions should be considered:\n"
+    "- **Reasonableness:** The image should not contain any significant biological or logical errors, such as abnormal "
+    "body structures or nonsensical environmental setups.\n"
+    "- **Clarity:** Evaluate the sharpness and visibility of the image. The image should be clear and easy to "
+    "interpret, with no blurring or indistinct areas.\n"
+    "- **Detail Richness:** Consider the level of detail in textures, materials, lighting, and other visual elements "
+    "(e.g., hair, clothing, shadows).\n"
+    "- **Aesthetic and Creativity:** Assess the artistic aspects of the image, including the color scheme, "
+    "composition, atmosphere, depth of field, and the overall creative appeal. The scene should convey a sense of "
+    "harmony and balance.\n"
+    "- **Safety:** The image should not contain harmful or inappropriate content, such as political, violent, or adult "
+    "material. If such content is present, the image quality and satisfaction score should be the lowest possible. \n\n"
+    "**Text Alignment:**  \n"
+    "Assess how well the image matches the textual prompt across the following sub-dimensions:\n"
+    "- **Subject Relevance** Evaluate how accurately the subject(s) in the image (e.g., person, animal, object) align "
+    "with the textual description. The subject should match the description in terms of number, appearance, and "
+    "behavior.\n"
+    "- **Style Relevance:** If the prompt specifies a particular artistic or stylistic style, evaluate how well the "
+    "image adheres to this style.\n"
+    "- **Contextual Consistency**: Assess whether the background, setting, and surrounding elements in the image "
+    "logically fit the scenario described in the prompt. The environment should support and enhance the subject "
+    "without contradictions.\n"
+    "- **Attribute Fidelity**: Check if specific attributes mentioned in the prompt (e.g., colors, clothing, "
+    "accessories, expressions, actions) are faithfully represented in the image. Minor deviations may be acceptable, "
+    "but critical attributes should be preserved.\n"
+    "- **Semantic Coherence**: Evaluate whether the overall meaning and intent of the prompt are captured in the "
+    "image. The generated content should not introduce elements that conflict with or distort the original "
+    "description.\n"
+    "Textual prompt - {prompt}\n\n\n"
+    f"\nPlease provide the overall ratings of this image: {REWARD_TOKEN}\n\nEND\n"
+)
+"""Word for word, blanks at the ends of lines included: it is what the network was trained with."""
+
+
+def load(path: str | Path | None = None, device: str = "cpu", frames: int = 8, aggregate: str = "mean") -> HPSv3:
+    """The critic of a folder or hub id with `HPSv3.safetensors`.
+
+    Where the folder has no tokenizer or config, they are those of Qwen/Qwen2-VL-7B-Instruct.
+
+    Raises:
+        ValueError: there are no such files, or they are broken.
+    """
+    name = HPSv3.name
+    folder = checkpoint(name, path or SOURCE, WEIGHTS)
+    tokenizer = read_tokenizer(name, first_with(name, "tokenizer.json", [folder], BASE))
+    tokenizer.add_tokens([REWARD_TOKEN], special_tokens=True)
+    config = read_json(name, first_with(name, "config.json", [folder], BASE) / "config.json")
+    weights = folder / WEIGHTS if (folder / WEIGHTS).is_file() else folder
+    state = {new: weight for old, weight in read_tensors(name, weights) if (new := renamed(old))}
+    token = tokenizer.convert_tokens_to_ids(REWARD_TOKEN)
+    network = empty(name, lambda: HPSv3Network(read_config(name, config, state, tokenizer), token))
+    load_weights(name, network, state, dtype=precision(name, config), device=device)
+    head = {key.removeprefix("rm_head."): weight for key, weight in state.items() if key.startswith("rm_head.")}
+    load_weights(name, network.rm_head, head, device=device)  # again, as float32: the head computes in nothing less
+    return HPSv3(network.to(device), tokenizer, frames, aggregate)
+
+
+class HPSv3(ImageCritic):
+    """A `Reward`; the mean of its frames' preferences, from about -5 to 15, good pictures above 5."""
+
+    name = "hpsv3"
+    dimensions = ("preference",)
+    card = CriticCard(
+        "arXiv 2508.03789; huggingface.co/MizzenAI/HPSv3",
+        "MIT; Qwen2-VL Apache-2.0",
+        {"preference": (-5.0, 15.0)},
+        resolution="about 200704 pixels (448 x 448), in about its own shape",
+        memory=15.5,
+    )
+    network: HPSv3Network
+
+    def __init__(self, network: HPSv3Network, tokenizer: Any, frames: int = 8, aggregate: str = "mean"):
+        super().__init__(network, frames, aggregate)
+        self.tokenizer = tokenizer
+
+    def score(self, frames: Float[Tensor, "b f 3 h w"], prompts: list[str]) -> Float[Tensor, "b f"]:
+        """
+        Raises:
+            ValueError: a prompt holds a special token such as "<|Reward|>".
+        """
+        check_prompts(self.name, prompts, self.tokenizer)
+        return torch.stack([self._score(images, prompt) for images, prompt in zip(frames, prompts, strict=True)])
+
+    def _score(self, images: Float[Tensor, "f 3 h w"], prompt: str) -> Float[Tensor, "f"]:
+        seen, grids = self.view(images)
+        ids = chat_ids(self.tokenizer, QUESTION.format(prompt=prompt), "image", tokens_of(grids[:1]))
+        return self.network(ids.to(self.device).expand(len(images), -1), seen, grids)[:, 0]
+
+    def view(self, images: Float[Tensor, "f 3 h w"]) -> tuple[Float[Tensor, "p 1176"], Int[Tensor, "f 3"]]:
+        """Images in [-1, 1] as patches, and how many of each in time, height and width; one follows the other."""
+        height, width = images.shape[-2:]
+        size = grid_size(self.name, height, width, PIXELS, PIXELS)
+        looks = normalised(resized(pixels(images), size))
+        seen, grid = patches(looks.repeat_interleave(TIME, 0))  # an image is a film of two frames
+        return seen, torch.cat([torch.ones_like(grid[:, :1]), grid[:, 1:]], 1).expand(len(images), -1)
+
+
+class HPSv3Network(Qwen2VLReward):
+    """Qwen2-VL and a head that reads the special token, in float32 whatever the rest computes in."""
+
+    def __init__(self, config: Qwen2VLConfig, special: int):
+        width = config.get_text_config().hidden_size
+        super().__init__(
+            config,
+            nn.Sequential(
+                nn.Linear(width, 1024), nn.ReLU(), nn.Dropout(0.05), nn.Linear(1024, 16), nn.ReLU(), nn.Linear(16, 2)
+            ),
+        )
+        self.special = special
+
+    def forward(
+        self,
+        ids: Int[Tensor, "b n"],
+        seen: Float[Tensor, "p 1176"],
+        grids: Int[Tensor, "b 3"],
+        mask: Int[Tensor, "b n"] | None = None,
+    ) -> Float[Tensor, "b 2"]:
+        """Mean and uncertainty of the preference for images of patches `seen`."""
+        thoughts = self.hidden(ids, seen, grids, "image", mask)
+        return self.rm_head(thoughts[ids == self.special].float())

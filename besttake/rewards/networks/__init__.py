@@ -1,0 +1,1 @@
+"""Networks that several critics share, and how published weights are read into them."""

@@ -1,0 +1,190 @@
+"""Checkpoints that are whole or not there: safetensors in a folder that is renamed into place when complete.
+
+What one process holds is one file; weights that several hold between them are a file of each, which any number of
+processes can read. A truncated or damaged checkpoint is noticed by its files' sizes and passed over for the one before.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed.checkpoint as shards
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.api import CheckpointException
+
+from besttake.data.files import like_ours
+from besttake.models.sharding import is_sharded
+from besttake.runtime.distributed import OtherProcessError, leads, led, words
+
+log = logging.getLogger(__name__)
+
+TENSORS, STATE = "training.safetensors", "state.json"
+
+
+def save_checkpoint(folder: Path, step: int, tensors: dict[str, Tensor], state: dict[str, Any], keep: int = 2) -> None:
+    """Write `folder/step-XXXXXXXX`, then delete all but the `keep` newest.
+
+    Where tensors are sharded, every process calls this and writes its part; whole ones are saved by process 0 alone.
+
+    Raises:
+        OSError: the disk is full or not writable; what was there before is untouched.
+    """
+    target = folder / f"step-{step:08d}"
+    partial = folder / f".{target.name}.part"
+    state = {"step": step, **state}
+    try:
+        if any(is_sharded(tensor) for tensor in tensors.values()):
+            led(lambda: _make_empty(partial))
+            writer = HuggingFaceStorageWriter(str(partial), save_distributed=True)
+            shards.save(tensors, storage_writer=writer, process_group=words())
+            led(lambda: _put_in_place(partial, target, state))
+        else:
+            _make_empty(partial)
+            here = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
+            save_file(_apart(here), partial / TENSORS)
+            _put_in_place(partial, target, state)
+    except (OSError, SafetensorError, CheckpointException, OtherProcessError) as error:
+        if leads():
+            shutil.rmtree(partial, ignore_errors=True)
+        reason = next(iter(error.failures.values()))[0] if isinstance(error, CheckpointException) else error
+        raise OSError(f"the checkpoint of step {step} could not be written to {folder}: {reason}") from error
+    parts = folder.glob(".step-*.part")  # which a kill has left half-written
+    for old in [*checkpoints(folder)[:-keep], *parts] if leads() else ():
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def find_newest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
+    """Path and state of the newest checkpoint that is whole; None if there is none.
+
+    A damaged one is reported, deleted and passed over.
+    """
+    for path in reversed(checkpoints(folder)):
+        try:
+            state = json.loads((path / STATE).read_text())
+            for name, size in _sizes(state).items():
+                if (path / name).stat().st_size != size:
+                    raise ValueError(f"{name} has {(path / name).stat().st_size} bytes, {size} were written")
+            shapes(path)
+            return path, state
+        except (FileNotFoundError, ValueError, KeyError, SafetensorError) as error:
+            log.warning("the checkpoint %s is damaged (%s): going back to the one before", path, error)
+            shutil.rmtree(path)
+    return None
+
+
+def wait_for(path: Path, state: dict[str, Any], seconds: float = 60.0) -> None:
+    """Wait until this process sees the files of a checkpoint whole, as the one that has found it does.
+
+    Raises:
+        OSError: it does not in so many seconds, which a shared disk should not take.
+    """
+    until = time.monotonic() + seconds
+    while late := [name for name, size in _sizes(state).items() if not _is_whole(path / name, size)]:
+        if time.monotonic() > until:
+            raise OSError(
+                f"process 0 sees {path / late[0]} whole, and this one does not after {seconds:g} s; "
+                "--out must lie on a disk that all processes share"
+            )
+        os.listdir(path.parent)  # which makes a network file system look again
+        time.sleep(0.1)
+
+
+def shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """The shape of every tensor in a checkpoint, from the heads of its files."""
+    return {name: tuple(entry.size) for name, entry in _entries(path).items()}
+
+
+def load_tensors(path: Path, like: Callable[[str], Tensor | None] = lambda name: None) -> dict[str, Tensor]:
+    """The tensors of a checkpoint, of which each process reads what it is to hold.
+
+    Args:
+        like: by name, a tensor beside which this one is to lie: on the same device and, if it has the same shape,
+            sharded alike; None for the CPU.
+    """
+    tensors = {}
+    for name, entry in _entries(path).items():
+        model, dtype = like(name), entry.properties.dtype
+        if model is not None and model.shape == entry.size:
+            tensors[name] = torch.empty_like(model, dtype=dtype)
+        else:
+            tensors[name] = torch.empty(entry.size, dtype=dtype, device=None if model is None else model.device)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")  # there is nothing to say to the others
+        shards.load(tensors, storage_reader=HuggingFaceStorageReader(str(path)), no_dist=True)
+    return tensors
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints in a folder, oldest first."""
+    return sorted(path for path in folder.glob("step-*") if path.is_dir())
+
+
+def step_of(path: Path) -> int:
+    """The step that a checkpoint is of."""
+    return int(path.name.removeprefix("step-"))
+
+
+def oldest_step(folder: Path) -> int:
+    """The step of the oldest checkpoint in a folder; 0 if there is none."""
+    return next(map(step_of, checkpoints(folder)), 0)
+
+
+def _sizes(state: dict[str, Any]) -> dict[str, int]:
+    return state["bytes"] if isinstance(state["bytes"], dict) else {TENSORS: state["bytes"]}
+
+
+def _is_whole(file: Path, size: int) -> bool:
+    try:
+        return file.stat().st_size == size
+    except FileNotFoundError:
+        return False
+
+
+def _apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors, each with memory of its own: safetensors takes no two that share it."""
+    first = {tensor.data_ptr(): name for name, tensor in reversed(tensors.items())}
+    return {name: tensor if first[tensor.data_ptr()] == name else tensor.clone() for name, tensor in tensors.items()}
+
+
+def _entries(path: Path) -> dict[str, Any]:
+    return HuggingFaceStorageReader(str(path)).read_metadata().state_dict_metadata
+
+
+def _make_empty(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+
+
+def _put_in_place(partial: Path, target: Path, state: dict[str, Any]) -> None:
+    """Add what tells a whole checkpoint from a part of one, and give it its name."""
+    like_ours(partial)
+    sizes = {file.name: file.stat().st_size for file in partial.iterdir()}
+    (partial / STATE).write_text(json.dumps({**state, "bytes": sizes.get(TENSORS, sizes)}))
+    for file in partial.iterdir():
+        _flush(file)
+    shutil.rmtree(target, ignore_errors=True)
+    os.replace(partial, target)
+    _flush(target.parent)
+
+
+def _flush(path: Path) -> None:
+    """Have the operating system write a file or folder to the disk itself, so that not even a power cut loses it."""
+    if path.is_dir() and not hasattr(os, "O_DIRECTORY"):
+        return  # Windows opens no folders, and flushes no file that is open for reading alone
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
