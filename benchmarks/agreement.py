@@ -29,19 +29,19 @@ class AgreementConfig:
     """Which recipe, and how much of it."""
 
     recipe: str = "onlinevpo-tiny"
-    takes: tuple[int, ...] = (2, 4, 8)
+    candidates: tuple[int, ...] = (2, 4, 8)
     prompts: int = 32
-    draws: int = 8
+    timesteps_per_pair: int = 8
     seed: int = 9
 
 
 def main(config: AgreementConfig) -> None:
     """Print the table."""
-    recipe = replace(read_recipe(config.recipe), draws=config.draws)
+    recipe = replace(read_recipe(config.recipe), timesteps_per_pair=config.timesteps_per_pair)
     prompts = read_prompts(recipe.data)[: config.prompts]
     policy, critic = Policy(load_model(recipe.model), recipe.policy), load_panel(recipe.reward)
     print("| takes of a prompt | cosine of two halves' gradients |\n| --- | --- |")
-    for n in config.takes:
+    for n in config.candidates:
         first, second = (gradient(policy, critic, prompts[half::2], n, recipe, config.seed + half) for half in range(2))
         print(f"| {n} | {torch.cosine_similarity(first, second, 0):.2f} |")
 

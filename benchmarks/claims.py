@@ -35,13 +35,13 @@ from besttake.commands.generate import GenerateConfig, generate_takes, real_data
 from besttake.commands.score import ScoreConfig, score_videos
 from besttake.data.files import atomic
 from besttake.data.prompts import read_prompts
-from besttake.evaluation.before_after import EvaluateConfig, shoot, trained_model
+from besttake.evaluation.before_after import EvaluateConfig, sample_videos, trained_model
 from besttake.models import load_model
 from besttake.report.folder import read_run
 from besttake.rewards.critics.world import DIMENSIONS
 from besttake.runtime.configuration import fingerprint
 from besttake.runtime.embedded import FOLDER, embedded_model
-from besttake.world.evaluate import Judge, clean_clips, look_at, through_autoencoder
+from besttake.world.evaluate import Evaluator, clean_clips, evaluate_videos, through_autoencoder
 from besttake.world.measure import FLAWS
 from besttake.world.physics import FRAMES
 
@@ -158,11 +158,11 @@ def train(arm: Arm, seed: int, config: ClaimsConfig) -> str:
             raise SystemExit(
                 f"making the pairs took {spent:.1f} of {config.minutes} minutes: raise --minutes, or lower --prompts"
             )
-    unwatched = replace(recipe.monitor, every=0)
+    unwatched = replace(recipe.validation, every=0)
     out = config.out / f"{name}-{made_of}"
-    recipe = replace(recipe, data=str(data), model=config.model, out=out, seed=seed, monitor=unwatched)
+    recipe = replace(recipe, data=str(data), model=config.model, out=out, seed=seed, validation=unwatched)
     importlib.import_module(type(recipe).__module__).train(replace(recipe, steps=100_000, minutes=minutes))
-    after = look(shoot(trained_model(out), PROMPTS, TEST))
+    after = look(sample_videos(trained_model(out), PROMPTS, TEST))
     write_result(result, {"after": after, "made_of": made_of, "steps": read_run(out).steps_done})
     return f"{name}: {after}"
 
@@ -180,7 +180,7 @@ def measure_base(config: ClaimsConfig) -> str:
         return "the base model and real clips: already there"
     model = load_model(config.model)
     real = through_autoencoder(model, clean_clips(PROMPTS, 99, FRAMES, range(len(PROMPTS))))
-    before = shoot(model, PROMPTS, TEST)
+    before = sample_videos(model, PROMPTS, TEST)
     write_result(result, {"before": look(before), "real": look(real), "made_of": made_of})
     return "the base model and real clips: measured"
 
@@ -191,15 +191,15 @@ def write_result(path: Path, values: dict) -> None:
 
 
 @functools.cache
-def judge() -> Judge:
-    made = Judge(("dynamic-degree",))  # the tables show no other critic
+def judge() -> Evaluator:
+    made = Evaluator(("dynamic-degree",))  # the tables show no other critic
     made.learn(PROMPTS)
     return made
 
 
 def look(videos: Tensor) -> dict[str, float]:
     """What the tables show of clips of the test prompts."""
-    seen = judge().means(look_at(judge().look, lambda rows: videos[rows], PROMPTS, 32))
+    seen = judge().means(evaluate_videos(judge().measure, lambda rows: videos[rows], PROMPTS, 32))
     return {key: seen[key] for key in KEPT}
 
 
@@ -227,7 +227,9 @@ def make_pairs(seed: int, made_of: str, config: ClaimsConfig) -> tuple[Path, flo
         began = time.perf_counter()
         shooting = GenerateConfig(online.data, config.model, out=takes, n=online.candidates, count=config.prompts)
         listed = generate_takes(replace(shooting, seed=seed, rollout=online.rollout))
-        score_videos(ScoreConfig(takes=listed, reward=(online.reward.name,), weights=online.reward.weights, out=pairs))
+        score_videos(
+            ScoreConfig(candidates=listed, reward=(online.reward.name,), weights=online.reward.weights, out=pairs)
+        )
         clock.write_text(json.dumps((time.perf_counter() - began) / 60))
     return pairs, json.loads(clock.read_text())
 

@@ -31,7 +31,7 @@ from besttake.evaluation.ranking import kendall_tau_b
 from besttake.report.agreement import dots
 from besttake.rewards import load_reward
 from besttake.world.captions import sample_caption
-from besttake.world.film import render, shoot
+from besttake.world.film import make_film, render
 from besttake.world.flaws import FLAWS
 from besttake.world.pretrain_critics import codec_like, ranking_loss, soften
 
@@ -109,7 +109,7 @@ def group(config: CriticAgreementConfig, index: int) -> Group:
     severities = [0.0, *rng.uniform(*config.severity, len(KINDS))]
     videos = []
     for flaw, severity in zip((None, *KINDS), severities, strict=True):
-        film = shoot(caption, rng)
+        film = make_film(caption, rng)
         if flaw:
             FLAWS[flaw](film, severity, rng)
         videos.append(render(film, rng))
@@ -186,7 +186,7 @@ def trained_image_critic(config: CriticAgreementConfig) -> Critic:
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, config.steps, pct_start=0.1)
     for step in range(config.steps):
         frames, quality = frame_batch(config.seed + 1, step)
-        loss = ranking_loss(network(frames)[:, None], quality[:, None], takes=TAKES * SHOWN)
+        loss = ranking_loss(network(frames)[:, None], quality[:, None], candidates=TAKES * SHOWN)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -202,7 +202,7 @@ def frame_batch(seed: int, step: int) -> tuple[Tensor, Tensor]:
     for _ in range(2):
         caption = sample_caption(rng, "train")
         for _ in range(TAKES):
-            film = shoot(caption, rng)
+            film = make_film(caption, rng)
             chosen = {name: rng.uniform(0.02, 1) for name in SEEN_IN_FRAMES if rng.random() < 0.14}
             for name, severity in chosen.items():
                 FLAWS[name](film, severity, rng)

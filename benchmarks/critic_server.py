@@ -32,8 +32,8 @@ import torch
 import tyro
 
 from besttake.rewards.remote import server
-from besttake.rewards.remote.client import Patience, Remote, Server, as_uint8
-from besttake.rewards.remote.server import pack, wish
+from besttake.rewards.remote.client import Remote, RetryPolicy, Server, as_uint8
+from besttake.rewards.remote.server import pack, select_frames
 
 SINK = """
 import socket
@@ -94,10 +94,10 @@ def overhead(config: Overhead) -> None:
     print(f"| a clip of {config.frames} x {config.height} x {config.width}, its critic looks at | MB | to uint8 | bare "
           "transfer | request | overhead |\n| --- | --- | --- | --- | --- | --- |")  # fmt: skip
     for most in (16, None):
-        frames, fps = wish(SimpleNamespace(frames=most), config.frames, 16.0)
+        frames, fps = select_frames(SimpleNamespace(frames=most), config.frames, 16.0)
         array = as_uint8(video[0], frames)
         with tempfile.TemporaryDirectory() as folder, served(Path(folder), frames=most) as url, sink() as port:
-            to, whole, bare = Server(url, None, Patience()), [], []
+            to, whole, bare = Server(url, None, RetryPolicy()), [], []
             for number in range(config.repeats + 2):
                 body = pack(str(number), [array], ["1"], fps)
                 bare.append(timed(transfer, port, body))
@@ -116,7 +116,7 @@ def load(config: Load) -> None:
         processes = [start(folder, f"{i}", free_port()) for i in range(2)]
         try:
             urls = [url for _, url, _ in processes]
-            patience = Patience(answer=60.0, tries=10, pause=0.05)
+            patience = RetryPolicy(answer=60.0, tries=10, pause=0.05)
             clients = [Remote(urls, patience=patience) for _ in range(config.clients)]
             answers: dict[int, list[float]] = {}
             watched: list[tuple[str, int, dict[str, tuple[float, int]]]] = []

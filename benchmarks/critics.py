@@ -31,7 +31,7 @@ class CriticsConfig:
     model: str = "tiny-cogvideox"
     critic: str = "world"
     prompts: int = 40
-    takes: int = 8
+    candidates: int = 8
     seed: int = 5
     rollout: RolloutConfig = field(default_factory=lambda: RolloutConfig(steps=8))
     films: int = 60
@@ -42,7 +42,7 @@ def main(config: CriticsConfig) -> None:
     """Print that table, and which motions the model knows: the share of its takes that leave their track."""
     prompts = read_prompts("world-validation")[: config.prompts]
     model = load_model(config.model)
-    takes = generate(model, prompts, config.rollout, n=config.takes, seed=(config.seed,))
+    takes = generate(model, prompts, config.rollout, n=config.candidates, seed=(config.seed,))
     measures = measure_all(takes.videos, takes.prompts)
     seen = {
         "number of flaws": torch.tensor([len(flaws) for flaws in measures["flaws"]]).float(),
@@ -55,7 +55,7 @@ def main(config: CriticsConfig) -> None:
     print(f"| {config.critic} | pairwise accuracy | " + " | ".join(seen) + " |")
     print("| --- " * (len(seen) + 2) + "|")
     for i, dimension in enumerate(score.dimensions):
-        cells = [f"{within(score[dimension], measure, config.takes):.2f}" for measure in seen.values()]
+        cells = [f"{within(score[dimension], measure, config.candidates):.2f}" for measure in seen.values()]
         print(f"| {dimension} | {right[i]:.2f} | " + " | ".join(cells) + " |")
     print("\n| motion | takes | off their track |\n| --- | --- | --- |")
     astray = np.array(["astray" in flaws for flaws in measures["flaws"]])

@@ -16,7 +16,7 @@ import tyro
 from torch import Tensor
 
 from besttake.world.captions import Caption, sample_caption
-from besttake.world.film import render, shoot
+from besttake.world.film import make_film, render
 from besttake.world.flaws import FLAWS
 from besttake.world.measure import measure_all
 from besttake.world.pretrain_critics import soften
@@ -58,7 +58,7 @@ def shares(flaw: str | None, severity: float, config: DetectionConfig) -> dict[s
 def film(flaw: str | None, severity: float, seed: int, i: int) -> tuple[Tensor, Caption]:
     rng = np.random.default_rng([seed, i])
     caption = sample_caption(rng, "validation")
-    clip = shoot(caption, rng)
+    clip = make_film(caption, rng)
     if flaw:
         FLAWS[flaw](clip, severity, rng)
     return render(clip, rng), caption

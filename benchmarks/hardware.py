@@ -15,7 +15,7 @@ from besttake.commands.cli import RECIPES, read_recipe
 from besttake.plan import Plan, PlanConfig, make_plan
 from besttake.plan.advice import advise
 from besttake.plan.cards import find_card
-from besttake.plan.meter import Pace
+from besttake.plan.meter import Throughput
 from besttake.plan.table import BESIDE, GIB, times, verdict, whose
 
 MARK = "<!-- what follows is written by benchmarks/hardware.py -->\n"
@@ -39,7 +39,7 @@ def plans_of(config: Any, cards: tuple[str, ...]) -> list[Plan]:
     for name in cards[1:]:
         card, asked = find_card(name), PlanConfig()
         room = (card.memory - asked.reserve) * GIB
-        advice = advise(config, first.phases, room, Pace(card, asked.efficiency))
+        advice = advise(config, first.phases, room, Throughput(card, asked.efficiency))
         found.append(replace(first, card=card, room=room, advice=advice))
     return found
 

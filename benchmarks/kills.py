@@ -42,14 +42,14 @@ from besttake.rewards.panel import RewardConfig
 from besttake.runtime.configuration import to_yaml
 from besttake.sampling.rollout import RolloutConfig, RolloutOverrides
 from besttake.training.run import OptimConfig
-from besttake.training.validation import MonitorConfig
+from besttake.training.validation import ValidationConfig
 
 SIGNALS = {"SIGKILL": signal.SIGKILL, "SIGTERM": signal.SIGTERM, "Ctrl-C": signal.SIGINT}
 STEPS = 8
 
 OWN: dict[str, dict[str, Any]] = {
     "onlinevpo": {"prompts_per_step": 1, "candidates": 2, "refresh_every": 2},
-    "realdpo": {"clips_per_step": 1, "negatives": 1, "renew_every": 3, "reference_every": 1},
+    "realdpo": {"clips_per_step": 1, "negatives": 1, "regenerate_every": 3, "reference_every": 1},
     "offline_dpo": {"pairs_per_step": 1, "refresh_every": 2},
     "sft": {"clips_per_step": 2},
 }
@@ -102,15 +102,15 @@ def material(folder: Path) -> None:
 def config_of(name: str, folder: Path, out: Path, save_every: int) -> Any:
     data = {"onlinevpo": folder / "prompts.txt", "offline_dpo": folder / "pairs.jsonl"}
     own = {"reward": RewardConfig("temporal-flicker", normalise="batch")} if name == "onlinevpo" else {}
-    look = MonitorConfig(3, str(folder / "prompts.txt"), 1, ("dynamic-degree",), 1, RolloutOverrides(steps=1))
+    look = ValidationConfig(3, str(folder / "prompts.txt"), 1, ("dynamic-degree",), 1, RolloutOverrides(steps=1))
     return algorithms()[name].Config(
         data=str(data.get(name, folder / "clips")),
         out=out,
         steps=STEPS,
         save_every=save_every,
-        policy=PolicyConfig(rank=2, average=0.5),
-        optim=OptimConfig(lr=1e-3, warmup=2, accumulate=2),
-        monitor=look,
+        policy=PolicyConfig(rank=2, ema_decay=0.5),
+        optim=OptimConfig(lr=1e-3, warmup_steps=2, gradient_accumulation_steps=2),
+        validation=look,
         rollout=RolloutConfig(steps=1),
         **OWN[name],
         **own,

@@ -23,13 +23,13 @@ import tyro
 from random_weights import randomise
 from torch import nn
 
-from besttake.algorithms.losses import dpo, drawn_errors
+from besttake.algorithms.losses import dpo, sampled_errors
 from besttake.models import Quantization, Size
 from besttake.models.policy import Policy, PolicyConfig
 from besttake.plan.alike import run_one_of_each
 from besttake.plan.cards import find_card
-from besttake.plan.imagined import CARD, imagined
-from besttake.plan.meter import Meter, Pace
+from besttake.plan.imagined import CARD, fake_device
+from besttake.plan.meter import Meter, Throughput
 from besttake.plan.skeletons import skeleton
 from besttake.runtime.devices import describe_device
 from besttake.training.run import OptimConfig, adamw
@@ -50,7 +50,7 @@ class FigureConfig:
     frames: tuple[int, ...] = (17, 34, 51, 68, 136)
     """The paper's, and twice its longest."""
     quantize: Quantization = "none"
-    eight_bit: bool = False
+    use_8bit_adam: bool = False
     device: str = "imagined"
     """Or "cuda"."""
 
@@ -73,16 +73,16 @@ def peak(config: FigureConfig, method: str, train: Any, size: Size) -> float:
     """GiB at the fullest moment of the second step, when the optimizer has its moments; infinite if they do not fit."""
     counted = config.device == "imagined"
     device = CARD if counted else torch.device(config.device)
-    meter = Meter(CARD, Pace(find_card("H200"), 0.5))
-    with imagined() if counted else nullcontext(), meter if counted else nullcontext():
+    meter = Meter(CARD, Throughput(find_card("H200"), 0.5))
+    with fake_device() if counted else nullcontext(), meter if counted else nullcontext():
         ready = partial(claimed, meter) if counted else randomise
         model = skeleton(config.model, torch.bfloat16, ready, config.quantize, device=device)
-        how = PolicyConfig(train=train, rank=64, gradient_checkpointing=True, clips_at_once=1)
+        how = PolicyConfig(train=train, rank=64, gradient_checkpointing=True, micro_batch_size=1)
         try:
             policy = Policy(model, how)
             if counted:
                 run_one_of_each(meter, model.pipeline.transformer, how.gradient_checkpointing)
-            optimizer = adamw(OptimConfig(eight_bit=config.eight_bit), policy.trainable.values())
+            optimizer = adamw(OptimConfig(use_8bit_adam=config.use_8bit_adam), policy.trainable.values())
             for _ in range(2):
                 condition = model.encode_prompts(["a woman opens an umbrella"])
                 if not counted:
@@ -108,7 +108,7 @@ def claimed(meter: Meter, name: str, part: nn.Module) -> None:
 
 def dpo_step(policy: Policy, size: Size, condition: Condition) -> None:
     rows = torch.randn(1, 2, *policy.model.latent_shape(*size), device=policy.model.device)
-    dpo(drawn_errors(policy, rows, condition, torch.Generator()), 500.0)[0].mean().backward()
+    dpo(sampled_errors(policy, rows, condition, torch.Generator()), 500.0)[0].mean().backward()
 
 
 def refl_step(policy: Policy, size: Size, condition: Condition) -> None:

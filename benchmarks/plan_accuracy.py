@@ -25,7 +25,7 @@ from rich.table import Table
 
 from besttake.commands.cli import read_recipe
 from besttake.plan.cards import find_card
-from besttake.plan.meter import Meter, Pace, Phase
+from besttake.plan.meter import Meter, Phase, Throughput
 from besttake.plan.steps import STEP, Step, black_picture, measure
 from besttake.rewards.panel import RewardConfig
 from besttake.runtime.devices import describe_device, find_device
@@ -124,13 +124,13 @@ def smaller(config: Any, asked: AccuracyConfig) -> Any:
     """The recipe with few sampling steps and rows, and a critic that needs no weights."""
     rows = {"prompts_per_step", "clips_per_step", "pairs_per_step"} & vars(config).keys()
     config = replace(config, rollout=replace(config.rollout, steps=asked.steps), **dict.fromkeys(rows, asked.rows))
-    config = replace(config, monitor=replace(config.monitor, every=0))
+    config = replace(config, validation=replace(config.validation, every=0))
     return replace(config, reward=RewardConfig("motion-smoothness")) if hasattr(config, "reward") else config
 
 
 def main(asked: AccuracyConfig) -> None:
     config, device = smaller(read_recipe(asked.recipe), asked), torch.device(find_device(asked.device))
-    pace = Pace(find_card(asked.card), asked.efficiency)
+    pace = Throughput(find_card(asked.card), asked.efficiency)
     planned = measure(config, pace, parts=("sample", "score", "train"))
     on_gpu = device.type == "cuda"
     if on_gpu:

@@ -21,7 +21,7 @@ from torch import Tensor
 from besttake.data.prompts import read_prompts
 from besttake.models import load_model
 from besttake.models.policy import Policy, PolicyConfig
-from besttake.models.quantization import blocks, plain
+from besttake.models.quantization import blocks, plain_tensors
 from besttake.runtime.devices import describe_device, find_device
 from besttake.sampling.rollout import RolloutConfig, generate
 
@@ -86,7 +86,7 @@ def megabytes(policy: Policy) -> float:
         for name, weight in block.named_parameters()
         if "lora" not in name
     ]
-    return sum(part.nbytes for weight in weights for part in plain(weight)) / 1e6
+    return sum(part.nbytes for weight in weights for part in plain_tensors(weight)) / 1e6
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ from besttake.commands.cli import read_recipe
 from besttake.data.files import atomic
 from besttake.data.prompts import read_prompts
 from besttake.models import VideoModel, load_model
-from besttake.rewards.panel import Ballots, Panel, load_panel
+from besttake.rewards.panel import Panel, PanelScores, load_panel
 from besttake.runtime.devices import describe_device, find_device, keep_freed_memory
 from besttake.sampling import rollout
 from besttake.sampling.rollout import RolloutConfig, generate
@@ -73,7 +73,7 @@ class AgreementConfig:
     data: str = "world-test"
     """Settings were chosen on world-validation."""
     prompts: int = 64
-    takes: tuple[int, ...] = (4, 8)
+    candidates: tuple[int, ...] = (4, 8)
     """Sizes of the groups; the largest is shot."""
     steps: int = 50
     guidance: float = 2.0
@@ -96,24 +96,24 @@ def main(config: AgreementConfig) -> None:
     print(f"{config.model}, {len(prompts)} prompts, {config.steps} steps, guidance {config.guidance}")
     print(f"{describe_device(device)}, {torch.get_num_threads()} threads\n")
     full = shot("full", model, critic, prompts, config)
-    for takes in config.takes:
+    for takes in config.candidates:
         print(f"\n{takes} takes | FLOPs | {' | '.join(real_costs())} | seconds | winner | loser | both | margin kept")
         print("--- | " * 8 + "---", flush=True)
         for way in config.ways:
-            print(row(way, shot(way, model, critic, prompts, config), full, takes, max(config.takes)), flush=True)
+            print(row(way, shot(way, model, critic, prompts, config), full, takes, max(config.candidates)), flush=True)
         for share, previews in full["previews"].items():
             for kept in sorted({max(2, takes // 2), takes * 3 // 4}):
-                print(dropped(float(share), previews, kept, full["scores"], takes, max(config.takes)), flush=True)
+                print(dropped(float(share), previews, kept, full["scores"], takes, max(config.candidates)), flush=True)
 
 
 def shot(way: str, model: VideoModel, critic: Panel, prompts: list[str], config: AgreementConfig) -> dict[str, Any]:
     """Scores, cost and previews' scores of one way, from disk if it was shot before."""
-    size = f"{config.steps}-{config.guidance:g}-{len(prompts)}x{max(config.takes)}"
+    size = f"{config.steps}-{config.guidance:g}-{len(prompts)}x{max(config.candidates)}"
     path = config.out / f"{config.model}-{Path(config.data).stem}-{size}-{way}.json"
     if path.exists():
         return json.loads(path.read_text())
     settings = RolloutConfig(steps=config.steps, guidance=config.guidance, batch=config.batch)
-    settings, n = replace(settings, **WAYS[way]), max(config.takes)
+    settings, n = replace(settings, **WAYS[way]), max(config.candidates)
     wanted = [round(share * config.steps) for share in PREVIEWS] if way == "full" else []
     found: dict[str, Any] = {"scores": [], "previews": {share: [] for share in PREVIEWS if wanted}}
     model.encode_prompts(prompts), model.encode_negative(1)  # their cost is the same for all
@@ -126,10 +126,10 @@ def shot(way: str, model: VideoModel, critic: Panel, prompts: list[str], config:
             with patch.object(rollout, "guided", watched := Watched(model, wanted)):
                 takes = generate(model, part, settings, n=n)
             found["seconds"] += clock(model) - began
-            found["scores"] += critic(takes.videos, takes.prompts, settings.rate(model)).votes[:, 0].tolist()
-            for share, x_0 in zip(found["previews"], watched.foreseen, strict=True):
+            found["scores"] += critic(takes.videos, takes.prompts, model.fps).values[:, 0].tolist()
+            for share, x_0 in zip(found["previews"], watched.predicted_x0, strict=True):
                 videos = model.decode(x_0).float().clamp(-1, 1)
-                found["previews"][share] += critic(videos, takes.prompts, model.fps).votes[:, 0].tolist()
+                found["previews"][share] += critic(videos, takes.prompts, model.fps).values[:, 0].tolist()
     config.out.mkdir(parents=True, exist_ok=True)
     with atomic(path) as file:
         file.write_text(json.dumps(found))
@@ -140,14 +140,14 @@ class Watched:
     """`guided`, and the x_0 that it foresees at some of the times it is asked."""
 
     def __init__(self, model: VideoModel, wanted: list[int]):
-        self.schedule, self.wanted, self.asked, self.foreseen = model.schedule, wanted, 0, []
-        self.guided: Callable[..., Tensor] = rollout.guided
+        self.schedule, self.wanted, self.evaluations, self.predicted_x0 = model.schedule, wanted, 0, []
+        self.guided: Callable[..., Tensor] = rollout.guidance_interval
 
     def __call__(self, ask: Any, x_t: Tensor, t: Tensor, told: Any) -> Tensor:
         prediction = self.guided(ask, x_t, t, told)
-        if self.asked in self.wanted:
-            self.foreseen.append(self.schedule.split(prediction, x_t, t)[0])
-        self.asked += 1
+        if self.evaluations in self.wanted:
+            self.predicted_x0.append(self.schedule.split(prediction, x_t, t)[0])
+        self.evaluations += 1
         return prediction
 
 
@@ -182,7 +182,9 @@ def row(way: str, found: dict[str, Any], full: dict[str, Any], takes: int, shot:
 def dropped(share: float, previews: list[float], kept: int, scores: list[float], takes: int, shot: int) -> str:
     """What OnlineVPO's previews (`preview_at`, `preview_keeps`) make of the full way's takes."""
     seen, true = groups(previews, takes, shot), groups(scores, takes, shot)
-    on = torch.zeros_like(true, dtype=torch.bool).scatter(1, extremes(Ballots.of(seen.flatten()), takes, kept), True)
+    on = torch.zeros_like(true, dtype=torch.bool).scatter(
+        1, extremes(PanelScores.of(seen.flatten()), takes, kept), True
+    )
     winner, loser = (on.gather(1, place).float() for place in (true.argmax(1, True), true.argmin(1, True)))
     best, worst = torch.where(on, true, -torch.inf).amax(1), torch.where(on, true, torch.inf).amin(1)
     margin = (best - worst).mean() / (true.amax(1) - true.amin(1)).mean()

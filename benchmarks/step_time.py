@@ -71,7 +71,7 @@ def our_step(
     with watch.part("decoding"), torch.no_grad():
         videos = torch.cat([model.decode(part) for part in takes.latents.split(config.rollout.batch)]).clamp(-1, 1)
     with watch.part("scoring"), torch.no_grad():
-        scores = critic(videos, takes.prompts, model.fps).votes[:, 0]
+        scores = critic(videos, takes.prompts, model.fps).values[:, 0]
     with watch.part("loss"):
         pairs, _ = best_against_worst(takes, scores)
         generator = torch.Generator().manual_seed(step)
@@ -105,7 +105,7 @@ def plain_step(
             with watch.part("decoding"), torch.no_grad():
                 video = model.decode(latents).clamp(-1, 1)
             with watch.part("scoring"), torch.no_grad():
-                scores.append(critic(video, [prompt], model.fps).votes.item())
+                scores.append(critic(video, [prompt], model.fps).values.item())
             takes.append(latents)
         with watch.part("loss"):
             _plain_loss(policy, takes, scores, prompt, step).backward()

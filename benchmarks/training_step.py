@@ -28,7 +28,7 @@ from random_weights import randomise
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from besttake.algorithms.losses import dpo, drawn_errors
+from besttake.algorithms.losses import dpo, sampled_errors
 from besttake.models import VideoModel, load_model
 from besttake.models.policy import Policy, PolicyConfig
 from besttake.plan.skeletons import skeleton
@@ -49,7 +49,7 @@ class SpeedConfig:
     candidates: int = 4
     batch: int = 4
     """Takes denoised at once."""
-    clips_at_once: int = 1
+    micro_batch_size: int = 1
     checkpointing: bool = True
     compile: bool = False
     rank: int = 64
@@ -91,7 +91,9 @@ def measure(source: str, config: SpeedConfig, device: str, rate: float) -> None:
     theirs = timed(lambda: official(model, FEW), config.repeats, device)
     policy = Policy(
         model,
-        PolicyConfig(rank=config.rank, gradient_checkpointing=config.checkpointing, clips_at_once=config.clips_at_once),
+        PolicyConfig(
+            rank=config.rank, gradient_checkpointing=config.checkpointing, micro_batch_size=config.micro_batch_size
+        ),
     )
     ours = timed(lambda: shoot(policy, rollout, config.batch), config.repeats, device)
     latents = torch.randn(1, *model.latent_shape(*size), device=device)
@@ -172,7 +174,7 @@ def official(model: VideoModel, steps: int) -> None:
 
 def our_step(policy: Policy, latents: Tensor) -> None:
     clips = torch.stack([latents, latents.flip(-1)], 1)
-    errors = drawn_errors(policy, clips, policy.model.encode_prompts([PROMPT]), torch.Generator())
+    errors = sampled_errors(policy, clips, policy.model.encode_prompts([PROMPT]), torch.Generator())
     dpo(errors, 500.0)[0].mean().backward()
     for weight in policy.trainable.values():
         weight.grad = None

@@ -32,12 +32,12 @@ def main() -> None:
         float((one - other).abs().max() / one.abs().max().clamp(min=1e-12))
         for one, other in zip(whole, halved, strict=True)
     )
-    print(json.dumps({"clips_at_once": policy.clips_at_once, "far": far}))
+    print(json.dumps({"micro_batch_size": policy.micro_batch_size, "far": far}))
 
 
 def gradients(policy: Policy, asked: tuple, short: bool) -> list[torch.Tensor]:
     loss = sft_error(policy, *asked).sum()
-    assert policy.clips_at_once == 0  # there was room for the forward pass
+    assert policy.micro_batch_size == 0  # there was room for the forward pass
     if short:
         pages = int(Path("/proc/self/statm").read_text().split()[0])
         resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + ROOM, resource.RLIM_INFINITY))

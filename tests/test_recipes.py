@@ -68,9 +68,9 @@ def test_a_recipe_trains_measures_and_reports(recipe, checkpoint, critic, materi
     size = dict(zip(("frames", "height", "width"), map(str, tiny.size), strict=True))
     flags = {"model": str(checkpoint), "out": str(tmp_path / "run"), "steps": "1", "dtype": "float32"}
     flags["cache"] = str(tmp_path / "cache")
-    rollouts = ("rollout", "monitor.rollout", "evaluation.rollout")
+    rollouts = ("rollout", "validation.rollout", "evaluation.rollout")
     flags |= {f"{rollout}.{key}": value for rollout in rollouts for key, value in (size | {"steps": "2"}).items()}
-    flags |= {"monitor.count": "2", "evaluation.count": "2", "evaluation.shown": "1"}
+    flags |= {"validation.count": "2", "evaluation.count": "2", "evaluation.shown": "1"}
     if tiny.first_frame:
         flags["evaluation.prompts"] = str(material / "prompts.jsonl")
     if config.data == "real-clips":

@@ -19,9 +19,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from besttake.models.policy import Policy
-from besttake.models.sharding import going_again, recover
+from besttake.models.sharding import reset_after_failure, reshard_after_recompute
 from besttake.runtime.configuration import require
-from besttake.runtime.distributed import gathered, share
+from besttake.runtime.distributed import all_gather_rows, shard_rows
 from besttake.runtime.memory import forget
 from besttake.types import Condition, Latent, Time
 
@@ -49,18 +49,20 @@ def denoising_errors(
 ) -> Errors:
     """Errors of policy and reference on clips that share, row by row, their time `t` (b,) and their noise."""
     b, k = clips.shape[:2]
-    mine = torch.tensor(share(b * k), device=clips.device)  # of several processes each takes its share of the clips
+    mine = torch.tensor(
+        shard_rows(b * k), device=clips.device
+    )  # of several processes each takes its share of the clips
     x_0, flat_noise, flat_t = clips.flatten(0, 1)[mine], noise[mine // k], t[mine // k]
-    told = {name: value[mine // k] for name, value in condition.items()}
+    condition_rows = {name: value[mine // k] for name, value in condition.items()}
     schedule = policy.model.schedule
     x_t, target = schedule.add_noise(x_0, flat_noise, flat_t), schedule.target(x_0, flat_noise, flat_t)
-    prediction, reference = predictions(policy, x_t, flat_t, told)
+    prediction, reference = predictions(policy, x_t, flat_t, condition_rows)
     each = (prediction - target, reference - target, prediction.detach() - reference)
-    return Errors(*(gathered(_mean_square(difference), b * k).view(b, k) for difference in each))
+    return Errors(*(all_gather_rows(_mean_square(difference), b * k).view(b, k) for difference in each))
 
 
 def predictions(policy: Policy, x_t: Latent, t: Time, condition: Condition) -> tuple[Latent, Latent]:
-    """What policy and reference predict, float32, of `policy.clips_at_once` clips at a time: the *split backward*.
+    """What policy and reference predict, float32, of `policy.micro_batch_size` clips at a time: the *split backward*.
 
     No part but the last keeps what its backward pass needs: when the loss says what each clip's error weighs, the last
     part goes backward first, and every other is then predicted once more and goes backward alone. Activations never
@@ -68,10 +70,10 @@ def predictions(policy: Policy, x_t: Latent, t: Time, condition: Condition) -> t
 
     Where memory runs out, going forward or backward, that is done again with half as many clips at once.
     """
-    policy.model.wake()
+    policy.model.to_device()
 
     def predict() -> tuple[Latent, Latent]:
-        size = policy.at_once(len(x_t))
+        size = policy.micro_batch(len(x_t))
         reference = [policy.reference.predict(*part).float() for part in _parts(size, x_t, t, condition)]
         wanted = torch.empty(0, requires_grad=torch.is_grad_enabled())  # nothing else that goes in has a gradient
         return _SplitBackward.apply(policy, x_t, t, condition, wanted), torch.cat(reference)
@@ -84,7 +86,7 @@ class _SplitBackward(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, policy: Policy, x_t: Latent, t: Time, condition: Condition, wanted: Tensor) -> Latent:
-        *others, last = _parts(policy.at_once(len(x_t)), x_t, t, condition)
+        *others, last = _parts(policy.micro_batch(len(x_t)), x_t, t, condition)
         found = [policy.predict(*part).float() for part in others]
         with torch.set_grad_enabled(wanted.requires_grad):
             held = policy.predict(*last).float()
@@ -98,22 +100,22 @@ class _SplitBackward(torch.autograd.Function):
 
         def go_back() -> None:
             held, ctx.held = ctx.held, None  # of what has failed, nothing is kept
-            size = policy.at_once(len(gradient))
+            size = policy.micro_batch(len(gradient))
             parts = list(zip(_parts(size, *ctx.seen), gradient.split(size), strict=True))
-            with _as_before_if_it_fails(policy.trainable.values()) if policy.may_halve else nullcontext():
+            with _as_before_if_it_fails(policy.trainable.values()) if policy.can_halve else nullcontext():
                 if held is not None and len(held) == len(parts[-1][1]):
                     torch.autograd.backward(held, parts.pop()[1])
                 held = None
                 for part, upstream in reversed(parts):
-                    replay(policy, part, upstream)
+                    recompute(policy, part, upstream)
 
         _in_the_memory_there_is(policy, go_back)
         return None, None, None, None, None
 
 
-def replay(policy: Policy, part: tuple[Latent, Time, Condition], upstream: Tensor) -> None:
+def recompute(policy: Policy, part: tuple[Latent, Time, Condition], upstream: Tensor) -> None:
     """Predict a part's clips once more, and add to the gradients of the weights what follows from that of these."""
-    with torch.enable_grad(), going_again(policy.model.denoiser):
+    with torch.enable_grad(), reshard_after_recompute(policy.model.denoiser):
         prediction = policy.predict(*part).float()
     torch.autograd.backward(prediction, upstream)
 
@@ -128,13 +130,13 @@ def _in_the_memory_there_is(policy: Policy, work: Callable[[], T]) -> T:
     try:
         return work()
     except (RuntimeError, MemoryError) as error:
-        clips = policy.too_many(error)
+        clips = policy.oom_micro_batch(error)
         if not clips:
             raise
         forget(error)
-    recover(policy.model.denoiser)
+    reset_after_failure(policy.model.denoiser)
     _drop_what_is_queued(policy.model.device)
-    policy.clips_at_once = clips // 2
+    policy.micro_batch_size = clips // 2
     log.warning("memory has run out with %d clips of the loss at once: from now on %d", clips, clips // 2)
     return _in_the_memory_there_is(policy, work)
 
@@ -159,14 +161,14 @@ def _as_before_if_it_fails(weights: Iterable[Tensor]) -> Iterator[None]:
         raise
 
 
-def drawn_errors(
+def sampled_errors(
     policy: Policy,
     clips: Clips,
     condition: Condition,
     generator: torch.Generator,
     low: float = 0.0,
     high: float = 1.0,
-    draws: int = 1,
+    timesteps_per_pair: int = 1,
 ) -> Errors:
     """`denoising_errors` at times in [`low`, `high`] and with noise drawn from `generator`, `draws` of each per row.
 
@@ -174,34 +176,36 @@ def drawn_errors(
     expectation over time and noise; from one draw it is mostly noise.
     """
     b, k = clips.shape[:2]
-    part = torch.arange(draws).repeat_interleave(b)
-    u = (part + torch.rand(b * draws, generator=generator)) / draws
+    part = torch.arange(timesteps_per_pair).repeat_interleave(b)
+    u = (part + torch.rand(b * timesteps_per_pair, generator=generator)) / timesteps_per_pair
     times = policy.model.schedule_for(clips.shape).times(u, low, high)
-    rows = clips.repeat(draws, *[1] * (clips.ndim - 1))
-    told = {name: value.repeat(draws, *[1] * (value.ndim - 1)) for name, value in condition.items()}
+    rows = clips.repeat(timesteps_per_pair, *[1] * (clips.ndim - 1))
+    condition_rows = {
+        name: value.repeat(timesteps_per_pair, *[1] * (value.ndim - 1)) for name, value in condition.items()
+    }
     noise = draw_noise(rows[:, 0].shape, generator, like=clips)
-    errors = denoising_errors(policy, rows, told, times.to(clips.device), noise)
+    errors = denoising_errors(policy, rows, condition_rows, times.to(clips.device), noise)
     each = (errors.policy, errors.reference, errors.distance)
-    return Errors(*(error.view(draws, b, k).mean(0) for error in each))
+    return Errors(*(error.view(timesteps_per_pair, b, k).mean(0) for error in each))
 
 
 def sft_error(policy: Policy, x_0: Tensor, condition: Condition, t: Time, noise: Tensor) -> Float[Tensor, "b"]:
     """The plain diffusion loss of each clip."""
-    schedule, mine, rows = policy.model.schedule, share(len(x_0)), len(x_0)
+    schedule, mine, rows = policy.model.schedule, shard_rows(len(x_0)), len(x_0)
     x_0, noise, t = x_0[mine], noise[mine], t[mine]
-    told = {name: value[mine] for name, value in condition.items()}
-    prediction = predictions(policy, schedule.add_noise(x_0, noise, t), t, told)[0]
-    return gathered(_mean_square(prediction - schedule.target(x_0, noise, t)), rows)
+    condition_rows = {name: value[mine] for name, value in condition.items()}
+    prediction = predictions(policy, schedule.add_noise(x_0, noise, t), t, condition_rows)[0]
+    return all_gather_rows(_mean_square(prediction - schedule.target(x_0, noise, t)), rows)
 
 
-def check_dpo(beta: float, guard: float, draws: int) -> None:
+def check_dpo(beta: float, dpop_weight: float, timesteps_per_pair: int) -> None:
     """Refuse settings of a DPO loss that mean nothing."""
     require(beta > 0, "beta", beta, "a number above 0")
-    require(guard >= 0, "guard", guard, "0 or more")
-    require(draws >= 1, "draws", draws, "1 or more")
+    require(dpop_weight >= 0, "guard", dpop_weight, "0 or more")
+    require(timesteps_per_pair >= 1, "draws", timesteps_per_pair, "1 or more")
 
 
-def dpo(errors: Errors, beta: float, guard: float = 0.0) -> tuple[Float[Tensor, "b"], dict[str, Tensor]]:
+def dpo(errors: Errors, beta: float, dpop_weight: float = 0.0) -> tuple[Float[Tensor, "b"], dict[str, Tensor]]:
     """Diffusion-DPO (Wallace et al. 2023, equation 14) with one or more losers per winner, as in RealDPO.
 
     L = sum_n -log sigmoid(-beta/2 (w - v_n)): ln 2 per loser while policy and reference are equal. On rectified flow
@@ -220,17 +224,17 @@ def dpo(errors: Errors, beta: float, guard: float = 0.0) -> tuple[Float[Tensor, 
     gain = errors.policy - errors.reference
     w, v = gain[:, :1], gain[:, 1:]
     margin = -beta / 2 * (w - v)
-    watched = {
-        "winner_error": errors.policy[:, 0].mean(),
-        "loser_error": errors.policy[:, 1:].mean(),
-        "winner_gain": -w.mean(),
-        "loser_gain": -v.mean(),
-        "margin": margin.mean(),
-        "implicit_accuracy": (margin > 0).float().mean(),
-        "drift": errors.distance.mean(),
+    metrics = {
+        "dpo/winner_error": errors.policy[:, 0].mean(),
+        "dpo/loser_error": errors.policy[:, 1:].mean(),
+        "dpo/winner_gain": -w.mean(),
+        "dpo/loser_gain": -v.mean(),
+        "dpo/margin": margin.mean(),
+        "dpo/implicit_accuracy": (margin > 0).float().mean(),
+        "dpo/reference_distance": errors.distance.mean(),
     }
-    guarded = margin - beta / 2 * guard * w.clamp(min=0)
-    return -F.logsigmoid(guarded).sum(1), {name: value.detach() for name, value in watched.items()}
+    guarded = margin - beta / 2 * dpop_weight * w.clamp(min=0)
+    return -F.logsigmoid(guarded).sum(1), {name: value.detach() for name, value in metrics.items()}
 
 
 def _mean_square(x: Tensor) -> Float[Tensor, "b"]:

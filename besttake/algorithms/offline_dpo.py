@@ -6,22 +6,23 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
-from besttake.algorithms.losses import check_dpo, dpo, drawn_errors
-from besttake.algorithms.real_clips import check_caption, seen, shown_first_frame
+from besttake.algorithms.losses import check_dpo, dpo, sampled_errors
+from besttake.algorithms.real_clips import ClipBatch, check_caption, empty_batch, shown_first_frame, visible_part
 from besttake.data.faults import read_each
 from besttake.data.pairs import PreferencePair, read_pairs
 from besttake.data.video import check_length, probe, read_video
-from besttake.runtime.distributed import agree_on_each
+from besttake.models.policy import Policy
+from besttake.runtime.configuration import require
+from besttake.runtime.distributed import check_equal_items
 from besttake.sampling.rollout import RolloutConfig
-from besttake.training.run import Run, TrainConfig
+from besttake.training.run import Metrics, Run, TrainConfig, step_generator
 
 log = logging.getLogger(__name__)
 
@@ -35,40 +36,55 @@ class Config(TrainConfig):
     skip_bad: bool = False
     """Leave out pairs with an over-long prompt or unreadable clips, with a warning, instead of stopping."""
     pairs_per_step: int = 4
+    """Preference pairs trained on in a step."""
     beta: float = 500.0
-    guard: float = 0.0
-    """How hard a winner's error is kept from rising above the reference's (DPO-Positive); 0 = as in the paper."""
+    """DPO's beta: a smaller one lets the policy move further from its reference."""
+    dpop_weight: float = 0.0
+    """DPO-Positive: penalty on a winner's error above the reference's; 0 = plain DPO, as in the paper."""
     margin: float = 0.0
     """Pairs whose scores differ by less are left out."""
-    draws: int = 1
-    """Times and noises that each pair's errors are averaged over."""
+    timesteps_per_pair: int = 1
+    """Noise/timestep samples per pair."""
     refresh_every: int = 0
-    """Updates between hard copies of the policy into the reference; 0 = the reference stays, as in the paper."""
+    """Updates between copies of the policy into the reference; 0 = fixed reference, as in the paper."""
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     """Gives the size of the clips."""
 
     def __post_init__(self):
         super().__post_init__()
-        if self.pairs_per_step < 1:
-            raise ValueError(f"pairs_per_step is {self.pairs_per_step}; a step needs at least 1")
-        check_dpo(self.beta, self.guard, self.draws)
+        require(self.pairs_per_step >= 1, "pairs_per_step", self.pairs_per_step, "1 or more")
+        check_dpo(self.beta, self.dpop_weight, self.timesteps_per_pair)
 
 
 def train(config: Config) -> Run:
-    pairs = usable(read_pairs(config.data, config.skip_bad), config)
-    with Run(config, pairs) as run:
-        policy, model = run.policy, run.model
-        pairs, clips = encode_pairs(run, run.data, config)
-        agree_on_each("the pairs", (", ".join([repr(p.prompt), *map(seen, [p.winner, *p.losers])]) for p in pairs))
-        prompts = [shown_first_frame(model, pair.prompt, pair.winner) for pair in pairs]
-        for step, batch in run.steps(range(len(pairs)), config.pairs_per_step):
-            generator = run.generator(step)
-            condition = config.rollout.condition(model, [prompts[i] for i in batch], generator)
-            errors = drawn_errors(policy, clips[batch], condition, generator, draws=config.draws)
-            loss, watched = dpo(errors, config.beta, config.guard)
-            if run.update(loss.mean(), **watched) and run.every(config.refresh_every):
+    listed = usable(read_pairs(config.data, config.skip_bad), config)
+    with Run(config, listed) as run:
+        policy, pairs = run.policy, encode_pairs(run, run.data, config)
+        for number, batch in run.steps(range(len(pairs)), config.pairs_per_step):
+            loss, metrics = step(policy, None, pairs.batch(batch), config, key=(config.seed, number))
+            if run.update(loss, metrics) and run.every(config.refresh_every):
                 policy.reference.refresh()
     return run
+
+
+def step(
+    policy: Policy, reward: None, batch: ClipBatch, config: Config, key: tuple[int, int]
+) -> tuple[Tensor, Metrics]:
+    """The Diffusion-DPO loss of a batch of pairs, and its metrics (equation 14).
+
+    Args:
+        key: the seed and the number of the step, from which all random numbers follow.
+    """
+    generator, repeats = step_generator(key), config.timesteps_per_pair
+    condition = config.rollout.condition(policy.model, batch.captions, generator)
+    errors = sampled_errors(policy, batch.clips, condition, generator, timesteps_per_pair=repeats)
+    loss, metrics = dpo(errors, config.beta, config.dpop_weight)
+    return loss.mean(), metrics
+
+
+def plan_batch(policy: Policy, config: Config, prompts: Iterator[str]) -> ClipBatch:
+    """A batch for `step`, for `besttake plan`."""
+    return empty_batch(policy.model, config.rollout, prompts, config.pairs_per_step, clips=2)
 
 
 def usable(pairs: list[PreferencePair], config: Config) -> list[PreferencePair]:
@@ -87,10 +103,8 @@ def usable(pairs: list[PreferencePair], config: Config) -> list[PreferencePair]:
     return kept
 
 
-def encode_pairs(
-    run: Run, pairs: Sequence[PreferencePair], config: Config
-) -> tuple[list[PreferencePair], Float[Tensor, "n k c f h w"]]:
-    """The pairs that can be used, and latents of their clips, the winner first.
+def encode_pairs(run: Run, pairs: Sequence[PreferencePair], config: Config) -> ClipBatch:
+    """Prompts of the pairs that can be used, and latents of their clips, the winner first.
 
     Raises:
         ValueError: naming, unless `config.skip_bad`, every pair whose prompt is too long for the model, or of whose
@@ -98,7 +112,7 @@ def encode_pairs(
     """
     model = run.model
     frames, height, width = config.rollout.size(model)
-    told = partial(read_each, what=f"pairs of {config.data}", skip_bad=config.skip_bad)
+    read = partial(read_each, what=f"pairs of {config.data}", skip_bad=config.skip_bad)
 
     def check(pair: PreferencePair) -> PreferencePair:
         check_caption(model, pair.prompt, pair.winner)
@@ -111,8 +125,10 @@ def encode_pairs(
         videos = [read_video(f, fps=model.fps, frames=frames, size=(height, width)) for f in files]
         return pair, run.encode(torch.stack(videos))
 
-    pairs = told(pairs, check)
+    pairs = read(pairs, check)
     model.prepare([shown_first_frame(model, pair.prompt, pair.winner) for pair in pairs])
     with model.using("vae"):
-        kept, latents = zip(*told(pairs, encode), strict=True)
-    return list(kept), torch.stack(latents)
+        kept, latents = zip(*read(pairs, encode), strict=True)
+    listed = (", ".join([repr(p.prompt), *map(visible_part, [p.winner, *p.losers])]) for p in kept)
+    check_equal_items("the pairs", listed)
+    return ClipBatch([shown_first_frame(model, pair.prompt, pair.winner) for pair in kept], torch.stack(latents))

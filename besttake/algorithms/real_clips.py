@@ -1,33 +1,62 @@
-"""The real clips of a run, as both algorithms that learn from them take them: sized and timed for its model."""
+"""Real clips as the algorithms train on them: as latents, of the size and rate of the model's own."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from besttake.algorithms.losses import Clips
 from besttake.data.faults import read_each
-from besttake.data.files import content
+from besttake.data.files import content_hash
 from besttake.data.real import RealClip, load_real
 from besttake.data.video import check_length
 from besttake.models import VideoModel
-from besttake.runtime.distributed import agree_on_each, dealt, together
+from besttake.runtime.distributed import check_equal_items, raise_on_all, shard_items
 from besttake.sampling.rollout import RolloutConfig
 from besttake.training.run import Run
-from besttake.types import Latent, Prompt
+from besttake.types import Prompt
 
 
-def encode_clips(
-    run: Run, clips: Sequence[RealClip], size: RolloutConfig, skip_bad: bool = False
-) -> tuple[list[str], Latent]:
-    """Captions and latents of the clips, in the frames, height and width that the model's takes have.
+@dataclass(frozen=True)
+class ClipBatch:
+    """Captions, and latents (b, k, c, f, h, w) of `k` clips of each: the winner first, then its losers."""
+
+    captions: list[str]
+    clips: Clips
+
+    def __len__(self) -> int:
+        return len(self.captions)
+
+    def batch(self, rows: Sequence[int]) -> ClipBatch:
+        """Some of the rows."""
+        return ClipBatch([self.captions[row] for row in rows], self.clips[list(rows)])
+
+    def against(self, losers: Float[Tensor, "b n c f h w"]) -> ClipBatch:
+        """Each row's clip as the winner over its losers."""
+        return ClipBatch(self.captions, torch.cat([self.clips, losers.to(self.clips)], 1))
+
+
+def empty_batch(model: VideoModel, size: RolloutConfig, captions: Iterator[str], rows: int, clips: int) -> ClipBatch:
+    """A batch of the shape that training has, of whatever content, for `besttake plan`."""
+    shape = rows, clips, *model.latent_shape(*size.size(model))
+    return ClipBatch([next(captions) for _ in range(rows)], torch.empty(shape, device=model.device))
+
+
+def encode_clips(run: Run, clips: Sequence[RealClip], size: RolloutConfig, skip_bad: bool = False) -> ClipBatch:
+    """Captions and latents of the clips, in the frames, height and width that the model samples.
 
     Raises:
         ValueError: naming, unless `skip_bad`, every clip whose caption is too long for the model, or that is too short
             or cannot be read; or none is left; or the processes have other clips or captions.
     """
-    agree_on_each("the clips", (f"{clip.caption!r}, {seen(clip.path)}" for clip in clips))
+    check_equal_items("the clips", (f"{clip.caption!r}, {visible_part(clip.path)}" for clip in clips))
     frames, height, width = size.size(run.model)
 
     def check(clip: RealClip) -> RealClip:
@@ -49,18 +78,18 @@ def encode_clips(
         encoder=run.model.identity("vae") if run.model.cache else "",
     )
     with run.model.using("vae"):
-        if run.model.cache and (mine := dealt(clips)):
-            with together(), suppress(ValueError):  # of clips that are no good; all are told of them below
+        if run.model.cache and (mine := shard_items(clips)):
+            with raise_on_all(), suppress(ValueError):  # of clips that are no good; all are told of them below
                 load(mine)
-        with together():
+        with raise_on_all():
             clips, latents = load(clips)
-    agree_on_each("the clips that can be used", (f"{clip.caption!r}, {clip.path.name}" for clip in clips))
-    return [shown_first_frame(run.model, clip.caption, clip.path) for clip in clips], latents
+    check_equal_items("the clips that can be used", (f"{clip.caption!r}, {clip.path.name}" for clip in clips))
+    return ClipBatch([shown_first_frame(run.model, clip.caption, clip.path) for clip in clips], latents[:, None])
 
 
-def seen(file: Path) -> str:
+def visible_part(file: Path) -> str:
     """A file as two processes see it: its name, its size, and a hash of pieces of it."""
-    return f"{file.name} of {file.stat().st_size} bytes ({content(file, whole=1 << 20)[:8]})"
+    return f"{file.name} of {file.stat().st_size} bytes ({content_hash(file, whole=1 << 20)[:8]})"
 
 
 def check_caption(model: VideoModel, caption: str, clip: Path) -> None:

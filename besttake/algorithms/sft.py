@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from torch import Tensor
+
 from besttake.algorithms.losses import draw_noise, sft_error
-from besttake.algorithms.real_clips import encode_clips
+from besttake.algorithms.real_clips import ClipBatch, empty_batch, encode_clips
 from besttake.data.real import find_clips
+from besttake.models.policy import Policy
+from besttake.runtime.configuration import require
 from besttake.sampling.rollout import RolloutConfig
-from besttake.training.run import Run, TrainConfig
+from besttake.training.run import Metrics, Run, TrainConfig, step_generator
 
 
 @dataclass(frozen=True)
@@ -20,23 +25,40 @@ class Config(TrainConfig):
     skip_bad: bool = False
     """Leave out clips that are unreadable, too short or too long of caption, with a warning, instead of stopping."""
     clips_per_step: int = 8
+    """Clips trained on in a step."""
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     """Gives the size of the clips."""
 
     def __post_init__(self):
         super().__post_init__()
-        if self.clips_per_step < 1:
-            raise ValueError(f"clips_per_step is {self.clips_per_step}; a step needs at least 1")
+        require(self.clips_per_step >= 1, "clips_per_step", self.clips_per_step, "1 or more")
 
 
 def train(config: Config) -> Run:
-    clips = find_clips(config.data, skip_bad=config.skip_bad)
-    with Run(config, clips) as run:
-        captions, real = encode_clips(run, run.data, config.rollout, config.skip_bad)
-        for step, batch in run.steps(range(len(captions)), config.clips_per_step):
-            x_0, generator = real[batch], run.generator(step)
-            t = run.model.schedule_for(x_0.shape).sample_times(len(x_0), generator).to(x_0.device)
-            condition = config.rollout.condition(run.model, [captions[i] for i in batch], generator)
-            error = sft_error(run.policy, x_0, condition, t, draw_noise(x_0.shape, generator, like=x_0))
-            run.update(error.mean())
+    found = find_clips(config.data, skip_bad=config.skip_bad)
+    with Run(config, found) as run:
+        clips = encode_clips(run, run.data, config.rollout, config.skip_bad)
+        for number, batch in run.steps(range(len(clips)), config.clips_per_step):
+            loss, metrics = step(run.policy, None, clips.batch(batch), config, key=(config.seed, number))
+            run.update(loss, metrics)
     return run
+
+
+def step(
+    policy: Policy, reward: None, batch: ClipBatch, config: Config, key: tuple[int, int]
+) -> tuple[Tensor, Metrics]:
+    """The diffusion loss of a batch of real clips, and its metrics (none).
+
+    Args:
+        key: the seed and the number of the step, from which all random numbers follow.
+    """
+    model, x_0, generator = policy.model, batch.clips[:, 0], step_generator(key)
+    t = model.schedule_for(x_0.shape).sample_times(len(x_0), generator).to(x_0.device)
+    condition = config.rollout.condition(model, batch.captions, generator)
+    error = sft_error(policy, x_0, condition, t, draw_noise(x_0.shape, generator, like=x_0))
+    return error.mean(), {}
+
+
+def plan_batch(policy: Policy, config: Config, prompts: Iterator[str]) -> ClipBatch:
+    """A batch for `step`, for `besttake plan`."""
+    return empty_batch(policy.model, config.rollout, prompts, config.clips_per_step, clips=1)

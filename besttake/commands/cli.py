@@ -17,11 +17,12 @@ from rich.table import Table
 from safetensors import SafetensorError
 
 from besttake import __version__
-from besttake.commands.flags import from_flags, names, plain_values
+from besttake.commands.flags import from_flags, names, plain_values, with_new_flags
 from besttake.runtime import console
 from besttake.runtime.configuration import algorithm_of, from_dict, read_yaml, to_yaml
-from besttake.runtime.interruption import saving
+from besttake.runtime.interruption import save_on_signal
 from besttake.runtime.memory import ADVICE, out_of_memory
+from besttake.runtime.renamed import with_new_names
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 DEMO = "onlinevpo-tiny"
@@ -98,11 +99,11 @@ def _complain(message: str, status: int) -> int:
 
 def _complain_of_others(error: BaseException) -> int:
     """Of several processes: what stopped this one was another. Any other error is raised again."""
-    from besttake.runtime.distributed import OtherProcessError, leads, lost
+    from besttake.runtime.distributed import OtherProcessError, describe_lost_process, is_main
 
     if isinstance(error, OtherProcessError):
-        return _complain(_told(error), 1) if leads() else 1  # the one that failed says so itself
-    if reason := lost(error):
+        return _complain(_told(error), 1) if is_main() else 1  # the one that failed says so itself
+    if reason := describe_lost_process(error):
         return _complain(_told(error, reason), 1)
     raise error
 
@@ -128,6 +129,7 @@ def _train(recipe: Any, flags: list[str], command: str) -> None:
 
 def with_flags(config: Any, flags: list[str], command: str) -> Any:
     """A recipe's config with what the flags change; critics that they name come without the weights of the recipe's."""
+    flags = with_new_flags(flags)
     values, _ = plain_values(type(config), flags, command, config)
     given = {name.removeprefix("reward.") for name in names(flags) if name.startswith("reward.")}
     if {"name", "critics"} <= given:
@@ -170,20 +172,20 @@ def train_and_report(config: Any) -> None:
     """Train, on as many processes as there are; then measure before and after on test prompts, and write the report."""
     from besttake.commands.generate import real_data
     from besttake.runtime.devices import find_device
-    from besttake.runtime.distributed import join, leave, led
+    from besttake.runtime.distributed import broadcast_from_main, end_processes, init_processes
 
     module = importlib.import_module(type(config).__module__)
-    with saving():
-        join(config.parallel, find_device(config.device))
-        folder = module.train(replace(config, data=led(lambda: real_data(config.data)))).folder
+    with save_on_signal():
+        init_processes(config.parallel, find_device(config.device))
+        folder = module.train(replace(config, data=broadcast_from_main(lambda: real_data(config.data)))).folder
         told = f"{folder} is trained; the same command measures it"
-        with saving(lambda: told):
+        with save_on_signal(lambda: told):
             try:
                 _report(folder, config)
             except Exception as error:
                 error.add_note(told)
                 raise
-    leave()
+    end_processes()
 
 
 def read_recipe(name: str) -> Any:
@@ -203,7 +205,7 @@ def read_recipe(name: str) -> Any:
     if algorithm not in algorithms():
         raise ValueError(f"{path} names the algorithm {algorithm!r}; there are {', '.join(algorithms())}")
     try:
-        return from_dict(algorithms()[algorithm].Config, values)
+        return from_dict(algorithms()[algorithm].Config, with_new_names(values, str(path)))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
@@ -271,13 +273,13 @@ def report(arguments: list[str]) -> None:
         print("usage: besttake report RUN [flags]\n\nMeasure a finished run; write its summary.json and report.html.")
         return
     from besttake.report.folder import read_run
-    from besttake.runtime.distributed import leave
+    from besttake.runtime.distributed import end_processes
 
     folder, *flags = arguments
     config = read_recipe(str(read_run(Path(folder)).path / "config.yaml"))
     asked = from_flags(type(config.evaluation), flags, f"besttake report {folder}", config.evaluation)
     _report(Path(folder), replace(config, evaluation=asked))
-    leave()
+    end_processes()
 
 
 def _report(folder: Path, config: Any) -> None:
@@ -287,17 +289,17 @@ def _report(folder: Path, config: Any) -> None:
     from besttake.report.folder import read_run
     from besttake.report.verdict import verdict
     from besttake.runtime.devices import describe_device, find_device
-    from besttake.runtime.distributed import EVALUATING, join, leads, led
+    from besttake.runtime.distributed import EVALUATION_PARALLEL, broadcast_from_main, init_processes, is_main
     from besttake.world.evaluate import evaluate
 
-    join(EVALUATING, find_device(config.device))
-    run = led(lambda: read_run(folder))
+    init_processes(EVALUATION_PARALLEL, find_device(config.device))
+    run = broadcast_from_main(lambda: read_run(folder))
     about = {"minutes": run.minutes, "hardware": describe_device(find_device(config.device))}
-    asked, data = config.measuring, str(run.config.get("data", config.data))
-    chosen = led(lambda: chosen_set(folder, asked.prompts, data, asked.count))
+    asked, data = config.evaluation_config, str(run.config.get("data", config.data))
+    chosen = broadcast_from_main(lambda: chosen_set(folder, asked.prompts, data, asked.count))
     with console.status(f"measuring before and after on prompts of {chosen.source}"):
         summary = evaluate(folder, asked, chosen, about)
-    if not leads():
+    if not is_main():
         return
     page, said = write_report(folder), verdict(read_run(folder))
     columns = [column for column in ("before", "after", "real") if column in summary]

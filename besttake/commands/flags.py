@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import re
 import typing
 from collections import Counter
@@ -14,6 +15,9 @@ from tyro.conf import UseAppendAction
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo, StructTypeInfo
 
 from besttake.runtime.configuration import from_dict, parse_yaml
+from besttake.runtime.renamed import new_name
+
+log = logging.getLogger(__name__)
 
 C = TypeVar("C")
 
@@ -46,6 +50,22 @@ def plain_values(
 def names(arguments: Sequence[str]) -> list[str]:
     """The settings that the flags among arguments name, as files do: both `--no-tiling` and `--tiling` are `tiling`."""
     return [name for name, _ in _named(arguments)]
+
+
+def with_new_flags(arguments: Sequence[str]) -> list[str]:
+    """Arguments with flags of former names by those of today, with a warning."""
+    found = []
+    for argument in arguments:
+        flag, equals, value = argument.partition("=")
+        ((name, _),) = _named([argument]) or [("", "")]
+        today = new_name(name) if name else name
+        if today is None:
+            raise ValueError(f"{flag} is gone; leave it out")
+        if today != name:
+            log.warning("%s is the old name of --%s", flag, today)
+            flag = f"--{today}"
+        found.append(f"{flag}{equals}{value}")
+    return found
 
 
 def refuse_repeated(kind: type, arguments: Sequence[str]) -> None:

@@ -14,12 +14,12 @@ import yaml
 from torch.nn import functional
 
 from besttake.data.cache import versions
-from besttake.data.files import atomic, glimpse, read_jsonl
-from besttake.data.prompts import read_prompts, shown
+from besttake.data.files import atomic, quick_hash, read_jsonl
+from besttake.data.prompts import images_of, read_prompts
 from besttake.data.video import contact_sheet, enlargement, read_video, write_video
 from besttake.evaluation.before_after import with_adapter
 from besttake.models import Quantization, VideoModel, load_model
-from besttake.models.policy import signature
+from besttake.models.policy import weights_hash
 from besttake.runtime.configuration import read_yaml, require, to_dict
 from besttake.runtime.console import progress
 from besttake.runtime.devices import find_device, keep_freed_memory
@@ -74,19 +74,19 @@ def generate_takes(config: GenerateConfig) -> Path:
     if config.adapter:
         with_adapter(model, config.adapter)
     policy = f"{config.model}{' + ' + str(config.adapter) if config.adapter else ''}"
-    fps = config.rollout.rate(model)
-    start = _takes_there(config, prompts, {"weights": signature(model.denoiser), **_keys(model, config.adapter)})
+    fps = model.fps
+    start = _takes_there(config, prompts, {"weights": weights_hash(model.denoiser), **_keys(model, config.adapter)})
     with listed.open("a") as rows:
         for i in progress(range(start, len(prompts), batch), "shooting"):
             part = prompts[i : i + batch]
             videos = generate(model, part, config.rollout, n=config.n, seed=(config.seed,)).videos.cpu()
-            for j, (prompt, takes) in enumerate(zip(part, videos.unflatten(0, (-1, config.n)), strict=True)):
+            for j, (prompt, videos_of_prompt) in enumerate(zip(part, videos.unflatten(0, (-1, config.n)), strict=True)):
                 files = [f"{i + j:05d}-{k}.mp4" for k in range(config.n)]
-                for file, video in zip(files, takes, strict=True):
+                for file, video in zip(files, videos_of_prompt, strict=True):
                     write_video(config.out / file, video, fps, upscale=enlargement(video))
                 size = list(videos.shape[-2:])
                 row = {"prompt": prompt, "takes": files, "policy": policy, "size": size, "fps": fps}
-                row |= {"shown": hashes} if (hashes := shown(prompt)) else {}
+                row |= {"shown": hashes} if (hashes := images_of(prompt)) else {}
                 rows.write(json.dumps(row) + "\n")
                 rows.flush()
     _contact_sheet(config.out)
@@ -97,7 +97,7 @@ def generate_takes(config: GenerateConfig) -> Path:
 def _keys(model: VideoModel, adapter: Path | None) -> dict[str, str]:
     """What decides a take besides settings, prompts and the denoiser's weights."""
     parts = hashlib.sha256(model.identity(*model.parts).encode()).hexdigest()
-    return {"parts": parts, "adapter_content": glimpse(adapter) if adapter else "", **versions()}
+    return {"parts": parts, "adapter_content": quick_hash(adapter) if adapter else "", **versions()}
 
 
 def _takes_there(config: GenerateConfig, prompts: list[str], keys: dict[str, str]) -> int:
@@ -125,7 +125,7 @@ def _takes_there(config: GenerateConfig, prompts: list[str], keys: dict[str, str
 def _begins(prompts: list[str], rows: list[dict]) -> bool:
     """Whether rows are of the prompts, and of what is shown beside them, in their order, as far as both go."""
     pairs = zip(rows, prompts, strict=False)
-    return all(row["prompt"] == prompt and row.get("shown", {}) == shown(prompt) for row, prompt in pairs)
+    return all(row["prompt"] == prompt and row.get("shown", {}) == images_of(prompt) for row, prompt in pairs)
 
 
 def _contact_sheet(folder: Path) -> None:

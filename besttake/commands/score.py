@@ -17,8 +17,8 @@ from besttake.data.pairs import PreferencePair, write_pairs
 from besttake.data.samples import Samples, read_folder, read_takes
 from besttake.data.video import probe, read_video
 from besttake.rewards import load_reward
-from besttake.rewards.calibrate import Calibration, calibrate, repeats
-from besttake.rewards.checks import checked, parse_weights
+from besttake.rewards.calibrate import Calibration, calibrate, repeat_scores
+from besttake.rewards.checks import parse_weights, score_checked
 from besttake.rewards.side_by_side import SideBySide
 from besttake.runtime.configuration import require
 from besttake.runtime.console import progress
@@ -39,7 +39,7 @@ class ScoreConfig:
 
     folders: Positional[tuple[Path, ...]] = ()
     """Folders of videos, which are compared with each other."""
-    takes: Path | None = None
+    samples: Path | None = None
     """Instead of folders: a `takes.jsonl`, as `besttake generate` writes it."""
     prompts: str | None = None
     """Of the folders' videos: a list, one a line in the order of the videos' names, or a table of path and prompt; by
@@ -66,11 +66,11 @@ class ScoreConfig:
     device: str = "auto"
 
     def __post_init__(self):
-        if bool(self.folders) == bool(self.takes):
+        if bool(self.folders) == bool(self.samples):
             raise ValueError("give folders of videos, or --takes FILE; one of the two")
-        if self.prompts and self.takes:
+        if self.prompts and self.samples:
             raise ValueError(
-                f"prompts is {self.prompts}, and {self.takes} has prompts of its own; leave one of them out"
+                f"prompts is {self.prompts}, and {self.samples} has prompts of its own; leave one of them out"
             )
         if len(set(self.folders)) < len(self.folders):
             raise ValueError(f"folders is {', '.join(map(str, self.folders))}; expected each of them once")
@@ -139,10 +139,10 @@ def calibrate_videos(config: ScoreConfig) -> Calibration:
     weights = parse_weights(reward, config.weights)
 
     def total(videos: Video, prompts: list[str], fps: float) -> Float[Tensor, "b"]:
-        return checked(reward, videos, prompts, fps).combine(weights)
+        return score_checked(reward, videos, prompts, fps).combine(weights)
 
     scores = [
-        repeats(total, videos, [samples.prompt] * len(videos), fps, config.calibrate, config.grain)
+        repeat_scores(total, videos, [samples.prompt] * len(videos), fps, config.calibrate, config.grain)
         for samples in progress(found, "calibrating")
         for videos, fps in _read(samples)
     ]
@@ -152,8 +152,8 @@ def calibrate_videos(config: ScoreConfig) -> Calibration:
 
 def find_samples(config: ScoreConfig) -> list[Samples]:
     """The videos that are to be scored, by folder and prompt."""
-    if config.takes:
-        return read_takes(config.takes)
+    if config.samples:
+        return read_takes(config.samples)
     return [samples for folder in config.folders for samples in read_folder(folder, config.prompts)]
 
 
@@ -166,7 +166,7 @@ def load_critics(config: ScoreConfig) -> Reward:
 
 def _score(reward: Reward, samples: Samples) -> Score:
     prompts = [samples.prompt] * AT_ONCE
-    parts = [checked(reward, videos, prompts[: len(videos)], fps).values.cpu() for videos, fps in _read(samples)]
+    parts = [score_checked(reward, videos, prompts[: len(videos)], fps).values.cpu() for videos, fps in _read(samples)]
     return Score(torch.cat(parts), reward.dimensions)
 
 

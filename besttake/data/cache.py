@@ -19,7 +19,7 @@ from torch import Tensor
 
 from besttake import __version__
 from besttake.data.files import save_tensors
-from besttake.data.room import Room
+from besttake.data.room import DiskSpace
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ class TensorCache:
             ValueError: the folder cannot be written to.
         """
         self.folder = Path(folder)
-        self._room = Room(self.folder, limit, ".safetensors")
+        self._room = DiskSpace(self.folder, limit, ".safetensors")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=self.folder).close()

@@ -54,7 +54,7 @@ def save_tensors(path: str | Path, tensors: dict[str, Tensor], metadata: dict[st
         sort_metadata(temporary)
 
 
-def like_ours(folder: str | Path) -> None:
+def set_file_mode(folder: str | Path) -> None:
     """Give what other libraries have written to a folder the mode that the umask asks for, and metadata in order."""
     with atomic(Path(folder) / ".mode") as new:
         mode = new.stat().st_mode
@@ -81,7 +81,7 @@ def sort_metadata(path: Path) -> None:
             file.write(told)
 
 
-def content(path: str | Path, whole: int = WHOLE) -> str:
+def content_hash(path: str | Path, whole: int = WHOLE) -> str:
     """A hash of a file's content, whatever its name and age: of its size and, up to `whole` bytes, of all of it.
 
     Of a larger file it is of `PLACES` pieces, evenly from the first byte to the last: a film or a network that was
@@ -101,7 +101,7 @@ def content(path: str | Path, whole: int = WHOLE) -> str:
     return found.hexdigest()
 
 
-def glimpse(folder: str | Path) -> str:
+def quick_hash(folder: str | Path) -> str:
     """A hash of a folder of weights: names and `content` of the files in it that are read.
 
     Where there are safetensors, other forms of the weights are not read; nor are variants ("model.fp16.safetensors").
@@ -111,7 +111,7 @@ def glimpse(folder: str | Path) -> str:
     found = hashlib.sha256()
     for path in files:
         if path.suffix not in unread and not (path.suffix == ".safetensors" and "." in path.stem):
-            found.update(f"{path.relative_to(folder)} {content(path)}\n".encode())
+            found.update(f"{path.relative_to(folder)} {content_hash(path)}\n".encode())
     return found.hexdigest()
 
 

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from besttake.data.faults import read_each
-from besttake.data.files import content, line_of, read_jsonl, read_text
+from besttake.data.files import content_hash, line_of, read_jsonl, read_text
 from besttake.runtime.configuration import require
 from besttake.runtime.embedded import embedded_prompts
 from besttake.types import Prompt
@@ -47,15 +47,15 @@ def read_prompts(path: str | Path, skip_bad: bool | None = None) -> list[str]:
     return prompts
 
 
-def shown(prompt: object) -> dict[str, str]:
+def images_of(prompt: object) -> dict[str, str]:
     """What a model is shown beside a prompt's text: "first_frame" and "source", where there are, by their content."""
     files = {name: getattr(prompt, name, None) for name in ("first_frame", "source")}
-    return {name: content(file) for name, file in files.items() if file}
+    return {name: content_hash(file) for name, file in files.items() if file}
 
 
-def described(item: object) -> str:
+def describe_prompt(item: object) -> str:
     """A prompt, or another item, as text that two have in common only if they are the same, pictures included."""
-    pictures = shown(item)
+    pictures = images_of(item)
     return f"{item!r} with {pictures}" if pictures else repr(item)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from besttake.data.cache import TensorCache
 from besttake.data.faults import read_each
-from besttake.data.files import content
+from besttake.data.files import content_hash
 from besttake.data.layouts import Entry, find_entries
 from besttake.data.video import probe, read_video
 from besttake.types import Video
@@ -69,7 +69,7 @@ def load_real(
     """
 
     def load(clip: RealClip) -> tuple[RealClip, Tensor]:
-        key = ("clip", content(clip.path), fps, frames, size, encoder) if cache else ()
+        key = ("clip", content_hash(clip.path), fps, frames, size, encoder) if cache else ()
         made = cache.read(*key) if cache else None
         if made is None:
             made = {"clip": encode(read_video(clip.path, fps=fps, frames=frames, size=size)[None])}

@@ -24,7 +24,7 @@ ABANDONED = 86400
 """Seconds after which a half-written file is what a kill has left."""
 
 
-class Room:
+class DiskSpace:
     """The limit of a folder `XX/NAME.suffix` that any number of processes write to and throw out of."""
 
     def __init__(self, folder: Path, limit: int, suffix: str):
@@ -69,7 +69,7 @@ class Room:
                 with suppress(PermissionError):
                     path.unlink(missing_ok=True)
                     total, removed = total - size, removed + 1
-            told = self.folder, amount(held), amount(self.limit), removed, amount(held - total)
+            told = self.folder, format_bytes(held), format_bytes(self.limit), removed, format_bytes(held - total)
             log.info("%s held %s of at most %s: the %d files used longest ago are removed, %s", *told)
         return max(0, self.limit - total)
 
@@ -78,7 +78,7 @@ def _on_disk(size: int) -> int:
     return -(-size // BLOCK) * BLOCK
 
 
-def amount(size: int) -> str:
+def format_bytes(size: int) -> str:
     """Bytes in words: "4.1 kB", "1.5 GB"."""
     unit, name = (1e9, "GB") if size >= 1e9 else (1e6, "MB") if size >= 1e6 else (1e3, "kB")
     return f"{size / unit:.3g} {name}"

@@ -31,7 +31,7 @@ PAIR_VOTES = {"a": (0,), "b": (1,), "tie": (0, 1)}
 
 
 @dataclass(frozen=True)
-class Ballot:
+class Vote:
     """Takes of a prompt, and which of them people liked best.
 
     A vote on a pair is a ballot of two takes, and a tie one in which both are best. Takes that are not among the best
@@ -44,12 +44,12 @@ class Ballot:
     """
 
     prompt: str
-    takes: tuple[Path, ...]
+    candidates: tuple[Path, ...]
     best: tuple[int, ...]
     size: tuple[int, int] | None = None
 
 
-def read_votes(path: str | Path, question: str = "") -> list[Ballot]:
+def read_votes(path: str | Path, question: str = "") -> list[Vote]:
     """The ballots of a file, or of a folder in VideoDPO's layout.
 
     Args:
@@ -77,13 +77,13 @@ def read_votes(path: str | Path, question: str = "") -> list[Ballot]:
 
 
 def _ballots(
-    path: Path, rows: list[tuple[int, dict[str, Any]]], place: str, read: Callable[[dict[str, Any]], Ballot]
-) -> list[Ballot]:
+    path: Path, rows: list[tuple[int, dict[str, Any]]], place: str, read: Callable[[dict[str, Any]], Vote]
+) -> list[Vote]:
     """What `read` makes of numbered rows; all that are no good are named with their place."""
     return read_each(rows, lambda row: read(row[1]), f"votes of {path}", place=lambda row: f"{path}, {place} {row[0]}")
 
 
-def _line(row: dict[str, Any], folder: Path) -> Ballot:
+def _line(row: dict[str, Any], folder: Path) -> Vote:
     if "takes" in row:
         files, best = _listed(row), _best(row)
     elif "a" in row and "b" in row:
@@ -122,7 +122,7 @@ def _size(value: Any) -> tuple[int, int] | None:
     return value[0], value[1]
 
 
-def _ballot(prompt: Any, files: list[Any], best: tuple[int, ...], folder: Path, size=None) -> Ballot:
+def _ballot(prompt: Any, files: list[Any], best: tuple[int, ...], folder: Path, size=None) -> Vote:
     if not isinstance(prompt, str) or not prompt.strip():
         raise ValueError(f'expected text under "prompt", got {prompt!r}')
     for file in files:
@@ -133,10 +133,10 @@ def _ballot(prompt: Any, files: list[Any], best: tuple[int, ...], folder: Path, 
     takes = tuple(folder / file.strip() for file in files)
     if len(set(takes)) < len(takes):
         raise ValueError(f"the same video is there twice among {', '.join(map(str, files))}")
-    return Ballot(prompt.strip(), takes, best, size)
+    return Vote(prompt.strip(), takes, best, size)
 
 
-def _videoalign(table: Path, question: str) -> list[Ballot]:
+def _videoalign(table: Path, question: str) -> list[Vote]:
     reader = csv.DictReader(io.StringIO(read_text(table), newline=""))
     columns = list(reader.fieldnames or [])
     missing = [name for name in ("path_A", "path_B", "prompt") if name not in columns]
@@ -144,7 +144,7 @@ def _videoalign(table: Path, question: str) -> list[Ballot]:
         raise ValueError(f"{table} has the columns {', '.join(columns) or 'of an empty file'}; it lacks {missing[0]}")
     column = _column(table, columns, question)
 
-    def ballot(row: dict[str, Any]) -> Ballot:
+    def ballot(row: dict[str, Any]) -> Vote:
         return _ballot(
             row["prompt"], [row["path_A"], row["path_B"]], _vote(row[column], column, CSV_VOTES), table.parent
         )
@@ -168,11 +168,11 @@ def _column(table: Path, columns: list[str], question: str) -> str:
     return chosen[0]
 
 
-def _videodpo(path: Path) -> list[Ballot]:
+def _videodpo(path: Path) -> list[Vote]:
     """`video1` is the better one, unless there is a "label" of 1. Its "score" weighs the pair; it is no vote."""
     pairs, clips = _json_list(path), _json_list(path.with_name("metadata.json"))
 
-    def ballot(pair: Any) -> Ballot:
+    def ballot(pair: Any) -> Vote:
         if not isinstance(pair, dict):
             raise ValueError(f'expected an object with "video1" and "video2", got {pair!r}')
         label = pair.get("label", 0)

@@ -17,14 +17,14 @@ from tyro.conf import UseAppendAction
 
 from besttake.data.cache import versions
 from besttake.data.faults import read_each
-from besttake.data.files import atomic, content
+from besttake.data.files import atomic, content_hash
 from besttake.data.video import probe, read_video
-from besttake.data.votes import Ballot, read_votes
+from besttake.data.votes import Vote, read_votes
 from besttake.evaluation import ranking
 from besttake.evaluation.ranking import Interval, Statistic
 from besttake.rewards import load_reward
 from besttake.rewards.cache import identity
-from besttake.rewards.checks import checked, parse_weights
+from besttake.rewards.checks import parse_weights, score_checked
 from besttake.runtime.console import progress
 from besttake.runtime.devices import find_device
 from besttake.types import Reward
@@ -116,12 +116,12 @@ def measure_agreement(config: AgreementConfig) -> list[Agreement]:
     return compare(judged, config.draws, config.seed)
 
 
-def _judged(ballot: Ballot, scores: Sequence[Scores], weights: Mapping[str, float]) -> Judged:
+def _judged(ballot: Vote, scores: Sequence[Scores], weights: Mapping[str, float]) -> Judged:
     total = [sum(weight * score[dimension] for dimension, weight in weights.items()) for score in scores]
     return Judged(ballot.prompt, total, ballot.best)
 
 
-def score_benchmark(ballots: Sequence[Ballot], reward: Reward, name: str, kept: Path) -> list[list[Scores]]:
+def score_benchmark(ballots: Sequence[Vote], reward: Reward, name: str, kept: Path) -> list[list[Scores]]:
     """A critic's scores of the takes of every ballot; those that `kept` (a .jsonl) lacks are added to it one by one.
 
     A score holds for a critic's name and what decides its scores, a file's content, the size it is looked at, and a
@@ -133,21 +133,22 @@ def score_benchmark(ballots: Sequence[Ballot], reward: Reward, name: str, kept: 
     known = _read_kept(kept)
     who = hashlib.sha256(json.dumps([identity(reward), versions()], sort_keys=True).encode()).hexdigest()[:16]
     files = {
-        take: content(take) if take.is_file() else "" for take in {take for ballot in ballots for take in ballot.takes}
+        take: content_hash(take) if take.is_file() else ""
+        for take in {take for ballot in ballots for take in ballot.candidates}
     }
     keys = [
-        [json.dumps([name, who, files[take], ballot.size, ballot.prompt]) for take in ballot.takes]
+        [json.dumps([name, who, files[take], ballot.size, ballot.prompt]) for take in ballot.candidates]
         for ballot in ballots
     ]
     todo = {
         key: (ballot, take)
         for ballot, row in zip(ballots, keys, strict=True)
-        for take, key in zip(ballot.takes, row, strict=True)
+        for take, key in zip(ballot.candidates, row, strict=True)
         if key not in known
     }
     with kept.open("a", encoding="utf-8") as file:
 
-        def score(item: tuple[str, tuple[Ballot, Path]]) -> None:
+        def score(item: tuple[str, tuple[Vote, Path]]) -> None:
             known[item[0]] = _score(reward, *item[1])
             file.write(json.dumps({"key": item[0], "scores": known[item[0]]}) + "\n")
             file.flush()
@@ -156,11 +157,11 @@ def score_benchmark(ballots: Sequence[Ballot], reward: Reward, name: str, kept: 
     return [[known[key] for key in row] for row in keys]
 
 
-def _score(reward: Reward, ballot: Ballot, take: Path) -> Scores:
+def _score(reward: Reward, ballot: Vote, take: Path) -> Scores:
     video = read_video(take, size=ballot.size)
     try:
         with torch.no_grad():
-            score = checked(reward, video[None], [ballot.prompt], probe(take).fps)
+            score = score_checked(reward, video[None], [ballot.prompt], probe(take).fps)
     except ValueError as error:
         raise ValueError(f"{take}: {error}") from error
     return {dimension: float(score[dimension][0]) for dimension in reward.dimensions}

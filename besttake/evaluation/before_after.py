@@ -20,9 +20,9 @@ from besttake.data.files import atomic
 from besttake.data.video import enlargement, write_video
 from besttake.models import Size, VideoModel, load_model
 from besttake.rewards import load_reward
-from besttake.rewards.checks import checked
-from besttake.rewards.offloading import called_back, send_away
-from besttake.rewards.partial import given
+from besttake.rewards.checks import score_checked
+from besttake.rewards.offloading import offload_reward, on_device
+from besttake.rewards.partial import scored_mask
 from besttake.runtime.configuration import read_yaml, require
 from besttake.runtime.devices import find_device
 from besttake.runtime.memory import out_of_memory
@@ -69,8 +69,6 @@ def check_evaluation(config: EvaluateConfig, model: VideoModel, prompts: list[st
     rollout = config.rollout.over(RolloutConfig())
     size = rollout.size(model)
     model.latent_shape(*size)
-    if rollout.decoded:
-        raise ValueError(f"evaluation.rollout.decoded is {rollout.decoded}; whole clips are measured: leave it out")
     try:
         model.check_prompts(prompts)
     except ValueError as error:
@@ -84,7 +82,7 @@ def check_evaluation(config: EvaluateConfig, model: VideoModel, prompts: list[st
             raise ValueError(f"evaluation.rollout: {model.source} shoots no clips of {size} ({error})") from error
     noise = 2 * torch.rand(1, size[0], 3, *size[1:], generator=torch.Generator().manual_seed(0)) - 1
     for name in config.rewards or ANALYTIC:
-        checked(load_reward(name, str(model.device)), noise, [*prompts, "noise"][:1], model.fps, abstentions=True)
+        score_checked(load_reward(name, str(model.device)), noise, [*prompts, "noise"][:1], model.fps, abstentions=True)
 
 
 def trained_model(run: Path) -> VideoModel:
@@ -144,7 +142,7 @@ def check_loaded(model: VideoModel, adapter: Path) -> None:
             raise ValueError(f"{len(homeless)} of its weights are of another model, such as {homeless[0]}")
 
 
-def shoot(model: VideoModel, prompts: list[str], config: EvaluateConfig) -> Video:
+def sample_videos(model: VideoModel, prompts: list[str], config: EvaluateConfig) -> Video:
     """A video of each prompt, on the CPU; the device holds no more than a batch of them."""
     model.check_prompts(prompts)
     rollout = config.rollout.over(RolloutConfig())
@@ -158,15 +156,15 @@ class Critics:
     def __init__(self, names: Sequence[str], fps: float, device: str = "cpu"):
         self.fps, self.rewards = fps, {name: load_reward(name, device) for name in names}
         for reward in self.rewards.values():
-            send_away(reward)
+            offload_reward(reward)
 
-    def look(self, videos: Video, prompts: list[str]) -> Found:
+    def measure(self, videos: Video, prompts: list[str]) -> Found:
         """The scores (b, d) of each critic; not a number where it abstains."""
         found: Found = {}
         for name, reward in self.rewards.items():
-            with called_back(reward):
-                score = checked(reward, videos, prompts, self.fps, abstentions=True)
-            found[name] = torch.where(given(score)[:, None], score.values, torch.nan).cpu()
+            with on_device(reward):
+                score = score_checked(reward, videos, prompts, self.fps, abstentions=True)
+            found[name] = torch.where(scored_mask(score)[:, None], score.values, torch.nan).cpu()
         return found
 
     def columns(self, found: Found) -> dict[str, np.ndarray]:

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 
 from besttake.data.cache import TensorCache
 from besttake.data.faults import read_each
-from besttake.data.files import content, glimpse
+from besttake.data.files import content_hash, quick_hash
 from besttake.data.video import read_frame
 from besttake.models.loading import is_empty, pipeline_class, pipeline_folder, read_part, read_pipeline
 from besttake.models.quantization import Quantization
 from besttake.models.schedules import Schedule
-from besttake.runtime.distributed import dealt, together
+from besttake.runtime.distributed import raise_on_all, shard_items
 from besttake.types import Condition, Latent, Prompt, Time, Video
 
 log = logging.getLogger(__name__)
@@ -65,13 +65,13 @@ class VideoModel(ABC):
     def __init__(self, pipeline: Any, source: str):
         self.pipeline = pipeline
         self.device: torch.device = pipeline.transformer.device
-        self.room = sys.maxsize
+        self.max_batch = sys.maxsize
         """Takes that can be denoised at once, as far as it is known."""
-        self.by_turns: list[Any] = []
+        self.offload_idle: list[Any] = []
         """Networks that go to the CPU when another part is read, and come back when they are next run."""
         self.source = self.folder = source
         self.dtypes: dict[str, torch.dtype] = {"": pipeline.transformer.dtype}
-        self.frugal = self.device.type != "cpu"
+        self.low_memory = self.device.type != "cpu"
         """Whether parts are dropped again after each use; on a CPU, whose memory is the cheaper one, they are kept."""
         self.cache: TensorCache | None = None
         """Where text embeddings are kept from run to run."""
@@ -135,24 +135,24 @@ class VideoModel(ABC):
         """Within this context these parts of the pipeline have their weights; a frugal model then drops them again."""
         empty = [name for name in names if is_empty(getattr(self.pipeline, name))]
         if empty:
-            self.rest()
+            self.to_cpu()
         for name in empty:
             cls, dtype = type(getattr(self.pipeline, name)), self.dtypes.get(name, self.dtypes[""])
             setattr(self.pipeline, name, self.read(name, cls, dtype))
         try:
             yield
         finally:
-            for name in empty if self.frugal else ():
+            for name in empty if self.low_memory else ():
                 getattr(self.pipeline, name).to("meta")
 
-    def wake(self) -> None:
+    def to_device(self) -> None:
         """Bring what waits on the CPU to the device."""
-        for network in self.by_turns:
+        for network in self.offload_idle:
             network.to(self.device)
 
-    def rest(self) -> None:
+    def to_cpu(self) -> None:
         """Let what takes turns wait on the CPU, until it is woken."""
-        for network in self.by_turns:
+        for network in self.offload_idle:
             network.to("cpu")
 
     def read(self, name: str, cls: type, dtype: torch.dtype) -> nn.Module:
@@ -161,11 +161,11 @@ class VideoModel(ABC):
             part = read_part(self.folder, name, cls, dtype, str(self.device))
         except (OSError, RuntimeError, ValueError) as error:
             raise ValueError(f"the {name} of '{self.source}' does not load: {error}") from error
-        return self.thrifty(part) if name == "vae" else part
+        return self.configure_vae(part) if name == "vae" else part
 
-    def thrifty(self, vae: Any) -> nn.Module:
+    def configure_vae(self, vae: Any) -> nn.Module:
         """The autoencoder, made to take clips one by one where memory is dear, and in tiles where that is asked for."""
-        if self.frugal:
+        if self.low_memory:
             vae.enable_slicing()
         if self.tiled:
             vae.enable_tiling()
@@ -174,7 +174,7 @@ class VideoModel(ABC):
     def tile(self) -> None:
         """From now on encode and decode in tiles that overlap: a fraction of the memory, for faint seams."""
         self.tiled = True
-        self.thrifty(self.pipeline.vae)
+        self.configure_vae(self.pipeline.vae)
 
     @property
     def parts(self) -> list[str]:
@@ -184,13 +184,13 @@ class VideoModel(ABC):
 
     def identity(self, *names: str) -> str:
         """What tells parts of the pipeline, and what they are held in, from those of another model."""
-        parts = [(name, self.dtypes.get(name, self.dtypes[""]), glimpse(self.folder_of(name))) for name in names]
+        parts = [(name, self.dtypes.get(name, self.dtypes[""]), quick_hash(self.folder_of(name))) for name in names]
         return repr((type(self).__name__, self.tiled and "vae" in names, self.settings(), parts))
 
     def settings(self) -> str:
         """What the pipeline is told beside its parts."""
         index = Path(self.folder, "model_index.json")
-        return content(index) if index.is_file() else ""
+        return content_hash(index) if index.is_file() else ""
 
     def folder_of(self, name: str) -> Path:
         """Where a part's files are."""
@@ -242,7 +242,9 @@ class VideoModel(ABC):
     def embed(self, prompts: list[str]) -> Condition:
         """Text embeddings, one row per prompt, cut at the longest prompt the encoder reads."""
 
-    def show(self, first_frames: Float[Tensor, "b 3 h w"], frames: int, generator: torch.Generator | None) -> Condition:
+    def first_frame_condition(
+        self, first_frames: Float[Tensor, "b 3 h w"], frames: int, generator: torch.Generator | None
+    ) -> Condition:
         """The condition that first frames in [-1, 1] are, for takes of so many frames.
 
         Args:
@@ -270,7 +272,7 @@ class VideoModel(ABC):
             if shown:
                 frames, height, width = size or self.default_size()
                 pictures = torch.stack([read_frame(path, (height, width)) for path in shown]).to(self.device)
-                told |= self.show(pictures, frames, generator)
+                told |= self.first_frame_condition(pictures, frames, generator)
         return told
 
     def encode_negative(self, n: int) -> Condition:
@@ -308,10 +310,10 @@ class VideoModel(ABC):
 
     def prepare(self, prompts: Sequence[str]) -> None:
         """`check_prompts`; and, if there is a cache, embed them all, so that the text encoder is read but once."""
-        with together():
+        with raise_on_all():
             self.check_prompts(prompts)
-        for some in (dealt(prompts), prompts) if self.cache else ():
-            with together(), torch.no_grad():
+        for some in (shard_items(prompts), prompts) if self.cache else ():
+            with raise_on_all(), torch.no_grad():
                 for start in range(0, len(some), REMEMBERED):
                     self._text_of(["", *some[start : start + REMEMBERED]])
 

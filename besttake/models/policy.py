@@ -12,7 +12,7 @@ import itertools
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -23,33 +23,33 @@ from peft import LoraConfig, get_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-from besttake.data.files import like_ours
+from besttake.data.files import set_file_mode
 from besttake.models import VideoModel
-from besttake.models.quantization import blocks, plain
-from besttake.models.sharding import is_sharded, keep_on_cpu, parts_of, shard, split_tokens, unsharded
-from besttake.runtime.distributed import by_itself, leads
+from besttake.models.quantization import blocks, plain_tensors
+from besttake.models.sharding import experts_of, gather_weights, is_sharded, offload_blocks, shard, split_tokens
+from besttake.runtime.distributed import is_main, is_single_process
 from besttake.runtime.memory import out_of_memory
 from besttake.types import Condition, Latent, Time
 
-FORM = "all-"
+HASH_PREFIX = "all-"
 """What a signature begins with that has seen all of the weights."""
 
 CHUNK = 1 << 20
 """Bytes that are summed at once: few enough for the nearest memory of a CPU."""
 
 
-def signature(module: nn.Module) -> str:
+def weights_hash(module: nn.Module) -> str:
     """A hash of a network's weights, all of them, the same on every device: 3 GB of them a second and core."""
     sums = [(name, checksum(weight)) for name, weight in module.state_dict().items()]
-    return FORM + hashlib.sha256(repr(sums).encode()).hexdigest()[:16]
+    return HASH_PREFIX + hashlib.sha256(repr(sums).encode()).hexdigest()[:16]
 
 
-def signature_of_ends(module: nn.Module) -> str:
+def legacy_weights_hash(module: nn.Module) -> str:
     """The `signature` of checkpoints that were written before it saw all of the weights: of every tensor's two ends."""
     ends = [
         (name, part.flatten()[[0, -1]].float().tolist())
         for name, weight in module.state_dict().items()
-        for part in plain(weight)
+        for part in plain_tensors(weight)
     ]
     return hashlib.sha256(repr(ends).encode()).hexdigest()[:16]
 
@@ -60,7 +60,7 @@ def checksum(tensor: Tensor) -> str:
     They are Fletcher's, modulo 2**64. Whole numbers are summed exactly, in any order, on any device.
     """
     told = []
-    for part in plain(tensor.detach()):
+    for part in plain_tensors(tensor.detach()):
         # a single number is contiguous whatever its stride, and seen as bytes only with a stride of 1
         raw = part.contiguous().as_strided((part.numel(),), (1,)).view(torch.uint8)
         places = torch.arange(1, CHUNK // 8 + 1, device=part.device)
@@ -83,36 +83,36 @@ class PolicyConfig:
     """Rank of the LoRA matrices."""
     alpha: float | None = None
     """LoRA's scale is alpha / rank; by default alpha = rank."""
-    average: float = 0.0
+    ema_decay: float = 0.0
     """Decay of an exponential moving average of the policy, which is what is saved and evaluated; 0 = none. It rises
     to this from 0, being at most (1 + n) / (10 + n) after n updates: little of the start is left in a short run's."""
     gradient_checkpointing: bool = False
     """Keep each block's input alone of the forward pass, and compute the rest again in the backward pass."""
-    clips_at_once: int = 0
+    micro_batch_size: int = 0
     """Clips of the loss whose activations are in memory together: the split backward; 0 = all of a step's."""
-    halve: bool = True
+    halve_on_oom: bool = True
     """Where memory runs out, take half as many clips at once, and say so."""
     offload: bool = False
     """Keep the base's blocks on the CPU, below a LoRA: each comes to the device when it is run."""
-    reference_on: Literal["device", "cpu"] = "device"
+    reference_device: Literal["device", "cpu"] = "device"
     """Where a full fine-tune's reference lives; from the CPU its blocks come to the device when they are run."""
 
     def __post_init__(self):
         if self.train == "full" and self.offload:
-            raise ValueError("offload is for LoRA; a full fine-tune has policy.reference_on and parallel.shard")
-        if self.train == "lora" and self.reference_on == "cpu":
+            raise ValueError("offload is for LoRA; a full fine-tune has policy.reference_device and parallel.shard")
+        if self.train == "lora" and self.reference_device == "cpu":
             raise ValueError("reference_on is for full fine-tuning; with LoRA the reference is an adapter")
-        if self.clips_at_once < 0:
-            raise ValueError(f"clips_at_once is {self.clips_at_once}; expected 1 or more, or 0 for all clips")
+        if self.micro_batch_size < 0:
+            raise ValueError(f"micro_batch_size is {self.micro_batch_size}; expected 1 or more, or 0 for all clips")
         if self.rank < 1:
             raise ValueError(f"rank is {self.rank}; a LoRA needs a rank of at least 1")
         if self.alpha is not None and self.alpha <= 0:
             raise ValueError(f"alpha is {self.alpha}; it must be positive, or left out")
-        if not 0 <= self.average < 1:
-            raise ValueError(f"average is {self.average}; a decay lies in [0, 1)")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema_decay is {self.ema_decay}; a decay lies in [0, 1)")
 
 
-def warmed_up(decay: float, count: int) -> float:
+def ema_decay_at(decay: float, count: int) -> float:
     """The decay of a moving average at its `count`-th update, from 1: that of diffusers' `EMAModel`.
 
     The first update takes the weights as they are, and the decay then rises towards `decay`: after n updates it is at
@@ -126,12 +126,12 @@ class Policy:
 
     Attributes:
         trainable: name -> parameter, all float32.
-        clips_at_once: clips whose activations a loss may hold together; 0 = all.
+        micro_batch_size: clips whose activations a loss may hold together; 0 = all.
         reference: what the policy is held against; equal to the policy until the first update.
     """
 
     def __init__(self, model: VideoModel, config: PolicyConfig, seed: int = 0):
-        self.model, self.config, self.clips_at_once, self._clips = model, config, config.clips_at_once, 0
+        self.model, self.config, self.micro_batch_size, self._clips = model, config, config.micro_batch_size, 0
         denoiser, self.dtype = model.denoiser, model.pipeline.transformer.dtype
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -144,17 +144,17 @@ class Policy:
                 part.float()
             denoiser.requires_grad_(True)
             self.trainable = dict(denoiser.named_parameters())
-            self.reference: Reference = Copy(self, reference)
+            self.reference: Reference = ModelReference(self, reference)
         else:
             self.trainable = {n.replace(".policy.", "."): p for n, p in denoiser.named_parameters() if ".policy." in n}
             adapters = [*self.trainable.values(), *twin.values()]
             split_tokens(denoiser)
-            keep_on_cpu(denoiser, str(model.device), adapters) if config.offload else shard(denoiser, adapters)
-            self.reference = Twin(self, twin)
+            offload_blocks(denoiser, str(model.device), adapters) if config.offload else shard(denoiser, adapters)
+            self.reference = AdapterReference(self, twin)
         if config.gradient_checkpointing:
             for part in model.denoisers.values():
                 part.enable_gradient_checkpointing()
-        self.average = {n: p.detach().clone() for n, p in self.trainable.items()} if config.average else {}
+        self.ema = {n: p.detach().clone() for n, p in self.trainable.items()} if config.ema_decay else {}
         self._aside: dict[str, Tensor] = {}
 
     def predict(self, x_t: Latent, t: Time, condition: Condition) -> Latent:
@@ -167,33 +167,33 @@ class Policy:
         with torch.autocast(x_t.device.type, self.dtype) if mixed else nullcontext():
             return self.model.predict(denoiser, x_t, t, condition)
 
-    def at_once(self, clips: int) -> int:
+    def micro_batch(self, clips: int) -> int:
         """How many of a loss's clips have their activations in memory together."""
-        self._clips = min(self.clips_at_once or clips, clips)
+        self._clips = min(self.micro_batch_size or clips, clips)
         return self._clips
 
     @property
-    def may_halve(self) -> bool:
+    def can_halve(self) -> bool:
         """Whether fewer clips at once can and may be tried, should memory run out."""
-        return self.config.halve and self._clips > 1 and by_itself()
+        return self.config.halve_on_oom and self._clips > 1 and is_single_process()
 
-    def too_many(self, error: BaseException) -> int:
+    def oom_micro_batch(self, error: BaseException) -> int:
         """How many clips were at once, if memory has run out, and fewer can and may be tried; else 0."""
-        return self._clips if self.may_halve and out_of_memory(error) else 0
+        return self._clips if self.can_halve and out_of_memory(error) else 0
 
     @torch.no_grad()
-    def update_average(self, updates: int) -> None:
+    def update_ema(self, updates: int) -> None:
         """One step of the moving average, in float32, after so many updates of the weights."""
-        decay = warmed_up(self.config.average, updates)
-        for name, kept in self.average.items():
+        decay = ema_decay_at(self.config.ema_decay, updates)
+        for name, kept in self.ema.items():
             kept.lerp_(self.trainable[name].detach(), 1 - decay)
 
     @contextmanager
-    def averaged(self) -> Iterator[None]:
+    def ema_weights(self) -> Iterator[None]:
         """Within this context the policy's weights are their moving average, if one is kept."""
-        self._aside = {name: parameter.detach().clone() for name, parameter in self.trainable.items() if self.average}
+        self._aside = {name: parameter.detach().clone() for name, parameter in self.trainable.items() if self.ema}
         try:
-            _copy(self.average, self.trainable)
+            _copy(self.ema, self.trainable)
             yield
         finally:
             _copy(self._aside, self.trainable)
@@ -229,15 +229,15 @@ class Policy:
 
     def save(self, folder: Path) -> None:
         """Write what was trained as users load it: for `pipe.load_lora_weights(folder)`, or `folder/transformer`."""
-        with self.averaged():
+        with self.ema_weights():
             if self.config.train == "full":
                 for name, denoiser in self.model.denoisers.items():
-                    whole = unsharded(denoiser)
-                    if leads():
+                    whole = gather_weights(denoiser)
+                    if is_main():
                         whole.save_pretrained(folder / name)
-                        like_ours(folder / name)
+                        set_file_mode(folder / name)
                 return
-            if not leads():
+            if not is_main():
                 return
             layers, configs = {}, {}
             for name, denoiser in self.model.denoisers.items():
@@ -246,7 +246,22 @@ class Policy:
                 config = denoiser.peft_config["policy"].to_dict()
                 configs[name] = {key: sorted(x) if isinstance(x, set) else x for key, x in config.items()}
             self.model.save_lora(folder, layers, configs)
-            like_ours(folder)
+            set_file_mode(folder)
+
+
+@dataclass(frozen=True)
+class UntrainedPolicy:
+    """A model as it is, where a policy is sampled from."""
+
+    model: VideoModel
+
+    def predict(self, x_t: Latent, t: Time, condition: Condition) -> Latent:
+        """What the model predicts at `x_t`."""
+        return self.model.predict(self.model.denoiser, x_t, t, condition)
+
+    def merged(self) -> AbstractContextManager:
+        """There is no LoRA to merge."""
+        return nullcontext()
 
 
 class Reference(ABC):
@@ -268,21 +283,21 @@ class Reference(ABC):
     def refresh(self) -> None:
         """Become the current policy: OnlineVPO's curriculum preference update (section 3.3)."""
         _copy(self.policy.trainable, self.weights)
-        self.moved()
+        self.weights_changed()
 
     @torch.no_grad()
     def ema(self, decay: float) -> None:
         """theta_ref <- decay theta_ref + (1 - decay) theta (RealDPO), in float32: in bfloat16 .999 rounds away."""
         for name, weight in self.weights.items():
             weight.lerp_(self.policy.trainable[name].detach().to(weight.device), 1 - decay)
-        self.moved()
+        self.weights_changed()
 
     @abstractmethod
-    def moved(self) -> None:
+    def weights_changed(self) -> None:
         """Take notice that `weights` have changed."""
 
 
-class Twin(Reference):
+class AdapterReference(Reference):
     """The reference of a LoRA: a second adapter on the same base or, until it first moves, the base alone."""
 
     def __init__(self, policy: Policy, weights: Mapping[str, Tensor]):
@@ -297,11 +312,11 @@ class Twin(Reference):
         finally:
             _activate(denoiser, "policy")
 
-    def moved(self) -> None:
+    def weights_changed(self) -> None:
         self._adapter = "reference"
 
 
-class Copy(Reference):
+class ModelReference(Reference):
     """The reference of a full fine-tune: a frozen copy, its blocks' matrices in the dtype that is computed in.
 
     The policy's float32 weights are rounded to that dtype in every pass, so the two predict alike to the bit, and the
@@ -315,26 +330,26 @@ class Copy(Reference):
         if policy.dtype != torch.float32 and not any(map(is_sharded, self._held.values())):
             self.weights = {name: weight.detach().cpu().clone() for name, weight in self._held.items()}
             for module in (
-                module for part in parts_of(denoiser) for block in blocks(part) for module in block.modules()
+                module for part in experts_of(denoiser) for block in blocks(part) for module in block.modules()
             ):
                 if isinstance(module, nn.Linear):
                     module.to(policy.dtype)  # as autocast does; what stands before the blocks looks at its own dtype
-        if policy.config.reference_on == "cpu":
+        if policy.config.reference_device == "cpu":
             self._keep_on_cpu()
         else:
-            self.networks = parts_of(denoiser)
+            self.networks = experts_of(denoiser)
 
     @torch.no_grad()
     def predict(self, x_t: Latent, t: Time, condition: Condition) -> Latent:
         return self.policy.predict_by(self.denoiser, x_t, t, condition)
 
-    def moved(self) -> None:
+    def weights_changed(self) -> None:
         if self.weights is not self._held:
             _copy(self.weights, self._held)
 
     def _keep_on_cpu(self) -> None:
         device = self.policy.model.device
-        for part in parts_of(self.denoiser):
+        for part in experts_of(self.denoiser):
             apply_group_offloading(part, device, num_blocks_per_group=1, use_stream=device.type == "cuda")
 
 

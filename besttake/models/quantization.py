@@ -23,11 +23,11 @@ def blocks(network: nn.Module) -> list[nn.Module]:
     return [block for child in network.children() if isinstance(child, nn.ModuleList) for block in child]
 
 
-def plain(tensor: Tensor) -> list[Tensor]:
+def plain_tensors(tensor: Tensor) -> list[Tensor]:
     """A tensor, or the plain ones that a quantized or a sharded one is made of."""
     if not hasattr(tensor, "__tensor_flatten__"):
         return [tensor]
-    return [part for name in tensor.__tensor_flatten__()[0] for part in plain(getattr(tensor, name))]
+    return [part for name in tensor.__tensor_flatten__()[0] for part in plain_tensors(getattr(tensor, name))]
 
 
 def quantize(network: Any, kind: Quantization, device: str) -> Any:

@@ -20,7 +20,7 @@ from torch.distributed.tensor import DTensor
 
 from besttake.models import Size, VideoModel
 from besttake.models.quantization import blocks
-from besttake.runtime.distributed import alone, sharding, splitting
+from besttake.runtime.distributed import context_mesh, local_mesh, shard_mesh
 
 
 def shard(denoiser: nn.Module, whole: Iterable[nn.Parameter] = ()) -> None:
@@ -31,10 +31,10 @@ def shard(denoiser: nn.Module, whole: Iterable[nn.Parameter] = ()) -> None:
     Args:
         whole: parameters that stay whole on every process.
     """
-    mesh = sharding()
+    mesh = shard_mesh()
     if mesh is None:
         return
-    for part in parts_of(denoiser):
+    for part in experts_of(denoiser):
         for module in (*blocks(part), part):
             # kept together after a forward pass, weights would be those of before the next refresh, or average
             fully_shard(module, mesh=mesh, reshard_after_forward=True, ignored_params=set(whole))
@@ -49,16 +49,16 @@ def split_tokens(denoiser: nn.Module) -> None:
 
     In attention, each has some of the heads of all tokens instead (Ulysses, arXiv 2309.14509).
     """
-    mesh = splitting()
+    mesh = context_mesh()
     if mesh is None:
         return
-    for part in parts_of(denoiser):
+    for part in experts_of(denoiser):
         part.enable_parallelism(config=ContextParallelConfig(ulysses_degree=mesh["ulysses"].size(), mesh=mesh))
 
 
 def check_tokens(model: VideoModel, sizes: Iterable[Size]) -> None:
     """ValueError unless `parallel.context` processes can have clips of such sizes together."""
-    mesh = splitting()
+    mesh = context_mesh()
     if mesh is None:
         return
     among, heads = mesh["ulysses"].size(), getattr(model.pipeline.transformer.config, "num_attention_heads", 1)
@@ -80,7 +80,7 @@ def check_tokens(model: VideoModel, sizes: Iterable[Size]) -> None:
             )
 
 
-def keep_on_cpu(denoiser: nn.Module, device: str, whole: Iterable[nn.Parameter]) -> None:
+def offload_blocks(denoiser: nn.Module, device: str, whole: Iterable[nn.Parameter]) -> None:
     """Keep a denoiser's blocks on the CPU: each comes to the device to be run, forward and backward, and goes again.
 
     To FSDP2 that is a sharded network whose one process holds its part elsewhere.
@@ -88,15 +88,15 @@ def keep_on_cpu(denoiser: nn.Module, device: str, whole: Iterable[nn.Parameter])
     Args:
         whole: parameters that stay on the device.
     """
-    mesh, kept = alone(device), set(whole)
+    mesh, kept = local_mesh(device), set(whole)
     policy = CPUOffloadPolicy(pin_memory=mesh.device_type != "cpu")
-    for part in parts_of(denoiser):
+    for part in experts_of(denoiser):
         for block in blocks(part):
             fully_shard(block, mesh=mesh, ignored_params=kept, offload_policy=policy, reshard_after_forward=True)
 
 
 @contextmanager
-def going_again(denoiser: nn.Module) -> Iterator[None]:
+def reshard_after_recompute(denoiser: nn.Module) -> Iterator[None]:
     """Within this context a block's weights go again when it was run, in a forward pass within a backward one too.
 
     FSDP2 takes such a pass for that of a checkpointed block, and keeps the weights until the block goes backward.
@@ -113,14 +113,14 @@ def going_again(denoiser: nn.Module) -> Iterator[None]:
             hook.remove()
 
 
-def recover(denoiser: nn.Module) -> None:
+def reset_after_failure(denoiser: nn.Module) -> None:
     """Have blocks that the CPU keeps be ready to run again, after a pass that failed half-way."""
     for block in denoiser.modules():
         if isinstance(block, FSDPModule) and block._get_fsdp_state()._is_root:  # one that has been run before
             block.reset_iter_state()
 
 
-def parts_of(denoiser: Any) -> list[Any]:
+def experts_of(denoiser: Any) -> list[Any]:
     """The networks of a denoiser: of two experts, both."""
     return list(denoiser.values()) if isinstance(denoiser, nn.ModuleDict) else [denoiser]
 
@@ -129,12 +129,12 @@ def is_sharded(tensor: Tensor) -> bool:
     return isinstance(tensor, DTensor)
 
 
-def in_full(tensor: Tensor) -> Tensor:
+def full_tensor(tensor: Tensor) -> Tensor:
     """All of a tensor, on every process."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def not_finite(tensors: Mapping[str, Tensor]) -> str | None:
+def find_non_finite(tensors: Mapping[str, Tensor]) -> str | None:
     """The name of the first tensor that holds an infinity or NaN, in what this process has of it; None if all is well.
 
     One pass, and one word from the device: the largest of all numbers is finite only if all of them are.
@@ -146,7 +146,7 @@ def not_finite(tensors: Mapping[str, Tensor]) -> str | None:
     return next(name for name, tensor in own.items() if not tensor.isfinite().all())
 
 
-def unsharded(denoiser: Any) -> Any:
+def gather_weights(denoiser: Any) -> Any:
     """A denoiser whose weights are whole, on the CPU of process 0; on the others they are missing. Else the same."""
     if not any(is_sharded(weight) for weight in denoiser.parameters()):
         return denoiser

@@ -14,8 +14,8 @@ from besttake.data.real import find_clips
 from besttake.plan.advice import Advice, advise
 from besttake.plan.cards import Card, find_card
 from besttake.plan.critics import unasked
-from besttake.plan.meter import Pace, Phase
-from besttake.plan.steps import STEP, fullest, measure, shape_of
+from besttake.plan.meter import Phase, Throughput
+from besttake.plan.steps import STEP, measure, peak_phase, workload_of
 from besttake.runtime.configuration import algorithm_of, require
 
 __all__ = ["Plan", "PlanConfig", "make_plan"]
@@ -64,7 +64,7 @@ class Plan:
     @property
     def peak(self) -> Phase:
         """The phase that takes the most memory."""
-        return fullest(self.phases)
+        return peak_phase(self.phases)
 
     @property
     def step(self) -> float:
@@ -79,7 +79,7 @@ def make_plan(config: Any, asked: PlanConfig) -> Plan:
         ValueError: there is no such card, or no such model, or it cannot take the clips' size.
     """
     card = find_card(asked.card)
-    pace, room = Pace(card, asked.efficiency), (card.memory - asked.reserve) * 2**30
+    pace, room = Throughput(card, asked.efficiency), (card.memory - asked.reserve) * 2**30
     phases = measure(config, pace, asked.gpus)
     advice = advise(config, phases, room, pace, asked.gpus)
     return Plan(card, asked.gpus, room, phases, hours(config, phases, asked.gpus), advice, unasked(config))
@@ -90,9 +90,13 @@ def hours(config: Any, phases: dict[str, Phase], gpus: int) -> dict[str, float]:
 
     RealDPO shoots for a clip whose takes are old; if the clips are not at hand, as if none came twice meanwhile.
     """
-    clips, per_step = _clips(config), shape_of(config).rows
-    steps, watch, evaluation = config.steps, config.monitor, config.measuring
-    shots = min(1.0, clips / (per_step * (config.renew_every or steps))) if hasattr(config, "renew_every") else 1.0
+    clips, per_step = _clips(config), workload_of(config).rows
+    steps, watch, evaluation = config.steps, config.validation, config.evaluation_config
+    shots = (
+        min(1.0, clips / (per_step * (config.regenerate_every or steps)))
+        if hasattr(config, "regenerate_every")
+        else 1.0
+    )
     each = {name: phases[name].seconds if name in phases else 0.0 for name in (*STEP, "encode", "watch", "evaluate")}
     seconds = {
         "encoding": each["encode"] * min(clips, steps * per_step),

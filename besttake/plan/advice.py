@@ -5,20 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from besttake.plan.meter import Pace, Phase
-from besttake.plan.steps import PART_OF, fullest, measure
+from besttake.plan.meter import Phase, Throughput
+from besttake.plan.steps import PART_OF, measure, peak_phase
 
 SWITCHES = (
     ("policy.gradient_checkpointing", True, {"train"}),  # a third more arithmetic
-    ("policy.clips_at_once", 1, {"train"}),  # a forward pass more for each clip but the last
+    ("policy.micro_batch_size", 1, {"train"}),  # a forward pass more for each clip but the last
     ("rollout.batch", 1, {"sample"}),
-    ("monitor.rollout.batch", 1, {"watch"}),
-    ("by_turns", True, {"weights", "trained weights", "reference", "critics"}),  # two moves a step
-    ("optim.eight_bit", True, {"optimizer"}),
+    ("validation.rollout.batch", 1, {"watch"}),
+    ("offload_idle", True, {"weights", "trained weights", "reference", "critics"}),  # two moves a step
+    ("optim.use_8bit_adam", True, {"optimizer"}),
     ("quantize", "int8", {"weights"}),
     ("tiling", True, {"encode", "sample", "watch", "evaluate"}),  # faint seams
     ("quantize", "nf4", {"weights"}),
-    ("policy.reference_on", "cpu", {"reference"}),  # its blocks come over for every pass
+    ("policy.reference_device", "cpu", {"reference"}),  # its blocks come over for every pass
     ("policy.train", "lora", {"trained weights", "reference", "optimizer", "gradients"}),
     ("policy.offload", True, {"weights"}),  # so do the base's
 )
@@ -37,11 +37,11 @@ class Advice:
     peak: float
 
 
-def advise(config: Any, phases: dict[str, Phase], room: float, pace: Pace, gpus: int = 1) -> list[Advice]:
+def advise(config: Any, phases: dict[str, Phase], room: float, pace: Throughput, gpus: int = 1) -> list[Advice]:
     """What to turn until the recipe fits; nothing if it does as it is."""
     found: list[Advice] = []
     for setting, value, where in SWITCHES:
-        peak = fullest(phases)
+        peak = peak_phase(phases)
         if peak.peak <= room:
             break
         whose = {owner for owner, size in peak.owners.items() if size > (1 - WORTH) * peak.peak}
@@ -55,9 +55,9 @@ def advise(config: Any, phases: dict[str, Phase], room: float, pace: Pace, gpus:
             continue
         parts = {PART_OF[name] for name, phase in phases.items() if phase.peak > room}
         after = phases | measure(turned, pace, gpus, parts)
-        if fullest(after).peak <= WORTH * peak.peak:
+        if peak_phase(after).peak <= WORTH * peak.peak:
             config, phases = turned, after
-            found.append(Advice(setting, value, fullest(after).peak))
+            found.append(Advice(setting, value, peak_phase(after).peak))
     return found
 
 

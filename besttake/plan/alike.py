@@ -18,7 +18,7 @@ from torch.autograd.graph import get_gradient_edge
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 from torch.utils.checkpoint import checkpoint
 
-from besttake.algorithms.losses import replay
+from besttake.algorithms.losses import recompute
 from besttake.models.policy import Policy
 from besttake.models.quantization import blocks
 from besttake.models.sharding import is_sharded
@@ -57,7 +57,7 @@ def run_one_part(meter: Meter, policy: Policy) -> Callable[..., None]:
 
     def as_real(*args: Any) -> None:
         with AsReal():  # a backward pass begins without such modes
-            replay(*args)
+            recompute(*args)
 
     apart = any(is_sharded(weight) for weight in policy.model.denoiser.parameters())
     return as_real if apart else meter.once(as_real)

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from besttake.plan.imagined import unimagined
-from besttake.rewards import load_reward
-from besttake.runtime.distributed import share
+from besttake.plan.imagined import real_device
+from besttake.rewards import critic_module, load_reward
+from besttake.runtime.distributed import shard_rows
 from besttake.runtime.embedded import embedded_family
 from besttake.sampling.rollout import Rollout
 from besttake.types import CriticCard, Reward
@@ -27,12 +27,12 @@ class Critics:
         self.names = {"score": _trained_on(config), "watch": _watching(config)}
         networks = unasked(config)
         self.loaded = {part: _loaded(names, networks, device) for part, names in self.names.items()}
-        self.resident = [] if config.by_turns else self._weights(chain(*self.names.values()))
+        self.resident = [] if config.offload_idle else self._weights(chain(*self.names.values()))
 
     def ask(self, part: str, takes: Rollout, fps: float) -> list[Tensor]:
         """What critics say of takes, of this process's share."""
         there = self.resident or self._weights(self.names[part])
-        prompts = [takes.prompts[row] for row in share(len(takes.prompts))]
+        prompts = [takes.prompts[row] for row in shard_rows(len(takes.prompts))]
         said = [critic(takes.videos, prompts, fps).values for critic in self.loaded[part]]
         del there
         return said
@@ -63,7 +63,7 @@ def _trained_on(config: Any) -> list[str]:
 
 
 def _watching(config: Any) -> list[str]:
-    return _here(config.monitor.critics(embedded_family(str(config.data)))) if config.monitor.every else []
+    return _here(config.validation.critics(embedded_family(str(config.data)))) if config.validation.every else []
 
 
 def _here(names: Iterable[str], judges: Iterable[str] = ()) -> list[str]:
@@ -77,7 +77,7 @@ def _loaded(names: Iterable[str], without: Iterable[str], device: torch.device) 
 
 def _brought(name: str, device: torch.device) -> Reward:
     """A critic whose weights, if it has any, come with the package."""
-    with unimagined():
+    with real_device():
         critic = load_reward(name)
     for part, value in vars(critic).items():
         if isinstance(value, Tensor | nn.Module):

@@ -33,14 +33,14 @@ OF_NETWORKS = {aten.convolution.default, aten.native_group_norm.default}
 
 
 @contextmanager
-def imagined() -> Iterator[None]:
+def fake_device() -> Iterator[None]:
     """Within this context no tensor takes memory, and CARD is there."""
     fakes = _Fakes(allow_non_fake_inputs=True)
     with fakes, _SmallOnesKnown(fakes), AsReal():
         yield
 
 
-unimagined = _disable_current_modes
+real_device = _disable_current_modes
 """Within this context tensors are what they are elsewhere."""
 
 
@@ -59,7 +59,7 @@ class _Held:
     numbers: Tensor
 
     def __deepcopy__(self, memo: dict) -> _Held:
-        with unimagined():
+        with real_device():
             return _Held(self.numbers.clone())
 
 
@@ -86,7 +86,7 @@ class AsReal(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func == Tensor.numpy and isinstance(args[0], FakeTensor):
-            with unimagined():
+            with real_device():
                 return torch.zeros(args[0].shape, dtype=args[0].dtype).numpy()
         kwargs = kwargs or {}
         if func == torch.tensor and kwargs.get("device") == CARD:

@@ -23,7 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
-from besttake.models.quantization import plain
+from besttake.models.quantization import plain_tensors
 from besttake.plan.cards import Card
 
 aten = torch.ops.aten
@@ -51,7 +51,7 @@ class Phase:
 
 
 @dataclass(frozen=True)
-class Pace:
+class Throughput:
     """How fast a card is thought to be.
 
     Attributes:
@@ -81,7 +81,7 @@ class Pace:
 class Meter(TorchDispatchMode):
     """Within this context every operation on `device` is measured."""
 
-    def __init__(self, device: torch.device, pace: Pace):
+    def __init__(self, device: torch.device, pace: Throughput):
         super().__init__()
         self.device, self.pace = device, pace
         self.phases: dict[str, Phase] = {}
@@ -101,7 +101,7 @@ class Meter(TorchDispatchMode):
 
     def claim(self, owner: str, tensors: Iterable[Tensor]) -> None:
         """From now on the memory of these tensors belongs to `owner`."""
-        for tensor in filter(self._is_here, itertools.chain.from_iterable(map(plain, tensors))):
+        for tensor in filter(self._is_here, itertools.chain.from_iterable(map(plain_tensors, tensors))):
             self._note(tensor)
             held = self._held[tensor.untyped_storage()._cdata]
             self.live[held.owner] -= held.size

@@ -12,7 +12,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from besttake.plan.imagined import CARD
 from besttake.runtime import distributed
-from besttake.runtime.distributed import ParallelConfig, laid_out
+from besttake.runtime.distributed import ParallelConfig, make_group
 
 FSDP = "torch.distributed.fsdp._fully_shard._fully_shard"
 
@@ -34,7 +34,7 @@ def first_of(size: int, config: ParallelConfig) -> Iterator[None]:
     with patch(f"{FSDP}._get_device_from_mesh", return_value=CARD):
         try:
             if size > 1:
-                distributed._group = laid_out(config, "cpu", everyone, everyone)
+                distributed._group = make_group(config, "cpu", everyone, everyone)
             yield
         finally:
             distributed._group = None

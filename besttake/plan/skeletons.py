@@ -24,7 +24,7 @@ from besttake.models.networks.opensora import OpenSoraPipeline, RFlowScheduler, 
 from besttake.models.networks.opensora_vae import VideoAutoencoderPipeline
 from besttake.models.networks.stdit3 import STDiT3
 from besttake.models.quantization import quantize
-from besttake.plan.imagined import CARD, unimagined
+from besttake.plan.imagined import CARD, real_device
 from besttake.runtime.embedded import embedded_model
 
 ARCHITECTURES = Path(__file__).parent / "architectures"
@@ -59,13 +59,13 @@ def skeleton(
     dtypes = {"": dtype} | dict.fromkeys(family.precise, torch.float32)
 
     def read(name: str, cls: type, dtype: torch.dtype) -> nn.Module:
-        with unimagined():
+        with real_device():
             part = _empty(folder, name, cls)
         claim(name, filled(part, dtype, device))
-        return model.thrifty(part) if name == "vae" else part
+        return model.configure_vae(part) if name == "vae" else part
 
     try:
-        with unimagined():
+        with real_device():
             pipeline: Any = _open_sora(folder) if issubclass(family, OpenSora) else _pipeline(folder)
         for name, part in pipeline.components.items():
             if name.startswith("transformer") and part is not None:
@@ -78,7 +78,7 @@ def skeleton(
         model: Any = family(pipeline, folder)
     except FAULTS as error:
         raise ValueError(f"the configurations of '{source}' do not make a model: {error}") from error
-    model.source, model.dtypes, model.frugal, model.read = source, dtypes, True, read
+    model.source, model.dtypes, model.low_memory, model.read = source, dtypes, True, read
     return model
 
 

@@ -23,17 +23,17 @@ from PIL import Image
 from torch import Tensor, nn
 
 from besttake.algorithms import losses
-from besttake.algorithms.losses import dpo, drawn_errors, sft_error
+from besttake.algorithms.losses import dpo, sampled_errors, sft_error
 from besttake.models.policy import Policy
 from besttake.plan.alike import run_one_of_each, run_one_part
 from besttake.plan.critics import Critics
-from besttake.plan.imagined import CARD, imagined
-from besttake.plan.meter import Meter, Pace, Phase
+from besttake.plan.imagined import CARD, fake_device
+from besttake.plan.meter import Meter, Phase, Throughput
 from besttake.plan.processes import first_of
 from besttake.plan.skeletons import skeleton
 from besttake.runtime.configuration import algorithm_of
-from besttake.runtime.distributed import apart, backward
-from besttake.sampling.rollout import Preview, Rollout, RolloutConfig, generate
+from besttake.runtime.distributed import backward, single_process
+from besttake.sampling.rollout import Rollout, RolloutConfig, generate
 from besttake.sampling.step_cache import CacheConfig
 from besttake.training.run import adamw
 from besttake.types import Prompt
@@ -53,7 +53,7 @@ OWNERS = {"transformer": "weights", "transformer_2": "weights", "vae": "autoenco
 
 
 @dataclass(frozen=True)
-class Shape:
+class Workload:
     """What a step of an algorithm is made of.
 
     Attributes:
@@ -65,27 +65,27 @@ class Shape:
     """
 
     rows: int
-    takes: int
+    videos_per_row: int
     scored: bool
     clips: int
     real: int
 
 
-def shape_of(config: Any) -> Shape:
+def workload_of(config: Any) -> Workload:
     """The shape of a recipe's step; RealDPO's as if no clip came twice before its takes are made anew."""
     match algorithm_of(config):
         case "onlinevpo":
-            return Shape(config.prompts_per_step, config.candidates, True, 2, 0)
+            return Workload(config.prompts_per_step, config.candidates, True, 2, 0)
         case "realdpo":
-            return Shape(config.clips_per_step, config.negatives, False, 1 + config.negatives, 1)
+            return Workload(config.clips_per_step, config.negatives, False, 1 + config.negatives, 1)
         case "offline_dpo":
-            return Shape(config.pairs_per_step, 0, False, 2, 2)
+            return Workload(config.pairs_per_step, 0, False, 2, 2)
         case "sft":
-            return Shape(config.clips_per_step, 0, False, 1, 1)
+            return Workload(config.clips_per_step, 0, False, 1, 1)
     raise ValueError(f"there is no plan of {algorithm_of(config)}: tell its shape in besttake/plan/steps.py")
 
 
-def measure(config: Any, pace: Pace, gpus: int = 1, parts: Iterable[str] = PARTS) -> dict[str, Phase]:
+def measure(config: Any, pace: Throughput, gpus: int = 1, parts: Iterable[str] = PARTS) -> dict[str, Phase]:
     """The phases of a step, from the second one on, when all that lasts is there; and of what is done beside steps.
 
     "encode" is of one real clip, "watch" of one look of the monitor, "evaluate" of one batch of takes.
@@ -103,22 +103,22 @@ def measure(config: Any, pace: Pace, gpus: int = 1, parts: Iterable[str] = PARTS
         warnings.catch_warnings(action="ignore"),  # of an unusual device; a run of the recipe has its own
         first_of(gpus, config.parallel),
         black_picture() as picture,
-        imagined(),
+        fake_device(),
         Meter(CARD, pace) as meter,
         ExitStack() as stack,
     ):
         step = Step(config, meter, picture)
         for network in (*step.model.denoisers.values(), *step.policy.reference.networks):
             run_one_of_each(meter, network, config.policy.gradient_checkpointing)
-        stack.enter_context(patch.object(losses, "replay", run_one_part(meter, step.policy)))
+        stack.enter_context(patch.object(losses, "recompute", run_one_part(meter, step.policy)))
         for part in parts:
-            if part == "sample" or (part == "score" and step.takes is None):
+            if part == "sample" or (part == "score" and step.rollout is None):
                 step.sample()  # the takes of the step before are there still
             gc.collect()
             meter.again()
             getattr(step, part)()
             beside = part in ("watch", "evaluate") and meter.phases
-            found |= {part: together(part, meter.phases.values())} if beside else meter.phases
+            found |= {part: merge_phases(part, meter.phases.values())} if beside else meter.phases
     return found
 
 
@@ -131,7 +131,7 @@ class Step:
     """
 
     def __init__(self, config: Any, meter: Any, picture: Path, device: torch.device = CARD):
-        self.config, self.meter, self.device, self.shape = config, meter, device, shape_of(config)
+        self.config, self.meter, self.device, self.shape = config, meter, device, workload_of(config)
         self.critics = Critics(config, device, meter.claim)
         dtype, offload = getattr(torch, config.dtype), config.policy.offload
         self.model = skeleton(config.model, dtype, self._claim, config.quantize, offload, device)
@@ -142,9 +142,9 @@ class Step:
         self.prompts = self._prompts(picture if self.model.needs_first_frame else None)
         self._measure_once()
         self._remember()
-        if config.by_turns:
+        if config.offload_idle:
             self._take_turns()
-        self.takes: Rollout | None = None
+        self.rollout: Rollout | None = None
 
     def encode(self) -> None:
         """A real clip, before training."""
@@ -155,53 +155,50 @@ class Step:
                 self.model.encode(video.to(self.device))
 
     def sample(self) -> None:
-        if self.shape.takes:
+        if self.shape.videos_per_row:
             with self.meter.phase("sample"):
                 self._take()
 
     def score(self) -> None:
-        if self.shape.scored and self.takes is not None:
+        if self.shape.scored and self.rollout is not None:
             with self.meter.phase("score"), torch.no_grad():
-                self.critics.ask("score", self.takes, self.config.rollout.rate(self.model))
+                self.critics.ask("score", self.rollout, self.model.fps)
 
     def train(self) -> None:
         config, policy = self.config, self.policy
         with self.meter.phase("train"):
             backward(self._loss(), list(policy.trainable.values()))
-            nn.utils.clip_grad_norm_(policy.trainable.values(), config.optim.clip, foreach=True)
+            nn.utils.clip_grad_norm_(policy.trainable.values(), config.optim.max_grad_norm, foreach=True)
             self.optimizer.step()
             self._forget_gradients()
-            policy.update_average(1)
+            policy.update_ema(1)
 
     def watch(self) -> None:
-        config = self.config.monitor
+        config = self.config.validation
         if config.every:
-            with self.meter.phase("watch"), self.policy.averaged():
-                takes = generate(self.policy, self._some(config.count), config.rollout)
-                self.critics.ask("watch", takes, config.rollout.rate(self.model))
+            with self.meter.phase("watch"), self.policy.ema_weights():
+                rollout = generate(self.policy, self._some(config.count), config.rollout)
+                self.critics.ask("watch", rollout, self.model.fps)
 
     def evaluate(self) -> None:
         config = self.config.evaluation
-        with self.meter.phase("evaluate"), apart():  # a batch is not shared out, but the batches are
+        with self.meter.phase("evaluate"), single_process():  # a batch is not shared out, but the batches are
             generate(self.policy, self._some(min(config.count, config.rollout.batch)), config.rollout)
 
     def _take(self) -> None:
         """The takes of a step; of RealDPO's only a batch is in memory."""
         shape, config = self.shape, self.config.rollout
-        whole = shape.rows if shape.scored else max(1, config.batch // max(1, shape.takes))
+        whole = shape.rows if shape.scored else max(1, config.batch // max(1, shape.videos_per_row))
         for start in range(0, shape.rows, whole):
             rows = min(whole, shape.rows - start)
-            self.takes = generate(
-                self.policy, self._some(rows), config, n=shape.takes, decode=shape.scored, preview=self._preview(rows)
+            self.rollout = generate(
+                self.policy,
+                self._some(rows),
+                config,
+                n=shape.videos_per_row,
+                decode=shape.scored,
             )
-            self.meter.claim("takes", [self.takes.videos, self.takes.latents])
-
-    def _preview(self, rows: int) -> Preview | None:
-        """Of OnlineVPO, if it drops takes early: as if the critic found the first ones best and worst."""
-        config: Any = self.config
-        if not getattr(config, "preview_at", 0):
-            return None
-        return Preview(config.preview_at, lambda *_: torch.arange(config.preview_keeps).repeat(rows, 1))
+            self.meter.claim("takes", [self.rollout.videos, self.rollout.latents])
 
     def _some(self, count: int) -> list[str]:
         return [next(self.prompts) for _ in range(count)]
@@ -216,8 +213,8 @@ class Step:
         if shape.clips == 1:
             t = model.schedule_for(clip).sample_times(shape.rows, generator).to(self.device)
             return sft_error(self.policy, rows[:, 0], condition, t, torch.empty_like(rows[:, 0])).mean()
-        errors = drawn_errors(self.policy, rows, condition, generator, draws=config.draws)
-        return dpo(errors, config.beta, config.guard)[0].mean() / config.optim.accumulate
+        errors = sampled_errors(self.policy, rows, condition, generator, timesteps_per_pair=config.timesteps_per_pair)
+        return dpo(errors, config.beta, config.dpop_weight)[0].mean() / config.optim.gradient_accumulation_steps
 
     def _prompts(self, first_frame: Path | None) -> Iterator[str]:
         """Prompts, none twice, as long as people's are; with a first frame where the model needs one."""
@@ -249,7 +246,7 @@ class Step:
         """What is there from the second step on: the optimizer's moments and, between updates, gradients."""
         policy, claim = self.policy, self.meter.claim
         self._claim_weights()
-        claim("average", policy.average.values())
+        claim("ema", policy.ema.values())
         for group in self.optimizer.param_groups:
             if "foreach" in group:
                 group["foreach"] = True  # as on a card
@@ -264,8 +261,8 @@ class Step:
 
     def _take_turns(self) -> None:
         """As a run does; what comes back to the card is claimed anew."""
-        model, wake = self.model, self.model.wake
-        model.by_turns = [*model.denoisers.values(), *self.policy.reference.networks]
+        model, wake = self.model, self.model.to_device
+        model.offload_idle = [*model.denoisers.values(), *self.policy.reference.networks]
 
         def woken() -> None:
             wake()
@@ -284,7 +281,7 @@ class Step:
             claim("reference", network.parameters())
 
     def _forget_gradients(self) -> None:
-        if self.config.optim.accumulate == 1:
+        if self.config.optim.gradient_accumulation_steps == 1:
             self.optimizer.zero_grad()
 
     def _claim(self, name: str, part: nn.Module) -> None:
@@ -305,17 +302,17 @@ def _by_the_plain_way(config: Any) -> Any:
     def plain(rollout: RolloutConfig) -> RolloutConfig:
         return replace(rollout, compile=False, cache=CacheConfig())
 
-    monitor = replace(config.monitor, rollout=plain(config.looks.rollout))
-    evaluation = replace(config.evaluation, rollout=plain(config.measuring.rollout))
-    return replace(config, rollout=plain(config.rollout), monitor=monitor, evaluation=evaluation)
+    monitor = replace(config.validation, rollout=plain(config.validation_config.rollout))
+    evaluation = replace(config.evaluation, rollout=plain(config.evaluation_config.rollout))
+    return replace(config, rollout=plain(config.rollout), validation=monitor, evaluation=evaluation)
 
 
-def fullest(phases: Mapping[str, Phase]) -> Phase:
+def peak_phase(phases: Mapping[str, Phase]) -> Phase:
     """The phase that takes the most memory, of those while training; an evaluation has its card to itself."""
     return max((phase for name, phase in phases.items() if name != "evaluate"), key=lambda phase: phase.peak)
 
 
-def together(name: str, phases: Iterable[Phase]) -> Phase:
+def merge_phases(name: str, phases: Iterable[Phase]) -> Phase:
     """Phases as one: their work is summed, and the fullest moment is that of the fullest."""
     phases = list(phases)
     fullest = max(phases, key=lambda phase: phase.peak)

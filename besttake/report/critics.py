@@ -24,13 +24,13 @@ def panel_critics(run: RunFolder) -> list[str]:
 
 def watching_critics(run: RunFolder) -> list[str]:
     """Critics that looked at the run's fixed prompts, in the order in which they were logged."""
-    return list(dict.fromkeys(name.split("/")[1] for name in run.names if name.startswith("monitor/")))
+    return list(dict.fromkeys(name.split("/")[1] for name in run.names if name.startswith("eval/")))
 
 
 def looks(run: RunFolder, critic: str) -> Points:
     """What a critic said of the fixed prompts at each look: one number of its dimensions."""
     weights = _weights(run) if critic == trained_critic(run) else {}
-    head = f"monitor/{critic}/"
+    head = f"eval/{critic}/"
     columns = {name.removeprefix(head): dict(run.points(name)) for name in run.names if name.startswith(head)}
     found = []
     for step in sorted(set().union(*columns.values())):

@@ -10,7 +10,7 @@ from besttake.report.critics import HELDOUT, looks, panel_critics, trained_criti
 from besttake.report.folder import RunFolder
 from besttake.report.verdict import values
 
-PAIRWISE = "implicit_accuracy"
+PAIRWISE = "dpo/implicit_accuracy"
 """Logged by the algorithms that learn from pairs."""
 
 DYNAMIC = "dynamic-degree"
@@ -31,27 +31,41 @@ def training_charts(run: RunFolder) -> list[str]:
     """Small charts of what happened to the policy."""
     half = Level("chance", 0.5)
     equal = Level("ln 2: no preference yet", math.log(2)) if run.points(PAIRWISE) and not _negatives(run) else None
-    long = len(run.points("drift")) > MOST_POINTS
+    long = len(run.points("dpo/reference_distance")) > MOST_POINTS
     charts = [
         _chart(
-            run, "Winner and loser error", "Should fall for winners; losers' may rise", ["winner_error", "loser_error"]
+            run,
+            "Winner and loser error",
+            "Should fall for winners; losers' may rise",
+            ["dpo/winner_error", "dpo/loser_error"],
         ),
         _chart(
-            run, "Winner and loser gain", "Over the reference; above 0 = better at it", ["winner_gain", "loser_gain"]
+            run,
+            "Winner and loser gain",
+            "Over the reference; above 0 = better at it",
+            ["dpo/winner_gain", "dpo/loser_gain"],
         ),
-        _chart(run, "Margin", "By how much the winner is preferred", ["margin"], Level("none", 0.0)),
-        _chart(run, "Implicit accuracy", "Share of pairs the policy ranks rightly", ["implicit_accuracy"], half),
-        _chart(run, "Drift", "Distance of policy and reference; falls at each refresh", ["drift"], noisy=long),
+        _chart(run, "Margin", "By how much the winner is preferred", ["dpo/margin"], Level("none", 0.0)),
+        _chart(run, "Implicit accuracy", "Share of pairs the policy ranks rightly", ["dpo/implicit_accuracy"], half),
+        _chart(
+            run,
+            "Drift",
+            "Distance of policy and reference; falls at each refresh",
+            ["dpo/reference_distance"],
+            noisy=long,
+        ),
         chart(
             "Dynamic degree",
             [Line("dynamic degree", looks(run, DYNAMIC))],
             "Of the fixed prompts' clips; falls when motion freezes",
         ),
-        _chart(run, "Ties", "Prompts of a step whose takes score alike, or nearly", ["ties", "below_margin"]),
-        _chart(run, "Score spread", "Best minus worst take of a prompt", ["score_spread"]),
-        _chart(run, "Loss", "", ["loss"], equal),
-        _chart(run, "Gradient norm", "Before clipping", ["gradient_norm"]),
-        _chart(run, "Learning rate", "", ["lr"], noisy=False),
+        _chart(
+            run, "Ties", "Prompts of a step whose takes score alike, or nearly", ["pairs/ties", "pairs/below_margin"]
+        ),
+        _chart(run, "Score spread", "Best minus worst take of a prompt", ["pairs/score_spread"]),
+        _chart(run, "Loss", "", ["train/loss"], equal),
+        _chart(run, "Gradient norm", "Before clipping", ["train/grad_norm"]),
+        _chart(run, "Learning rate", "", ["train/lr"], noisy=False),
     ]
     return [drawn for drawn in charts if drawn]
 
@@ -59,13 +73,13 @@ def training_charts(run: RunFolder) -> list[str]:
 def _trained(run: RunFolder, critic: str) -> str:
     lines = [
         Line("fixed prompts", looks(run, critic), "one"),
-        Line("each step's own takes", run.points("reward"), "two", noisy=True),
+        Line("each step's own takes", run.points("reward/mean"), "two", noisy=True),
     ]
     return chart(f"Training critic: {critic}", lines, "What the run learns from", big=True)
 
 
 def _panel(run: RunFolder, critics: Sequence[str]) -> str:
-    lines = [Line("together", run.points("reward"), "two", noisy=True)]
+    lines = [Line("together", run.points("reward/mean"), "two", noisy=True)]
     return chart(f"Training critics: {', '.join(critics)}", lines, "What the run learns from", big=True)
 
 
@@ -84,7 +98,7 @@ def _chart(
 ) -> str:
     colours = ("one", "two")
     lines = [
-        Line(name.replace("_", " "), run.points(name), colour, noisy)
+        Line(name.rpartition("/")[2].replace("_", " "), run.points(name), colour, noisy)
         for name, colour in zip(names, colours, strict=False)
     ]
     return chart(title, lines, note, level)

@@ -11,6 +11,7 @@ from typing import Any
 from besttake.data.files import read_text
 from besttake.report.measures import shown_name
 from besttake.runtime.configuration import read_yaml
+from besttake.runtime.renamed import with_new_metrics
 
 COLUMNS = ("before", "after", "real")
 
@@ -54,7 +55,7 @@ class RunFolder:
     @property
     def steps_done(self) -> int:
         """Training steps behind the last row; a row of a look is written before its step, one of training after."""
-        return max((int(row["step"]) + ("loss" in row or "skipped" in row) for row in self.rows), default=0)
+        return max((int(row["step"]) + ("train/loss" in row or "train/skipped" in row) for row in self.rows), default=0)
 
     @property
     def minutes(self) -> float:
@@ -118,7 +119,7 @@ def _read_metrics(path: Path) -> list[dict[str, Any]]:
                 break
             raise ValueError(f"{path}, line {number}: not JSON ({error}); mend or remove the line") from error
         if isinstance(row, dict) and _is_number(row.get("step")):
-            rows.append(row)
+            rows.append(with_new_metrics(row))
     return rows
 
 

@@ -22,12 +22,12 @@ __all__ = ["critic_names", "find_critic", "load_reward"]
 def critic_names() -> list[str]:
     """The names of the critics in `critics/`: the modules that have a `load`."""
     names = [module.name for module in pkgutil.iter_modules(critics.__path__)]
-    return [name for name in names if hasattr(critic_module(name), "load")]
+    return sorted(name for name in [*names, "judge"] if hasattr(critic_module(name), "load"))
 
 
 def critic_module(name: str) -> ModuleType:
     """The module of a critic."""
-    return importlib.import_module(f"besttake.rewards.critics.{name}")
+    return judge if name == "judge" else importlib.import_module(f"besttake.rewards.critics.{name}")
 
 
 def load_reward(
@@ -57,7 +57,7 @@ def load_reward(
             raise ValueError(f"critic {name_or_path} is served elsewhere: give its path and settings there, not here")
         return Remote(str(name_or_path))
     name, folder = find_critic(name_or_path)
-    load = (judge if name == "judge" else critic_module(name)).load
+    load = critic_module(name).load
     takes = inspect.signature(load).parameters
     if unknown := sorted(settings.keys() - takes.keys()):
         there = ", ".join(takes.keys() - {"path", "device"}) or "none"

@@ -21,12 +21,12 @@ from torch import Tensor, nn
 
 from besttake import __version__
 from besttake.data.cache import versions
-from besttake.data.files import atomic, content, glimpse
-from besttake.data.room import BLOCK, Room
+from besttake.data.files import atomic, content_hash, quick_hash
+from besttake.data.room import BLOCK, DiskSpace
 from besttake.data.video import to_uint8
-from besttake.models.policy import checksum, signature
-from besttake.rewards.checks import checked
-from besttake.rewards.partial import PartialScore, given
+from besttake.models.policy import checksum, weights_hash
+from besttake.rewards.checks import score_checked
+from besttake.rewards.partial import PartialScore, scored_mask
 from besttake.types import FPS, Reward, Score, Video
 
 LIMIT = 256_000_000
@@ -64,7 +64,7 @@ class CachedReward:
         self.differentiable = reward.differentiable
         self.hits = self.misses = 0
         self._head = json.dumps([self.name, self.dimensions, who or identity(reward), versions()])
-        self._room = Room(self.folder, limit, ".json")
+        self._room = DiskSpace(self.folder, limit, ".json")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=self.folder).close()
@@ -81,8 +81,8 @@ class CachedReward:
         self.hits, self.misses = self.hits + len(rows) - len(new), self.misses + len(new)
         there = torch.ones(len(rows), dtype=torch.bool)
         if new:
-            score = checked(self.reward, videos[new], [prompts[i] for i in new], fps, abstentions=True)
-            there[new] = given(score).cpu()
+            score = score_checked(self.reward, videos[new], [prompts[i] for i in new], fps, abstentions=True)
+            there[new] = scored_mask(score).cpu()
             for i, row in zip(new, score.values.detach().tolist(), strict=True):
                 rows[i] = row
                 if there[i]:
@@ -92,10 +92,10 @@ class CachedReward:
             return Score(values, self.dimensions)
         return PartialScore(values, self.dimensions, there.to(videos.device))
 
-    def watched(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         """What the critic counts, and hits and misses, by names to log them under."""
         counts = {f"{self.name}/hits": float(self.hits), f"{self.name}/misses": float(self.misses)}
-        return {**getattr(self.reward, "watched", dict)(), **counts}
+        return {**getattr(self.reward, "metrics", dict)(), **counts}
 
     def _path(self, video: Tensor, prompt: str, fps: float) -> Path:
         frames = to_uint8(video.detach()).cpu().contiguous()
@@ -137,7 +137,7 @@ def weights_of(reward: Reward) -> dict[str, Any]:
 
 def _weights(part: Any) -> Any:
     if isinstance(part, nn.Module):
-        return signature(part)
+        return weights_hash(part)
     if isinstance(part, Tensor):
         return checksum(part)
     if hasattr(part, "get_vocab"):
@@ -155,7 +155,7 @@ def _settings(reward: Reward) -> dict[str, str]:
 
 def _setting(value: Any) -> str:
     if isinstance(value, (str, Path)) and value and Path(value).exists():
-        return content(value) if Path(value).is_file() else glimpse(value)
+        return content_hash(value) if Path(value).is_file() else quick_hash(value)
     plain = value is None or isinstance(value, PLAIN) or is_dataclass(value)
     return repr(value) if plain else ""  # of other things `repr` may give no more than an address
 
@@ -164,4 +164,4 @@ def _code(kind: type) -> list[str]:
     """Hashes of the files in which a class and what it inherits are written."""
     modules = {sys.modules.get(base.__module__) for base in kind.__mro__ if base.__module__ != "builtins"}
     files = {file for module in modules if (file := getattr(module, "__file__", None)) and Path(file).is_file()}
-    return sorted(map(content, files))
+    return sorted(map(content_hash, files))

@@ -35,7 +35,7 @@ class Calibration:
     flips: float
 
 
-def repeats(
+def repeat_scores(
     critic: Callable[[Video, list[str], float], Float[Tensor, "b"]],
     videos: Video,
     prompts: list[str],

@@ -7,13 +7,15 @@ from collections.abc import Mapping
 
 import torch
 
-from besttake.rewards.offloading import called_back
-from besttake.rewards.partial import PartialScore, given
-from besttake.runtime.distributed import gathered, share, together
+from besttake.rewards.offloading import on_device
+from besttake.rewards.partial import PartialScore, scored_mask
+from besttake.runtime.distributed import all_gather_rows, raise_on_all, shard_rows
 from besttake.types import FPS, Reward, Score, Video
 
 
-def checked(reward: Reward, videos: Video, prompts: list[str], fps: float = FPS, abstentions: bool = False) -> Score:
+def score_checked(
+    reward: Reward, videos: Video, prompts: list[str], fps: float = FPS, abstentions: bool = False
+) -> Score:
     """Ask a critic about videos of `fps` frames a second, and pass on its score only if it is one.
 
     Args:
@@ -50,7 +52,7 @@ def checked(reward: Reward, videos: Video, prompts: list[str], fps: float = FPS,
     return score
 
 
-def shared(reward: Reward, videos: Video, prompts: list[str], fps: float = FPS) -> Score:
+def score_shard(reward: Reward, videos: Video, prompts: list[str], fps: float = FPS) -> Score:
     """The score of all videos, `checked`, where each of several processes asks the critic about those it has.
 
     Args:
@@ -59,19 +61,19 @@ def shared(reward: Reward, videos: Video, prompts: list[str], fps: float = FPS) 
     Raises:
         ValueError: as `checked` does; the other processes stop as well. Abstentions are no error.
     """
-    with together(), called_back(reward):
-        own = checked(reward, videos, [prompts[row] for row in share(len(prompts))], fps, abstentions=True)
-    values, there = gathered(own.values, len(prompts)), gathered(given(own), len(prompts))
+    with raise_on_all(), on_device(reward):
+        own = score_checked(reward, videos, [prompts[row] for row in shard_rows(len(prompts))], fps, abstentions=True)
+    values, there = all_gather_rows(own.values, len(prompts)), all_gather_rows(scored_mask(own), len(prompts))
     return Score(values, own.dimensions) if there.all() else PartialScore(values, own.dimensions, there)
 
 
 def _check_given(name: str, score: PartialScore, prompts: list[str], abstentions: bool) -> None:
-    if tuple(score.given.shape) != (len(prompts),) or score.given.dtype != torch.bool:
+    if tuple(score.scored.shape) != (len(prompts),) or score.scored.dtype != torch.bool:
         raise ValueError(
-            f"critic {name} says which videos it scored by a {score.given.dtype} tensor of shape "
-            f"{tuple(score.given.shape)}, expected torch.bool and ({len(prompts)},)"
+            f"critic {name} says which videos it scored by a {score.scored.dtype} tensor of shape "
+            f"{tuple(score.scored.shape)}, expected torch.bool and ({len(prompts)},)"
         )
-    silent = [prompt for prompt, there in zip(prompts, score.given.tolist(), strict=True) if not there]
+    silent = [prompt for prompt, there in zip(prompts, score.scored.tolist(), strict=True) if not there]
     if silent and not abstentions:
         raise ValueError(
             f"critic {name} abstained on {len(silent)} of {len(prompts)} videos, first that of {silent[0]!r}, and here "

@@ -22,7 +22,7 @@ import numpy as np
 from besttake.runtime.configuration import require
 from besttake.types import Reward
 
-REWARD = "reward"
+REWARD = "reward/mean"
 """What algorithms log the trained reward under, at every step."""
 
 FEWEST = 4
@@ -118,7 +118,7 @@ def trend(points: Points) -> Trend:
     return Trend(slope, _above((s - 1) / z), _above((-s - 1) / z))
 
 
-def hacked(
+def looks_hacked(
     reward: Points,
     watching: Mapping[str, Points],
     config: GuardConfig,
@@ -154,7 +154,7 @@ def _fall(looks: Points) -> Alarm:
     return Alarm("", step, since, 0.0, -fell.slope * (step - since), fell.falling)
 
 
-class Guard:
+class RewardHackingGuard:
     """Hears every row that a run logs, and says when it is being gamed.
 
     It keeps nothing that `metrics.jsonl` does not hold: a resumed run lets it hear the old rows again.
@@ -170,7 +170,7 @@ class Guard:
         self._looks: dict[str, list[tuple[float, float]]] = {name: [] for name in ranges}
         self._rung: dict[str, int] = {}
 
-    def hear(self, row: Mapping[str, Any]) -> list[Alarm]:
+    def observe(self, row: Mapping[str, Any]) -> list[Alarm]:
         """Take a row into account; the alarms that a look raises, for each fall of a critic once."""
         if REWARD in row and math.isfinite(row[REWARD]):
             self._reward.append((row["step"], row[REWARD]))
@@ -181,13 +181,15 @@ class Guard:
                 looks.append((row["step"], row[name]))
         if not seen:
             return []
-        alarms = hacked(self._reward, self._looks, self.config, self.ranges)
+        alarms = looks_hacked(self._reward, self._looks, self.config, self.ranges)
         new = [alarm for alarm in alarms if alarm.since >= self._rung.get(alarm.name, alarm.since)]
         self._rung |= {alarm.name: alarm.step for alarm in new}
         return new
 
 
-def watching(rewards: Sequence[Reward], trained: Sequence[str], config: GuardConfig) -> dict[str, tuple[float, float]]:
+def observed_rewards(
+    rewards: Sequence[Reward], trained: Sequence[str], config: GuardConfig
+) -> dict[str, tuple[float, float]]:
     """The columns of `metrics.jsonl` that watch, and their ranges: of the monitor's critics, those not trained on.
 
     Raises:
@@ -197,12 +199,12 @@ def watching(rewards: Sequence[Reward], trained: Sequence[str], config: GuardCon
     for name in config.watch:
         if name not in there:
             raise ValueError(
-                f"guard.watch names {name!r}; it must be one of monitor.rewards that is not trained on: "
+                f"guard.watch names {name!r}; it must be one of validation.rewards that is not trained on: "
                 f"{', '.join(there) or 'there is none'}"
             )
     chosen = config.watch or there
     return {
-        f"monitor/{reward.name}/{dimension}": reward.card.ranges[dimension]
+        f"eval/{reward.name}/{dimension}": reward.card.ranges[dimension]
         for reward in rewards
         if reward.name in chosen
         for dimension in reward.dimensions

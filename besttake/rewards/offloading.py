@@ -16,7 +16,7 @@ _homes: WeakKeyDictionary[nn.Module, torch.device] = WeakKeyDictionary()
 """The devices of networks that wait on the CPU."""
 
 
-def send_away(reward: Reward) -> None:
+def offload_reward(reward: Reward) -> None:
     """Let a critic's networks wait on the CPU from now on."""
     for network in _networks(reward):
         weight = next(network.parameters(), None)
@@ -26,7 +26,7 @@ def send_away(reward: Reward) -> None:
 
 
 @contextmanager
-def called_back(reward: Reward) -> Iterator[None]:
+def on_device(reward: Reward) -> Iterator[None]:
     """Within this context a critic's networks are on their device, if they have been sent away."""
     waiting = {network: _homes[network] for network in _networks(reward) if network in _homes}
     try:

@@ -20,11 +20,11 @@ class PartialScore(Score):
             reads `given` first.
     """
 
-    given: Bool[Tensor, "b"]
+    scored: Bool[Tensor, "b"]
 
 
-def given(score: Score) -> Bool[Tensor, "b"]:
+def scored_mask(score: Score) -> Bool[Tensor, "b"]:
     """Which videos have a score: all of them, unless the critic abstained."""
     if isinstance(score, PartialScore):
-        return score.given.to(score.values.device)
+        return score.scored.to(score.values.device)
     return torch.ones(len(score.values), dtype=torch.bool, device=score.values.device)

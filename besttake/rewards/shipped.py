@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from besttake.data.files import save_tensors
 from besttake.types import Video
 
-SHIPPED = Path(__file__).parent.parent / "world" / "weights"
+EMBEDDED_WEIGHTS = Path(__file__).parent.parent / "world" / "weights"
 """A folder of the package, not a room: `world` trains the critics and stands above them."""
 
 UNKNOWN = 1

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 import torch
 
-from besttake.rewards.checks import checked
-from besttake.rewards.offloading import called_back, send_away
+from besttake.rewards.checks import score_checked
+from besttake.rewards.offloading import offload_reward, on_device
 from besttake.types import FPS, CriticCard, Reward, Score, Video
 
 
@@ -25,12 +25,12 @@ class SideBySide:
         self.card = CriticCard(sources, licences, ranges)
         self.dimensions = tuple(f"{name}/{d}" for name, reward in self.critics.items() for d in reward.dimensions)
         for reward in self.critics.values():
-            send_away(reward)
+            offload_reward(reward)
 
     def __call__(self, videos: Video, prompts: list[str], fps: float = FPS) -> Score:
         """As each critic's own."""
         parts = []
         for reward in self.critics.values():
-            with called_back(reward):
-                parts.append(checked(reward, videos, prompts, fps).values.cpu())
+            with on_device(reward):
+                parts.append(score_checked(reward, videos, prompts, fps).values.cpu())
         return Score(torch.cat(parts, 1), self.dimensions)

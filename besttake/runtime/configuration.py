@@ -10,31 +10,21 @@ import math
 import re
 import types
 import typing
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
 
+from besttake.runtime.renamed import with_old_names
+
 C = TypeVar("C")
 
 NOT_IDENTITY = (
-    *(
-        "steps",
-        "minutes",
-        "out",
-        "save_every",
-        "device",
-        "cache",
-        "cache_limit",
-        "tiling",
-        "by_turns",
-        "parallel",
-        "monitor",
-        "evaluation",
-    ),
-    *("policy.gradient_checkpointing", "policy.clips_at_once", "policy.halve", "policy.offload", "policy.reference_on"),
-    *("rollout.batch", "rollout.compile"),
-    *("reward.cache_limit",),
+    *("steps", "minutes", "out", "save_every", "device", "cache", "cache_limit", "tiling", "offload_idle", "parallel"),
+    *("validation", "evaluation", "log"),
+    *("policy.gradient_checkpointing", "policy.micro_batch_size", "policy.halve_on_oom", "policy.offload"),
+    *("policy.reference_device", "rollout.batch", "rollout.compile", "reward.cache_limit"),
 )
 """Fields in which a resumed run may differ from the one it resumes: how long, where and in how much memory it runs."""
 
@@ -105,7 +95,7 @@ def from_dict(kind: type[C], values: dict[str, Any], where: str = "") -> C:
     """A dataclass from plain values, nested ones included.
 
     Args:
-        where: what stands before its keys in messages, such as "monitor.rollout.".
+        where: what stands before its keys in messages, such as "validation.rollout.".
 
     Raises:
         ValueError: a key is unknown (the nearest known one is named), a value has the wrong type, a number is not
@@ -207,6 +197,14 @@ def to_dict(config: Any) -> dict[str, Any]:
     return plain(dataclasses.asdict(config))
 
 
+def flattened(values: Mapping[str, Any], head: str = "") -> dict[str, Any]:
+    """A mapping of mappings as one, with dotted names."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= flattened(value, f"{head}{name}.") if isinstance(value, dict) and value else {head + name: value}
+    return flat
+
+
 def to_yaml(config: Any, **first: Any) -> str:
     """A dataclass as YAML, keys in their order, behind the keys in `first`."""
     return yaml.safe_dump({**first, **to_dict(config)}, sort_keys=False, allow_unicode=True)
@@ -230,6 +228,7 @@ def fingerprint(config: Any) -> str:
     for key in NOT_IDENTITY:
         section, _, name = key.rpartition(".")
         (values.get(section, {}) if section else values).pop(name, None)
+    values = with_old_names(values, algorithm_of(config))
     if algorithm_of(config) in ("onlinevpo", "offline_dpo") and values.get("skip_bad") is False:
         del values["skip_bad"]  # which these had not at first: their older checkpoints resume
     if values.get("reference_warmup") is False or values.get("reference") != "ema":

@@ -48,7 +48,7 @@ class ParallelConfig:
         require(self.timeout > 0, "timeout", self.timeout, "minutes, more than 0")
 
 
-EVALUATING = ParallelConfig(timeout=24 * 60)
+EVALUATION_PARALLEL = ParallelConfig(timeout=24 * 60)
 """Every process has a whole model, and waits for the others as long as a whole share of an evaluation may take."""
 
 
@@ -68,8 +68,8 @@ class Group:
     config: ParallelConfig
     rank: int
     size: int
-    words: dist.ProcessGroup
-    last_words: dist.ProcessGroup
+    control_group: dist.ProcessGroup
+    failure_group: dist.ProcessGroup
     copies: DeviceMesh
     clips: DeviceMesh
 
@@ -81,7 +81,7 @@ class OtherProcessError(RuntimeError):
     """Another process has failed; the message says which, and how."""
 
 
-def join(config: ParallelConfig, device: str) -> None:
+def init_processes(config: ParallelConfig, device: str) -> None:
     """Become one of the processes that the launcher has started, unless this is done already.
 
     Raises:
@@ -104,12 +104,12 @@ def join(config: ParallelConfig, device: str) -> None:
             torch.cuda.set_device(device)
         dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=wait)
     words, last_words = (dist.new_group(backend="gloo", timeout=wait) for _ in range(2))
-    _group = laid_out(config, torch.device(device).type, words, last_words)
-    if not leads():
+    _group = make_group(config, torch.device(device).type, words, last_words)
+    if not is_main():
         logging.getLogger("besttake").setLevel(logging.ERROR)  # what process 0 says is enough
 
 
-def laid_out(config: ParallelConfig, kind: str, words: dist.ProcessGroup, last_words: dist.ProcessGroup) -> Group:
+def make_group(config: ParallelConfig, kind: str, words: dist.ProcessGroup, last_words: dist.ProcessGroup) -> Group:
     """The processes that there are, on devices of a kind."""
     rank, size = dist.get_rank(), dist.get_world_size()
     copies = init_device_mesh(kind, (size // config.shard, config.shard), mesh_dim_names=("replicate", "shard"))
@@ -119,36 +119,36 @@ def laid_out(config: ParallelConfig, kind: str, words: dist.ProcessGroup, last_w
     return Group(config, rank, size, words, last_words, copies, clips)
 
 
-def leave() -> None:
+def end_processes() -> None:
     """Be a process alone again, once all have come to this line."""
     global _group
     if _group:
-        meet()
+        barrier()
         _group = None
         dist.destroy_process_group()
 
 
-def leads() -> bool:
+def is_main() -> bool:
     """Whether this is the process that writes the run's files and speaks for all: process 0."""
     return _group is None or _group.rank == 0
 
 
-def words() -> dist.ProcessGroup | None:
+def control_group() -> dist.ProcessGroup | None:
     """The group for what is no tensor of the work."""
-    return _group.words if _group else None
+    return _group.control_group if _group else None
 
 
-def by_itself() -> bool:
+def is_single_process() -> bool:
     """Whether there is no other process, which would have to do whatever this one does."""
     return _group is None
 
 
-def sharding() -> DeviceMesh | None:
+def shard_mesh() -> DeviceMesh | None:
     """The mesh over which weights are sharded; None if every process holds all of them."""
     return _group.copies if _group and _group.config.shard > 1 else None
 
 
-def alone(device: str) -> DeviceMesh:
+def local_mesh(device: str) -> DeviceMesh:
     """A mesh of this process and no other."""
     if _group is None and not dist.is_initialized():
         backend = "nccl" if device.startswith("cuda") else "gloo"
@@ -156,7 +156,7 @@ def alone(device: str) -> DeviceMesh:
     return _group.copies["shard"] if _group else init_device_mesh(torch.device(device).type, (1,))
 
 
-def splitting() -> DeviceMesh | None:
+def context_mesh() -> DeviceMesh | None:
     """The mesh over which a clip's tokens are split, as diffusers takes it; None if every process has whole clips."""
     return _group.clips["ring", "ulysses"] if _group and _group.config.context > 1 else None
 
@@ -164,46 +164,46 @@ def splitting() -> DeviceMesh | None:
 # Rows ----------------------------------------------------------------------------------------------------------------
 
 
-def share(rows: int) -> list[int]:
+def shard_rows(rows: int) -> list[int]:
     """The rows that are this process's: a stretch of them, in which the last of all may come more than once."""
     if _group is None:
         return list(range(rows))
-    mine, shares = _shares()
+    mine, shares = _row_shard()
     each = -(-rows // shares)
     return [min(row, rows - 1) for row in range(mine * each, (mine + 1) * each)]
 
 
 def own_rows(rows: int) -> list[int]:
     """The rows that are this process's and no other's; there may be none."""
-    mine, shares = _shares() if _group else (0, 1)
+    mine, shares = _row_shard() if _group else (0, 1)
     each = -(-rows // shares)
     return list(range(rows))[mine * each : (mine + 1) * each]
 
 
-def dealt(items: Sequence[T]) -> list[T]:
+def shard_items(items: Sequence[T]) -> list[T]:
     """Of several processes, this one's share of items that one of them makes and all find on disk; by itself, none."""
-    return [] if _group is None else [items[i] for i in dict.fromkeys(share(len(items)))]
+    return [] if _group is None else [items[i] for i in dict.fromkeys(shard_rows(len(items)))]
 
 
-def even(rows: int) -> bool:
+def divides_evenly(rows: int) -> bool:
     """Whether every process has as many of these rows as any other."""
-    return _group is None or rows % _shares()[1] == 0
+    return _group is None or rows % _row_shard()[1] == 0
 
 
-def gathered(own: Tensor, rows: int) -> Tensor:
+def all_gather_rows(own: Tensor, rows: int) -> Tensor:
     """All `rows`, on every process, of what each has of its `share`; a gradient flows to the own ones alone."""
     if _group is None:
         return own
-    mine, shares = _shares()
+    mine, shares = _row_shard()
     parts = [torch.empty_like(own, memory_format=torch.contiguous_format) for _ in range(shares)]
     dist.all_gather(parts, own.detach().contiguous(), group=_group.clips.get_group("rows"))
     parts[mine] = own
     return torch.cat(parts)[:rows]
 
 
-def anywhere(true: Tensor) -> bool:
+def any_process(true: Tensor) -> bool:
     """Whether it is true for one of the processes that have to run the same networks; by itself, whether it is true."""
-    if sharding() is None:
+    if shard_mesh() is None:
         return bool(true)
     found = true.to(torch.int)
     dist.all_reduce(found, dist.ReduceOp.MAX)
@@ -221,7 +221,7 @@ def backward(loss: Tensor, parameters: Sequence[nn.Parameter]) -> None:
         loss.backward()
         return
     whole = [parameter for parameter in parameters if not isinstance(parameter, DTensor)]
-    if not leads():
+    if not is_main():
         for parameter in whole:
             parameter.grad = None  # the sum of earlier losses, which counts once
     loss.backward()
@@ -239,13 +239,13 @@ def backward(loss: Tensor, parameters: Sequence[nn.Parameter]) -> None:
 # Words ---------------------------------------------------------------------------------------------------------------
 
 
-def meet() -> None:
+def barrier() -> None:
     """Wait until every process is here."""
-    _hear(None)
+    _all_gather(None)
 
 
 @contextmanager
-def last_words(said: Any, seconds: float = 10.0) -> Iterator[bool]:
+def failure_group(said: Any, seconds: float = 10.0) -> Iterator[bool]:
     """Within this context processes speak apart from what they may have been saying: one has failed, or is to end.
 
     Yields whether every process comes to this line, within so many seconds, and says the same.
@@ -256,9 +256,9 @@ def last_words(said: Any, seconds: float = 10.0) -> Iterator[bool]:
         return
     group = _group
     try:
-        dist.monitored_barrier(group.last_words, timedelta(seconds=seconds), wait_all_ranks=True)
-        _group = replace(group, words=group.last_words)
-        agreed = len({repr(told) for told in _hear(said)}) == 1
+        dist.monitored_barrier(group.failure_group, timedelta(seconds=seconds), wait_all_ranks=True)
+        _group = replace(group, control_group=group.failure_group)
+        agreed = len({repr(told) for told in _all_gather(said)}) == 1
     except RuntimeError:
         agreed = False
     try:
@@ -268,7 +268,7 @@ def last_words(said: Any, seconds: float = 10.0) -> Iterator[bool]:
 
 
 @contextmanager
-def together() -> Iterator[None]:
+def raise_on_all() -> Iterator[None]:
     """What every process does by itself, a critic asked, say: where it fails for one, it fails for all.
 
     Raises:
@@ -279,7 +279,7 @@ def together() -> Iterator[None]:
         yield
     except Exception as error:
         failure = error
-    heard = _hear(failure and f"{type(failure).__name__}: {failure}")
+    heard = _all_gather(failure and f"{type(failure).__name__}: {failure}")
     if failure:
         raise failure
     for number, complaint in enumerate(heard):
@@ -287,31 +287,31 @@ def together() -> Iterator[None]:
             raise OtherProcessError(f"process {number} has failed, so all stop: {complaint}")
 
 
-def led(make: Callable[[], T]) -> T:
+def broadcast_from_main(make: Callable[[], T]) -> T:
     """What process 0 makes, on every process; where it fails there, it fails on all."""
     made = None
-    with together():
-        if leads():
+    with raise_on_all():
+        if is_main():
             made = make()
-    return _hear(made)[0]
+    return _all_gather(made)[0]
 
 
-def led_tensor(make: Callable[[], Tensor | None]) -> Tensor | None:
+def broadcast_tensor_from_main(make: Callable[[], Tensor | None]) -> Tensor | None:
     """As `led`, of a tensor, on the CPU of every process; or None."""
     made = None
-    with together():
-        if leads():
+    with raise_on_all():
+        if is_main():
             made = make()
-    if _group is None or (about := _hear(None if made is None else (made.shape, made.dtype))[0]) is None:
+    if _group is None or (about := _all_gather(None if made is None else (made.shape, made.dtype))[0]) is None:
         return made
     shape, dtype = about
     made = torch.empty(shape, dtype=dtype) if made is None else made.detach().cpu().contiguous()
-    dist.broadcast(made.flatten().view(torch.uint8), 0, group=_group.words)
+    dist.broadcast(made.flatten().view(torch.uint8), 0, group=_group.control_group)
     return made
 
 
 @contextmanager
-def apart() -> Iterator[None]:
+def single_process() -> Iterator[None]:
     """Within this context a process works by itself: it shares nothing out, and waits for no other."""
     global _group
     group, _group = _group, None
@@ -321,19 +321,19 @@ def apart() -> Iterator[None]:
         _group = group
 
 
-def collected(own: Mapping[K, T]) -> dict[K, T]:
+def all_gather_dict(own: Mapping[K, T]) -> dict[K, T]:
     """What each process has found of its own, by a name or number for it, as one dict on every process."""
-    return {name: value for found in _hear(dict(own)) for name, value in found.items()}
+    return {name: value for found in _all_gather(dict(own)) for name, value in found.items()}
 
 
-def agree(said: Mapping[str, Any], place: int = 0) -> None:
+def check_equal(said: Mapping[str, Any], place: int = 0) -> None:
     """ValueError on every process unless all say the same; it names the processes that differ, and in what.
 
     Args:
         said: what is said, by a name for it.
         place: only processes of the same place have to agree.
     """
-    heard = _hear((place, dict(said)))
+    heard = _all_gather((place, dict(said)))
     first = dict(reversed(heard))
     for name in said:
         others = [number for number, (where, told) in enumerate(heard) if told.get(name) != first[where].get(name)]
@@ -345,7 +345,7 @@ def agree(said: Mapping[str, Any], place: int = 0) -> None:
             )
 
 
-def agree_on_each(what: str, items: Iterable[str]) -> None:
+def check_equal_items(what: str, items: Iterable[str]) -> None:
     """ValueError on every process unless all have the same items in the same order; it names the first that differs.
 
     Args:
@@ -355,11 +355,11 @@ def agree_on_each(what: str, items: Iterable[str]) -> None:
     if _group is None:
         return
     told = list(items)
-    hashes = _hear(hashlib.sha256(repr(told).encode()).hexdigest())
+    hashes = _all_gather(hashlib.sha256(repr(told).encode()).hexdigest())
     others = [number for number, hash in enumerate(hashes) if hash != hashes[0]]
     if not others:
         return
-    heard = _hear(told if _group.rank in (0, others[0]) else None)
+    heard = _all_gather(told if _group.rank in (0, others[0]) else None)
     pairs = enumerate(itertools.zip_longest(heard[0], heard[others[0]], fillvalue="missing"), start=1)
     place, (first, other) = next((place, pair) for place, pair in pairs if pair[0] != pair[1])
     raise ValueError(
@@ -368,18 +368,18 @@ def agree_on_each(what: str, items: Iterable[str]) -> None:
     )
 
 
-def added(counts: Mapping[str, float]) -> dict[str, float]:
+def all_reduce_counts(counts: Mapping[str, float]) -> dict[str, float]:
     """Numbers that each process has counted, summed over all."""
-    heard = _hear(counts)
+    heard = _all_gather(counts)
     return {name: sum(told[name] for told in heard) for name in counts}
 
 
-def place() -> int:
+def weight_shard() -> int:
     """Which part of the weights this process holds; processes of the same place hold the same."""
     return _group.rank % _group.config.shard if _group else 0
 
 
-def digest(tensors: Sequence[Tensor]) -> str:
+def bit_checksum(tensors: Sequence[Tensor]) -> str:
     """A few characters that two sets of tensors share only if they are equal, as far as sums of their bits tell.
 
     They are of whole numbers, and so exact: the last bit of one weight among many counts, and NaN is equal to itself.
@@ -389,7 +389,7 @@ def digest(tensors: Sequence[Tensor]) -> str:
     return hashlib.sha256(repr(sums).encode()).hexdigest()[:8]
 
 
-def lost(error: BaseException) -> str | None:
+def describe_lost_process(error: BaseException) -> str | None:
     """What to say of an error, if it is that another process is gone or silent."""
     message = str(error).lower()
     signs = ("gloo", "nccl", "connection", "socket", "broken pipe", "timed out", "timeout")
@@ -402,16 +402,16 @@ def lost(error: BaseException) -> str | None:
     )
 
 
-def _shares() -> tuple[int, int]:
+def _row_shard() -> tuple[int, int]:
     """Which of the shares of the rows is this process's, and how many there are."""
     assert _group
     return _group.rank // _group.config.context, _group.size // _group.config.context
 
 
-def _hear(said: Any) -> list[Any]:
+def _all_gather(said: Any) -> list[Any]:
     """What every process says, by its number."""
     if _group is None:
         return [said]
     heard: list[Any] = [None] * _group.size
-    dist.all_gather_object(heard, said, group=_group.words)
+    dist.all_gather_object(heard, said, group=_group.control_group)
     return heard

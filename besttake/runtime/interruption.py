@@ -108,7 +108,7 @@ _guard: _Guard | None = None
 
 
 @contextmanager
-def saving(save: Callable[[], str] = lambda: "") -> Iterator[None]:
+def save_on_signal(save: Callable[[], str] = lambda: "") -> Iterator[None]:
     """Within this context a signal that ends the process calls `save` first, and then has it end.
 
     In the main thread that is by KeyboardInterrupt after Ctrl-C, and else by SystemExit with 128 + the signal's number;
@@ -152,14 +152,14 @@ def saving(save: Callable[[], str] = lambda: "") -> Iterator[None]:
         _guard = None
 
 
-def hold() -> None:
+def block_signals() -> None:
     """From here to `release` signals wait: what would be saved is being changed."""
     if _guard:
         _guard.lock.acquire()
         _guard.depth += 1
 
 
-def release() -> None:
+def unblock_signals() -> None:
     """Signals are answered again; one that has come since `hold` is answered now."""
     if _guard:
         _guard.depth -= 1
@@ -169,16 +169,16 @@ def release() -> None:
 
 
 @contextmanager
-def held() -> Iterator[None]:
+def signals_blocked() -> Iterator[None]:
     """Within this context signals wait."""
-    hold()
+    block_signals()
     try:
         yield
     finally:
-        release()
+        unblock_signals()
 
 
-def stopping() -> bool:
+def is_stopping() -> bool:
     """Whether a signal has come, and what was done is saved or is just being saved."""
     return bool(_guard and _guard.number)
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from diffusers import FirstBlockCacheConfig, PyramidAttentionBroadcastConfig, TaylorSeerCacheConfig
+from diffusers import TaylorSeerCacheConfig
 
 from besttake.runtime.configuration import require
 from besttake.types import Condition, Latent, Time
@@ -20,40 +20,34 @@ from besttake.types import Condition, Latent, Time
 
 @dataclass(frozen=True)
 class CacheConfig:
-    """Which of diffusers' step caches, and how bold."""
+    """Which of diffusers' step caches."""
 
-    name: Literal["none", "first-block", "taylorseer", "pyramid"] = "none"
-    """first-block: blocks are left out while the first one's answer hardly changes, in all of a batch together;
-    taylorseer: the network's answer is extrapolated between steps; pyramid: attention is used again in the middle."""
-    threshold: float = 0.1
-    """Of first-block: the relative change of the first block's answer below which the others are left out."""
+    name: Literal["none", "taylorseer"] = "none"
+    """taylorseer: the network's output is extrapolated between computed steps (arXiv 2503.06923)."""
     every: int = 3
-    """Of taylorseer and pyramid: steps to a computed one."""
+    """Steps from one computed output to the next."""
 
     def __post_init__(self):
-        require(self.threshold > 0, "threshold", self.threshold, "a number above 0")
         require(self.every >= 2, "every", self.every, "2 or more")
 
 
 Predict = Callable[[Latent, Time, Condition], Latent]
-Ask = Callable[[str, Latent, Time, Condition], Latent]
-"""A prediction in float32; a cache keeps those of each name apart ("told", "untold")."""
+CachedPredict = Callable[[str, Latent, Time, Condition], Latent]
+"""A prediction in float32; a cache keeps those of each name apart ("conditional", "unconditional")."""
 
 
 @contextmanager
-def step_cache(denoisers: Collection[Any], config: CacheConfig, predict: Predict) -> Iterator[Ask]:
+def step_cache(denoisers: Collection[Any], config: CacheConfig, predict: Predict) -> Iterator[CachedPredict]:
     """Within this context these denoisers have a cache, empty at first, that predictions go through.
 
     Raises:
         ValueError: a denoiser has no such cache.
     """
-    now = [0.0]
     caching = denoisers if config.name != "none" else ()
 
-    def ask(which: str, x_t: Latent, t: Time, condition: Condition) -> Latent:
+    def cached(which: str, x_t: Latent, t: Time, condition: Condition) -> Latent:
         with ExitStack() as stack:
             for denoiser in caching:
-                now[0] = 1000 * t[0].item()
                 stack.enter_context(denoiser.cache_context(which))
             return predict(x_t, t, condition).float()
 
@@ -61,15 +55,9 @@ def step_cache(denoisers: Collection[Any], config: CacheConfig, predict: Predict
         for denoiser in caching:
             if not hasattr(denoiser, "enable_cache"):
                 raise ValueError(f"{type(denoiser).__name__} has no step caches; leave rollout.cache.name at 'none'")
-            denoiser.enable_cache(_of_diffusers(config, lambda: now[0]))
+            # "lite" hooks the network's last layer; the full variant looks for names of layers that video models lack
+            denoiser.enable_cache(
+                TaylorSeerCacheConfig(config.every, 4, taylor_factors_dtype=torch.float32, use_lite_mode=True)
+            )
             stack.callback(denoiser.disable_cache)
-        yield ask
-
-
-def _of_diffusers(config: CacheConfig, timestep: Callable[[], float]) -> Any:
-    if config.name == "first-block":
-        return FirstBlockCacheConfig(config.threshold)
-    if config.name == "pyramid":
-        return PyramidAttentionBroadcastConfig(config.every, current_timestep_callback=timestep)
-    # "lite" hooks the network's last layer; the full variant looks for names of layers that video models have not
-    return TaylorSeerCacheConfig(config.every, 4, taylor_factors_dtype=torch.float32, use_lite_mode=True)
+        yield cached

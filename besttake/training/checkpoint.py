@@ -24,9 +24,9 @@ from torch import Tensor
 from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.api import CheckpointException
 
-from besttake.data.files import like_ours
+from besttake.data.files import set_file_mode
 from besttake.models.sharding import is_sharded
-from besttake.runtime.distributed import OtherProcessError, leads, led, words
+from besttake.runtime.distributed import OtherProcessError, broadcast_from_main, control_group, is_main
 
 log = logging.getLogger(__name__)
 
@@ -46,26 +46,26 @@ def save_checkpoint(folder: Path, step: int, tensors: dict[str, Tensor], state: 
     state = {"step": step, **state}
     try:
         if any(is_sharded(tensor) for tensor in tensors.values()):
-            led(lambda: _make_empty(partial))
+            broadcast_from_main(lambda: _make_empty(partial))
             writer = HuggingFaceStorageWriter(str(partial), save_distributed=True)
-            shards.save(tensors, storage_writer=writer, process_group=words())
-            led(lambda: _put_in_place(partial, target, state))
+            shards.save(tensors, storage_writer=writer, process_group=control_group())
+            broadcast_from_main(lambda: _put_in_place(partial, target, state))
         else:
             _make_empty(partial)
             here = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
             save_file(_apart(here), partial / TENSORS)
             _put_in_place(partial, target, state)
     except (OSError, SafetensorError, CheckpointException, OtherProcessError) as error:
-        if leads():
+        if is_main():
             shutil.rmtree(partial, ignore_errors=True)
         reason = next(iter(error.failures.values()))[0] if isinstance(error, CheckpointException) else error
         raise OSError(f"the checkpoint of step {step} could not be written to {folder}: {reason}") from error
     parts = folder.glob(".step-*.part")  # which a kill has left half-written
-    for old in [*checkpoints(folder)[:-keep], *parts] if leads() else ():
+    for old in [*checkpoints(folder)[:-keep], *parts] if is_main() else ():
         shutil.rmtree(old, ignore_errors=True)
 
 
-def find_newest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
+def newest_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]] | None:
     """Path and state of the newest checkpoint that is whole; None if there is none.
 
     A damaged one is reported, deleted and passed over.
@@ -84,7 +84,7 @@ def find_newest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
     return None
 
 
-def wait_for(path: Path, state: dict[str, Any], seconds: float = 60.0) -> None:
+def wait_for_checkpoint(path: Path, state: dict[str, Any], seconds: float = 60.0) -> None:
     """Wait until this process sees the files of a checkpoint whole, as the one that has found it does.
 
     Raises:
@@ -136,7 +136,7 @@ def step_of(path: Path) -> int:
     return int(path.name.removeprefix("step-"))
 
 
-def oldest_step(folder: Path) -> int:
+def oldest_resumable_step(folder: Path) -> int:
     """The step of the oldest checkpoint in a folder; 0 if there is none."""
     return next(map(step_of, checkpoints(folder)), 0)
 
@@ -169,7 +169,7 @@ def _make_empty(folder: Path) -> None:
 
 def _put_in_place(partial: Path, target: Path, state: dict[str, Any]) -> None:
     """Add what tells a whole checkpoint from a part of one, and give it its name."""
-    like_ours(partial)
+    set_file_mode(partial)
     sizes = {file.name: file.stat().st_size for file in partial.iterdir()}
     (partial / STATE).write_text(json.dumps({**state, "bytes": sizes.get(TENSORS, sizes)}))
     for file in partial.iterdir():

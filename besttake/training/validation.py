@@ -8,24 +8,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from besttake.data.prompts import described, read_prompts
-from besttake.data.room import amount
+from besttake.data.prompts import describe_prompt, read_prompts
+from besttake.data.room import format_bytes
 from besttake.data.video import enlargement, write_video
 from besttake.evaluation.before_after import ANALYTIC
 from besttake.models.policy import Policy
 from besttake.rewards import load_reward
-from besttake.rewards.checks import shared
+from besttake.rewards.checks import score_shard
 from besttake.rewards.guard import GuardConfig
-from besttake.rewards.partial import given
+from besttake.rewards.partial import scored_mask
 from besttake.runtime.configuration import require
-from besttake.runtime.distributed import agree_on_each, leads, share, together
+from besttake.runtime.distributed import check_equal_items, is_main, raise_on_all, shard_rows
 from besttake.sampling.rollout import RolloutConfig, RolloutOverrides, generate
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class MonitorConfig:
+class ValidationConfig:
     """How a run is watched."""
 
     every: int = 20
@@ -60,12 +60,12 @@ class MonitorConfig:
         return self.rewards or (("world", "heldout", "dynamic-degree") if world else ANALYTIC)
 
 
-class Monitor:
+class Validator:
     """Looks at a policy: the same prompts and noise every time, so that curves and clips can be compared."""
 
     def __init__(
         self,
-        config: MonitorConfig,
+        config: ValidationConfig,
         policy: Policy,
         folder: Path,
         seed: int,
@@ -85,28 +85,28 @@ class Monitor:
             listed = config.listed(family)
             self.prompts = (read_prompts(listed) if listed else list(own))[: config.count]
             policy.model.check_prompts(self.prompts)
-            agree_on_each("monitor.prompts", map(described, self.prompts))
+            check_equal_items("validation.prompts", map(describe_prompt, self.prompts))
             policy.model.latent_shape(*self.rollout.size(policy.model))
             self.rewards = [load_reward(name, device) for name in config.critics(family)]
 
-    def look(self, step: int) -> dict[str, float]:
+    def validate(self, step: int) -> dict[str, float]:
         """Shoot the prompts, keep a few of the videos, and say what the critics say of all."""
-        with self.policy.averaged():
-            takes = generate(self.policy, self.prompts, self.rollout, seed=(self.seed, 1_000_000_007))
-        target, fps = self.folder / _name(step), self.rollout.rate(self.policy.model)
-        with together():
+        with self.policy.ema_weights():
+            rollout = generate(self.policy, self.prompts, self.rollout, seed=(self.seed, 1_000_000_007))
+        target, fps = self.folder / _name(step), self.policy.model.fps
+        with raise_on_all():
             target.mkdir(parents=True, exist_ok=True)
-            for i, video in zip(share(len(self.prompts)), takes.videos, strict=True):
+            for i, video in zip(shard_rows(len(self.prompts)), rollout.videos, strict=True):
                 if i < self.config.samples:
                     write_video(target / f"{i:02d}.mp4", video, fps, upscale=enlargement(video))
-        if leads() and self.config.keep:
+        if is_main() and self.config.keep:
             self._forget(step)
         row = {}
         for reward in self.rewards:
-            score = shared(reward, takes.videos, takes.prompts, fps)
-            there = given(score)
+            score = score_shard(reward, rollout.videos, rollout.prompts, fps)
+            there = scored_mask(score)
             for dimension in score.dimensions if there.any() else ():
-                row[f"monitor/{reward.name}/{dimension}"] = score[dimension][there].mean().item()
+                row[f"eval/{reward.name}/{dimension}"] = score[dimension][there].mean().item()
         return row
 
     def _forget(self, step: int) -> None:
@@ -118,7 +118,13 @@ class Monitor:
             shutil.rmtree(folder)
         if old:
             keep = self.config.keep
-            log.info("%s: %d old looks are removed, %s (monitor.keep is %d)", self.folder, len(old), amount(size), keep)
+            log.info(
+                "%s: %d old looks are removed, %s (validation.keep is %d)",
+                self.folder,
+                len(old),
+                format_bytes(size),
+                keep,
+            )
 
 
 def _name(step: int) -> str:

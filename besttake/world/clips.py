@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from besttake.world.captions import Caption, sample_caption
-from besttake.world.film import render, shoot
+from besttake.world.film import make_film, render
 from besttake.world.flaws import WEB, spoil
 from besttake.world.physics import FRAMES
 
@@ -35,7 +35,7 @@ def film_clip(
     caption: Caption, rng: np.random.Generator, flawed_share: float = 0.0, mix=WEB, frames: int = FRAMES
 ) -> Clip:
     """A clip of a given caption."""
-    film = shoot(caption, rng, frames)
+    film = make_film(caption, rng, frames)
     flaws = spoil(film, rng, mix) if rng.random() < flawed_share else {}
     return Clip(render(film, rng), caption, flaws)
 

@@ -23,7 +23,7 @@ from besttake.evaluation.before_after import (
     base_model,
     batches,
     joined,
-    shoot,
+    sample_videos,
     with_adapter,
     write_shown,
     write_summary,
@@ -37,7 +37,7 @@ from besttake.report.folder import trained_on
 from besttake.report.measures import gain_of
 from besttake.rewards.critics.heldout import load as load_heldout
 from besttake.runtime.configuration import read_yaml
-from besttake.runtime.distributed import apart, collected, led, own_rows, together
+from besttake.runtime.distributed import all_gather_dict, broadcast_from_main, own_rows, raise_on_all, single_process
 from besttake.sampling.rollout import RolloutConfig
 from besttake.world.captions import Caption
 from besttake.world.clips import film_clip
@@ -72,36 +72,36 @@ def evaluate(run: Path, config: EvaluateConfig, chosen: EvaluationSet, about: di
         ValueError: the run is not finished, or something cannot be measured.
     """
     rollout, prompts = config.rollout.over(RolloutConfig()), chosen.prompts
-    with together():
+    with raise_on_all():
         if not (run / "adapter").is_dir():
             raise ValueError(f"there is no {run / 'adapter'} to measure; has the run finished?")
         model = base_model(run)
         judge = judge_of(model, config, rollout, prompts)
-    folder = led(lambda: emptied(run / ".evaluation"))
+    folder = broadcast_from_main(lambda: emptied(run / ".evaluation"))
 
     def look(name: str, videos: Videos) -> Found:
         keep = partial(write_shown, folder / name, shown=config.shown, fps=model.fps)
-        return look_at(judge.look, videos, prompts, rollout.batch, keep)
+        return evaluate_videos(judge.measure, videos, prompts, rollout.batch, keep)
 
     def shots(rows: Sequence[int]) -> Tensor:
-        return shoot(model, [prompts[row] for row in rows], config)
+        return sample_videos(model, [prompts[row] for row in rows], config)
 
-    if isinstance(judge, Judge):
+    if isinstance(judge, Evaluator):
         judge.learn(prompts, rollout.batch)
     found = {"before": look("before", shots)}
-    if real := real_clips(chosen, model, rollout.size(model), isinstance(judge, Judge)):
+    if real := real_clips(chosen, model, rollout.size(model), isinstance(judge, Evaluator)):
         found["real"] = look("real", lambda rows: through_autoencoder(model, real(rows)))
-    with together():
+    with raise_on_all():
         with_adapter(model, run / "adapter")
     found["after"] = look("after", shots)
-    about = {"prompts": chosen.source, **told(chosen), "clips": len(prompts), "seed": config.seed, **about}
-    return led(lambda: written(run, folder, judge, found, prompts, config.shown, about))
+    about = {"prompts": chosen.source, **held_out_fields(chosen), "clips": len(prompts), "seed": config.seed, **about}
+    return broadcast_from_main(lambda: written(run, folder, judge, found, prompts, config.shown, about))
 
 
 def written(
     run: Path,
     folder: Path,
-    judge: Judge | Critics,
+    judge: Evaluator | Critics,
     found: Mapping[str, Found],
     prompts: list[str],
     shown: int,
@@ -113,7 +113,7 @@ def written(
     columns = {name: judge.columns(found[name]) for name in names}
     critic, real = trained_on(read_yaml(run / "config.yaml")), summary.get("real", {})
     p_values = compared(columns["before"], columns["after"], real, critic)
-    if isinstance(judge, Judge):
+    if isinstance(judge, Evaluator):
         p_values[FRECHET] = judge.p_of_distance(found["before"], found["after"])
     q_values = adjusted(p_values)
     changes = {name: {"p": p, "q": q_values[name]} for name, p in p_values.items()}
@@ -140,18 +140,20 @@ def compared(
     return found
 
 
-def told(chosen: EvaluationSet) -> dict[str, Any]:
+def held_out_fields(chosen: EvaluationSet) -> dict[str, Any]:
     """What a summary says of its prompts: whether they were held out of training, or how many of them were not."""
     if chosen.trained_on is None:
         return {}
     return {"held_out": chosen.trained_on == 0, "trained_on": chosen.trained_on}
 
 
-def judge_of(model: VideoModel, config: EvaluateConfig, rollout: RolloutConfig, prompts: list[str]) -> Judge | Critics:
+def judge_of(
+    model: VideoModel, config: EvaluateConfig, rollout: RolloutConfig, prompts: list[str]
+) -> Evaluator | Critics:
     """What measures clips of this size and these prompts."""
     frames, height, width = rollout.size(model)
     if of_the_world((frames, height, width), prompts):
-        return Judge(config.rewards or WORLD, frames)
+        return Evaluator(config.rewards or WORLD, frames)
     return Critics(config.rewards or ANALYTIC, model.fps, str(model.device))
 
 
@@ -165,7 +167,7 @@ def of_the_world(size: Size, prompts: list[str]) -> bool:
         return False
 
 
-def look_at(
+def evaluate_videos(
     look: Callable[[Tensor, list[str]], Found],
     videos: Videos,
     prompts: Sequence[str],
@@ -178,16 +180,16 @@ def look_at(
     """
     parts = batches(list(range(len(prompts))), batch)
     own, found = own_rows(len(parts)), {}
-    with together(), apart():
+    with raise_on_all(), single_process():
         for number in own:
             clips = videos(parts[number])
             keep(parts[number], clips)
             found[number] = look(clips, [prompts[row] for row in parts[number]])
-    everything = collected(found)
+    everything = all_gather_dict(found)
     return joined([everything[number] for number in range(len(parts))])
 
 
-class Judge:
+class Evaluator:
     """Everything that is measured of the world's clips."""
 
     def __init__(self, rewards: Sequence[str] = WORLD, frames: int = FRAMES):
@@ -200,13 +202,13 @@ class Judge:
             return {"features": self.heldout.features(videos, some)}
 
         clips = [partial(clean_clips, prompts, seed, self.frames) for seed in range(REFERENCES)]
-        clean = [look_at(features, of_one_seed, prompts, batch) for of_one_seed in clips]
+        clean = [evaluate_videos(features, of_one_seed, prompts, batch) for of_one_seed in clips]
         self.reference = joined(clean)["features"]
 
-    def look(self, videos: Tensor, prompts: list[str]) -> Found:
+    def measure(self, videos: Tensor, prompts: list[str]) -> Found:
         return {
             "measures": measure_all(videos, prompts),
-            "critics": self.critics.look(videos, prompts),
+            "critics": self.critics.measure(videos, prompts),
             "plausibility": self.heldout(videos, prompts).values,
             "features": self.heldout.features(videos, prompts),
         }

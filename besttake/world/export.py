@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from besttake.data.files import like_ours
+from besttake.data.files import set_file_mode
 from besttake.runtime.embedded import FOLDER
 from besttake.world.captions import SPLITS, prompts
 from besttake.world.pretrain_denoiser import load_parts
@@ -26,7 +26,7 @@ def export(family: str, out: Path) -> Path:
     for part in ("vae", "denoiser"):
         rows = [json.loads(line) for line in (out / family / part / "log.jsonl").read_text().splitlines()]
         (target / f"training-{part}.json").write_text(json.dumps(rows[:: -max(1, len(rows) // 60)][::-1], indent=0))
-    like_ours(target)
+    set_file_mode(target)
     write_prompts()
     return target
 

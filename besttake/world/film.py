@@ -49,7 +49,7 @@ class Film:
         return len(self.gain)
 
 
-def shoot(caption: Caption, rng: np.random.Generator, frames: int = FRAMES) -> Film:
+def make_film(caption: Caption, rng: np.random.Generator, frames: int = FRAMES) -> Film:
     """A clean film of a caption: true physics, constant shape, colour and light."""
     actors = []
     for body, track in zip(caption.bodies, simulate(caption, rng, frames), strict=True):

@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from besttake.rewards.critics import heldout
 from besttake.rewards.critics.world import BODIES, DIMENSIONS, WORDS, QualityNetwork
-from besttake.rewards.shipped import SHIPPED, word_ids, write_critic
+from besttake.rewards.shipped import EMBEDDED_WEIGHTS, word_ids, write_critic
 from besttake.world.captions import (
     BACKGROUNDS,
     COLOURS,
@@ -37,7 +37,7 @@ from besttake.world.captions import (
     vocabulary,
 )
 from besttake.world.clips import make_batch
-from besttake.world.film import Film, render, shoot
+from besttake.world.film import Film, make_film, render
 from besttake.world.flaws import FLAWS
 from besttake.world.physics import WIDTH
 from besttake.world.precision import mixed_precision
@@ -49,11 +49,11 @@ class WorldCriticConfig:
     """Settings of the training critic; the defaults are the ones of the shipped weights."""
 
     out: Path = Path("runs/pretrain/critic-world")
-    weights: Path = SHIPPED / "critic-world"
+    weights: Path = EMBEDDED_WEIGHTS / "critic-world"
     steps: int = 2000
     groups: int = 8
     """Prompts in a step."""
-    takes: int = 4
+    candidates: int = 4
     """Films of each prompt."""
     lr: float = 2e-3
     calibration: int = 256
@@ -66,7 +66,7 @@ class HeldoutCriticConfig:
     """Settings of the held-out critic; the defaults are the ones of the shipped weights."""
 
     out: Path = Path("runs/pretrain/critic-heldout")
-    weights: Path = SHIPPED / "critic-heldout"
+    weights: Path = EMBEDDED_WEIGHTS / "critic-heldout"
     steps: int = 1100
     batch: int = 16
     """Clips in a step."""
@@ -84,10 +84,10 @@ def train_world_critic(config: WorldCriticConfig) -> QualityNetwork:
     network = QualityNetwork(len(vocabulary()))
 
     def loss_of(step: int) -> Tensor:
-        batch = graded_batch(config.seed, step, config.groups, config.takes)
+        batch = graded_batch(config.seed, step, config.groups, config.candidates)
         with mixed_precision():
             found = network.judge(codec_like(batch.videos, step), _ids(batch.asked))
-        ranking = ranking_loss(found.scores, batch.qualities, config.takes)
+        ranking = ranking_loss(found.scores, batch.qualities, config.candidates)
         seen = 0.5 * words_loss(found.seen, _ids(batch.shown))
         return ranking + seen + 10 * places_loss(found.positions, batch.places)
 
@@ -230,11 +230,11 @@ def graded_batch(seed: int, step: int, groups: int, takes: int, split: str = "tr
 def _group(rng: np.random.Generator, takes: int, split: str) -> list[tuple]:
     """Takes of one caption; in half of the groups they share one track, so that only flaws tell them apart."""
     caption = sample_caption(rng, split)
-    shared = shoot(caption, rng) if rng.random() < 0.5 else None
+    shared = make_film(caption, rng) if rng.random() < 0.5 else None
     rows = []
     for _ in range(takes):
         shown, swaps = _swapped(caption, rng) if rng.random() < 0.25 else (caption, 0)
-        film = deepcopy(shared) if shared and shown == caption else shoot(shown, rng)
+        film = deepcopy(shared) if shared and shown == caption else make_film(shown, rng)
         true = deepcopy(film)
         severities, moved = spoil_any(film, rng)
         away = distance(film, true)
@@ -347,7 +347,7 @@ def expectation_loss(network: heldout.Expectation, videos: Tensor, ids: Tensor, 
     row = torch.arange(b).repeat_interleave(frames)
     horizon = torch.tensor(heldout.HORIZONS)[torch.randint(2, (b * frames,), generator=generator)]
     t = horizon + 1 + (torch.rand(b * frames, generator=generator) * (f - horizon - 1)).long()
-    caption = network.told(ids)
+    caption = network.condition_features(ids)
     mean, variance, _ = network.frames(*heldout.contexts(videos, row, t, horizon), caption[row])
     target = videos[row, t]
     weight = 0.3 + torch.maximum(heldout.saturation(target), heldout.saturation(videos[row, t - horizon])).clamp(max=1)

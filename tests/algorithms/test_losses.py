@@ -12,8 +12,8 @@ from besttake.algorithms.losses import (
     denoising_errors,
     dpo,
     draw_noise,
-    drawn_errors,
     predictions,
+    sampled_errors,
     sft_error,
 )
 from besttake.models import load_model
@@ -48,8 +48,8 @@ def test_loss_margin_and_gradient_are_those_of_the_public_diffusion_dpo(beta):
     loss.mean().backward()
     expected = {name.removeprefix(f"beta{beta}."): tensor for name, tensor in case.items()}
     close(loss.mean(), expected["loss"])
-    close(watched["margin"], expected["inside_term"].mean())
-    close(watched["implicit_accuracy"], expected["implicit_acc"])
+    close(watched["dpo/margin"], expected["inside_term"].mean())
+    close(watched["dpo/implicit_accuracy"], expected["implicit_acc"])
     close(prediction.grad, expected["grad_model_pred"])
 
 
@@ -59,10 +59,10 @@ def test_the_whole_way_from_latents_to_gradient_is_that_of_the_public_flow_dpo(b
     prediction = case["model_pred"].clone().requires_grad_()
     order = pairs(torch.arange(8)).flatten()  # winner and loser of a pair stand side by side
     policy = SimpleNamespace(
-        at_once=lambda clips: clips,
-        model=SimpleNamespace(schedule=RectifiedFlow(), wake=lambda: None),
+        micro_batch=lambda clips: clips,
+        model=SimpleNamespace(schedule=RectifiedFlow(), to_device=lambda: None),
         predict=lambda *_: prediction[order],
-        may_halve=False,
+        can_halve=False,
         reference=SimpleNamespace(predict=lambda *_: case["ref_pred"][order]),
     )
     found = denoising_errors(policy, pairs(case["x0"]), {}, torch.full((4,), 0.5), case["noise"][:4])
@@ -82,20 +82,20 @@ def test_two_losers_by_hand():
     # w = -.1, v = (+.2, -.3); beta 4: margins -2 (-.1 -.2) = .6 and -2 (-.1 + .3) = -.4
     loss, watched = dpo(errors([[0.9, 1.2, 0.7]], [[1.0, 1.0, 1.0]]), beta=4)
     assert loss.item() == pytest.approx(math.log(1 + math.exp(-0.6)) + math.log(1 + math.exp(0.4)), rel=1e-5)
-    assert watched["margin"].item() == pytest.approx(0.1, abs=1e-6)
-    assert watched["implicit_accuracy"].item() == 0.5
-    assert watched["winner_gain"].item() == pytest.approx(0.1, abs=1e-6)
-    assert watched["loser_gain"].item() == pytest.approx(0.05, abs=1e-6)
-    assert watched["winner_error"].item() == pytest.approx(0.9)
-    assert watched["loser_error"].item() == pytest.approx(0.95)
+    assert watched["dpo/margin"].item() == pytest.approx(0.1, abs=1e-6)
+    assert watched["dpo/implicit_accuracy"].item() == 0.5
+    assert watched["dpo/winner_gain"].item() == pytest.approx(0.1, abs=1e-6)
+    assert watched["dpo/loser_gain"].item() == pytest.approx(0.05, abs=1e-6)
+    assert watched["dpo/winner_error"].item() == pytest.approx(0.9)
+    assert watched["dpo/loser_error"].item() == pytest.approx(0.95)
 
 
 def test_the_guard_counts_only_a_winner_that_gets_worse():
     worse, better = errors([[1.1, 1.4]], [[1.0, 1.0]]), errors([[0.9, 1.2]], [[1.0, 1.0]])
     # beta 4: the margin of w = .1, v = .4 is .6; a guard of 2 takes 2 * 2 * .1 off it
-    assert dpo(worse, 4, guard=2)[0].item() == pytest.approx(math.log(1 + math.exp(-0.2)), rel=1e-5)
-    assert dpo(worse, 4, guard=2)[1]["margin"].item() == pytest.approx(0.6, abs=1e-6)
-    assert torch.equal(dpo(better, 4, guard=2)[0], dpo(better, 4)[0])
+    assert dpo(worse, 4, dpop_weight=2)[0].item() == pytest.approx(math.log(1 + math.exp(-0.2)), rel=1e-5)
+    assert dpo(worse, 4, dpop_weight=2)[1]["dpo/margin"].item() == pytest.approx(0.6, abs=1e-6)
+    assert torch.equal(dpo(better, 4, dpop_weight=2)[0], dpo(better, 4)[0])
 
 
 @pytest.mark.parametrize("setting", [{"beta": 0}, {"guard": -0.1}, {"draws": 0}])
@@ -145,8 +145,8 @@ def test_descending_the_loss_sets_the_winner_apart_from_the_losers(setting):
     after, watched = (found := denoising_errors(*setting)), dpo(found, 100.0)[1]
     gain = (before.policy - after.policy).detach()
     assert (gain[:, 0] > gain[:, 1:].mean(1)).all()
-    assert watched["margin"] > 0
-    assert watched["drift"] > 0
+    assert watched["dpo/margin"] > 0
+    assert watched["dpo/reference_distance"] > 0
     torch.testing.assert_close(after.reference, before.reference)
 
 
@@ -191,7 +191,7 @@ def test_more_draws_are_each_of_a_part_of_the_times_and_averaged_row_by_row(sett
     asked, schedule = [], policy.model.schedule
     times = schedule.times
     monkeypatch.setattr(schedule, "times", lambda u, *range: asked.append((u, *range)) or times(u, *range))
-    found = drawn_errors(policy, clips, condition, torch.Generator().manual_seed(3), 0.2, 0.8, draws=2)
+    found = sampled_errors(policy, clips, condition, torch.Generator().manual_seed(3), 0.2, 0.8, timesteps_per_pair=2)
     ((u, *bounds),) = asked
     assert bounds == [0.2, 0.8]
     assert (u.view(2, 2) * 2).long().tolist() == [[0, 0], [1, 1]]  # a half for each draw
@@ -208,7 +208,9 @@ def test_more_draws_leave_less_to_chance(setting):
     found = {
         draws: torch.stack(
             [
-                drawn_errors(policy, clips, condition, torch.Generator().manual_seed(i), draws=draws).policy.detach()
+                sampled_errors(
+                    policy, clips, condition, torch.Generator().manual_seed(i), timesteps_per_pair=draws
+                ).policy.detach()
                 for i in range(8)
             ]
         )
@@ -243,12 +245,12 @@ def test_the_split_backward_gives_the_gradients_of_the_whole(model, at_once, che
     policy = Policy(model, PolicyConfig(rank=4, gradient_checkpointing=checkpointing))
     clips, *told = two_rows(policy)
     found = {}
-    for policy.clips_at_once in (0, at_once):
+    for policy.micro_batch_size in (0, at_once):
         errors = denoising_errors(policy, clips, *told)
-        loss, _ = dpo(errors, beta=5, guard=0.3)  # a large one magnifies the rounding of other batch sizes
+        loss, _ = dpo(errors, beta=5, dpop_weight=0.3)  # a large one magnifies the rounding of other batch sizes
         (loss.mean() + errors.policy[:, 0].mean()).backward()
-        found[policy.clips_at_once] = [errors.policy.detach(), errors.reference]
-        found[policy.clips_at_once] += [weight.grad for weight in policy.trainable.values()]
+        found[policy.micro_batch_size] = [errors.policy.detach(), errors.reference]
+        found[policy.micro_batch_size] += [weight.grad for weight in policy.trainable.values()]
         for weight in policy.trainable.values():
             weight.grad = None
     for whole, split in zip(found[0], found[at_once], strict=True):
@@ -271,7 +273,7 @@ def test_all_clips_at_once_have_the_gradients_of_the_plain_network_to_the_bit(mo
 @pytest.mark.parametrize("at_once", [0, 1])
 def test_a_loss_of_several_predictions_of_which_it_uses_some(model, at_once):
     """The loss is of some clips of the first set and all of the third; the second is predicted for nothing."""
-    policy = Policy(model, PolicyConfig(rank=4, clips_at_once=at_once))
+    policy = Policy(model, PolicyConfig(rank=4, micro_batch_size=at_once))
     clips, *told = two_rows(policy)
     alone = [denoising_errors(policy, clips[:, [place]], *told).policy.sum() for place in (0, 2)]
     expected = torch.autograd.grad(sum(plain(policy, clips[:, place], *told) for place in (0, 2)), weights(policy))
@@ -284,7 +286,7 @@ def test_a_loss_of_several_predictions_of_which_it_uses_some(model, at_once):
 
 @pytest.mark.parametrize("at_once", [0, 1])
 def test_a_second_backward_pass_adds_as_much_again(model, at_once):
-    policy = Policy(model, PolicyConfig(rank=4, clips_at_once=at_once))
+    policy = Policy(model, PolicyConfig(rank=4, micro_batch_size=at_once))
     clips, *told = two_rows(policy)
     loss = denoising_errors(policy, clips, *told).policy.sum()
     loss.backward(retain_graph=True)
@@ -296,7 +298,7 @@ def test_a_second_backward_pass_adds_as_much_again(model, at_once):
 
 @pytest.mark.parametrize("at_once", [0, 1])
 def test_without_gradients_nothing_is_held(cogvideox, at_once):
-    policy = Policy(cogvideox, PolicyConfig(rank=4, clips_at_once=at_once))
+    policy = Policy(cogvideox, PolicyConfig(rank=4, micro_batch_size=at_once))
     clips, *told = two_rows(policy)
     expected = denoising_errors(policy, clips, *told).policy
     with torch.no_grad():
@@ -320,12 +322,12 @@ def test_the_split_backward_needs_the_memory_of_one_clip(cogvideox):
     policy = Policy(cogvideox, PolicyConfig(rank=4))
     clips, *told = two_rows(policy)
     needed = {}
-    for rows, policy.clips_at_once in ((2, 0), (2, 1), (1, 1)):
+    for rows, policy.micro_batch_size in ((2, 0), (2, 1), (1, 1)):
         with Peak() as peak:
             some = {name: value[:rows] for name, value in told[0].items()}
             errors = denoising_errors(policy, clips[:rows], some, *(value[:rows] for value in told[1:]))
             dpo(errors, beta=500)[0].mean().backward()
-            needed[rows, policy.clips_at_once] = peak.peak
+            needed[rows, policy.micro_batch_size] = peak.peak
     assert needed[2, 1] < needed[2, 0] / 3  # of six clips
     assert needed[2, 1] < needed[1, 1] * 1.1  # hardly more than of three
 

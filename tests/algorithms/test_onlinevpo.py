@@ -6,7 +6,7 @@ import pytest
 
 from besttake.algorithms.onlinevpo import Config, train
 from besttake.sampling.rollout import RolloutConfig
-from besttake.training.validation import MonitorConfig
+from besttake.training.validation import ValidationConfig
 
 
 def test_prompts_that_are_too_long_are_all_named_and_skipped_on_request(model_folder, tmp_path, caplog):
@@ -19,7 +19,7 @@ def test_prompts_that_are_too_long_are_all_named_and_skipped_on_request(model_fo
         "steps": 1,
         "prompts_per_step": 2,
         "candidates": 2,
-        "monitor": MonitorConfig(every=0),
+        "validation": ValidationConfig(every=0),
         "rollout": RolloutConfig(steps=1, guidance=1.0),
     }
     with pytest.raises(ValueError, match=r"(?s)2 of 4 prompts cannot .*'long .*'far .*set skip_bad to go on without"):

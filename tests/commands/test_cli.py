@@ -81,7 +81,7 @@ def recipe(tmp_path, model_folder, material):
             "steps": 1,
             "rollout": {"steps": 1},
             "policy": {"rank": 2},
-            "monitor": {"every": 0},
+            "validation": {"every": 0},
         }
         if algorithm == "onlinevpo":
             values |= {"candidates": 2, "prompts_per_step": 1, "reward": {"name": "temporal-flicker"}}
@@ -313,7 +313,7 @@ def test_words_a_model_has_never_seen_are_named(capsys, recipe, model_folder, tm
         (tmp_path / f"{name}.txt").write_text(text)
     files = {name: str(tmp_path / f"{name}.txt") for name in texts}
     looks = {"every": 1, "prompts": files["looks"], "rewards": ["dynamic-degree"], "rollout": {"steps": 1}}
-    settings = {"data": files["mine"], "monitor": looks, "evaluation": {"prompts": files["tests"], "count": 2}}
+    settings = {"data": files["mine"], "validation": looks, "evaluation": {"prompts": files["tests"], "count": 2}}
     with patch("besttake.commands.cli._report"):
         assert besttake_says(capsys, "train", recipe(**settings))[0] == 0
     said = [message.partition("words ")[2] for message in caplog.messages if "has never seen" in message]
@@ -514,8 +514,8 @@ def test_an_image_to_video_model_is_not_measured_on_prompts_without_first_frames
 
 
 def test_the_demo_ends_in_the_promised_figures_and_page(capsys, tmp_path):
-    small = "--steps 1 --prompts-per-step 1 --candidates 2 --draws 1 --rollout.steps 2 --monitor.count 1"
-    small += " --monitor.rollout.steps 2 --evaluation.count 2 --evaluation.shown 1 --evaluation.rollout.steps 2"
+    small = "--steps 1 --prompts-per-step 1 --candidates 2 --draws 1 --rollout.steps 2 --validation.count 1"
+    small += " --validation.rollout.steps 2 --evaluation.count 2 --evaluation.shown 1 --evaluation.rollout.steps 2"
     assert besttake_says(capsys, "demo", "--out", tmp_path / "run", *small.split())[0] == 0
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     first = ["flawed_share", "dynamic_degree", "object_area", "heldout_reward", "frechet_distance"]
@@ -535,11 +535,11 @@ REAL_CLIPS = ROOT.parent / "shared" / "real_clips"
 @pytest.mark.skipif(not REAL_CLIPS.is_dir(), reason="the real clips are not shipped")
 def test_realdpo_trains_on_real_clips(capsys, tmp_path, monkeypatch):
     monkeypatch.setattr(cli, "_report", lambda *_: None)
-    small = ["--steps", "1", "--negatives", "1", "--rollout.steps", "1", "--monitor.every", "0"]
+    small = ["--steps", "1", "--negatives", "1", "--rollout.steps", "1", "--validation.every", "0"]
     out = tmp_path / "run"
     status, _, said = besttake_says(capsys, "train", "realdpo-tiny", "--data", REAL_CLIPS, "--out", out, *small)
     assert status == 0, said
-    assert math.isfinite(json.loads((out / "metrics.jsonl").read_text().splitlines()[0])["loss"])
+    assert math.isfinite(json.loads((out / "metrics.jsonl").read_text().splitlines()[0])["train/loss"])
 
 
 def test_everything_that_is_no_code_is_packaged():

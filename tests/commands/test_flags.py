@@ -150,4 +150,4 @@ def test_a_name_beside_critics_in_a_recipe_is_refused():
 
 
 def test_a_list_of_names_behind_one_flag():
-    assert with_flags(read_recipe("sft-tiny"), ["--monitor.rewards", "a", "b"], "x").monitor.rewards == ("a", "b")
+    assert with_flags(read_recipe("sft-tiny"), ["--validation.rewards", "a", "b"], "x").validation.rewards == ("a", "b")

@@ -81,11 +81,11 @@ def test_the_size_and_rate_of_a_list_by_hand_are_the_files_own(shoot, tmp_path, 
     folder = shoot("a", fps=12)
     row = {"prompt": "a cat", "takes": ["0.mp4", "1.mp4", "2.mp4"]}
     (folder / "takes.jsonl").write_text(json.dumps(row))
-    score_videos(ScoreConfig(takes=folder / "takes.jsonl", device="cpu"))
+    score_videos(ScoreConfig(samples=folder / "takes.jsonl", device="cpu"))
     assert seen == [((2, 5, 3, 16, 16), ["a cat"] * 2, 12.0), ((1, 5, 3, 24, 16), ["a cat"], 12.0)]
     seen.clear()
     (folder / "takes.jsonl").write_text(json.dumps(row | {"size": [8, 8], "fps": 30}))
-    score_videos(ScoreConfig(takes=folder / "takes.jsonl", device="cpu"))
+    score_videos(ScoreConfig(samples=folder / "takes.jsonl", device="cpu"))
     assert seen == [((3, 5, 3, 8, 8), ["a cat"] * 3, 30)]
 
 

@@ -16,13 +16,13 @@ from besttake.data.video import probe
 from besttake.models import load_model
 from besttake.models.policy import PolicyConfig
 from besttake.models.schedules import VPrediction
-from besttake.rewards.guard import Alarm, Guard, GuardConfig
-from besttake.rewards.panel import Ballots, Panel, RewardConfig
+from besttake.rewards.guard import Alarm, GuardConfig, RewardHackingGuard
+from besttake.rewards.panel import Panel, PanelScores, RewardConfig
 from besttake.runtime import interruption
 from besttake.runtime.configuration import from_dict, read_yaml
 from besttake.sampling.rollout import RolloutConfig, RolloutOverrides
 from besttake.training.run import OptimConfig, Run
-from besttake.training.validation import MonitorConfig
+from besttake.training.validation import ValidationConfig
 
 DATA = {"onlinevpo": "prompts.txt", "offline_dpo": "pairs.jsonl"}
 """What of the test material an algorithm trains on, if not on the clips."""
@@ -34,7 +34,7 @@ OWN = {
         "refresh_every": 2,
         "reward": RewardConfig("temporal-flicker"),
     },
-    "realdpo": {"clips_per_step": 2, "negatives": 2, "renew_every": 2, "reference_every": 1, "sft_weight": 1.0},
+    "realdpo": {"clips_per_step": 2, "negatives": 2, "regenerate_every": 2, "reference_every": 1, "sft_weight": 1.0},
     "offline_dpo": {"pairs_per_step": 2, "refresh_every": 2},
     "sft": {"clips_per_step": 2},
 }
@@ -52,16 +52,16 @@ def algorithm(request):
 @pytest.fixture
 def config(tmp_path, model_folder, material, family, algorithm):
     """A run of five steps, two to an update: the checkpoint after the third holds half an update."""
-    monitor = MonitorConfig(2, str(material / "prompts.txt"), 2, ("dynamic-degree",), 1, RolloutOverrides(steps=1))
+    monitor = ValidationConfig(2, str(material / "prompts.txt"), 2, ("dynamic-degree",), 1, RolloutOverrides(steps=1))
     return algorithms()[algorithm].Config(
         model=str(model_folder(family)),
         data=str(material / DATA.get(algorithm, "clips")),
         out=tmp_path / "run",
         steps=STEPS,
         save_every=SAVED,
-        policy=PolicyConfig(rank=2, average=0.5),
-        optim=OptimConfig(lr=1e-2, warmup=2, accumulate=2),
-        monitor=monitor,
+        policy=PolicyConfig(rank=2, ema_decay=0.5),
+        optim=OptimConfig(lr=1e-2, warmup_steps=2, gradient_accumulation_steps=2),
+        validation=monitor,
         rollout=RolloutConfig(steps=2),
         **OWN.get(algorithm, {}),
     )
@@ -113,10 +113,10 @@ def leaves_a_run_folder(folder, config):
     assert from_dict(type(config), values) == config
     steps = [row["step"] for row in rows(folder)]
     assert steps == [0, 0, 1, 2, 2, 3, 4, 4, 5, 5]  # watched at 0, 2, 4 and the end; the fifth step's own update
-    told = {"loss", "skipped", "monitor/dynamic-degree/dynamic degree", "gradient_norm"}
+    told = {"loss", "skipped", "eval/dynamic-degree/dynamic degree", "gradient_norm"}
     assert all(told & row.keys() for row in rows(folder))
     board = EventAccumulator(str(folder / "tensorboard")).Reload()
-    assert [event.step for event in board.Scalars("monitor/dynamic-degree/dynamic degree")] == [0, 2, 4, 5]
+    assert [event.step for event in board.Scalars("eval/dynamic-degree/dynamic degree")] == [0, 2, 4, 5]
     for step in (0, 2, 4, 5):
         info = probe(folder / "samples" / f"step-{step:08d}" / "00.mp4")
         assert (info.frames, info.fps) == (5 if config.model.endswith("wan") else 4, 8)
@@ -132,12 +132,12 @@ def leaves_a_run_folder(folder, config):
 
 def test_an_interrupted_run_goes_on_bit_by_bit(config, whole_of, monkeypatch, tmp_path):
     whole = whole_of(config)
-    assert any("loss" in row for row in rows(whole.folder))
+    assert any("train/loss" in row for row in rows(whole.folder))
     cut, update = replace(config, out=tmp_path / "cut"), Run.update
 
     def killed(run, loss, **numbers):
         if run.step == KILLED:
-            interruption.hold()
+            interruption.block_signals()
             run._changing = True  # in the middle of an update, when nothing can be saved
             raise KeyboardInterrupt
         return update(run, loss, **numbers)
@@ -177,7 +177,7 @@ def test_the_same_command_on_a_finished_run_changes_nothing(config, whole_of):
 
 @one_family
 def test_a_full_fine_tune_goes_on_bit_by_bit(config, tmp_path):
-    config = replace(config, policy=PolicyConfig(train="full", average=0.5), optim=replace(config.optim, lr=1e-4))
+    config = replace(config, policy=PolicyConfig(train="full", ema_decay=0.5), optim=replace(config.optim, lr=1e-4))
     whole, cut = train(config), replace(config, out=tmp_path / "cut")
     train(replace(cut, steps=SAVED))
     train(cut)
@@ -192,17 +192,17 @@ def test_a_full_fine_tune_goes_on_bit_by_bit(config, tmp_path):
 @one_family
 @pytest.mark.parametrize("algorithm", ["onlinevpo", "offline_dpo"])
 def test_the_loss_is_ln_2_until_the_first_update_and_again_after_a_refresh(config):
-    *found, last = rows(train(replace(config, monitor=MonitorConfig(every=0))).folder)
+    *found, last = rows(train(replace(config, validation=ValidationConfig(every=0))).folder)
     assert last.keys() == {"step", "gradient_norm", "lr"}  # the update of the fifth step by itself
     # updates follow steps 1 and 3; the second completes refresh_every
-    assert [row["drift"] > 0 for row in found] == [False, False, True, True, False]
-    assert [row["loss"] for row in found if not row["drift"]] == pytest.approx([math.log(2)] * 3)
+    assert [row["dpo/reference_distance"] > 0 for row in found] == [False, False, True, True, False]
+    assert [row["train/loss"] for row in found if not row["dpo/reference_distance"]] == pytest.approx([math.log(2)] * 3)
 
 
 @one_family
 @pytest.mark.parametrize("algorithm", ["onlinevpo"])
 def test_onlinevpo_finishes_what_looks_best_and_worst_half_way(config):
-    config = replace(config, monitor=MonitorConfig(every=0), candidates=4, reward=DECIDED)
+    config = replace(config, validation=ValidationConfig(every=0), candidates=4, reward=DECIDED)
     every, all_kept, two_kept = (
         rows(train(replace(config, out=config.out / str(i), **preview)).folder)
         for i, preview in enumerate([{}, *({"preview_at": 0.5, "preview_keeps": kept} for kept in (4, 2))])
@@ -256,7 +256,7 @@ def test_realdpos_averaged_reference_is_so_much_of_each_update(config, monkeypat
 def test_realdpo_trains_in_its_range_of_times(config, monkeypatch):
     asked, draw = set(), VPrediction.times
     monkeypatch.setattr(VPrediction, "times", lambda *a: asked.add(a[2:]) or draw(*a))
-    train(replace(config, steps=1, t_high=0.5, draws=2))
+    train(replace(config, steps=1, t_high=0.5, timesteps_per_pair=2))
     assert asked == {(0.0, 0.5)}
 
 
@@ -272,7 +272,7 @@ def test_the_take_that_scores_best_is_the_winner(config, monkeypatch):
 
     class Light(Panel):
         def __call__(self, videos, *_):
-            return Ballots.of(videos.mean((1, 2, 3, 4)))
+            return PanelScores.of(videos.mean((1, 2, 3, 4)))
 
     monkeypatch.setattr(onlinevpo, "load_panel", lambda *_: Light({}))
     monkeypatch.setattr(onlinevpo, "pair_loss", spy)
@@ -314,8 +314,8 @@ def test_numbers_below_their_least_are_refused(algorithm):
 @one_family
 @pytest.mark.parametrize("algorithm", ["onlinevpo", "realdpo", "offline_dpo"])
 def test_a_guard_reaches_the_loss(config, whole_of, tmp_path):
-    plain, guarded = whole_of(config), train(replace(config, guard=1e4, out=tmp_path / "guarded"))
-    losses = [[row["loss"] for row in rows(run.folder) if "loss" in row] for run in (plain, guarded)]
+    plain, guarded = whole_of(config), train(replace(config, dpop_weight=1e4, out=tmp_path / "guarded"))
+    losses = [[row["train/loss"] for row in rows(run.folder) if "train/loss" in row] for run in (plain, guarded)]
     assert losses[0][0] == losses[1][0]  # policy and reference are still equal
     assert losses[0] != losses[1]
 
@@ -323,9 +323,11 @@ def test_a_guard_reaches_the_loss(config, whole_of, tmp_path):
 @pytest.mark.parametrize("algorithm", ["onlinevpo"])
 @one_family
 def test_a_run_stopped_by_its_guard_says_so_and_goes_on_without_it(config, monkeypatch):
-    alarm = Alarm("monitor/dynamic-degree/dynamic degree", 2, 0, 1.0, 0.5, 0.001)
-    monkeypatch.setattr(Guard, "hear", lambda self, row: [alarm] if row["step"] == 2 and "monitor" in str(row) else [])
-    watched = replace(config, monitor=replace(config.monitor, guard=GuardConfig(stop=True)))
+    alarm = Alarm("eval/dynamic-degree/dynamic degree", 2, 0, 1.0, 0.5, 0.001)
+    monkeypatch.setattr(
+        RewardHackingGuard, "hear", lambda self, row: [alarm] if row["step"] == 2 and "monitor" in str(row) else []
+    )
+    watched = replace(config, validation=replace(config.validation, dpop_weight=GuardConfig(stop=True)))
     run = train(watched)
     assert run.step == 2
     assert (run.folder / "checkpoints" / "step-00000002").is_dir()
@@ -344,7 +346,7 @@ def test_a_panel_that_normalises_by_what_it_has_seen_goes_on_bit_by_bit(config, 
 
     def killed(run, loss, **numbers):
         if run.step == KILLED:
-            interruption.hold()
+            interruption.block_signals()
             run._changing = True  # in the middle of an update, when nothing can be saved
             raise KeyboardInterrupt
         return update(run, loss, **numbers)

@@ -220,7 +220,7 @@ def test_parts_are_read_when_needed_and_dropped_when_not(model, fresh, tiny, pro
     assert all(is_empty(getattr(fresh.pipeline, part)) for part in fresh.text_parts)
     kept = generate(model, prompts[:1], config(tiny, steps=1))
     assert not any(is_empty(getattr(model.pipeline, part)) for part in (*model.text_parts, "vae"))
-    fresh.frugal = True
+    fresh.low_memory = True
     with fresh.using("vae"):
         fresh.pipeline.vae.to("meta")
     for _ in range(2):  # dropped, and read again
@@ -251,7 +251,7 @@ def test_clips_one_by_one_are_the_same_and_tiles_of_clips_smaller_than_a_tile_to
     latents = torch.randn(2, *model.latent_shape(*tiny.size), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         whole = model.decode(latents[:1], tiny.size[0])
-        model.frugal = True
+        model.low_memory = True
         model.tile()
         sliced = model.decode(latents, tiny.size[0])
     assert len(sliced) == 2

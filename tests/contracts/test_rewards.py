@@ -10,9 +10,9 @@ import torch
 
 import tests.tiny_critics
 from besttake.rewards import critic_names, load_reward
-from besttake.rewards.checks import checked
+from besttake.rewards.checks import score_checked
 from besttake.rewards.panel import RewardConfig, load_panel
-from besttake.rewards.remote.server import wish
+from besttake.rewards.remote.server import select_frames
 
 MODULES = {
     module.name: importlib.import_module(f"tests.tiny_critics.{module.name}")
@@ -65,7 +65,7 @@ def videos(name):
 
 
 def test_it_scores_every_video_in_every_dimension_and_says_what_it_is(critic, name, videos):
-    score = checked(critic, videos, PROMPTS, 8.0)
+    score = score_checked(critic, videos, PROMPTS, 8.0)
     assert score.values.shape == (2, len(critic.dimensions))
     assert critic.name.replace("-", "_") == name
     card = critic.card
@@ -104,9 +104,9 @@ def test_the_frames_it_chooses_are_all_it_looks_at(critic, videos):
         assert critic.card.frames is None, "it looks at all of a clip"
         return
     for fps in (8.0, 24.0):
-        places, rate = wish(critic, videos.shape[1], fps)
+        places, rate = select_frames(critic, videos.shape[1], fps)
         assert len(places) <= (critic.card.frames or videos.shape[1])
-        assert wish(critic, len(places), rate)[0] == list(range(len(places)))
+        assert select_frames(critic, len(places), rate)[0] == list(range(len(places)))
         expected = critic(videos[:1], PROMPTS[:1], fps).values
         torch.testing.assert_close(critic(videos[:1, places], PROMPTS[:1], rate).values, expected, atol=1e-5, rtol=1e-5)
 
@@ -114,7 +114,7 @@ def test_the_frames_it_chooses_are_all_it_looks_at(critic, videos):
 def test_videos_and_prompts_that_are_none_are_refused(critic, videos):
     for wrong, prompts in ((videos[:, :, :1], PROMPTS), (videos[0], PROMPTS), (videos, PROMPTS[:1])):
         with pytest.raises(ValueError, match=critic.name):
-            checked(critic, wrong, prompts, 8.0)
+            score_checked(critic, wrong, prompts, 8.0)
 
 
 @pytest.fixture(params=PUBLISHED)
@@ -147,13 +147,13 @@ def test_a_recipe_says_where_a_critics_weights_are(folder_of):
     config = RewardConfig(critics={"aesthetic": {}, "pickscore": {}}, paths={})
     config = replace(config, paths={name: str(folder_of(name)) for name in config.critics})
     videos = torch.rand(2, 4, 3, 32, 32) * 2 - 1
-    scores = load_panel(config)(videos, PROMPTS, 8.0).votes[:, 0]
+    scores = load_panel(config)(videos, PROMPTS, 8.0).values[:, 0]
     alone = [load_reward(name, path=folder_of(name))(videos, PROMPTS, 8.0).values[:, 0] for name in config.critics]
     torch.testing.assert_close(scores, alone[0] + alone[1])
-    worst = load_panel(replace(config, frames=2, aggregate="min"))(videos, PROMPTS, 8.0).votes[:, 0]
+    worst = load_panel(replace(config, frames=2, aggregate="min"))(videos, PROMPTS, 8.0).values[:, 0]
     assert not torch.allclose(worst, scores)
     fewer = replace(config, settings={"aesthetic": {"frames": 2}, "pickscore": {"frames": 2}}, aggregate="min")
-    torch.testing.assert_close(load_panel(fewer)(videos, PROMPTS, 8.0).votes[:, 0], worst)
+    torch.testing.assert_close(load_panel(fewer)(videos, PROMPTS, 8.0).values[:, 0], worst)
     with pytest.raises(ValueError, match=r"critic pickscore has no setting side; there are .*frames"):
         load_panel(replace(config, settings={"pickscore": {"side": 2}}))
     with pytest.raises(ValueError, match=r"paths names world; the critics are aesthetic"):

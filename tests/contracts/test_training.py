@@ -14,7 +14,7 @@ from besttake.models.policy import Policy, PolicyConfig
 from besttake.rewards.panel import RewardConfig
 from besttake.sampling.rollout import RolloutConfig
 from besttake.training.run import OptimConfig
-from besttake.training.validation import MonitorConfig
+from besttake.training.validation import ValidationConfig
 from besttake.types import Prompt
 from tests.contracts.conftest import PROMPTS
 
@@ -42,7 +42,7 @@ def settings(tmp_path, clips, tiny, folder_of, name):
         "steps": 3,
         "policy": PolicyConfig(rank=2, gradient_checkpointing=True),
         "optim": OptimConfig(lr=1e-2),
-        "monitor": MonitorConfig(every=0),
+        "validation": ValidationConfig(every=0),
         "rollout": RolloutConfig(steps=2, guidance=1.0, frames=frames, height=height, width=width),
         "evaluation": EvaluateConfig(prompts=str(tmp_path / "prompts.jsonl")),
         "draws": 4,
@@ -64,7 +64,7 @@ def moves_the_right_weights_only(train, config, folder):
     still = [key for key, weight in run.policy.trainable.items() if "lora_B" in key and not weight.any()]
     assert not still
     rows = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
-    assert rows[0]["drift"] == 0 < rows[1]["drift"]  # the reference is left behind
+    assert rows[0]["dpo/reference_distance"] == 0 < rows[1]["dpo/reference_distance"]  # the reference is left behind
 
 
 def test_onlinevpo(settings, clips, folder_of, name):
@@ -86,7 +86,7 @@ def test_realdpo_on_a_base_in_half_precision(settings, clips, folder_of, name):
         data=str(clips),
         clips_per_step=2,
         negatives=2,
-        renew_every=2,
+        regenerate_every=2,
         reference_every=1,
         reference_warmup=False,  # with it, the reference is the policy after the first update, as after a refresh
     )

@@ -5,7 +5,17 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from besttake.data.files import PIECE, PLACES, atomic, content, glimpse, like_ours, read_jsonl, read_text, save_tensors
+from besttake.data.files import (
+    PIECE,
+    PLACES,
+    atomic,
+    content_hash,
+    quick_hash,
+    read_jsonl,
+    read_text,
+    save_tensors,
+    set_file_mode,
+)
 
 
 def test_atomic_shows_the_old_file_until_the_new_one_is_whole(tmp_path):
@@ -56,7 +66,7 @@ def test_files_have_the_mode_that_the_umask_asks_for(tmp_path, umask):
         save_file({"x": torch.ones(2)}, part)
     (tmp_path / "c").mkdir()
     save_file({"x": torch.ones(2)}, tmp_path / "c" / "d.safetensors")
-    like_ours(tmp_path)
+    set_file_mode(tmp_path)
     found = {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.rglob("*") if path.is_file()}
     assert found == dict.fromkeys(("a.safetensors", "b.safetensors", "d.safetensors"), 0o666 & ~umask)
 
@@ -80,43 +90,43 @@ def test_metadata_are_written_in_the_same_order_every_time(tmp_path):
 def test_content_is_all_of_a_file(tmp_path, place):
     before = bytearray(os.urandom(100))
     (tmp_path / "a").write_bytes(before)
-    first = content(tmp_path / "a")
+    first = content_hash(tmp_path / "a")
     (tmp_path / "b").write_bytes(before)
-    assert content(tmp_path / "b") == first
+    assert content_hash(tmp_path / "b") == first
     before[place] ^= 1
     (tmp_path / "b").write_bytes(before)
     os.utime(tmp_path / "b", ns=(0, (tmp_path / "a").stat().st_mtime_ns))
-    assert content(tmp_path / "b") != first
+    assert content_hash(tmp_path / "b") != first
 
 
 def test_of_a_large_file_pieces_from_the_first_byte_to_the_last_are_content(tmp_path):
     pieces = bytearray(4 * PLACES * PIECE)
     (tmp_path / "a").write_bytes(pieces)
-    first, seen = content(tmp_path / "a", whole=1000), {}
+    first, seen = content_hash(tmp_path / "a", whole=1000), {}
     for place in (0, PIECE + 1, len(pieces) - 1):
         pieces[place] = 1
         (tmp_path / "b").write_bytes(pieces)
         pieces[place] = 0
-        seen[place] = content(tmp_path / "b", whole=1000) != first
+        seen[place] = content_hash(tmp_path / "b", whole=1000) != first
     assert list(seen.values()) == [True, False, True]
     (tmp_path / "b").write_bytes(bytes(pieces)[:-1])
-    assert content(tmp_path / "b", whole=1000) != first
+    assert content_hash(tmp_path / "b", whole=1000) != first
 
 
 def test_a_glimpse_tells_folders_of_weights_apart(tmp_path):
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "weights.safetensors").write_bytes(bytes(1_000_000))
-    first = glimpse(tmp_path / "a")
-    assert glimpse(tmp_path / "b") == first
+    first = quick_hash(tmp_path / "a")
+    assert quick_hash(tmp_path / "b") == first
     for other in ("weights.bin", "weights.fp16.safetensors", ".DS_Store", "README.md"):
         (tmp_path / "b" / other).write_bytes(b"not read")
-    assert glimpse(tmp_path / "b") == first
+    assert quick_hash(tmp_path / "b") == first
     (tmp_path / "b" / "config.json").write_text("{}")
-    assert glimpse(tmp_path / "b") != first
+    assert quick_hash(tmp_path / "b") != first
     (tmp_path / "b" / "config.json").unlink()
     (tmp_path / "b" / "weights.safetensors").write_bytes(bytes(500_000) + b"1" + bytes(499_999))
-    assert glimpse(tmp_path / "b") != first
+    assert quick_hash(tmp_path / "b") != first
     (tmp_path / "a" / "weights.safetensors").rename(tmp_path / "a" / "weights.bin")
     (tmp_path / "b" / "weights.safetensors").unlink()
-    assert glimpse(tmp_path / "a") != glimpse(tmp_path / "b")
+    assert quick_hash(tmp_path / "a") != quick_hash(tmp_path / "b")

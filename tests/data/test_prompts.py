@@ -2,7 +2,7 @@ from collections import Counter
 
 import pytest
 
-from besttake.data.prompts import described, prompt_batches, read_prompts
+from besttake.data.prompts import describe_prompt, prompt_batches, read_prompts
 from besttake.types import Prompt
 
 
@@ -87,7 +87,7 @@ def test_nothing_to_deal(prompts, batch):
 def test_a_prompt_is_described_by_its_text_and_what_is_shown_beside_it(tmp_path):
     for name in "abc":
         (tmp_path / name).write_text("c" if name == "c" else "ab")
-    first = described(Prompt("a ball", first_frame=tmp_path / "a"))
-    assert described(Prompt("a ball", first_frame=tmp_path / "b")) == first
+    first = describe_prompt(Prompt("a ball", first_frame=tmp_path / "a"))
+    assert describe_prompt(Prompt("a ball", first_frame=tmp_path / "b")) == first
     others = [Prompt("a ball", tmp_path / "c"), Prompt("a ball", None, tmp_path / "a"), "a ball", "a ring", 3]
-    assert len({first, *map(described, others)}) == 6
+    assert len({first, *map(describe_prompt, others)}) == 6

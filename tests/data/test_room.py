@@ -2,7 +2,7 @@ import os
 
 import pytest
 
-from besttake.data.room import ABANDONED, BLOCK, Room
+from besttake.data.room import ABANDONED, BLOCK, DiskSpace
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def names(folder):
 
 
 def test_what_was_used_longest_ago_makes_room_by_its_size_and_it_is_said(tmp_path, write, caplog):
-    room = Room(tmp_path, 10 * BLOCK, ".x")
+    room = DiskSpace(tmp_path, 10 * BLOCK, ".x")
     write(room, "aa", 3 * BLOCK, 1)
     write(room, "bb", 3 * BLOCK, 2)
     write(room, "cc", 3 * BLOCK, 3)
@@ -35,14 +35,14 @@ def test_what_was_used_longest_ago_makes_room_by_its_size_and_it_is_said(tmp_pat
 
 
 def test_no_file_is_written_that_is_larger_than_the_limit(tmp_path, write):
-    room = Room(tmp_path, 10 * BLOCK, ".x")
+    room = DiskSpace(tmp_path, 10 * BLOCK, ".x")
     kept = write(room, "aa", BLOCK, 1)
     assert not room.make(11 * BLOCK)
     assert kept.exists()
 
 
 def test_what_others_write_counts_and_what_they_have_removed_is_no_error(tmp_path, write, monkeypatch):
-    one, other = Room(tmp_path, 10 * BLOCK, ".x"), Room(tmp_path, 10 * BLOCK, ".x")
+    one, other = DiskSpace(tmp_path, 10 * BLOCK, ".x"), DiskSpace(tmp_path, 10 * BLOCK, ".x")
     for age, name in enumerate(("aa", "bb", "cc", "dd", "ee", "ff", "gg", "hh")):
         write((one, other)[age % 2], name, 2 * BLOCK, age)
         assert len(names(tmp_path)) <= 5
@@ -58,7 +58,7 @@ def test_what_others_write_counts_and_what_they_have_removed_is_no_error(tmp_pat
 
 
 def test_of_half_written_files_only_those_of_a_kill_are_removed(tmp_path, write):
-    room = Room(tmp_path, BLOCK, ".x")
+    room = DiskSpace(tmp_path, BLOCK, ".x")
     write(room, "aa", BLOCK, 1)
     (tmp_path / "aa" / ".new.tmp").touch()
     (tmp_path / "aa" / ".old.tmp").touch()
@@ -69,7 +69,7 @@ def test_of_half_written_files_only_those_of_a_kill_are_removed(tmp_path, write)
 
 
 def test_what_another_user_has_written_may_stay_without_harm(tmp_path, write, monkeypatch):
-    room = Room(tmp_path, 2 * BLOCK, ".x")
+    room = DiskSpace(tmp_path, 2 * BLOCK, ".x")
     theirs = write(room, "aa", BLOCK, 1)
     write(room, "bb", BLOCK, 2)
 

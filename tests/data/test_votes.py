@@ -26,7 +26,7 @@ def test_a_group_has_a_best_take_or_several(folder):
         {"prompt": "a dog", "takes": takes, "best": [2, 0], "size": [32, 48], "policy": "tiny"},
     )
     one, several = read_votes(path)
-    assert one.takes == tuple(folder / take for take in takes)
+    assert one.candidates == tuple(folder / take for take in takes)
     assert (one.prompt, one.best, one.size) == ("a cat", (1,), None)
     assert (several.best, several.size) == ((0, 2), (32, 48))
 
@@ -78,7 +78,7 @@ def videodpo(folder, *pairs, paths=("a.mp4", "b.mp4")):
 def test_of_videodpo_the_first_video_is_the_better(folder):
     pair = {"video1": 1, "video2": 0, "frame_caption": "a cat", "score": 0.4}
     both = read_votes(videodpo(folder, pair, pair | {"label": 1, "frame_caption": ["a cat"]}))
-    assert [ballot.takes for ballot in both] == [(folder / "b.mp4", folder / "a.mp4")] * 2
+    assert [ballot.candidates for ballot in both] == [(folder / "b.mp4", folder / "a.mp4")] * 2
     assert [ballot.best for ballot in both] == [(0,), (1,)]
     assert {ballot.prompt for ballot in both} == {"a cat"}
 
@@ -89,7 +89,7 @@ def test_videodpo_paths_of_another_machine_are_found_by_folder_and_name(folder):
     pair = {"video1": 0, "video2": 1, "frame_caption": "a cat"}
     paths = ("/data/set/winvideos/000001.mp4", "b.mp4")
     ballot = read_votes(videodpo(folder, pair, paths=paths) / "pair.json")[0]
-    assert ballot.takes[0] == folder / "winvideos" / "000001.mp4"
+    assert ballot.candidates[0] == folder / "winvideos" / "000001.mp4"
 
 
 GROUP = {"prompt": "a cat", "takes": ["a.mp4", "b.mp4"], "best": 0}

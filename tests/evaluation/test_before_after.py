@@ -13,7 +13,7 @@ from besttake.evaluation.before_after import (
     base_model,
     check_evaluation,
     joined,
-    shoot,
+    sample_videos,
     trained_model,
     with_adapter,
     write_shown,
@@ -43,8 +43,8 @@ def run(request, tmp_path, model_folder):
 def test_before_is_the_base_and_after_the_trained_model_from_the_same_noise(run, model_folder):
     folder, trained = run
     config = replace(EvaluateConfig(), rollout=RolloutConfig(steps=1))
-    before = shoot(base_model(folder), PROMPTS, config)
-    after = shoot(trained_model(folder), PROMPTS, config)
+    before = sample_videos(base_model(folder), PROMPTS, config)
+    after = sample_videos(trained_model(folder), PROMPTS, config)
     base = generate(load_model(str(model_folder("tiny-cogvideox"))), PROMPTS, config.rollout, seed=(777,))
     torch.testing.assert_close(before, base.videos)
     torch.testing.assert_close(after, trained.videos, atol=1e-5, rtol=1e-4)
@@ -94,12 +94,12 @@ def test_an_adapter_of_something_else_is_no_adapter(model_folder, tmp_path):
 
 def test_critics_say_the_mean_of_each_dimension():
     critics = Critics(("temporal-flicker", "dynamic-degree"), 8.0)
-    still = critics.look(torch.zeros(2, 5, 3, 16, 16), PROMPTS)
+    still = critics.measure(torch.zeros(2, 5, 3, 16, 16), PROMPTS)
     assert critics.means(still) == {
         "reward/temporal-flicker/temporal flicker": 1.0,
         "reward/dynamic-degree/dynamic degree": 0.0,
     }
-    both = joined([still, critics.look(torch.rand(1, 5, 3, 16, 16), PROMPTS[:1])])
+    both = joined([still, critics.measure(torch.rand(1, 5, 3, 16, 16), PROMPTS[:1])])
     flicker = critics.columns(both)["reward/temporal-flicker/temporal flicker"]
     assert flicker.shape == (3,)
     assert flicker[0] == flicker[1] == 1 > flicker[2]

@@ -26,7 +26,7 @@ from besttake.models.policy import PolicyConfig
 from besttake.runtime.embedded import embedded_family
 from besttake.sampling.rollout import RolloutConfig
 from besttake.training.run import Run
-from besttake.training.validation import MonitorConfig
+from besttake.training.validation import ValidationConfig
 from besttake.types import Prompt
 
 SIZE = (4, 16, 16)
@@ -138,7 +138,7 @@ def config(model_folder, tmp_path):
         out=tmp_path / "run",
         steps=1,
         policy=PolicyConfig(rank=2),
-        monitor=MonitorConfig(every=0),
+        validation=ValidationConfig(every=0),
     )
 
 
@@ -157,21 +157,21 @@ def test_a_run_keeps_what_it_holds_out_when_it_goes_on(config):
 
 def test_a_run_is_watched_and_measured_as_it_samples_and_on_its_own_prompts(config):
     rollout = RolloutConfig(steps=2, frames=4, height=32, width=16, batch=3)
-    watched = replace(config, rollout=rollout, monitor=MonitorConfig(count=3))
+    watched = replace(config, rollout=rollout, validation=ValidationConfig(count=3))
     run = Run(watched, MANY)
-    assert run.monitor.prompts == run.chosen.prompts[:3]
-    assert [reward.name for reward in run.monitor.rewards] == [
+    assert run.validation.prompts == run.chosen.prompts[:3]
+    assert [reward.name for reward in run.validation.rewards] == [
         "dynamic-degree",
         "temporal-flicker",
         "motion-smoothness",
     ]
-    assert run.monitor.rollout == rollout
-    assert run.config.measuring.rollout == rollout
+    assert run.validation.rollout == rollout
+    assert run.config.evaluation_config.rollout == rollout
     named = replace(watched, out=config.out / "named", evaluation=EvaluateConfig("world-test"))
     run = Run(named, MANY)
     assert run.data == MANY
     assert run.chosen.source == "world-test"
-    assert set(run.monitor.prompts) < set(MANY)
+    assert set(run.validation.prompts) < set(MANY)
 
 
 def test_captions_of_clips_that_are_held_out_are_not_trained_on(config, tmp_path):
@@ -194,7 +194,7 @@ def test_shipped_recipes_are_watched_and_measured_as_before(recipe, family, cogv
     assert embedded_family(config.data) == family
     assert config.evaluation.prompts is None
     steps = {"onlinevpo-wan-1.3b": (25, 50), "sft-tiny": (None, None)}.get(recipe, (16, 16))
-    assert (config.looks.rollout.steps, config.measuring.rollout.steps) == steps
-    assert config.measuring.rollout.asked is None
-    assert config.monitor.listed(family) == f"{family}-validation"
-    assert read_recipe("onlinevpo-tiny").monitor.critics("world") == ("world", "heldout", "dynamic-degree")
+    assert (config.validation_config.rollout.steps, config.evaluation_config.rollout.steps) == steps
+    assert config.evaluation_config.rollout.evaluations is None
+    assert config.validation.listed(family) == f"{family}-validation"
+    assert read_recipe("onlinevpo-tiny").validation.critics("world") == ("world", "heldout", "dynamic-degree")

@@ -11,7 +11,15 @@ from torch import nn
 
 from besttake.algorithms import losses
 from besttake.models import load_model
-from besttake.models.policy import FORM, Policy, PolicyConfig, checksum, signature, signature_of_ends, warmed_up
+from besttake.models.policy import (
+    HASH_PREFIX,
+    Policy,
+    PolicyConfig,
+    checksum,
+    ema_decay_at,
+    legacy_weights_hash,
+    weights_hash,
+)
 from besttake.models.quantization import blocks
 from besttake.models.sharding import is_sharded
 
@@ -124,12 +132,12 @@ def test_the_reference_of_a_half_precision_model_moves_by_a_small_average_too(mo
 
 
 def test_the_policys_own_average(model, asked):
-    policy = Policy(model, PolicyConfig(rank=4, average=0.1))
+    policy = Policy(model, PolicyConfig(rank=4, ema_decay=0.1))
     start = {name: weight.detach().clone() for name, weight in policy.trainable.items()}
     disturb(policy)
-    policy.update_average(2)
+    policy.update_ema(2)
     now = {name: weight.detach().clone() for name, weight in policy.trainable.items()}
-    with policy.averaged():
+    with policy.ema_weights():
         for name, weight in policy.trainable.items():
             torch.testing.assert_close(weight, start[name] + 0.9 * (now[name] - start[name]))
     assert all(torch.equal(weight, now[name]) for name, weight in policy.trainable.items())
@@ -137,27 +145,27 @@ def test_the_policys_own_average(model, asked):
 
 @pytest.mark.parametrize("decay", [0.2, 0.5, 0.999])
 def test_the_average_is_that_of_diffusers(cogvideox, decay):
-    policy = Policy(cogvideox, PolicyConfig(rank=2, average=decay))
+    policy = Policy(cogvideox, PolicyConfig(rank=2, ema_decay=decay))
     theirs = EMAModel(policy.trainable.values(), decay=decay)
     for update in range(1, 31):
         disturb(policy, update)
-        policy.update_average(update)
+        policy.update_ema(update)
         theirs.step(policy.trainable.values())
-        for ours, their in zip(policy.average.values(), theirs.shadow_params, strict=True):
+        for ours, their in zip(policy.ema.values(), theirs.shadow_params, strict=True):
             torch.testing.assert_close(ours, their)
 
 
 def test_little_of_the_start_is_left_in_the_average_of_a_short_run(cogvideox):
-    policy = Policy(cogvideox, PolicyConfig(rank=2, average=0.999))
+    policy = Policy(cogvideox, PolicyConfig(rank=2, ema_decay=0.999))
     for update in range(1, 31):
         for weight in policy.trainable.values():
             weight.data.fill_(update)
-        policy.update_average(update)
-    assert all(weight.mean().item() == pytest.approx(27, abs=0.1) for weight in policy.average.values())
+        policy.update_ema(update)
+    assert all(weight.mean().item() == pytest.approx(27, abs=0.1) for weight in policy.ema.values())
 
 
 def test_a_warmed_up_decay_rises_to_what_it_is_to_be():
-    assert [warmed_up(0.75, count) for count in (1, 2, 3, 18, 27, 28, 1000)] == [
+    assert [ema_decay_at(0.75, count) for count in (1, 2, 3, 18, 27, 28, 1000)] == [
         0,
         2 / 11,
         3 / 12,
@@ -166,14 +174,14 @@ def test_a_warmed_up_decay_rises_to_what_it_is_to_be():
         0.75,
         0.75,
     ]
-    assert warmed_up(0.0, 5) == 0
+    assert ema_decay_at(0.0, 5) == 0
 
 
 def test_without_an_average_averaged_changes_nothing(model, asked):
     policy = Policy(model, PolicyConfig(rank=4))
     disturb(policy)
     moved = predictions(policy, asked)[0]
-    with policy.averaged():
+    with policy.ema_weights():
         assert torch.equal(predictions(policy, asked)[0], moved)
 
 
@@ -190,14 +198,14 @@ def test_what_is_saved_is_what_the_official_pipeline_loads(tmp_path, model, aske
 
 
 def test_what_is_saved_is_the_average(tmp_path, cogvideox):
-    policy = Policy(cogvideox, PolicyConfig(rank=2, average=0.5))
+    policy = Policy(cogvideox, PolicyConfig(rank=2, ema_decay=0.5))
     disturb(policy)
     policy.save(tmp_path)
     pipeline = DiffusionPipeline.from_pretrained(cogvideox.source)
     pipeline.load_lora_weights(str(tmp_path))
-    name = next(iter(policy.average))
+    name = next(iter(policy.ema))
     loaded = dict(pipeline.transformer.named_parameters())[name.replace(".weight", ".default_0.weight")]
-    torch.testing.assert_close(loaded, policy.average[name])
+    torch.testing.assert_close(loaded, policy.ema[name])
 
 
 def test_full_fine_tuning_holds_the_policy_against_a_frozen_copy_and_saves_a_denoiser(tmp_path, model, asked):
@@ -242,7 +250,7 @@ def test_a_model_without_the_modules_is_refused(cogvideox):
         Policy(cogvideox, PolicyConfig())
 
 
-@pytest.mark.parametrize("values", [{"rank": 0}, {"average": 1.0}, {"average": -0.1}, {"alpha": 0.0}])
+@pytest.mark.parametrize("values", [{"rank": 0}, {"ema_decay": 1.0}, {"ema_decay": -0.1}, {"alpha": 0.0}])
 def test_settings_without_sense_are_refused(values):
     with pytest.raises(ValueError, match=f"{next(iter(values))} is"):
         PolicyConfig(**values)
@@ -270,7 +278,7 @@ def test_until_it_moves_a_loras_reference_is_the_base_alone(model, asked, monkey
         for weight in policy.reference.weights.values():
             weight.fill_(1)  # which nobody looks at yet
     assert torch.equal(predictions(policy, asked)[1], base)
-    policy.reference.moved()
+    policy.reference.weights_changed()
     assert not torch.allclose(predictions(policy, asked)[1], base, atol=1e-2)
 
 
@@ -292,7 +300,7 @@ def test_a_base_on_the_cpu_gives_the_same_predictions_and_gradients_to_the_bit(m
 def test_of_a_base_on_the_cpu_one_block_is_on_the_device(model_folder, family, asked, checkpointing):
     """Going forward, and in a split backward, where all clips but the last are predicted once more."""
     model = load_model(str(model_folder(family)), offload=True)
-    how = PolicyConfig(rank=4, offload=True, clips_at_once=1, gradient_checkpointing=checkpointing)
+    how = PolicyConfig(rank=4, offload=True, micro_batch_size=1, gradient_checkpointing=checkpointing)
     policy, there, parts = Policy(model, how), [], blocks(model.denoiser)
 
     def look(*_):
@@ -309,7 +317,7 @@ def test_of_a_base_on_the_cpu_one_block_is_on_the_device(model_folder, family, a
 @pytest.mark.parametrize("place", ["device", "cpu"])
 def test_the_reference_of_a_full_fine_tune_takes_half_and_predicts_alike_to_the_bit(model_folder, family, asked, place):
     model = load_model(str(model_folder(family)), torch.bfloat16)
-    policy = Policy(model, PolicyConfig(train="full", reference_on=place))
+    policy = Policy(model, PolicyConfig(train="full", reference_device=place))
     ours, reference = predictions(policy, asked)
     assert torch.equal(ours, reference)
     size, whole = (
@@ -332,7 +340,7 @@ def test_settings_that_do_not_go_together_are_refused():
     with pytest.raises(ValueError, match="offload is for LoRA"):
         PolicyConfig(train="full", offload=True)
     with pytest.raises(ValueError, match="reference_on is for full"):
-        PolicyConfig(reference_on="cpu")
+        PolicyConfig(reference_device="cpu")
 
 
 def network(seed=0):
@@ -343,24 +351,29 @@ def network(seed=0):
 @pytest.mark.parametrize("row", [0, 24, 49])
 def test_a_signature_sees_every_weight(row):
     first, other = network(), network()
-    assert signature(other) == signature(first)
+    assert weights_hash(other) == weights_hash(first)
     with torch.no_grad():
         other[0].weight[row, 16] += 0.01
-    assert signature(other) != signature(first)
-    assert signature_of_ends(other) == signature_of_ends(first)
+    assert weights_hash(other) != weights_hash(first)
+    assert legacy_weights_hash(other) == legacy_weights_hash(first)
 
 
 def test_a_signature_sees_places_names_shapes_and_types():
     first = network()
-    told = [signature(first), signature(network(1)), signature(network().float()), signature(nn.ModuleList(first))]
+    told = [
+        weights_hash(first),
+        weights_hash(network(1)),
+        weights_hash(network().float()),
+        weights_hash(nn.ModuleList(first)),
+    ]
     with torch.no_grad():
         first[0].weight[[3, 40]] = first[0].weight[[40, 3]]
-    told.append(signature(first))
+    told.append(weights_hash(first))
     assert told[0] == told[3]  # of the same names
     assert len({*told}) == 4
     assert checksum(torch.zeros(2, 3)) != checksum(torch.zeros(3, 2))
     assert checksum(torch.zeros(6)) != checksum(torch.zeros(5))
-    assert all(name.startswith(FORM) for name in told)
+    assert all(name.startswith(HASH_PREFIX) for name in told)
 
 
 @pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.bfloat16, torch.float32, torch.float64])

@@ -10,11 +10,11 @@ from torch import nn
 from besttake.algorithms import sft
 from besttake.evaluation.before_after import trained_model
 from besttake.models import load_model
-from besttake.models.policy import Policy, PolicyConfig, signature
+from besttake.models.policy import Policy, PolicyConfig, weights_hash
 from besttake.models.quantization import blocks, quantize
 from besttake.sampling.rollout import RolloutConfig, generate
 from besttake.training.run import OptimConfig, adamw
-from besttake.training.validation import MonitorConfig
+from besttake.training.validation import ValidationConfig
 from tests.tiny.wan import transformer
 
 KINDS = {"int8": (1, 0.02), "fp8": (1, 0.05), "nf4": (0.5, 0.12)}
@@ -53,7 +53,7 @@ def test_the_blocks_weights_are_small_and_what_they_predict_is_close(kind):
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_a_lora_on_it_has_gradients_and_the_base_none(model_folder, family, kind, checkpointing):
     model = load_model(str(model_folder(family)), torch.bfloat16, bits=kind)
-    before = signature(model.denoiser)
+    before = weights_hash(model.denoiser)
     policy = Policy(model, PolicyConfig(rank=2, gradient_checkpointing=checkpointing))
     x_t = torch.randn(2, *model.latent_shape(*model.default_size()))
     asked = x_t, torch.tensor([0.3, 0.9]), model.encode_prompts(["a red ball", "a blue ball"])
@@ -62,7 +62,7 @@ def test_a_lora_on_it_has_gradients_and_the_base_none(model_folder, family, kind
     assert all(weight.grad.any() for name, weight in policy.trainable.items() if "lora_B" in name)
     others = [p for name, p in model.denoiser.named_parameters() if ".policy." not in name]
     assert all(parameter.grad is None for parameter in others)
-    assert signature(load_model(str(model_folder(family)), torch.bfloat16, bits=kind).denoiser) == before
+    assert weights_hash(load_model(str(model_folder(family)), torch.bfloat16, bits=kind).denoiser) == before
 
 
 @kinds
@@ -77,8 +77,8 @@ def test_a_run_on_it_resumes_and_its_adapter_loads(tmp_path, model_folder, mater
         save_every=2,
         clips_per_step=2,
         policy=PolicyConfig(rank=2),
-        optim=OptimConfig(lr=1e-2, warmup=1, eight_bit=True),
-        monitor=MonitorConfig(every=0),
+        optim=OptimConfig(lr=1e-2, warmup_steps=1, use_8bit_adam=True),
+        validation=ValidationConfig(every=0),
     )
     whole = sft.train(config)
     parts = replace(config, out=tmp_path / "parts")
@@ -101,7 +101,7 @@ def test_eight_bit_moments_take_a_quarter_of_the_memory():
     taken = {}
     for eight_bit in (False, True):
         parameter = nn.Parameter(torch.randn(1 << 16))
-        optimizer = adamw(OptimConfig(eight_bit=eight_bit), [parameter])
+        optimizer = adamw(OptimConfig(use_8bit_adam=eight_bit), [parameter])
         parameter.grad = torch.randn_like(parameter)
         optimizer.step()
         taken[eight_bit] = sum(v.nbytes for v in optimizer.state[parameter].values() if isinstance(v, torch.Tensor))

@@ -5,16 +5,16 @@ from dataclasses import replace
 
 import pytest
 
-from besttake.algorithms.losses import replay
+from besttake.algorithms.losses import recompute
 from besttake.plan import alike, steps
 from besttake.plan.steps import measure
 from tests.plan.test_steps import PACE, recipe
 
-LORA = {"gradient_checkpointing": True, "clips_at_once": 1}
+LORA = {"gradient_checkpointing": True, "micro_batch_size": 1}
 
 
 def small(model: str, rows: int = 1, **policy):
-    return replace(recipe(model, **policy), dtype="bfloat16", prompts_per_step=rows, draws=1)
+    return replace(recipe(model, **policy), dtype="bfloat16", prompts_per_step=rows, timesteps_per_pair=1)
 
 
 @pytest.mark.parametrize(
@@ -30,7 +30,7 @@ def test_as_if_every_block_were_run(model, rows, policy, small_model, monkeypatc
         model = small_model(model, layers=3)
     one = measure(small(model, rows, **LORA | policy), PACE, parts=("train",))
     monkeypatch.setattr(steps, "run_one_of_each", lambda *_: None)
-    monkeypatch.setattr(steps, "run_one_part", lambda *_: replay)
+    monkeypatch.setattr(steps, "run_one_part", lambda *_: recompute)
     every = measure(small(model, rows, **LORA | policy), PACE, parts=("train",))
     for name, phase in one.items():
         assert phase.flops == pytest.approx(every[name].flops, rel=1e-4)

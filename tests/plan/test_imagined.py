@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import nn
 
-from besttake.plan.imagined import CARD, SMALL, imagined, known
+from besttake.plan.imagined import CARD, SMALL, fake_device, known
 
 
 def test_large_tensors_take_no_memory_and_have_no_numbers():
-    with imagined():
+    with fake_device():
         large = torch.ones(1_000_000, 1_000_000, device=CARD)  # 4 TB
         assert large.device == CARD
         assert known(large) is None
@@ -17,7 +17,7 @@ def test_large_tensors_take_no_memory_and_have_no_numbers():
 
 
 def test_small_tensors_keep_their_numbers():
-    with imagined():
+    with fake_device():
         numbers = torch.arange(4, device=CARD)
         numbers[1:] += 10
         assert numbers.tolist() == [0, 11, 12, 13]
@@ -26,26 +26,26 @@ def test_small_tensors_keep_their_numbers():
 
 
 def test_numbers_that_are_written_over_by_unknown_ones_are_forgotten():
-    with imagined():
+    with fake_device():
         small = torch.zeros(3, device=CARD)
         small.copy_(torch.zeros(3, SMALL, device=CARD)[:, 0])
         assert known(small) is None
 
 
 def test_a_mask_of_known_numbers_picks_rows_of_unknown_ones():
-    with imagined():
+    with fake_device():
         large = torch.empty(4, SMALL, device=CARD)
         mask = torch.tensor([True, False, True, True]).to(CARD)
         assert large[mask].shape == (3, SMALL)
 
 
 def test_the_host_is_another_device():
-    with imagined(), pytest.raises(RuntimeError, match="same device"):
+    with fake_device(), pytest.raises(RuntimeError, match="same device"):
         torch.empty(SMALL, 2) + torch.empty(SMALL, 2, device=CARD)
 
 
 def test_modules_are_moved_and_copied_as_elsewhere():
-    with imagined():
+    with fake_device():
         layer = nn.Linear(300, 300).to(CARD)
         twin = copy.deepcopy(layer).to("cpu", torch.bfloat16)
         layer.bias.data = layer.bias.data.to("cpu")
@@ -54,13 +54,13 @@ def test_modules_are_moved_and_copied_as_elsewhere():
 
 
 def test_small_modules_keep_their_numbers_when_they_are_moved():
-    with imagined():
+    with fake_device():
         layer = nn.Linear(3, 3).to(CARD, torch.bfloat16)
         assert layer(torch.ones(1, 3, dtype=torch.bfloat16, device=CARD))[0, 0].item() != 0
 
 
 def test_an_optimizer_steps():
-    with imagined():
+    with fake_device():
         layer = nn.Linear(300, 300, device=CARD)
         optimizer = torch.optim.AdamW(layer.parameters(), foreach=True)
         layer(torch.empty(2, 300, device=CARD)).sum().backward()

@@ -2,15 +2,15 @@ import torch
 import torch.nn.functional as F
 
 from besttake.plan.cards import CARDS
-from besttake.plan.imagined import CARD, imagined
-from besttake.plan.meter import Meter, Pace
+from besttake.plan.imagined import CARD, fake_device
+from besttake.plan.meter import Meter, Throughput
 
-PACE = Pace(CARDS["H100"], efficiency=0.5)
+PACE = Throughput(CARDS["H100"], efficiency=0.5)
 B, HEADS, Q, K, WIDTH = 2, 3, 500, 700, 64
 
 
 def test_products_and_convolutions_by_hand():
-    with imagined(), Meter(CARD, PACE) as meter, meter.phase("work") as work:
+    with fake_device(), Meter(CARD, PACE) as meter, meter.phase("work") as work:
         torch.empty(2, 3, device=CARD) @ torch.empty(3, 5, device=CARD)
         F.conv3d(torch.empty(1, 4, 6, 8, 8, device=CARD), torch.empty(16, 4, 3, 3, 3, device=CARD))
     assert work.flops == 2 * 2 * 3 * 5 + 2 * (4 * 6 * 6) * 16 * 4 * 27
@@ -18,7 +18,7 @@ def test_products_and_convolutions_by_hand():
 
 def test_attention_by_hand():
     """Two products forward, 4 b h q k d; five backward, in which the scores are computed again."""
-    with imagined(), Meter(CARD, PACE) as meter:
+    with fake_device(), Meter(CARD, PACE) as meter:
         shapes = ((B, HEADS, tokens, WIDTH) for tokens in (Q, K, K))
         q, k, v = (torch.empty(s, device=CARD, dtype=torch.bfloat16, requires_grad=True) for s in shapes)
         with meter.phase("forward") as forward:
@@ -34,7 +34,7 @@ def test_attention_by_hand():
 
 
 def test_memory_is_what_is_alive_and_belongs_to_whoever_claims_it():
-    with imagined(), Meter(CARD, PACE) as meter:
+    with fake_device(), Meter(CARD, PACE) as meter:
         weight = torch.empty(1000, device=CARD)
         meter.claim("weights", [weight, weight[:10], torch.empty(7)])  # a view and the host's memory do not count
         with meter.phase("work") as work:
@@ -48,7 +48,7 @@ def test_memory_is_what_is_alive_and_belongs_to_whoever_claims_it():
 
 
 def test_time_is_that_of_arithmetic_or_of_reading_and_writing():
-    with imagined(), Meter(CARD, PACE) as meter:
+    with fake_device(), Meter(CARD, PACE) as meter:
         large = torch.empty(8192, 8192, device=CARD, dtype=torch.bfloat16)
         with meter.phase("product") as product:
             large @ large
@@ -66,7 +66,7 @@ def test_once_costs_as_much_as_every_time():
 
     found = []
     for wrapped in (False, True):
-        with imagined(), Meter(CARD, PACE) as meter:
+        with fake_device(), Meter(CARD, PACE) as meter:
             shot = meter.once(work) if wrapped else work
             with meter.phase("work") as phase:
                 kept = [shot(torch.empty(rows, 300, device=CARD)).clone() for rows in (400, 400, 200, 400)]
@@ -76,7 +76,7 @@ def test_once_costs_as_much_as_every_time():
 
 def test_calls_with_gradients_are_all_run():
     calls = []
-    with imagined(), Meter(CARD, PACE) as meter:
+    with fake_device(), Meter(CARD, PACE) as meter:
         shot = meter.once(lambda x: calls.append(x.shape) or 2 * x)
         for _ in range(2):
             shot(torch.empty(3, device=CARD, requires_grad=True)).sum().backward()

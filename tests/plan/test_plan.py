@@ -14,7 +14,7 @@ from tests.plan.test_steps import PACE, measure, recipe
 
 
 def test_a_recipe_is_planned_from_the_command_line(small_model, capsys):
-    flags = ["--card", "4090", "--json", "--rollout.steps", "2", "--monitor.every", "0", "--evaluation.count", "2"]
+    flags = ["--card", "4090", "--json", "--rollout.steps", "2", "--validation.every", "0", "--evaluation.count", "2"]
     assert main(["plan", "onlinevpo-tiny", "--model", small_model("tiny-cogvideox"), *flags]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["fits"]
@@ -49,7 +49,7 @@ def test_where_it_does_not_fit_switches_are_turned_until_it_does(small_model):
 
 def test_verdicts(small_model):
     config = replace(read_recipe("onlinevpo-tiny"), model=small_model("tiny-cogvideox"), steps=1)
-    config = replace(config, monitor=replace(config.monitor, every=0), rollout=replace(config.rollout, steps=2))
+    config = replace(config, validation=replace(config.validation, every=0), rollout=replace(config.rollout, steps=2))
     plan = make_plan(config, PlanConfig("H100", reserve=0))
     assert verdict(plan).startswith("fits on H100")
     assert "not enough" in verdict(replace(plan, room=1.0))
@@ -57,8 +57,8 @@ def test_verdicts(small_model):
 
 def test_hours():
     second = {name: Phase(name, seconds=1.0) for name in ("sample", "train", "encode", "watch", "evaluate")}
-    config = RealDPO(data="nowhere", steps=3600, clips_per_step=2, renew_every=10)
-    config = replace(config, monitor=replace(config.monitor, every=1800))
+    config = RealDPO(data="nowhere", steps=3600, clips_per_step=2, regenerate_every=10)
+    config = replace(config, validation=replace(config.validation, every=1800))
     config = replace(config, evaluation=replace(config.evaluation, count=32))  # two batches of 16, before and after
     found = hours(config, second, gpus=4)
     assert found == {
@@ -72,7 +72,7 @@ def test_hours():
 
 def test_hours_of_clips_that_come_twice_before_they_are_renewed(material):
     second = {name: Phase(name, seconds=1.0) for name in ("sample", "train", "encode", "watch", "evaluate")}
-    config = RealDPO(data=str(material / "clips"), steps=3600, clips_per_step=2, renew_every=10)
+    config = RealDPO(data=str(material / "clips"), steps=3600, clips_per_step=2, regenerate_every=10)
     found = hours(config, second, gpus=1)
     assert math.isclose(found["sampling"], 4 / 20)  # the takes of four clips serve twenty draws
     assert math.isclose(found["encoding"], 4 / 3600)

@@ -6,7 +6,7 @@ import torch
 
 from besttake.commands.cli import RECIPES, read_recipe
 from besttake.models import load_model
-from besttake.plan.imagined import CARD, imagined
+from besttake.plan.imagined import CARD, fake_device
 from besttake.plan.skeletons import ARCHITECTURES, Tokens, configurations, skeleton
 from besttake.runtime.embedded import embedded_model
 
@@ -31,7 +31,7 @@ def test_every_architecture_is_looked_at_here():
 
 @pytest.mark.parametrize("source", SIZES)
 def test_architectures_have_the_published_size_and_take_their_own_clips(source):
-    with imagined():
+    with fake_device():
         model = skeleton(source, torch.bfloat16)
         assert billions(model.denoiser) == pytest.approx(SIZES[source], rel=0.1)
         assert model.denoiser.dtype == torch.bfloat16
@@ -50,7 +50,7 @@ def test_a_folder_of_configurations_makes_the_model_that_its_weights_would(name,
     shutil.copytree(embedded_model(name), folder, ignore=shutil.ignore_patterns("*.safetensors", "tokenizer*"))
     (folder / "tokenizer").mkdir()
     real = load_model(name, torch.bfloat16)
-    with imagined():
+    with fake_device():
         model = skeleton(str(folder), torch.bfloat16)
         with model.using("vae", "text_encoder"):
             for part in ("transformer", "vae", "text_encoder"):
@@ -74,5 +74,5 @@ def test_a_broken_configuration_is_named(tmp_path):
     shutil.copytree(embedded_model("tiny-wan"), folder)
     config = folder / "transformer" / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"num_layers": "many"}))
-    with pytest.raises(ValueError, match=r"configurations of .* do not make a model"), imagined():
+    with pytest.raises(ValueError, match=r"configurations of .* do not make a model"), fake_device():
         skeleton(str(folder), torch.bfloat16)

@@ -7,12 +7,12 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from besttake.algorithms.losses import dpo, drawn_errors
+from besttake.algorithms.losses import dpo, sampled_errors
 from besttake.algorithms.onlinevpo import Config
 from besttake.models import load_model
 from besttake.models.policy import Policy, PolicyConfig
 from besttake.plan.cards import CARDS
-from besttake.plan.meter import Meter, Pace
+from besttake.plan.meter import Meter, Throughput
 from besttake.plan.steps import measure
 from besttake.rewards.panel import RewardConfig
 from besttake.sampling.rollout import RolloutConfig, generate
@@ -20,7 +20,7 @@ from besttake.training.run import adamw
 from tests.peak import Peak
 from tests.tiny.opensora import TINY
 
-PACE = Pace(CARDS["H100"], 0.5)
+PACE = Throughput(CARDS["H100"], 0.5)
 HALF = {"preview_at": 0.5, "preview_keeps": 2}
 ROLLOUT = RolloutConfig(steps=2, guidance=3.0, batch=3)
 
@@ -28,8 +28,8 @@ ROLLOUT = RolloutConfig(steps=2, guidance=3.0, batch=3)
 def recipe(model: str, **policy) -> Config:
     reward = RewardConfig(name="motion-smoothness")
     config = Config(model=model, prompts_per_step=2, candidates=2, rollout=ROLLOUT, reward=reward)
-    monitor, evaluation = replace(config.monitor, every=0), replace(config.evaluation, count=2, rollout=ROLLOUT)
-    return replace(config, policy=PolicyConfig(**policy), monitor=monitor, evaluation=evaluation)
+    monitor, evaluation = replace(config.validation, every=0), replace(config.evaluation, count=2, rollout=ROLLOUT)
+    return replace(config, policy=PolicyConfig(**policy), validation=monitor, evaluation=evaluation)
 
 
 def a_step(policy: Policy, config: Config):
@@ -38,8 +38,8 @@ def a_step(policy: Policy, config: Config):
     clips = torch.zeros(config.prompts_per_step, 2, *model.latent_shape(*config.rollout.size(model)))
     condition = config.rollout.condition(model, ["a red ball", "a blue ball"])
     optimizer = adamw(config.optim, policy.trainable.values())
-    errors = drawn_errors(policy, clips, condition, torch.Generator(), draws=config.draws)
-    dpo(errors, config.beta, config.guard)[0].mean().backward()
+    errors = sampled_errors(policy, clips, condition, torch.Generator(), timesteps_per_pair=config.timesteps_per_pair)
+    dpo(errors, config.beta, config.dpop_weight)[0].mean().backward()
     return optimizer
 
 
@@ -56,7 +56,7 @@ def test_arithmetic_of_a_rollout(name, small_model):
     assert phases["sample"].flops == pytest.approx(counter.get_total_flops(), rel=0.01)
 
 
-@pytest.mark.parametrize("policy", [{}, {"gradient_checkpointing": True}, {"train": "full"}, {"clips_at_once": 1}])
+@pytest.mark.parametrize("policy", [{}, {"gradient_checkpointing": True}, {"train": "full"}, {"micro_batch_size": 1}])
 def test_a_training_step(policy):
     config = recipe("tiny-cogvideox", **policy)
     planned = measure(config, PACE, parts=("train",))["train"]
@@ -103,7 +103,7 @@ def test_blocks_on_the_cpu_leave_the_card(small_model):
 
 
 def test_networks_that_take_turns_are_off_the_card_while_takes_are_decoded(small_model):
-    config = replace(recipe(small_model("tiny-wan")), by_turns=True)
+    config = replace(recipe(small_model("tiny-wan")), offload_idle=True)
     phases = measure(config, PACE, parts=("sample", "train"))
     assert phases["decode"].owners["weights"] == 0
     assert phases["sample"].owners["weights"] == phases["train"].owners["weights"] > 0
@@ -120,7 +120,7 @@ def test_what_a_denoiser_that_waits_on_the_cpu_is_asked_for_is_on_the_card(tmp_p
     tiny = TINY["opensora-1.2"]
     tiny.write(tmp_path / "model")
     rollout = RolloutConfig(2, 3.0, *tiny.size, batch=3)
-    config = replace(recipe(str(tmp_path / "model")), dtype="bfloat16", rollout=rollout, by_turns=True)
+    config = replace(recipe(str(tmp_path / "model")), dtype="bfloat16", rollout=rollout, offload_idle=True)
     phases = measure(config, PACE, parts=("sample",))
     assert phases["sample"].flops > 0
 

@@ -117,7 +117,13 @@ def test_hardly_any_steps(folder, steps):
 
 
 def test_values_that_are_no_numbers_are_left_out(folder):
-    rows = [{"step": 0, "loss": float("nan")}, {"step": 1, "loss": "x"}, {"step": 2, "loss": 0.5}, {"minutes": 1}, [1]]
+    rows = [
+        {"step": 0, "train/loss": float("nan")},
+        {"step": 1, "train/loss": "x"},
+        {"step": 2, "train/loss": 0.5},
+        {"minutes": 1},
+        [1],
+    ]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     text = write_report(folder).read_text(encoding="utf-8")
     assert "loss from 0.5 at step 2 to 0.5 at step 2" in text
@@ -181,8 +187,8 @@ def write_metrics(folder, steps):
     for step in range(steps):
         rows.append({"step": step, "minutes": step / 60, **dict.fromkeys(names, 0.1 + 0.01 * (step % 7))})
         if step % 10 == 0:
-            look = {"monitor/world/a": step / 9, "monitor/world/b": -1.0, "monitor/heldout/plausibility": -step / 40}
-            rows.append({"step": step, "minutes": 0, **look, "monitor/dynamic-degree/dynamic degree": 0.02})
+            look = {"eval/world/a": step / 9, "eval/world/b": -1.0, "eval/heldout/plausibility": -step / 40}
+            rows.append({"step": step, "minutes": 0, **look, "eval/dynamic-degree/dynamic degree": 0.02})
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 

@@ -158,7 +158,7 @@ def test_hacking_is_named(loss):
 
 
 def test_hacking_is_seen_in_the_looks():
-    rows = [{"step": step, "monitor/world/a": step / 10} for step in (0, 20, 40)]
+    rows = [{"step": step, "eval/world/a": step / 10} for step in (0, 20, 40)]
     assert verdict(run_with(after=GOOD | {"heldout_reward": -2.0}, rows=rows)).kind == "hacked"
     assert verdict(run_with(after=GOOD | {"heldout_reward": -2.0}, rows=rows[::-2][1:])).kind == "mixed"
 
@@ -182,7 +182,7 @@ def test_less_motion_in_better_videos_is_mixed():
 
 
 def test_without_summary():
-    said = verdict(run_with(rows=[{"step": 11, "loss": 0.7}]))
+    said = verdict(run_with(rows=[{"step": 11, "train/loss": 0.7}]))
     assert said.kind == "unknown"
     assert "no summary.json" in plain(said.sentence)
     assert "12 of 40 steps" in plain(said.sentence)

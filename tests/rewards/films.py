@@ -6,11 +6,11 @@ import numpy as np
 import torch
 
 from besttake.world.captions import sample_caption
-from besttake.world.film import render, shoot
+from besttake.world.film import make_film, render
 from besttake.world.flaws import FLAWS
 
 CAPTIONS = [sample_caption(np.random.default_rng([1, i]), "test") for i in range(24)]
-FILMS = [shoot(caption, np.random.default_rng([2, i])) for i, caption in enumerate(CAPTIONS)]
+FILMS = [make_film(caption, np.random.default_rng([2, i])) for i, caption in enumerate(CAPTIONS)]
 PROMPTS = [str(caption) for caption in CAPTIONS]
 
 

@@ -9,8 +9,8 @@ import torch
 from besttake.data.room import BLOCK
 from besttake.rewards import load_reward
 from besttake.rewards.cache import CachedReward, identity
-from besttake.rewards.checks import checked
-from besttake.rewards.partial import PartialScore, given
+from besttake.rewards.checks import score_checked
+from besttake.rewards.partial import PartialScore, scored_mask
 from besttake.types import CriticCard, Score
 from tests.processes import launch, results
 from tests.tiny_critics import clipscore
@@ -40,11 +40,11 @@ class Counting:
 
 def test_what_was_scored_is_not_asked_again_and_scores_the_same_to_the_last_bit(tmp_path):
     critic, videos = Counting(), films()
-    first = checked(CachedReward(critic, tmp_path), videos, PROMPTS).values
+    first = score_checked(CachedReward(critic, tmp_path), videos, PROMPTS).values
     again = CachedReward(critic, tmp_path)
-    assert torch.equal(checked(again, videos, PROMPTS).values, first)
+    assert torch.equal(score_checked(again, videos, PROMPTS).values, first)
     assert critic.asked == 3
-    assert again.watched() == {"counting/hits": 3.0, "counting/misses": 0.0}
+    assert again.metrics() == {"counting/hits": 3.0, "counting/misses": 0.0}
 
 
 def test_only_what_is_new_is_asked_and_rows_keep_their_order(tmp_path):
@@ -171,9 +171,9 @@ def test_the_versions_of_what_computes_are_part_of_the_key(tmp_path, monkeypatch
 def test_an_abstention_is_not_remembered(tmp_path):
     critic, videos = Counting(silent_on="a ring"), films()
     cached = CachedReward(critic, tmp_path)
-    assert given(cached(videos, PROMPTS)).tolist() == [True, False, True]
+    assert scored_mask(cached(videos, PROMPTS)).tolist() == [True, False, True]
     critic.silent_on = ""
-    assert given(cached(videos, PROMPTS)).all()
+    assert scored_mask(cached(videos, PROMPTS)).all()
     assert critic.asked == 4
 
 

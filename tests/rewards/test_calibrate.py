@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from besttake.rewards import load_reward
-from besttake.rewards.calibrate import calibrate, repeats
+from besttake.rewards.calibrate import calibrate, repeat_scores
 
 VIDEOS = torch.rand(4, 4, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
 PROMPTS = ["a ball"] * 4
@@ -49,12 +49,12 @@ def test_grain_that_nobody_sees_moves_a_critic_a_little():
         seen.append((videos - VIDEOS).abs().max().item())
         return reward(videos, prompts, fps).values[:, 0]
 
-    scores = repeats(critic, VIDEOS, PROMPTS, times=5)
+    scores = repeat_scores(critic, VIDEOS, PROMPTS, times=5)
     assert scores.shape == (5, 4)
     assert 0 < max(seen) < 0.06
     assert 0 < calibrate(scores).margin < 0.01
-    assert torch.equal(repeats(critic, VIDEOS, PROMPTS, times=5), scores)
-    assert calibrate(repeats(critic, VIDEOS, PROMPTS, times=2, grain=0)).margin == 0
+    assert torch.equal(repeat_scores(critic, VIDEOS, PROMPTS, times=5), scores)
+    assert calibrate(repeat_scores(critic, VIDEOS, PROMPTS, times=2, grain=0)).margin == 0
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from besttake.rewards.checks import checked, parse_weights
+from besttake.rewards.checks import parse_weights, score_checked
 from besttake.rewards.partial import PartialScore
 from besttake.types import Score
 
@@ -26,13 +26,13 @@ class Says:
 
 def test_good_score_passes_unchanged():
     values = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
-    assert checked(Says(values), VIDEOS, PROMPTS).values is values
+    assert score_checked(Says(values), VIDEOS, PROMPTS).values is values
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 def test_number_that_is_not_finite_names_critic_prompt_and_dimension(bad):
     with pytest.raises(ValueError, match=r"parrot.*'motion'.*'a ring spins'"):
-        checked(Says(torch.tensor([[0.0, 0.0], [0.0, bad]])), VIDEOS, PROMPTS)
+        score_checked(Says(torch.tensor([[0.0, 0.0], [0.0, bad]])), VIDEOS, PROMPTS)
 
 
 @pytest.mark.parametrize(
@@ -48,24 +48,24 @@ def test_number_that_is_not_finite_names_critic_prompt_and_dimension(bad):
 )
 def test_malformed_score_is_refused(critic, message):
     with pytest.raises(ValueError, match=f"parrot.*{message}"):
-        checked(critic, VIDEOS, PROMPTS)
+        score_checked(critic, VIDEOS, PROMPTS)
 
 
 def test_bare_tensor_is_no_score():
     critic = Says(torch.zeros(2, 2))
     critic.__class__ = type("Bare", (Says,), {"__call__": lambda self, videos, prompts, fps: self.values})
     with pytest.raises(ValueError, match="returned Tensor, expected a Score"):
-        checked(critic, VIDEOS, PROMPTS)
+        score_checked(critic, VIDEOS, PROMPTS)
 
 
 def test_prompts_must_match_videos():
     with pytest.raises(ValueError, match="2 videos but 1 prompts"):
-        checked(Says(torch.zeros(2, 2)), VIDEOS, PROMPTS[:1])
+        score_checked(Says(torch.zeros(2, 2)), VIDEOS, PROMPTS[:1])
 
 
 def test_gradient_survives_the_check():
     values = torch.zeros(2, 2, requires_grad=True)
-    checked(Says(values), VIDEOS, PROMPTS).values.sum().backward()
+    score_checked(Says(values), VIDEOS, PROMPTS).values.sum().backward()
     assert values.grad is not None
 
 
@@ -110,6 +110,6 @@ class Silent(Says):
 
 def test_an_abstention_is_passed_on_only_to_those_who_can_do_without_a_score():
     critic = Silent(torch.zeros(2, 2))
-    assert checked(critic, VIDEOS, PROMPTS, abstentions=True).given.tolist() == [True, False]
+    assert score_checked(critic, VIDEOS, PROMPTS, abstentions=True).scored.tolist() == [True, False]
     with pytest.raises(ValueError, match=r"critic .* abstained on 1 of 2 videos, first that of"):
-        checked(critic, VIDEOS, PROMPTS)
+        score_checked(critic, VIDEOS, PROMPTS)

@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 
 from besttake.rewards import load_reward
-from besttake.rewards.guard import Guard, GuardConfig, hacked, thinned, trend, watching
+from besttake.rewards.guard import GuardConfig, RewardHackingGuard, looks_hacked, observed_rewards, thinned, trend
 
 EVERY, LOOKS = 10, 40
-RANGES = {"monitor/heldout/plausibility": (-4.0, 0.0), "monitor/dynamic-degree/dynamic degree": (0.0, 2.0)}
+RANGES = {"eval/heldout/plausibility": (-4.0, 0.0), "eval/dynamic-degree/dynamic degree": (0.0, 2.0)}
 NAMES = tuple(RANGES)
 
 
@@ -66,7 +66,7 @@ def falling(start=20, by=0.1, seed=1):
 
 def test_a_reward_that_rises_while_a_critic_falls_raises_an_alarm():
     looks = {NAMES[0]: series(falling(), EVERY), NAMES[1]: series(noise(LOOKS, 2, 0.1), EVERY)}
-    (alarm,) = hacked(rewards(1.0), looks, GuardConfig(), RANGES)
+    (alarm,) = looks_hacked(rewards(1.0), looks, GuardConfig(), RANGES)
     assert alarm.name == NAMES[0]
     assert alarm.step == (LOOKS - 1) * EVERY
     assert alarm.since in [(LOOKS - looks) * EVERY for looks in (GuardConfig().window, GuardConfig().window // 2)]
@@ -88,32 +88,32 @@ def test_a_reward_that_rises_while_a_critic_falls_raises_an_alarm():
     ],
 )
 def test_other_courses_of_a_run_raise_none(reward, looks):
-    assert hacked(reward, {NAMES[0]: series(looks, EVERY)}, GuardConfig(), RANGES) == []
+    assert looks_hacked(reward, {NAMES[0]: series(looks, EVERY)}, GuardConfig(), RANGES) == []
 
 
 def test_one_bad_look_is_no_trend():
     looks = noise(LOOKS, 4, 0.02)
     looks[-1] = -3.5
-    assert hacked(rewards(1.0), {NAMES[0]: series(looks, EVERY)}, GuardConfig(), RANGES) == []
+    assert looks_hacked(rewards(1.0), {NAMES[0]: series(looks, EVERY)}, GuardConfig(), RANGES) == []
 
 
 def test_too_few_looks_say_nothing():
     for n in range(6):
         looks = {NAMES[0]: series(-np.arange(n), EVERY)}
-        assert hacked(rewards(1.0), looks, GuardConfig(), RANGES) == []
+        assert looks_hacked(rewards(1.0), looks, GuardConfig(), RANGES) == []
 
 
 def alarms_in_run(seed, fall=0.0, alike=0.0):
     """The step of the first alarm of a run whose reward rises, or None; two critics watch, one of which may fall."""
-    guard, random = Guard(GuardConfig(least=0.0), RANGES), np.random.default_rng(seed)
+    guard, random = RewardHackingGuard(GuardConfig(least=0.0), RANGES), np.random.default_rng(seed)
     state = random.standard_normal(2)
     for step in range(LOOKS * EVERY):
         if step % EVERY == 0:
             state = alike * state + math.sqrt(1 - alike**2) * random.standard_normal(2)
             fallen = fall * max(0, step // EVERY - LOOKS // 2)
-            if guard.hear({"step": step, NAMES[0]: state[0] - fallen, NAMES[1]: state[1]}):
+            if guard.observe({"step": step, NAMES[0]: state[0] - fallen, NAMES[1]: state[1]}):
                 return step
-        guard.hear({"step": step, "reward": 3 * step / (LOOKS * EVERY) + random.standard_normal()})
+        guard.observe({"step": step, "reward/mean": 3 * step / (LOOKS * EVERY) + random.standard_normal()})
     return None
 
 
@@ -132,47 +132,51 @@ def logged():
     for step, value in rewards(1.0):
         if step % EVERY == 0:
             rows.append({"step": step, NAMES[0]: falling()[int(step) // EVERY], NAMES[1]: 0.3})
-        rows.append({"step": step, "reward": value, "loss": 0.7})
+        rows.append({"step": step, "reward/mean": value, "train/loss": 0.7})
     return rows
 
 
 def test_a_fall_rings_once_and_a_new_one_rings_again():
-    guard = Guard(GuardConfig(), RANGES)
-    rung = [row["step"] for row in logged() if row["step"] < 330 and guard.hear(row)]
+    guard = RewardHackingGuard(GuardConfig(), RANGES)
+    rung = [row["step"] for row in logged() if row["step"] < 330 and guard.observe(row)]
     assert len(rung) == 1
     assert rung[0] > 22 * EVERY
 
     def go_on(start, course):
         looks = [
-            {"step": start + 10.0 * i, "reward": start / 10 + i, NAMES[0]: v, NAMES[1]: 0.3}
+            {"step": start + 10.0 * i, "reward/mean": start / 10 + i, NAMES[0]: v, NAMES[1]: 0.3}
             for i, v in enumerate(course)
         ]
-        return sum(bool(guard.hear(look)) for look in looks)
+        return sum(bool(guard.observe(look)) for look in looks)
 
     assert go_on(330, [-1.3 + 0.1 * i for i in range(20)]) == 0
     assert go_on(530, [0.7 - 0.3 * i for i in range(8)]) == 1
 
 
 def test_a_resumed_run_hears_the_old_rows_and_goes_on_alike():
-    rows, guard, resumed = logged(), Guard(GuardConfig(), RANGES), Guard(GuardConfig(), RANGES)
-    whole = [guard.hear(row) for row in rows]
+    rows, guard, resumed = (
+        logged(),
+        RewardHackingGuard(GuardConfig(), RANGES),
+        RewardHackingGuard(GuardConfig(), RANGES),
+    )
+    whole = [guard.observe(row) for row in rows]
     for row in rows[:200]:
-        resumed.hear(row)
-    assert [resumed.hear(row) for row in rows[200:]] == whole[200:]
+        resumed.observe(row)
+    assert [resumed.observe(row) for row in rows[200:]] == whole[200:]
 
 
 def test_critics_that_are_not_trained_on_watch():
     critics = [load_reward(name) for name in ("motion-smoothness", "dynamic-degree", "temporal-flicker")]
-    columns = watching(critics, ["motion-smoothness"], GuardConfig())
+    columns = observed_rewards(critics, ["motion-smoothness"], GuardConfig())
     assert columns == {
-        "monitor/dynamic-degree/dynamic degree": (0.0, 2.0),
-        "monitor/temporal-flicker/temporal flicker": (0.0, 1.0),
+        "eval/dynamic-degree/dynamic degree": (0.0, 2.0),
+        "eval/temporal-flicker/temporal flicker": (0.0, 1.0),
     }
     only = GuardConfig(watch=("dynamic-degree",))
-    assert list(watching(critics, ["motion-smoothness"], only)) == ["monitor/dynamic-degree/dynamic degree"]
+    assert list(observed_rewards(critics, ["motion-smoothness"], only)) == ["eval/dynamic-degree/dynamic degree"]
     for name in ("motion-smoothness", "nobody"):
         with pytest.raises(ValueError, match=f"guard.watch names '{name}'; .*dynamic-degree, temporal-flicker"):
-            watching(critics, ["motion-smoothness"], GuardConfig(watch=(name,)))
+            observed_rewards(critics, ["motion-smoothness"], GuardConfig(watch=(name,)))
 
 
 def test_many_points_become_means_of_stretches():

@@ -8,11 +8,11 @@ from besttake.algorithms import onlinevpo
 from besttake.models import load_model
 from besttake.models.policy import PolicyConfig
 from besttake.rewards.cache import CachedReward
-from besttake.rewards.checks import shared
-from besttake.rewards.offloading import called_back, send_away
+from besttake.rewards.checks import score_shard
+from besttake.rewards.offloading import offload_reward, on_device
 from besttake.rewards.panel import RewardConfig
 from besttake.sampling.rollout import RolloutConfig
-from besttake.training.validation import MonitorConfig
+from besttake.training.validation import ValidationConfig
 from besttake.types import CriticCard, Score
 
 
@@ -50,23 +50,23 @@ def test_a_critic_sent_away_is_called_back_for_each_question(tmp_path, cached):
     trips = []
     critic = Critic(trips)
     reward = CachedReward(critic, tmp_path, who="it") if cached else critic
-    send_away(reward)
-    send_away(reward)  # the monitor's, too: its home is still the first one
-    shared(reward, VIDEOS, ["a", "b"], 8)
+    offload_reward(reward)
+    offload_reward(reward)  # the monitor's, too: its home is still the first one
+    score_shard(reward, VIDEOS, ["a", "b"], 8)
     assert trips == [("critic", "cpu")] * 2 + [("critic", "cpu"), ("critic", "asked"), ("critic", "cpu")]
 
 
 def test_a_critic_that_was_not_sent_away_stays(tmp_path):
     trips = []
-    shared(Critic(trips), VIDEOS, ["a", "b"], 8)
+    score_shard(Critic(trips), VIDEOS, ["a", "b"], 8)
     assert trips == [("critic", "asked")]
 
 
 def test_one_that_fails_goes_back_all_the_same():
     trips = []
     critic = Critic(trips, fails=True)
-    send_away(critic)
-    with pytest.raises(ConnectionError), called_back(critic):
+    offload_reward(critic)
+    with pytest.raises(ConnectionError), on_device(critic):
         critic(VIDEOS, ["a", "b"])
     assert trips[-1] == ("critic", "cpu")
 
@@ -74,35 +74,35 @@ def test_one_that_fails_goes_back_all_the_same():
 def test_the_denoiser_goes_when_a_part_is_read_and_comes_back_to_be_run(model_folder):
     trips = []
     model = load_model(str(model_folder("tiny-wan")))
-    model.by_turns = [Traveller(trips, "denoiser")]
+    model.offload_idle = [Traveller(trips, "denoiser")]
     model.encode_prompts(["a red ball"])
     assert trips == [("denoiser", "cpu")]
-    model.wake()
+    model.to_device()
     model.encode_prompts(["a red ball"])  # known: nothing is read
     assert trips == [("denoiser", "cpu"), ("denoiser", "cpu")]
 
 
 def test_a_run_by_turns_is_the_run_it_would_have_been(tmp_path, model_folder, material):
     rows = {}
-    for by_turns in (False, True):
+    for offload_idle in (False, True):
         run = onlinevpo.train(
             onlinevpo.Config(
                 model=str(model_folder("tiny-cogvideox")),
                 data=str(material / "prompts.txt"),
-                out=tmp_path / str(by_turns),
+                out=tmp_path / str(offload_idle),
                 steps=2,
-                by_turns=by_turns,
+                offload_idle=offload_idle,
                 prompts_per_step=2,
                 candidates=2,
                 policy=PolicyConfig(rank=2, train="full"),
                 reward=RewardConfig("temporal-flicker"),
                 rollout=RolloutConfig(steps=2),
-                monitor=MonitorConfig(
+                validation=ValidationConfig(
                     1, str(material / "prompts.txt"), 2, ("dynamic-degree",), 0, RolloutConfig(steps=1)
                 ),
             )
         )
-        assert bool(run.model.by_turns) == by_turns
+        assert bool(run.model.offload_idle) == offload_idle
         lines = (run.folder / "metrics.jsonl").read_text().splitlines()
-        rows[by_turns] = [{k: v for k, v in json.loads(line).items() if k != "minutes"} for line in lines]
+        rows[offload_idle] = [{k: v for k, v in json.loads(line).items() if k != "minutes"} for line in lines]
     assert rows[False] == rows[True]

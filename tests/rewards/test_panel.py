@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from besttake.rewards import load_reward
-from besttake.rewards.checks import checked
+from besttake.rewards.checks import score_checked
 from besttake.rewards.panel import (
     MEMORY,
-    Ballots,
     Panel,
+    PanelScores,
     RewardConfig,
     Running,
     agreed,
@@ -32,11 +32,13 @@ class Fixed:
         self.name, self.dimensions = name, tuple(columns)
         self.card = CriticCard("", "", dict.fromkeys(columns, (0.0, 1.0)))
         self.values = torch.tensor(list(columns.values()), dtype=torch.float32).T
-        self.given = torch.tensor([row not in abstains for row in range(len(self.values))])
+        self.scored = torch.tensor([row not in abstains for row in range(len(self.values))])
 
     def __call__(self, videos, prompts, fps=8.0):
-        values = self.values * self.given[:, None]
-        return Score(values, self.dimensions) if self.given.all() else PartialScore(values, self.dimensions, self.given)
+        values = self.values * self.scored[:, None]
+        return (
+            Score(values, self.dimensions) if self.scored.all() else PartialScore(values, self.dimensions, self.scored)
+        )
 
 
 SHARP = Fixed("sharp", sharpness=[0.1, 0.2, 0.3, 0.4, 0.5, 0.9], grain=[1.0, 1, 1, 1, 1, 1])
@@ -51,15 +53,15 @@ def test_a_single_critic_scores_as_it_does_alone():
     weights = {"temporal consistency": 1.0, "visual quality": 1.5, "dynamic degree": 2.0}
     videos = torch.rand(3, 16, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
     ballots = load_panel(RewardConfig("world", weights))(videos, PROMPTS[:3])
-    alone = checked(load_reward("world"), videos, PROMPTS[:3]).combine(weights)
-    assert torch.equal(ballots.votes[:, 0], alone)
-    assert ballots.said == {"reward": alone.mean().item()}
+    alone = score_checked(load_reward("world"), videos, PROMPTS[:3]).combine(weights)
+    assert torch.equal(ballots.values[:, 0], alone)
+    assert ballots.metrics == {"reward/mean": alone.mean().item()}
 
 
 def test_sums_and_products_by_hand():
     both = {"a": (SHARP, {"sharpness": 2.0, "grain": 1.0}), "b": (SMOOTH, {"smoothness": 0.1})}
-    assert votes(**both).votes[:, 0].tolist() == pytest.approx([2.2, 4.4, 3.6, 2.3, 3.5, 6.8])
-    product = votes("product", **both).votes[:, 0]
+    assert votes(**both).values[:, 0].tolist() == pytest.approx([2.2, 4.4, 3.6, 2.3, 3.5, 6.8])
+    product = votes("product", **both).values[:, 0]
     sharp, smooth = SHARP.values[:, 0], SMOOTH.values[:, 0]
     torch.testing.assert_close(product, sharp**2 * smooth**0.1)
 
@@ -67,14 +69,14 @@ def test_sums_and_products_by_hand():
 def test_each_critic_tells_its_mean_and_the_reward_is_told_before_it_is_normalised():
     both = {"a": (SHARP, {"sharpness": 1.0}), "b": (SMOOTH, {})}
     for normalise in ("none", "prompt", "batch"):
-        said = votes("sum", normalise, **both).said
-        assert said == pytest.approx({"reward": 20.4, "reward/sharp": 0.4, "reward/smooth": 20.0})
+        said = votes("sum", normalise, **both).metrics
+        assert said == pytest.approx({"reward/mean": 20.4, "reward/sharp": 0.4, "reward/smooth": 20.0})
 
 
 def test_within_a_prompt_scales_and_levels_do_not_count():
-    one = votes("sum", "prompt", a=(SHARP, {"sharpness": 1.0}), b=(SMOOTH, {})).votes
+    one = votes("sum", "prompt", a=(SHARP, {"sharpness": 1.0}), b=(SMOOTH, {})).values
     far = Fixed("smooth", smoothness=(1000 * SMOOTH.values[:, 0] - 5e4 * torch.tensor([0, 0, 0, 1, 1, 1])).tolist())
-    other = votes("sum", "prompt", a=(SHARP, {"sharpness": 1.0}), b=(far, {})).votes
+    other = votes("sum", "prompt", a=(SHARP, {"sharpness": 1.0}), b=(far, {})).values
     torch.testing.assert_close(one, other, atol=2e-3, rtol=0)
     torch.testing.assert_close(one.view(2, 3).mean(1), torch.zeros(2), atol=1e-5, rtol=0)
 
@@ -89,7 +91,7 @@ def test_within_prompts_by_hand():
 def test_a_product_of_normalised_scores_rewards_takes_good_at_both():
     one, other = Fixed("one", x=[-2.0, 0, 2]), Fixed("other", y=[2.0, 0, -2])
     panel = Panel({"one": (one, {}), "other": (other, {})}, "product", "prompt")
-    table = panel(VIDEOS[:3], PROMPTS[:3]).votes[:, 0]
+    table = panel(VIDEOS[:3], PROMPTS[:3]).values[:, 0]
     bell = [0.5 * math.erfc(-z / math.sqrt(2)) for z in (-math.sqrt(1.5), 0, math.sqrt(1.5))]
     assert table.tolist() == pytest.approx([bell[0] * bell[2], 0.25, bell[0] * bell[2]], abs=1e-3)
     assert table.argmax() == 1
@@ -129,7 +131,7 @@ def test_a_panel_goes_on_from_its_checkpoint():
     panel(VIDEOS, PROMPTS)
     assert set(panel.state()) == {f"{name}/{what}" for name in critics for what in ("count", "mean", "square")}
     resumed.load_state(panel.state())
-    assert torch.equal(resumed(VIDEOS, PROMPTS).votes, panel(VIDEOS, PROMPTS).votes)
+    assert torch.equal(resumed(VIDEOS, PROMPTS).values, panel(VIDEOS, PROMPTS).values)
     assert Panel(critics, "sum", "prompt").state() == {}
 
 
@@ -139,23 +141,23 @@ def test_an_abstention_is_no_number_and_moves_no_other(combine, normalise):
     values = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6]
     silent = Fixed("silent", abstains=(1,), x=values)
     ballots = Panel({"silent": (silent, {}), "smooth": (SMOOTH, {})}, combine, normalise)(VIDEOS, PROMPTS)
-    assert ballots.given.tolist() == [True, False, True, True, True, True]
+    assert ballots.scored.tolist() == [True, False, True, True, True, True]
     wild = Fixed("silent", abstains=(1,), x=[0.1, 1e6, *values[2:]])
     again = Panel({"silent": (wild, {}), "smooth": (SMOOTH, {})}, combine, normalise)(VIDEOS, PROMPTS)
-    assert torch.equal(again.votes, ballots.votes)
-    assert again.said == ballots.said
+    assert torch.equal(again.values, ballots.values)
+    assert again.metrics == ballots.metrics
 
 
 def test_a_critic_that_never_answers_leaves_no_reward_to_log():
     panel = Panel({"silent": (Fixed("silent", abstains=(0, 1), x=[1.0, 2.0]), {})}, "sum", "batch")
-    assert panel(VIDEOS[:2], PROMPTS[:2]).said == {"abstained": 2.0}
+    assert panel(VIDEOS[:2], PROMPTS[:2]).metrics == {"reward/abstained": 2.0}
 
 
 def test_gradients_flow_through_a_panel():
     critics = {name: (load_reward(name), {}) for name in ("temporal-flicker", "motion-smoothness")}
     for normalise in ("none", "prompt", "batch"):
         videos = VIDEOS.clone().requires_grad_(True)
-        Panel(critics, "sum", normalise)(videos, PROMPTS).votes.square().sum().backward()
+        Panel(critics, "sum", normalise)(videos, PROMPTS).values.square().sum().backward()
         assert videos.grad.isfinite().all()
         assert videos.grad.any()
 
@@ -224,15 +226,15 @@ def test_every_kept_pair_of_random_votes_is_agreed_on_and_none_is_missed():
 def test_a_vote_has_a_column_and_a_margin_for_each_critic():
     panel = Panel({"sharp": (SHARP, {"sharpness": 1.0}), "smooth": (SMOOTH, {})}, "vote", margins={"smooth": 2.0})
     ballots = panel(VIDEOS, PROMPTS)
-    assert torch.equal(ballots.votes, torch.stack([SHARP.values[:, 0], SMOOTH.values[:, 0]], 1))
+    assert torch.equal(ballots.values, torch.stack([SHARP.values[:, 0], SMOOTH.values[:, 0]], 1))
     assert ballots.margins.tolist() == [0, 2]
 
 
 def test_plain_scores_are_the_ballots_of_one_voter():
-    ballots = Ballots.of(torch.tensor([1.0, 3.0]))
-    assert ballots.votes.tolist() == [[1], [3]]
-    assert ballots.given.all()
-    assert ballots.said == {"reward": 2.0}
+    ballots = PanelScores.of(torch.tensor([1.0, 3.0]))
+    assert ballots.values.tolist() == [[1], [3]]
+    assert ballots.scored.all()
+    assert ballots.metrics == {"reward/mean": 2.0}
 
 
 RECIPE = {

@@ -106,7 +106,7 @@ def test_wrong_values_are_named(values, message):
 def test_no_setting_of_any_recipe_is_infinite_or_nan(recipe, number):
     config = read_recipe(recipe)
     floats = dict(_floats(to_dict(config)))
-    assert {"optim.lr", "minutes", "rollout.strength", "monitor.guard.chance", "optim.betas.1"} <= floats.keys()
+    assert {"optim.lr", "minutes", "rollout.strength", "validation.guard.chance", "optim.betas.1"} <= floats.keys()
     for key in floats:
         values = to_dict(config)
         _put(values, key.split("."), float(number))
@@ -155,7 +155,7 @@ def _put(values, path, new):
         ("seed: 010", "'seed' in line 1 is 010, which YAML takes for a number to the base of 8"),
         ("seed: -017", "'seed' in line 1 is -017"),
         ("tiling: yes", "'tiling' in line 1 is yes, which YAML takes for true or false"),
-        ("policy: {halve: off}", "'policy.halve' in line 1 is off"),
+        ("policy: {halve: off}", "'policy.halve_on_oom' in line 1 is off"),
         ("dtype: No", "'dtype' in line 1 is No"),
         ("on: 1", "'on' in line 1 is on"),
         ("rewards: [world, on]", r"'rewards\[1\]' in line 1 is on"),
@@ -185,7 +185,7 @@ def test_yaml_with_one_reading_is_read(tmp_path):
 
 
 def test_a_dataclass_that_refuses_is_told_by_its_full_name():
-    values = {"monitor": {"rollout": {"cache": {"every": 1}}}}
+    values = {"validation": {"rollout": {"cache": {"every": 1}}}}
     with pytest.raises(ValueError, match=r"^monitor\.rollout\.cache\.every is 1; expected 2 or more$"):
         from_dict(type(read_recipe("sft-tiny")), values)
 
@@ -227,7 +227,7 @@ def test_the_fingerprint_tells_runs_apart_by_what_they_train_and_by_nothing_else
     config = read_recipe("onlinevpo-tiny")
     same = replace(config, steps=1, minutes=2.0, out=Path("x"), save_every=3, device="cpu")
     assert fingerprint(same) == fingerprint(config)
-    assert fingerprint(replace(config, monitor=replace(config.monitor, every=0))) == fingerprint(config)
+    assert fingerprint(replace(config, validation=replace(config.validation, every=0))) == fingerprint(config)
     others = (replace(config, seed=5), replace(config, beta=1.0), replace(config, model="x"), read_recipe("sft-tiny"))
     assert len({fingerprint(other) for other in (config, *others)}) == 5
 

@@ -11,25 +11,25 @@ from pathlib import Path
 
 import pytest
 import torch
+from besttake.algorithms.takes import NegativeSamples
 from safetensors.torch import load_file, save_file
 
 from besttake.algorithms import offline_dpo, onlinevpo, realdpo, sft
 from besttake.algorithms.losses import denoising_errors
 from besttake.algorithms.real_clips import encode_clips
-from besttake.algorithms.takes import Takes
 from besttake.commands import cli
 from besttake.data.real import find_clips
 from besttake.models import load_model
 from besttake.models.policy import Policy, PolicyConfig
-from besttake.models.sharding import check_tokens, is_sharded, not_finite
+from besttake.models.sharding import check_tokens, find_non_finite, is_sharded
 from besttake.rewards.panel import RewardConfig
 from besttake.runtime.configuration import to_yaml
-from besttake.runtime.distributed import ParallelConfig, backward, digest, gathered, join
+from besttake.runtime.distributed import ParallelConfig, all_gather_rows, backward, bit_checksum, init_processes
 from besttake.sampling.rollout import Preview, RolloutConfig, generate
 from besttake.sampling.step_cache import CacheConfig
 from besttake.training import run, validation
 from besttake.training.run import OptimConfig, Run
-from besttake.training.validation import MonitorConfig
+from besttake.training.validation import ValidationConfig
 from tests.processes import launch, results
 from tests.tiny.wan import TINY
 
@@ -46,8 +46,10 @@ def common(model_folder, material):
         "beta": 50.0,
         # so short a gradient that AdamW's epsilon is far above it: a step is in proportion to it, not of one size
         # whatever it is, which for a gradient of 0 but for rounding would be a step in any direction
-        "optim": OptimConfig(lr=0.5, clip=1e-8, warmup=0, accumulate=2),
-        "monitor": MonitorConfig(2, str(material / "prompts.txt"), 3, ("dynamic-degree",), 2, RolloutConfig(steps=1)),
+        "optim": OptimConfig(lr=0.5, max_grad_norm=1e-8, warmup_steps=0, gradient_accumulation_steps=2),
+        "validation": ValidationConfig(
+            2, str(material / "prompts.txt"), 3, ("dynamic-degree",), 2, RolloutConfig(steps=1)
+        ),
         "rollout": RolloutConfig(steps=2, batch=1),
     }
 
@@ -74,7 +76,7 @@ def config(common, material, tmp_path_factory):
         **common,
         out=tmp_path_factory.mktemp("online"),
         data=str(material / "prompts.txt"),
-        policy=PolicyConfig(rank=2, average=0.5, clips_at_once=1),
+        policy=PolicyConfig(rank=2, ema_decay=0.5, micro_batch_size=1),
         prompts_per_step=2,
         candidates=2,
         refresh_every=2,
@@ -87,7 +89,7 @@ def train_online(config):
     seen, pair = [], onlinevpo.best_against_worst
 
     def watched(takes, scores, margin):
-        seen.append((takes.latents.tolist(), scores.votes.tolist(), takes.prompts))
+        seen.append((takes.latents.tolist(), scores.values.tolist(), takes.prompts))
         return pair(takes, scores, margin)
 
     onlinevpo.best_against_worst = watched
@@ -144,10 +146,10 @@ def full(common, material, tmp_path_factory):
                 **common | {"steps": steps},
                 out=tmp_path_factory.mktemp("full"),
                 data=str(material / "clips"),
-                policy=PolicyConfig("full", average=0.5),
+                policy=PolicyConfig("full", ema_decay=0.5),
                 clips_per_step=2,
                 negatives=2,
-                renew_every=2,
+                regenerate_every=2,
                 reference_every=1,
                 parallel=ParallelConfig(shard),
             )
@@ -193,7 +195,7 @@ def test_a_sharded_checkpoint_is_resumed_by_another_number_of_processes(full, tm
 @pytest.fixture
 def short(config, tmp_path):
     """Two steps, saved after each."""
-    return replace(config, out=tmp_path / "run", steps=2, save_every=1, monitor=MonitorConfig(every=0))
+    return replace(config, out=tmp_path / "run", steps=2, save_every=1, validation=ValidationConfig(every=0))
 
 
 def rank():
@@ -234,7 +236,7 @@ def test_when_a_process_is_killed_the_others_stop_and_the_run_goes_on_from_its_c
     assert "the same command goes on from step 1, in" in first.said
     assert saved(short) == ["step-00000001"]
     assert results(launch(1, started, short)) == [0]
-    found, expected = rows(short.out), [row for row in rows(online(1, 1)[0]) if "reward" in row]
+    found, expected = rows(short.out), [row for row in rows(online(1, 1)[0]) if "reward/mean" in row]
     assert found == [pytest.approx(row, rel=1e-4, abs=1e-5) for row in expected[:2]]
 
 
@@ -298,7 +300,7 @@ def test_processes_that_disagree_are_refused(short, disagreeing, words):
 
 def after_an_update(config, change, compare_every=50):
     """A run in which the second process's weights are changed after the first update."""
-    update = Policy.update_average
+    update = Policy.update_ema
 
     def changed(policy, updates):
         update(policy, updates)
@@ -306,7 +308,7 @@ def after_an_update(config, change, compare_every=50):
             weight = list(policy.trainable.values())[-1]
             change((weight.to_local() if is_sharded(weight) else weight).detach())
 
-    Policy.update_average, run.COMPARE_EVERY = changed, compare_every
+    Policy.update_ema, run.COMPARE_EVERY = changed, compare_every
     return started(config)
 
 
@@ -385,10 +387,10 @@ def test_a_gradient_that_is_no_number_is_called_so(short, policy, processes):
 def test_a_digest_sees_one_bit_and_takes_nan_for_itself():
     weights = torch.randn(1000, 100, generator=torch.Generator().manual_seed(0))
     other = weights.clone()
-    assert digest([other]) == digest([weights])
+    assert bit_checksum([other]) == bit_checksum([weights])
     by_a_hair(other)
-    assert digest([other]) != digest([weights])
-    assert digest([torch.tensor([torch.nan, 1.0])]) == digest([torch.tensor([torch.nan, 1.0])])
+    assert bit_checksum([other]) != bit_checksum([weights])
+    assert bit_checksum([torch.tensor([torch.nan, 1.0])]) == bit_checksum([torch.tensor([torch.nan, 1.0])])
 
 
 def test_the_first_tensor_that_is_not_finite_is_named():
@@ -398,11 +400,11 @@ def test_the_first_tensor_that_is_not_finite_is_named():
         "large": torch.full((20,), 3e38),
         "half": torch.ones(2).bfloat16(),
     }
-    assert not_finite({}) is None
-    assert not_finite(fine) is None
+    assert find_non_finite({}) is None
+    assert find_non_finite(fine) is None
     wrong = {"second": torch.tensor([[1.0, -torch.inf]]), "third": torch.tensor(torch.nan)}
-    assert not_finite(fine | wrong) == "second"
-    assert not_finite({"double": torch.tensor([0.0, torch.nan]).double()} | fine) == "double"
+    assert find_non_finite(fine | wrong) == "second"
+    assert find_non_finite({"double": torch.tensor([0.0, torch.nan]).double()} | fine) == "double"
 
 
 def read_otherwise(monkeypatch, where, name, change):
@@ -446,7 +448,7 @@ OTHERWISE = {
         validation,
         "read_prompts",
         lambda prompts: prompts[1:],
-        "on monitor.prompts: number 1 is 'a red",
+        "on validation.prompts: number 1 is 'a red",
     ),
 }
 """A run's algorithm; what its second process reads otherwise, and how; and what is said of it."""
@@ -483,7 +485,7 @@ def test_what_only_some_processes_have_read_is_refused_by_name(common, material,
             data=str(data.get(algorithm, tmp_path / "clips")),
             out=tmp_path / case,
             steps=1,
-            monitor=look,
+            validation=look,
             rollout=RolloutConfig(steps=1),
             **own,
         )
@@ -545,10 +547,10 @@ def test_a_disk_that_is_full_for_one_process_leaves_the_checkpoint_that_was_ther
 def test_what_processes_have_together_must_divide_them(monkeypatch, name):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ValueError, match=f"parallel.{name} is 3, but there are 2 processes: start a multiple of 3"):
-        join(ParallelConfig(**{name: 3}), "cpu")
+        init_processes(ParallelConfig(**{name: 3}), "cpu")
     monkeypatch.delenv("WORLD_SIZE")
     with pytest.raises(ValueError, match=f"parallel.{name} is 2, but there is 1 process"):
-        join(ParallelConfig(**{name: 2}), "cpu")
+        init_processes(ParallelConfig(**{name: 2}), "cpu")
 
 
 def test_what_does_not_go_with_shards_is_refused(short):
@@ -557,15 +559,15 @@ def test_what_does_not_go_with_shards_is_refused(short):
         replace(short, parallel=ParallelConfig(2), policy=PolicyConfig(offload=True), rollout=first_block)
     with pytest.raises(ValueError, match=r"does not go with rollout.cache.name: first-block"):
         replace(short, parallel=ParallelConfig(context=2), policy=PolicyConfig(offload=True), rollout=first_block)
-    full = PolicyConfig("full", reference_on="cpu")
-    with pytest.raises(ValueError, match=r"does not go with policy.reference_on: cpu, optim.eight_bit"):
-        replace(short, parallel=ParallelConfig(2), policy=full, optim=OptimConfig(eight_bit=True))
+    full = PolicyConfig("full", reference_device="cpu")
+    with pytest.raises(ValueError, match=r"does not go with policy.reference_device: cpu, optim.use_8bit_adam"):
+        replace(short, parallel=ParallelConfig(2), policy=full, optim=OptimConfig(use_8bit_adam=True))
 
 
 def one_step(folder, parallel, size):
     """Takes of a policy on a tiny model, errors and gradients: of two clips, one with little noise, one with much."""
     torch.accelerator.device_count = lambda: 1  # or diffusers divides by their number, none
-    join(parallel, "cpu")
+    init_processes(parallel, "cpu")
     model = load_model(str(folder))
     check_tokens(model, [size])
     policy, generator = Policy(model, PolicyConfig(rank=2)), torch.Generator().manual_seed(0)
@@ -602,10 +604,10 @@ def test_tokens_and_experts_are_shared_without_a_difference(tmp_path, name, size
 
 def finished(folder, prompts):
     """The takes of some prompts that go on after a preview: those that are darkest."""
-    join(ParallelConfig(), "cpu")
+    init_processes(ParallelConfig(), "cpu")
 
     def choose(previews, rows):
-        means = gathered(previews.mean((1, 2, 3, 4)), len(rows))
+        means = all_gather_rows(previews.mean((1, 2, 3, 4)), len(rows))
         return means.view(-1, 3).argsort(1)[:, :2]
 
     takes = generate(
@@ -626,7 +628,7 @@ def test_previews_are_those_of_one_process(model_folder):
 
 def encoded(config, clips):
     """Which texts and how many clips this process encodes for a run."""
-    join(ParallelConfig(), "cpu")
+    init_processes(ParallelConfig(), "cpu")
     online = Run(config)
     seen, embed, encode = [], online.model.embed, online.encode
     online.model.embed = lambda prompts: seen.extend(prompts) or embed(prompts)
@@ -637,7 +639,7 @@ def encoded(config, clips):
 
 
 def test_a_text_or_clip_that_is_kept_on_disk_is_encoded_by_one_process(config, material, tmp_path):
-    own = replace(config, monitor=MonitorConfig(every=0), cache=tmp_path / "cache")
+    own = replace(config, validation=ValidationConfig(every=0), cache=tmp_path / "cache")
     (all_seen, latents), *_ = results(
         launch(1, encoded, replace(own, cache="", out=tmp_path / "a"), material / "clips")
     )
@@ -649,11 +651,11 @@ def test_a_text_or_clip_that_is_kept_on_disk_is_encoded_by_one_process(config, m
 
 def on_a_disk_of_its_own(model, folder):
     """Takes where each process sees no files but those that it has written itself."""
-    join(ParallelConfig(), "cpu")
+    init_processes(ParallelConfig(), "cpu")
     rank = int(os.environ.get("RANK", "0"))
     captions = ["a red ball", "a blue ball", "a green ball"]
     policy = Policy(load_model(model), PolicyConfig(rank=2))
-    takes = Takes(policy, captions, RolloutConfig(steps=1, batch=1), 1, 5, folder / str(rank))
+    takes = NegativeSamples(policy, captions, RolloutConfig(steps=1, batch=1), 1, 5, folder / str(rank))
     found = [takes.of([0, 1], 0, 50), takes.of([1, 2], 1, 50)]
     for path in takes.folder.glob(f"{takes.names[0]}*"):
         path.write_bytes(b"damaged")

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 
 from besttake.algorithms import onlinevpo
 from besttake.commands import cli
-from besttake.models.policy import Policy, PolicyConfig, Twin
+from besttake.models.policy import AdapterReference, Policy, PolicyConfig
 from besttake.rewards.panel import Panel, RewardConfig
 from besttake.runtime import interruption
 from besttake.runtime.configuration import to_yaml
@@ -27,7 +27,7 @@ from besttake.runtime.distributed import ParallelConfig
 from besttake.sampling.rollout import RolloutConfig, RolloutOverrides
 from besttake.training import checkpoint, run, validation
 from besttake.training.run import OptimConfig
-from besttake.training.validation import MonitorConfig
+from besttake.training.validation import ValidationConfig
 from tests.processes import launch
 
 
@@ -43,9 +43,11 @@ def config(model_folder, material, tmp_path_factory):
         prompts_per_step=1,
         candidates=2,
         refresh_every=1,
-        policy=PolicyConfig(rank=2, average=0.5),
-        optim=OptimConfig(lr=1e-2, warmup=2, accumulate=2),
-        monitor=MonitorConfig(2, str(material / "prompts.txt"), 1, ("dynamic-degree",), 1, RolloutOverrides(steps=1)),
+        policy=PolicyConfig(rank=2, ema_decay=0.5),
+        optim=OptimConfig(lr=1e-2, warmup_steps=2, gradient_accumulation_steps=2),
+        validation=ValidationConfig(
+            2, str(material / "prompts.txt"), 1, ("dynamic-degree",), 1, RolloutOverrides(steps=1)
+        ),
         rollout=RolloutConfig(steps=1),
         reward=RewardConfig("temporal-flicker", normalise="batch"),
     )
@@ -81,7 +83,7 @@ MOMENTS = {
     "clipping": (torch.nn.utils, "clip_grad_norm_", 1, 1),
     "updating": (torch.optim.AdamW, "step", 1, 2),
     "averaging": (Policy, "update_average", 1, 2),
-    "refreshing": (Twin, "refresh", 1, 2),
+    "refreshing": (AdapterReference, "refresh", 1, 2),
     "a look": (validation, "generate", 2, 2),
     "writing a clip": (validation, "write_video", 2, 2),
     "writing": (checkpoint, "save_file", 1, 4),
@@ -145,7 +147,7 @@ def test_the_exit_code_tells_the_signal(config, number, tmp_path):
 
 
 def test_before_the_first_step_there_is_nothing_to_save(config, tmp_path):
-    cut = replace(config, out=tmp_path / "cut", monitor=MonitorConfig(every=0))
+    cut = replace(config, out=tmp_path / "cut", validation=ValidationConfig(every=0))
     (ending,) = launch(1, told_to_stop, cut, "backward", signal.SIGTERM)
     assert saved(cut.out) == [1]
     (ending,) = launch(1, told_to_stop, replace(cut, out=tmp_path / "none"), "the first sampling", signal.SIGTERM)
@@ -237,7 +239,7 @@ def test_a_second_signal_ends_it_at_once(config, tmp_path):
 def test_what_is_ignored_stays_ignored(tmp_path):
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with interruption.saving(lambda: "never"):
+        with interruption.save_on_signal(lambda: "never"):
             os.kill(os.getpid(), signal.SIGHUP)
         assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
     finally:
@@ -296,7 +298,7 @@ def struck(config, moment, rank, number, slow=0.0):
 
 TORCHRUN = """
 import pickle, sys
-from tests.test_interruption import struck
+from tests.runtime.test_interruption import struck
 struck(*pickle.loads(bytes.fromhex(sys.argv[1])))
 """
 
@@ -357,7 +359,7 @@ def test_a_signal_that_torchrun_does_not_pass_on(config, tmp_path):
 
 
 def test_a_signal_to_torchruns_process_group_where_weights_are_sharded(config, tmp_path):
-    cut = replace(config, out=tmp_path / "cut", policy=PolicyConfig("full", average=0.5), parallel=ParallelConfig(2))
+    cut = replace(config, out=tmp_path / "cut", policy=PolicyConfig("full", ema_decay=0.5), parallel=ParallelConfig(2))
     code, said = under_torchrun(cut, "scoring", -1, signal.SIGTERM)
     assert code, said
     assert saved(cut.out) == [3], said

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from besttake.models.schedules import RectifiedFlow, VPrediction
-from besttake.sampling.denoise import Course, Told, guided, spread_out
+from besttake.sampling.denoise import Guidance, X0Extrapolation, evaluation_steps, predict_with_guidance
 from besttake.sampling.rollout import RolloutConfig, generate
 
 SCHEDULES = [RectifiedFlow(), RectifiedFlow(to_data=True), VPrediction(torch.linspace(0.99, 0.0, 100))]
@@ -12,13 +12,13 @@ SCHEDULES = [RectifiedFlow(), RectifiedFlow(to_data=True), VPrediction(torch.lin
 
 @pytest.mark.parametrize(("asked", "steps"), [(2, 50), (5, 8), (14, 50), (49, 50), (50, 50), (60, 50)])
 def test_as_many_steps_ask_as_were_asked_for_the_first_and_the_last_among_them(asked, steps):
-    places = spread_out(asked, steps)
+    places = evaluation_steps(asked, steps)
     assert len(places) == min(asked, steps)
     assert {0, steps - 1} <= places <= set(range(steps))
 
 
 def test_more_steps_ask_near_the_noise_than_near_the_data():
-    gaps = torch.tensor(sorted(spread_out(14, 50))).diff()
+    gaps = torch.tensor(sorted(evaluation_steps(14, 50))).diff()
     assert gaps[0] == 1
     assert gaps[-1] > 4
     assert (gaps[1:] >= gaps[:-1]).float().mean() > 0.8
@@ -33,7 +33,7 @@ def test_on_a_straight_course_nothing_is_lost(schedule):
         x_0 = start + t * slope
         return schedule.target(x_0, noise, times), schedule.add_noise(x_0, noise, times), times
 
-    course = Course(schedule)
+    course = X0Extrapolation(schedule)
     for t in (0.9, 0.8, 0.7):
         course.add(*at(t))
     prediction, x_t, times = at(0.4)
@@ -43,7 +43,7 @@ def test_on_a_straight_course_nothing_is_lost(schedule):
 def test_after_one_answer_the_take_is_where_that_one_saw_it():
     schedule, t = RectifiedFlow(), torch.tensor([0.5])
     x_0, noise = torch.randn(2, 1, 4, 3, 2, 2)
-    course = Course(schedule)
+    course = X0Extrapolation(schedule)
     course.add(schedule.target(x_0, noise, t), schedule.add_noise(x_0, noise, t), t)
     later = torch.tensor([0.25])
     torch.testing.assert_close(course(schedule.add_noise(x_0, noise, later), later), schedule.target(x_0, noise, later))
@@ -57,9 +57,9 @@ def test_guidance_is_the_same_in_one_pass_and_in_two():
         return x_t * t.view(-1, 1, 1, 1, 1) + told["text"].view(-1, 1, 1, 1, 1)
 
     x_t, t = torch.randn(3, 4, 2, 2, 2), torch.tensor([0.1, 0.2, 0.3])
-    told = Told({"text": torch.tensor([1.0, 2.0, 3.0])}, {"text": torch.tensor([-1.0])}, 5.0, together=False)
-    apart = guided(ask, x_t, t, told)
-    together = guided(ask, x_t, t, Told(told.condition, told.away, told.scale, together=True))
+    told = Guidance({"text": torch.tensor([1.0, 2.0, 3.0])}, {"text": torch.tensor([-1.0])}, 5.0, together=False)
+    apart = predict_with_guidance(ask, x_t, t, told)
+    together = predict_with_guidance(ask, x_t, t, Guidance(told.condition, told.away, told.scale, together=True))
     torch.testing.assert_close(apart, together)
     by_hand = x_t * t.view(-1, 1, 1, 1, 1) + (-1 + 5 * (torch.tensor([1.0, 2.0, 3.0]) + 1)).view(-1, 1, 1, 1, 1)
     torch.testing.assert_close(apart, by_hand)
@@ -76,13 +76,13 @@ def counted(model, monkeypatch):
 
 def test_the_network_is_asked_no_more_often_than_told(model, monkeypatch):
     rows = counted(model, monkeypatch)
-    generate(model, ["a red ball"], RolloutConfig(steps=12, asked=5, guidance=1.0), n=2, decode=False)
+    generate(model, ["a red ball"], RolloutConfig(steps=12, evaluations=5, guidance=1.0), n=2, decode=False)
     assert rows == [2] * 5
 
 
 def test_the_more_often_it_is_asked_the_nearer_to_the_full_take(model):
     def shoot(asked):
-        config = RolloutConfig(steps=24, asked=asked, guidance=2.0)
+        config = RolloutConfig(steps=24, evaluations=asked, guidance=2.0)
         return generate(model, ["a red ball", "a blue ball"], config, n=2, decode=False).latents
 
     full = shoot(None)

@@ -183,7 +183,7 @@ def test_dropped_takes_cost_nothing_from_then_on(cogvideox, monkeypatch):
     generate(cogvideox, ["a red ball"], settings, n=4, decode=False, preview=first)
     assert asked == [2] * 12  # two batches up to the middle, one of them to the end
     asked.clear()
-    generate(cogvideox, ["a red ball"], replace(settings, asked=3), n=4, decode=False, preview=first)
+    generate(cogvideox, ["a red ball"], replace(settings, evaluations=3), n=4, decode=False, preview=first)
     assert asked == [2] * 7  # a preview is of an answer of the network, and not of a guess
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from besttake.training import checkpoint
-from besttake.training.checkpoint import STATE, TENSORS, checkpoints, find_newest, load_tensors, save_checkpoint
+from besttake.training.checkpoint import STATE, TENSORS, checkpoints, load_tensors, newest_checkpoint, save_checkpoint
 
 
 def save(folder, step, **more):
@@ -20,7 +20,7 @@ def save(folder, step, **more):
 
 
 def load_newest(folder):
-    path, state = find_newest(folder)
+    path, state = newest_checkpoint(folder)
     return load_tensors(path), state
 
 
@@ -36,7 +36,7 @@ def test_what_is_saved_is_loaded(tmp_path):
 
 
 def test_no_folder_is_no_checkpoint(tmp_path):
-    assert find_newest(tmp_path / "nothing") is None
+    assert newest_checkpoint(tmp_path / "nothing") is None
 
 
 def test_the_newest_is_loaded_and_the_oldest_are_deleted(tmp_path):
@@ -108,7 +108,7 @@ def test_a_system_that_flushes_neither_folders_nor_files_open_for_reading_will_d
     windows = {name: getattr(os, name) for name in ("close", "replace", "O_RDONLY", "O_RDWR")}
     monkeypatch.setattr("besttake.training.checkpoint.os", SimpleNamespace(**windows, open=open_file, fsync=flush))
     save(tmp_path, 1)
-    assert find_newest(tmp_path)[1]["step"] == 1
+    assert newest_checkpoint(tmp_path)[1]["step"] == 1
     assert len(flushed) == 2
 
 
@@ -148,7 +148,7 @@ def test_a_disk_that_cannot_be_read_loses_nothing(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr("safetensors.safe_open", failing)
         with pytest.raises(PermissionError):
-            find_newest(tmp_path)
+            newest_checkpoint(tmp_path)
     assert load_newest(tmp_path)[1]["step"] == 1
 
 
@@ -159,14 +159,14 @@ def test_the_state_tells_the_size_of_the_tensors(tmp_path):
 
 def test_files_that_a_shared_disk_shows_late_are_waited_for_but_not_for_ever(tmp_path):
     save(tmp_path, 1)
-    path, state = find_newest(tmp_path)
-    checkpoint.wait_for(path, state, 0)
+    path, state = newest_checkpoint(tmp_path)
+    checkpoint.wait_for_checkpoint(path, state, 0)
     whole = (path / checkpoint.TENSORS).read_bytes()
     for late in (b"", whole[:-1], None):
         (path / checkpoint.TENSORS).unlink(missing_ok=True)
         if late is not None:
             (path / checkpoint.TENSORS).write_bytes(late)
         with pytest.raises(OSError, match=r"process 0 sees .*whole, and this one does not after 0.1 s"):
-            checkpoint.wait_for(path, state, 0.1)
+            checkpoint.wait_for_checkpoint(path, state, 0.1)
     Timer(0.15, (path / checkpoint.TENSORS).write_bytes, [whole]).start()
-    checkpoint.wait_for(path, state, 20)
+    checkpoint.wait_for_checkpoint(path, state, 20)

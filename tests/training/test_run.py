@@ -15,10 +15,10 @@ from safetensors.torch import load_file, save_file
 
 from besttake.algorithms.sft import Config, train
 from besttake.models import load_model
-from besttake.models.policy import PolicyConfig, signature_of_ends
+from besttake.models.policy import PolicyConfig, legacy_weights_hash
 from besttake.training import checkpoint
 from besttake.training.run import OptimConfig, Run, TrainConfig
-from besttake.training.validation import MonitorConfig
+from besttake.training.validation import ValidationConfig
 from tests.processes import launch
 
 
@@ -32,8 +32,8 @@ def config(tmp_path, model_folder, material):
         save_every=1,
         clips_per_step=2,
         policy=PolicyConfig(rank=2),
-        optim=OptimConfig(lr=1e-2, warmup=4),
-        monitor=MonitorConfig(every=0),
+        optim=OptimConfig(lr=1e-2, warmup_steps=4),
+        validation=ValidationConfig(every=0),
     )
 
 
@@ -49,33 +49,39 @@ def test_the_rate_warms_up_and_the_gradient_is_clipped(config):
         seen.append(torch.cat([p.grad.flatten() for p in parameters]).norm().item())
         return step(optimizer)
 
-    run = Run(replace(config, optim=OptimConfig(lr=1.0, warmup=2, clip=0.5)))
+    run = Run(replace(config, optim=OptimConfig(lr=1.0, warmup_steps=2, max_grad_norm=0.5)))
     run.optimizer.step = step.__get__(run.optimizer)
     for _ in run.steps([0], 1):
         run.update(100 * torch.stack([weight.sum() for weight in run.policy.trainable.values()]).sum())
-    assert [row["lr"] for row in rows(run.folder)] == [0.5, 1.0, 1.0]
+    assert [row["train/lr"] for row in rows(run.folder)] == [0.5, 1.0, 1.0]
     assert seen == [pytest.approx(0.5, rel=1e-3)] * 3
-    assert all(row["gradient_norm"] > 100 for row in rows(run.folder))
+    assert all(row["train/grad_norm"] > 100 for row in rows(run.folder))
 
 
 def test_the_rate_falls_to_zero_over_the_last_share_of_the_steps(config):
-    run = Run(replace(config, steps=5, optim=OptimConfig(lr=1.0, warmup=0, decay=0.8)))
+    run = Run(replace(config, steps=5, optim=OptimConfig(lr=1.0, warmup_steps=0, decay=0.8)))
     for _ in run.steps([0], 1):
         run.update(next(iter(run.policy.trainable.values())).sum())
-    assert [row["lr"] for row in rows(run.folder)] == [1.0, 1.0, 0.75, 0.5, 0.25]
+    assert [row["train/lr"] for row in rows(run.folder)] == [1.0, 1.0, 0.75, 0.5, 0.25]
 
 
 def test_the_rate_falls_to_zero_before_the_minutes_end(config):
-    run = Run(replace(config, minutes=1, optim=OptimConfig(lr=1.0, warmup=0, decay=0.5)))
+    run = Run(replace(config, minutes=1, optim=OptimConfig(lr=1.0, warmup_steps=0, decay=0.5)))
     for _ in run.steps([0], 1):
         run.seconds = 45.0
         run.update(next(iter(run.policy.trainable.values())).sum())
-    assert rows(run.folder)[0]["lr"] == 0.5
+    assert rows(run.folder)[0]["train/lr"] == 0.5
 
 
 def test_accumulated_steps_are_one_update_of_their_mean(config):
     def gradient(accumulate, losses):
-        run = Run(replace(config, out=config.out / str(accumulate), optim=OptimConfig(clip=1e9, accumulate=accumulate)))
+        run = Run(
+            replace(
+                config,
+                out=config.out / str(accumulate),
+                optim=OptimConfig(max_grad_norm=1e9, gradient_accumulation_steps=accumulate),
+            )
+        )
         weight = next(iter(run.policy.trainable.values()))
         steps = run.steps([0], 1)
         for scale in losses:
@@ -83,44 +89,48 @@ def test_accumulated_steps_are_one_update_of_their_mean(config):
             before = weight.detach().clone()
             changed = run.update((scale * weight).sum())
             assert changed == (not torch.equal(weight, before))
-        return rows(run.folder)[-1]["gradient_norm"]
+        return rows(run.folder)[-1]["train/grad_norm"]
 
     assert gradient(2, [1.0, 3.0]) == pytest.approx(gradient(1, [2.0]))
 
 
 @pytest.mark.parametrize(("steps", "updates", "last"), [(3, 1, [0, 1, 2]), (10, 3, [8, 9]), (8, 2, [4, 5, 6, 7])])
 def test_the_last_shorter_group_is_stepped_and_averaged_over_its_own_number(config, steps, updates, last):
-    config = replace(config, steps=steps, optim=OptimConfig(lr=1e-2, warmup=0, decay=0.5, clip=1e9, accumulate=4))
+    config = replace(
+        config,
+        steps=steps,
+        optim=OptimConfig(lr=1e-2, warmup_steps=0, decay=0.5, max_grad_norm=1e9, gradient_accumulation_steps=4),
+    )
     for _ in range(2):  # the same command on a finished run finds the same
         run = Run(config)
         weight = next(iter(run.policy.trainable.values()))
         for step, _ in run.steps([0], 1):
             run.update(((step + 1) * weight).sum())
-        told = [row for row in rows(run.folder) if "gradient_norm" in row]
+        told = [row for row in rows(run.folder) if "train/grad_norm" in row]
         assert run.updates == len(told) == updates
         mean = sum(step + 1 for step in last) / len(last)
-        assert told[-1]["gradient_norm"] == pytest.approx(mean * weight.numel() ** 0.5)
+        assert told[-1]["train/grad_norm"] == pytest.approx(mean * weight.numel() ** 0.5)
         # the rate of the group's last step
-        assert told[-1]["lr"] == pytest.approx(1e-2 * min(1, (steps - last[-1]) / (0.5 * steps)))
+        assert told[-1]["train/lr"] == pytest.approx(1e-2 * min(1, (steps - last[-1]) / (0.5 * steps)))
         assert not any(weight.grad is not None for weight in run.policy.trainable.values())
-    assert checkpoint.shapes(checkpoint.find_newest(run.folder / "checkpoints")[0]).keys() >= (
+    assert checkpoint.shapes(checkpoint.newest_checkpoint(run.folder / "checkpoints")[0]).keys() >= (
         {f"gradient/{name}" for name in list(run.policy.trainable)[:1]} if steps % 4 else set()
     )
 
 
 def test_an_untrained_step_or_none_leaves_no_last_update(config):
-    run = Run(replace(config, optim=OptimConfig(accumulate=2)))
+    run = Run(replace(config, optim=OptimConfig(gradient_accumulation_steps=2)))
     for _ in run.steps([0], 1):
         assert not run.update(None)
     assert run.updates == 0
-    assert all("gradient_norm" not in row for row in rows(run.folder))
+    assert all("train/grad_norm" not in row for row in rows(run.folder))
 
 
 def test_a_step_without_a_loss_is_counted_as_skipped(config):
     run = Run(config)
     for _ in run.steps([0], 1):
         assert not run.update(None, ties=1.0)
-    assert [row["skipped"] for row in rows(run.folder)] == [1, 1, 1]
+    assert [row["train/skipped"] for row in rows(run.folder)] == [1, 1, 1]
     assert run.updates == 0
 
 
@@ -143,7 +153,7 @@ def test_a_loss_that_is_no_number_stops_the_run_with_advice(config, worth):
 
     with pytest.raises(FloatingPointError, match=r"loss of step 1 is (nan|-?inf); lower optim.lr"), run:
         train_with([1.0, worth, 1.0])
-    assert checkpoint.find_newest(run.folder / "checkpoints")[1]["step"] == 1
+    assert checkpoint.newest_checkpoint(run.folder / "checkpoints")[1]["step"] == 1
 
 
 def test_a_gradient_that_is_no_number_stops_the_run_before_it_spoils_the_weights(config):
@@ -167,7 +177,7 @@ def train_on_a_weight(run, spoil=lambda step: None):
 @pytest.mark.parametrize("worth", [float("nan"), float("-inf")])
 @pytest.mark.parametrize("group", ["policy", "reference", "average"])
 def test_weights_that_are_no_numbers_are_not_saved(config, group, worth):
-    run = Run(replace(config, policy=PolicyConfig(rank=2, average=0.5)))
+    run = Run(replace(config, policy=PolicyConfig(rank=2, ema_decay=0.5)))
     _, second, third, *_ = run.policy.trainable
 
     def spoil(step):
@@ -203,11 +213,11 @@ def test_a_step_that_fails_leaves_no_weights_that_are_no_numbers(config):
 
 
 def test_half_an_update_that_is_no_number_is_not_saved(config):
-    run = Run(replace(config, optim=OptimConfig(accumulate=3)))
+    run = Run(replace(config, optim=OptimConfig(gradient_accumulation_steps=3)))
     weight = next(iter(run.policy.trainable.values()))
     with pytest.raises(FloatingPointError, match=r"^gradient/.* is not finite at step 2"):
         train_on_a_weight(run, lambda step: weight.register_hook(lambda gradient: gradient * float("nan")))
-    assert checkpoint.find_newest(run.folder / "checkpoints")[1]["step"] == 1
+    assert checkpoint.newest_checkpoint(run.folder / "checkpoints")[1]["step"] == 1
 
 
 class Seen:
@@ -242,7 +252,7 @@ def test_a_time_limit_ends_the_run_in_good_order(config):
     list(run.steps([0], 1))
     assert run.step == 1
     assert (run.folder / "adapter").is_dir()
-    assert checkpoint.find_newest(run.folder / "checkpoints")[1]["step"] == 1
+    assert checkpoint.newest_checkpoint(run.folder / "checkpoints")[1]["step"] == 1
 
 
 def test_a_damaged_newest_checkpoint_costs_one_interval(config, caplog):
@@ -332,7 +342,7 @@ def test_a_run_killed_while_it_saves_loses_one_interval_and_no_bit(config, tmp_p
     train(cut)
     a, b = (load_file(out / "adapter" / "pytorch_lora_weights.safetensors") for out in (whole.folder, cut.out))
     assert all(torch.equal(a[name], b[name]) for name in a)
-    assert [row["loss"] for row in rows(cut.out)] == [row["loss"] for row in rows(whole.folder)]
+    assert [row["train/loss"] for row in rows(cut.out)] == [row["train/loss"] for row in rows(whole.folder)]
 
 
 @pytest.mark.parametrize(
@@ -350,7 +360,9 @@ def test_other_settings_in_the_same_folder_are_refused(config, other):
 
 def test_how_long_and_how_watched_a_run_is_may_change(config):
     train(replace(config, steps=1))
-    changed = replace(config, steps=9, minutes=3.0, save_every=7, monitor=MonitorConfig(every=0, count=1), device="cpu")
+    changed = replace(
+        config, steps=9, minutes=3.0, save_every=7, validation=ValidationConfig(every=0, count=1), device="cpu"
+    )
     assert Run(changed).step == 1
 
 
@@ -375,7 +387,7 @@ def test_settings_without_sense_are_refused(values, message):
         TrainConfig(**values)
 
 
-@pytest.mark.parametrize("values", [{"lr": 0.0}, {"clip": 0.0}, {"accumulate": 0}])
+@pytest.mark.parametrize("values", [{"lr": 0.0}, {"max_grad_norm": 0.0}, {"gradient_accumulation_steps": 0}])
 def test_optimizer_settings_without_sense_are_refused(values):
     with pytest.raises(ValueError, match=f"^{next(iter(values))} is 0"):
         OptimConfig(**values)
@@ -383,7 +395,7 @@ def test_optimizer_settings_without_sense_are_refused(values):
 
 def test_a_run_whose_signature_is_of_two_ends_goes_on_with_it(config):
     train(replace(config, steps=2))
-    base = signature_of_ends(load_model(config.model).denoiser)
+    base = legacy_weights_hash(load_model(config.model).denoiser)
     for path in (config.out / "checkpoints").glob("*/state.json"):
         path.write_text(json.dumps(json.loads(path.read_text()) | {"base": base}))
     train(config)

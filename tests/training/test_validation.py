@@ -7,50 +7,50 @@ from besttake.data.prompts import read_prompts
 from besttake.data.video import probe
 from besttake.models.policy import Policy, PolicyConfig
 from besttake.sampling.rollout import RolloutConfig
-from besttake.training.validation import Monitor, MonitorConfig
+from besttake.training.validation import ValidationConfig, Validator
 
 
 @pytest.fixture
 def policy(cogvideox):
-    return Policy(cogvideox, PolicyConfig(rank=2, average=0.5))
+    return Policy(cogvideox, PolicyConfig(rank=2, ema_decay=0.5))
 
 
 @pytest.fixture
 def config(material):
     rewards = ("dynamic-degree", "temporal-flicker")
-    return MonitorConfig(5, str(material / "prompts.txt"), 3, rewards, 2, RolloutConfig(steps=1))
+    return ValidationConfig(5, str(material / "prompts.txt"), 3, rewards, 2, RolloutConfig(steps=1))
 
 
 def test_a_look_keeps_samples_and_says_what_every_critic_says(tmp_path, config, policy):
-    row = Monitor(config, policy, tmp_path, 0, "cpu").look(15)
-    assert set(row) == {"monitor/dynamic-degree/dynamic degree", "monitor/temporal-flicker/temporal flicker"}
+    row = Validator(config, policy, tmp_path, 0, "cpu").validate(15)
+    assert set(row) == {"eval/dynamic-degree/dynamic degree", "eval/temporal-flicker/temporal flicker"}
     samples = sorted((tmp_path / "samples" / "step-00000015").iterdir())
     assert [path.name for path in samples] == ["00.mp4", "01.mp4"]
     assert probe(samples[0]).frames == 4
 
 
 def test_looks_at_one_policy_agree_and_see_the_average(tmp_path, config, policy):
-    monitor = Monitor(config, policy, tmp_path, 0, "cpu")
-    first = monitor.look(0)
-    assert monitor.look(5) == first
+    monitor = Validator(config, policy, tmp_path, 0, "cpu")
+    first = monitor.validate(0)
+    assert monitor.validate(5) == first
     for weight in policy.trainable.values():
         weight.data += torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))
-    assert monitor.look(10) == first  # the average has not moved yet
-    policy.update_average(1)
-    assert monitor.look(15) != first
+    assert monitor.validate(10) == first  # the average has not moved yet
+    policy.update_ema(1)
+    assert monitor.validate(15) != first
 
 
 def test_no_looks_need_no_prompts_and_no_critics(tmp_path, policy):
-    Monitor(MonitorConfig(every=0, prompts="nowhere", rewards=("nobody",)), policy, tmp_path, 0, "cpu")
+    Validator(ValidationConfig(every=0, prompts="nowhere", rewards=("nobody",)), policy, tmp_path, 0, "cpu")
 
 
 def test_looks_are_at_the_runs_own_prompts_where_none_are_named(tmp_path, policy):
-    config = MonitorConfig(count=2, rollout=RolloutConfig(steps=1))
-    monitor = Monitor(config, policy, tmp_path, 0, "cpu", None, ["a dog", "a cat", "a cow"])
-    assert monitor.prompts == ["a dog", "a cat"]
-    assert [reward.name for reward in monitor.rewards] == ["dynamic-degree", "temporal-flicker", "motion-smoothness"]
-    assert "monitor/motion-smoothness/motion smoothness" in monitor.look(0)
-    world = Monitor(config, policy, tmp_path, 0, "cpu", "world", ["a dog"])
+    config = ValidationConfig(count=2, rollout=RolloutConfig(steps=1))
+    monitor = Validator(config, policy, tmp_path, 0, "cpu", None, ["a dog", "a cat", "a cow"])
+    assert validation.prompts == ["a dog", "a cat"]
+    assert [reward.name for reward in validation.rewards] == ["dynamic-degree", "temporal-flicker", "motion-smoothness"]
+    assert "eval/motion-smoothness/motion smoothness" in monitor.validate(0)
+    world = Validator(config, policy, tmp_path, 0, "cpu", "world", ["a dog"])
     assert world.prompts == read_prompts("world-validation")[:2]
     assert [reward.name for reward in world.rewards] == ["world", "heldout", "dynamic-degree"]
     assert config.critics("everyday") == ("dynamic-degree", "temporal-flicker", "motion-smoothness")
@@ -66,23 +66,23 @@ def test_looks_are_at_the_runs_own_prompts_where_none_are_named(tmp_path, policy
 )
 def test_what_cannot_be_watched_is_refused_at_once(tmp_path, config, policy, values, message):
     with pytest.raises(ValueError, match=message):
-        Monitor(MonitorConfig(**{**vars(config), **values}), policy, tmp_path, 0, "cpu")
+        Validator(ValidationConfig(**{**vars(config), **values}), policy, tmp_path, 0, "cpu")
 
 
 def test_videos_of_the_first_and_the_newest_looks_are_kept(tmp_path, config, policy, caplog):
     for old in range(0, 60, 10):
         (tmp_path / "samples" / f"step-{old:08d}").mkdir(parents=True)
         (tmp_path / "samples" / f"step-{old:08d}" / "00.mp4").write_bytes(bytes(5000))
-    monitor = Monitor(replace(config, keep=3, rewards=()), policy, tmp_path, 0, "cpu")
+    monitor = Validator(replace(config, keep=3, rewards=()), policy, tmp_path, 0, "cpu")
     with caplog.at_level("INFO"):
-        monitor.look(35)  # of a run that went back: the looks at later steps will come again
+        monitor.validate(35)  # of a run that went back: the looks at later steps will come again
     assert [int(path.name[5:]) for path in sorted(monitor.folder.iterdir())] == [0, 30, 35, 40, 50]
-    assert "2 old looks are removed, 10 kB (monitor.keep is 3)" in caplog.text
-    Monitor(replace(config, keep=0, rewards=()), policy, tmp_path, 0, "cpu").look(60)
+    assert "2 old looks are removed, 10 kB (validation.keep is 3)" in caplog.text
+    Validator(replace(config, keep=0, rewards=()), policy, tmp_path, 0, "cpu").validate(60)
     assert len(list(monitor.folder.iterdir())) == 6
 
 
 @pytest.mark.parametrize("keep", [-1, 1])
 def test_fewer_than_the_first_and_the_last_look_cannot_be_kept(keep):
     with pytest.raises(ValueError, match=f"keep is {keep}; expected 2 or more"):
-        MonitorConfig(keep=keep)
+        ValidationConfig(keep=keep)

@@ -4,14 +4,14 @@ import torch
 
 from besttake.world.captions import Body, Caption
 from besttake.world.clips import make_batch, make_clip
-from besttake.world.film import render, shoot
+from besttake.world.film import make_film, render
 from besttake.world.flaws import FLAWS, WEB, spoil
 
 CAPTION = Caption(Body("large", "green", "square"), "thrown right", "light")
 
 
 def film(seed=0):
-    return shoot(CAPTION, np.random.default_rng(seed))
+    return make_film(CAPTION, np.random.default_rng(seed))
 
 
 def test_clips_are_deterministic_and_independent_of_each_other():
@@ -26,7 +26,7 @@ def test_clips_are_deterministic_and_independent_of_each_other():
 
 def test_a_ball_is_a_round_ball_of_its_colour():
     caption = Caption(Body("large", "red", "ball"), "floats", "dark")
-    frame = render(shoot(caption, np.random.default_rng(0)))[0]
+    frame = render(make_film(caption, np.random.default_rng(0)))[0]
     red = frame[0] - frame[1:].mean(0) > 0.7
     area, rows, columns = red.sum().item(), red.any(1).sum().item(), red.any(0).sum().item()
     assert abs(area - np.pi * 6.2**2) < 0.12 * np.pi * 6.2**2

@@ -16,7 +16,7 @@ from besttake.models import load_model
 from besttake.models.policy import Policy, PolicyConfig
 from besttake.report.folder import read_run
 from besttake.runtime.configuration import write_config
-from besttake.runtime.distributed import EVALUATING, join
+from besttake.runtime.distributed import EVALUATION_PARALLEL, init_processes
 from besttake.sampling.rollout import RolloutConfig
 from besttake.training.run import TrainConfig
 from besttake.world.evaluate import compared, evaluate, of_the_world
@@ -39,7 +39,7 @@ def moved(folder, source):
 
 
 def measured(run, config, chosen):
-    join(EVALUATING, "cpu")
+    init_processes(EVALUATION_PARALLEL, "cpu")
     return evaluate(run, config, chosen, {})
 
 

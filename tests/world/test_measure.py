@@ -8,7 +8,7 @@ import torch
 
 from besttake.world import tracks
 from besttake.world.captions import MOTIONS, Body, Caption, sample_caption
-from besttake.world.film import render, shoot
+from besttake.world.film import make_film, render
 from besttake.world.flaws import FLAWS
 from besttake.world.measure import Measures, measure, measure_all, summary
 from besttake.world.physics import FRAMES, simulate
@@ -20,7 +20,7 @@ HIT = Caption(Body("small", "green", "ball"), "hits", "light", Body("large", "pu
 
 def film(caption: Caption, flaw: str | None = None, severity: float = 0.8, seed: int = 0) -> torch.Tensor:
     rng = np.random.default_rng(seed)
-    made = shoot(caption, rng)
+    made = make_film(caption, rng)
     if flaw:
         FLAWS[flaw](made, severity, rng)
     return render(made, rng)

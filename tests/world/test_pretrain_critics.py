@@ -7,7 +7,7 @@ import torch
 
 from besttake.rewards import load_reward
 from besttake.world.captions import Body, Caption
-from besttake.world.film import render, shoot
+from besttake.world.film import make_film, render
 from besttake.world.pretrain_critics import (
     HeldoutCriticConfig,
     WorldCriticConfig,
@@ -46,7 +46,7 @@ def test_qualities_by_hand():
 
 
 def test_distance_to_the_true_path_by_hand():
-    film = shoot(RING, np.random.default_rng(0))
+    film = make_film(RING, np.random.default_rng(0))
     (actor,) = film.actors
     true = deepcopy(film)
     assert distance(film, true) == 0
@@ -58,7 +58,7 @@ def test_distance_to_the_true_path_by_hand():
 
 
 def test_places_are_where_the_colour_is():
-    film = shoot(RING, np.random.default_rng(0))
+    film = make_film(RING, np.random.default_rng(0))
     film.actors[0].opacity[3:] = 0
     found = places(film)
     assert found.shape == (16, 2, 2)
@@ -72,7 +72,7 @@ def test_places_are_where_the_colour_is():
 def test_frozen_film_has_lost_the_motion_that_is_measured():
     for seed in range(300):
         rng = np.random.default_rng(seed)
-        film = shoot(RING, rng)
+        film = make_film(RING, rng)
         due = path_length(film)
         severities, moved = spoil_any(film, rng)
         if list(severities) == ["freeze"]:
@@ -120,7 +120,7 @@ def test_an_interrupted_training_goes_on_to_the_same_weights(tmp_path):
 
 
 def test_training_ships_the_weights(tmp_path):
-    config = WorldCriticConfig(tmp_path / "a", tmp_path / "a-weights", steps=2, groups=1, takes=2, calibration=8)
+    config = WorldCriticConfig(tmp_path / "a", tmp_path / "a-weights", steps=2, groups=1, candidates=2, calibration=8)
     train_world_critic(config)
     critic = load_reward(tmp_path / "a-weights")
     assert critic.name == "world"

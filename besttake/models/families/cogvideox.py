@@ -58,7 +58,7 @@ class CogVideoX(VideoModel):
         )
         return {"text": embeddings}
 
-    def show(self, first_frames: Tensor, frames: int, generator: torch.Generator | None) -> Condition:
+    def first_frame_condition(self, first_frames: Tensor, frames: int, generator: torch.Generator | None) -> Condition:
         """Latents of the first frame, and zeros after it; in training noised, as the model was trained.
 
         The noise's scale is log-normal, exp of a normal number of mean -3 and standard deviation .5, in pixels of

@@ -69,7 +69,7 @@ class OpenSora(VideoModel):
         try:
             if name == "text_encoder":
                 return read_part(place, "", cls, dtype, device)
-            return self.thrifty(cls.from_pretrained(place, dtype, device).requires_grad_(False))
+            return self.configure_vae(cls.from_pretrained(place, dtype, device).requires_grad_(False))
         except FAULTS as error:
             raise ValueError(f"the {name} of '{self.source}' does not load: {error}") from error
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from besttake.data.video import to_uint8
 from besttake.models.base import Size, VideoModel
 from besttake.models.schedules import RectifiedFlow
-from besttake.runtime.distributed import anywhere
+from besttake.runtime.distributed import any_process
 from besttake.types import Condition, Latent, Time
 
 
@@ -68,7 +68,7 @@ class Wan(VideoModel):
         )
         return {"text": embeddings}
 
-    def show(self, first_frames: Tensor, frames: int, generator: torch.Generator | None) -> Condition:
+    def first_frame_condition(self, first_frames: Tensor, frames: int, generator: torch.Generator | None) -> Condition:
         """The first frame's latents; or those of a clip that is grey after it, under a mask, and its CLIP features."""
         if self.in_place:
             return {"first_frame": self.encode(first_frames[:, None])}
@@ -94,7 +94,7 @@ class Wan(VideoModel):
         early = t >= self.pipeline.config.boundary_ratio
         prediction, first = torch.zeros_like(x_t), torch.arange(len(t), device=t.device) < 1
         for expert, rows in ((denoiser["transformer"], early), (denoiser["transformer_2"], ~early)):
-            if anywhere(rows.any()):
+            if any_process(rows.any()):
                 # an expert whose weights are sharded is run by all processes: for nothing, where it has no rows
                 some = rows if rows.any() else first
                 told = {name: value[some] for name, value in condition.items()}

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from besttake.rewards.shipped import SHIPPED, check_videos, read_config, read_weights, word_ids
+from besttake.rewards.shipped import EMBEDDED_WEIGHTS, check_videos, read_config, read_weights, word_ids
 from besttake.types import FPS, CriticCard, Score, Video
 
 DIMENSIONS = ("plausibility",)
@@ -44,7 +44,7 @@ def load(path: str | Path | None = None, device: str = "cpu") -> HeldoutCritic:
     Raises:
         ValueError: the folder holds no such critic, or its weights are broken.
     """
-    folder = SHIPPED / "critic-heldout" if path is None else Path(path)
+    folder = EMBEDDED_WEIGHTS / "critic-heldout" if path is None else Path(path)
     config = read_config(folder, "heldout")
     network = Expectation(len(config["words"]))
     read_weights(folder, network)
@@ -110,7 +110,7 @@ class Expectation(nn.Module):
         self.register_buffer("feature_mean", torch.zeros(2 * self.frames.deep))
         self.register_buffer("feature_projection", torch.zeros(2 * self.frames.deep, FEATURES))
 
-    def told(self, ids: Tensor) -> Tensor:
+    def condition_features(self, ids: Tensor) -> Tensor:
         """Captions (b, n) as vectors (b, width)."""
         place = torch.arange(ids.shape[1], device=ids.device) * (self.words.num_embeddings // WORDS)
         there = (ids != 0)[..., None]
@@ -118,7 +118,7 @@ class Expectation(nn.Module):
 
     def surprise(self, videos: Tensor, ids: Tensor) -> Tensor:
         """Surprise at the frames, at the whole and at the grain: (b, 3), near 1 for clean clips."""
-        caption = self.told(ids)
+        caption = self.condition_features(ids)
         frames = [self._frame_surprise(videos, caption, horizon) for horizon in HORIZONS]
         mean, log_variance = self.expected_statistics(caption)
         deviation = ((statistics(videos) - mean).square() * torch.exp(-log_variance)).clamp(max=STATISTIC_CAP)
@@ -148,7 +148,7 @@ class Expectation(nn.Module):
         b, f = videos.shape[:2]
         t = torch.arange(2, f, device=videos.device).repeat(b)
         row = torch.arange(b, device=videos.device).repeat_interleave(f - 2)
-        pooled = self.frames(*contexts(videos, row, t, 1), self.told(ids)[row])[2].view(b, f - 2, -1)
+        pooled = self.frames(*contexts(videos, row, t, 1), self.condition_features(ids)[row])[2].view(b, f - 2, -1)
         return torch.cat([pooled.mean(1), pooled.std(1)], 1)
 
 

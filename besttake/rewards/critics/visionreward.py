@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from besttake.rewards.remote.isolated import CRITICS, Isolated, Needs
+from besttake.rewards.remote.isolated import CRITICS, EnvironmentSpec, Isolated
 from besttake.types import CriticCard
 
 CARD = CriticCard(
@@ -23,4 +23,6 @@ CARD = CriticCard(
 
 def load(path: str | Path | None = None, device: str = "cpu") -> Isolated:
     """The published model, or the one in a folder; nothing is installed or started before it is asked."""
-    return Isolated("visionreward", CARD, Needs(CRITICS / "visionreward", ("3.10", "3.11", "3.9")), path, device)
+    return Isolated(
+        "visionreward", CARD, EnvironmentSpec(CRITICS / "visionreward", ("3.10", "3.11", "3.9")), path, device
+    )

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from besttake.rewards.shipped import SHIPPED, check_videos, read_config, read_weights, word_ids
+from besttake.rewards.shipped import EMBEDDED_WEIGHTS, check_videos, read_config, read_weights, word_ids
 from besttake.types import FPS, CriticCard, Score, Video
 
 DIMENSIONS = ("visual quality", "temporal consistency", "dynamic degree", "text alignment", "factual consistency")
@@ -36,7 +36,7 @@ def load(path: str | Path | None = None, device: str = "cpu") -> WorldCritic:
     Raises:
         ValueError: the folder holds no such critic, or its weights are broken.
     """
-    folder = SHIPPED / "critic-world" if path is None else Path(path)
+    folder = EMBEDDED_WEIGHTS / "critic-world" if path is None else Path(path)
     config = read_config(folder, "world")
     network = QualityNetwork(len(config["words"]))
     read_weights(folder, network)

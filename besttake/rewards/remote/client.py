@@ -44,7 +44,7 @@ LARGEST_SCORE = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True)
-class Patience:
+class RetryPolicy:
     """How long a client waits, and how often it tries."""
 
     answer: float = 600.0
@@ -67,14 +67,14 @@ class Remote:
 
     differentiable = False
 
-    def __init__(self, urls: str | Sequence[str], token: str | None = None, patience: Patience | None = None):
+    def __init__(self, urls: str | Sequence[str], token: str | None = None, patience: RetryPolicy | None = None):
         """
         Args:
             urls: "http://host:port", or several, in a list or separated by commas.
             token: that of the servers; by default in the environment variable BESTTAKE_TOKEN.
         """
         urls = urls.split(",") if isinstance(urls, str) else urls
-        self.patience, token = patience or Patience(), token or os.environ.get(TOKEN)
+        self.patience, token = patience or RetryPolicy(), token or os.environ.get(TOKEN)
         self.servers = [Server(url.strip(), token, self.patience) for url in urls]
         if not self.servers:
             raise ValueError("a remote critic needs the URL of a server, such as http://127.0.0.1:8000")
@@ -114,7 +114,7 @@ class Remote:
             values[share.rows] = share.values
         return Score(torch.from_numpy(values).to(videos.device), self.dimensions)
 
-    def _shares(self, videos: Video, prompts: list[str], fps: float) -> list[Share]:
+    def _shares(self, videos: Video, prompts: list[str], fps: float) -> list[SubBatch]:
         """The batch cut into requests: each server gets one, unless they are too large."""
         chosen, rate = self._wish(videos.shape[1], fps)
         clip = len(chosen) * math.prod(videos.shape[2:])
@@ -127,7 +127,8 @@ class Remote:
         size = min(self._clips, room // clip, -(-len(prompts) // len(self.servers)))
         rows = [slice(start, start + size) for start in range(0, len(prompts), size)]
         return [
-            Share(self.name, row, videos[row], [str(prompt) for prompt in prompts[row]], chosen, rate) for row in rows
+            SubBatch(self.name, row, videos[row], [str(prompt) for prompt in prompts[row]], chosen, rate)
+            for row in rows
         ]
 
     def _wish(self, frames: int, fps: float) -> tuple[list[int], float]:
@@ -137,7 +138,7 @@ class Remote:
             try:
                 self._wishes[frames, fps] = server.patiently(partial(server.frames, frames, fps))
                 break
-            except Unanswered as error:
+            except NoAnswerError as error:
                 faults.append(f"{server.url}: {error}")
         if (frames, fps) not in self._wishes:
             raise ConnectionError(
@@ -153,14 +154,14 @@ class Remote:
             while share := batch.take():
                 try:
                     share.values = self._ask(server, line, share)
-                except Busy as busy:
+                except ServerBusyError as busy:
                     busy_since = busy_since or time.monotonic()
                     if time.monotonic() - busy_since < self.patience.answer:
                         batch.put_back(share)
                         batch.pause(busy.after)
                         continue
                     failures, error = self.patience.tries, str(busy)
-                except Unanswered as fault:
+                except NoAnswerError as fault:
                     failures, error = failures + 1, str(fault)
                 except Exception as fault:  # of whatever kind: the other servers' threads must not wait for this one
                     batch.fail(fault)
@@ -178,11 +179,11 @@ class Remote:
                     return
                 batch.pause(min(LONGEST_WAIT, self.patience.pause * 2 ** (failures - 1)))
 
-    def _ask(self, server: Server, line: http.client.HTTPConnection, share: Share) -> np.ndarray:
+    def _ask(self, server: Server, line: http.client.HTTPConnection, share: SubBatch) -> np.ndarray:
         """Scores (rows, dimensions) of a share. A lost answer is asked for once more where it is remembered."""
         try:
             status, answer = server.ask(line, "POST", "/score", share.body())
-        except Lost:
+        except ConnectionLostError:
             status, answer = server.ask(line, "POST", "/score", share.body())
         if status != 200:
             raise ValueError(f"critic {self.name} at {server.url} refused the request: {answer.get('error', status)}")
@@ -194,39 +195,41 @@ class Remote:
             )
         items = answer.get("items")
         if answer.get("request") != share.id or not isinstance(items, list) or len(items) != len(share.prompts):
-            raise Unanswered("its answer is to another request, or not whole")
+            raise NoAnswerError("its answer is to another request, or not whole")
         return np.array([self._row(server, item, share, i) for i, item in enumerate(items)], np.float32)
 
-    def _row(self, server: Server, item: Any, share: Share, i: int) -> list[float]:
+    def _row(self, server: Server, item: Any, share: SubBatch, i: int) -> list[float]:
         """The scores of one clip, all finite."""
         where = f"critic {self.name} at {server.url}, the video of {share.prompts[i]!r}"
         if not isinstance(item, dict) or not ("scores" in item or "error" in item):
-            raise Unanswered(f"its answer of {share.prompts[i]!r} is neither scores nor an error: {str(item)[:80]}")
+            raise NoAnswerError(f"its answer of {share.prompts[i]!r} is neither scores nor an error: {str(item)[:80]}")
         if "error" in item:
             raise ValueError(f"{where}: no {', '.join(self.dimensions)}: {item['error']}")
         scores = item["scores"]
         numbers = isinstance(scores, list) and all(type(score) in (int, float) for score in scores)
         if not numbers or len(scores) != len(self.dimensions):
-            raise Unanswered(f"its scores of {share.prompts[i]!r} are {str(scores)[:80]}, not {len(self.dimensions)}")
+            raise NoAnswerError(
+                f"its scores of {share.prompts[i]!r} are {str(scores)[:80]}, not {len(self.dimensions)}"
+            )
         for dimension, score in zip(self.dimensions, scores, strict=True):
             if not abs(score) <= LARGEST_SCORE:
                 raise ValueError(f"{where}: it returned {score} for {dimension!r}; a score must be finite")
         return scores
 
-    def _about(self, share: Share) -> str:
+    def _about(self, share: SubBatch) -> str:
         more = f" (and {len(share.prompts) - 1} more)" if len(share.prompts) > 1 else ""
         return f"{', '.join(self.dimensions)} of the video of {share.prompts[0]!r}{more}"
 
 
-class Unanswered(Exception):  # noqa: N818
+class NoAnswerError(Exception):
     """A server failed to answer; another try may do."""
 
 
-class Lost(Unanswered):
+class ConnectionLostError(NoAnswerError):
     """The connection broke: perhaps the request arrived, and only the answer did not."""
 
 
-class Busy(Unanswered):
+class ServerBusyError(NoAnswerError):
     """The server is full or loading; it said when to come back."""
 
     def __init__(self, reason: str, after: float):
@@ -241,7 +244,7 @@ class Server:
         ValueError: it is not http:// or https:// with a host.
     """
 
-    def __init__(self, url: str, token: str | None, patience: Patience):
+    def __init__(self, url: str, token: str | None, patience: RetryPolicy):
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError(f"{url!r} is not the URL of a critic's server; expected such as http://127.0.0.1:8000")
@@ -279,12 +282,12 @@ class Server:
             content = answer.read()
         except TimeoutError as error:
             line.close()
-            raise Unanswered("it did not answer in time") from error
+            raise NoAnswerError("it did not answer in time") from error
         except (OSError, http.client.HTTPException) as error:
             line.close()
-            raise Lost(f"the connection broke ({error!r})") from error
+            raise ConnectionLostError(f"the connection broke ({error!r})") from error
         if answer.status == 503:
-            raise Busy(
+            raise ServerBusyError(
                 f"it was full or loading for {self.patience.answer:g} s", _seconds(answer.getheader("Retry-After"))
             )
         try:
@@ -293,9 +296,9 @@ class Server:
                 raise ValueError("not an object")
         except ValueError as error:
             line.close()
-            raise Unanswered(f"it answered {answer.status} and garbage: {content[:60]!r}") from error
+            raise NoAnswerError(f"it answered {answer.status} and garbage: {content[:60]!r}") from error
         if answer.status >= 500:
-            raise Unanswered(f"it answered {answer.status}: {said.get('error', '')}")
+            raise NoAnswerError(f"it answered {answer.status}: {said.get('error', '')}")
         return answer.status, said
 
     def patiently(self, ask: Callable[[], T]) -> T:
@@ -305,13 +308,13 @@ class Server:
             Unanswered: it does not answer, or is not ready, within the limits.
         """
         until, failures = time.monotonic() + self.patience.answer, 0
-        fault: Unanswered
+        fault: NoAnswerError
         while True:
             try:
                 return ask()
-            except Busy as error:
+            except ServerBusyError as error:
                 fault, wait = error, error.after
-            except Unanswered as error:
+            except NoAnswerError as error:
                 failures += 1
                 fault, wait = error, min(LONGEST_WAIT, self.patience.pause * 2 ** (failures - 1))
             if failures >= self.patience.tries or time.monotonic() > until:
@@ -323,7 +326,7 @@ class Server:
         """What it says of itself, if it is ready; `Unanswered` if not, ValueError if it refuses the token."""
         said = self._get("/health")
         if said.get("ready") is False:
-            raise Busy("it is still loading its critic", 1.0)
+            raise ServerBusyError("it is still loading its critic", 1.0)
         return _checked_health(said)
 
     def frames(self, count: int, fps: float) -> tuple[list[int], float]:
@@ -333,7 +336,7 @@ class Server:
         rate: Any = said.get("fps")
         listed = isinstance(places, list) and bool(places) and all(type(i) is int and 0 <= i < count for i in places)
         if not listed or type(rate) not in (int, float) or not 0 < rate < math.inf:
-            raise Unanswered(f"it wants frames {str(places)[:80]} at {rate} a second, of {count}")
+            raise NoAnswerError(f"it wants frames {str(places)[:80]} at {rate} a second, of {count}")
         return places, float(rate)
 
     def _get(self, path: str) -> dict[str, Any]:
@@ -345,7 +348,7 @@ class Server:
 
 
 @dataclass(eq=False)
-class Share:
+class SubBatch:
     """A part of a batch: what one request asks, under one id however often it is sent."""
 
     critic: str
@@ -384,14 +387,14 @@ def as_uint8(video: Float[Tensor, "f 3 h w"], frames: Sequence[int]) -> np.ndarr
 class Batch:
     """What of a batch is still to be answered, and who is there to ask; shared by the servers' threads."""
 
-    def __init__(self, shares: list[Share], servers: int, tries: int):
+    def __init__(self, shares: list[SubBatch], servers: int, tries: int):
         self.error: Exception | None = None
         self._waiting, self._unanswered = deque(shares), len(shares)
         self._servers, self._most_tries = servers, servers * tries
         self._fault: Exception | None = None
         self._changed = threading.Condition()
 
-    def take(self) -> Share | None:
+    def take(self) -> SubBatch | None:
         """The next share, waited for if another server may give its own back; None when there is nothing left to do."""
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._over())
@@ -402,7 +405,7 @@ class Batch:
             self._unanswered -= 1
             self._changed.notify_all()
 
-    def put_back(self, share: Share, fault: Exception | None = None) -> None:
+    def put_back(self, share: SubBatch, fault: Exception | None = None) -> None:
         """The share is to be taken again, unless it has been tried too often."""
         with self._changed:
             self._waiting.appendleft(share)
@@ -442,7 +445,7 @@ def _agreed(servers: list[Server]) -> dict[str, Any]:
     for server, health in asked:
         try:
             said[server.url] = health.result()
-        except Unanswered as error:
+        except NoAnswerError as error:
             faults.append(f"{server.url}: {error}")
     if not said:
         raise ConnectionError(f"no critic's server answers: {'; '.join(faults)}; is `besttake serve` running there?")
@@ -463,7 +466,7 @@ def _checked_health(said: dict[str, Any]) -> dict[str, Any]:
     names, sizes = said.get("dimensions"), (said.get("clips"), said.get("largest"))
     named = isinstance(names, list) and bool(names) and all(isinstance(name, str) for name in names)
     if not (texts and named and all(type(size) is int and size > 0 for size in sizes)):
-        raise Unanswered(f"it does not answer as a critic's server does: {str(said)[:120]}")
+        raise NoAnswerError(f"it does not answer as a critic's server does: {str(said)[:120]}")
     return {"frames": None, "frame_rate": None, "card": {}, **said}
 
 

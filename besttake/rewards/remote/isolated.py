@@ -27,9 +27,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from besttake.data.files import content, glimpse
-from besttake.rewards.remote.client import Patience, Remote, Server, Unanswered
-from besttake.rewards.remote.server import TOKEN, wish
+from besttake.data.files import content_hash, quick_hash
+from besttake.rewards.remote.client import NoAnswerError, Remote, RetryPolicy, Server
+from besttake.rewards.remote.server import TOKEN, select_frames
 from besttake.rewards.shipped import check_videos
 from besttake.types import FPS, CriticCard, Score, Video
 
@@ -48,7 +48,7 @@ OF_THE_RUN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RAN
 
 
 @dataclass(frozen=True)
-class Needs:
+class EnvironmentSpec:
     """What a critic's environment is made of."""
 
     folder: Path
@@ -72,11 +72,11 @@ class Isolated:
         self,
         name: str,
         card: CriticCard,
-        needs: Needs,
+        needs: EnvironmentSpec,
         path: str | Path | None = None,
         device: str = "cpu",
         restarts: int = 2,
-        patience: Patience | None = None,
+        patience: RetryPolicy | None = None,
         start_within: float = 3600.0,
     ):
         """
@@ -95,7 +95,7 @@ class Isolated:
         self.name, self.card, self.dimensions = name, card, tuple(card.ranges)
         self.needs, self.path, self.device = needs, path, device
         self.restarts, self.start_within = restarts, start_within
-        self.patience = patience or Patience(tries=2, pause=0.1)
+        self.patience = patience or RetryPolicy(tries=2, pause=0.1)
         self.process: Process | None = None
         self._remote: Remote | None = None
         self._lock = threading.RLock()
@@ -123,12 +123,12 @@ class Isolated:
     @property
     def identity(self) -> str:
         """Which weights it was told to load, by their content where they lie here; and what it runs."""
-        weights = glimpse(self.path) if self.path and Path(self.path).is_dir() else self.path or self.card.source
-        return ", ".join([str(weights), *(content(self.needs.folder / file) for file in FILES)])
+        weights = quick_hash(self.path) if self.path and Path(self.path).is_dir() else self.path or self.card.source
+        return ", ".join([str(weights), *(content_hash(self.needs.folder / file) for file in FILES)])
 
     def chosen(self, frames: int, fps: float) -> list[int]:
         """The frames of a clip that it looks at; of a clip of these alone, all."""
-        return wish(self.card, frames, fps)[0]
+        return select_frames(self.card, frames, fps)[0]
 
     def start(self) -> Remote:
         """Make the environment and start the process, unless they are there; the critic as its server has it."""
@@ -192,7 +192,7 @@ class Process:
     def alive(self) -> bool:
         return self.popen.poll() is None
 
-    def remote(self, patience: Patience, within: float) -> Remote:
+    def remote(self, patience: RetryPolicy, within: float) -> Remote:
         """The critic, once it is loaded.
 
         Raises:
@@ -205,8 +205,8 @@ class Process:
                 raise ConnectionError(f"critic {self.name} ended with status {status} before it was ready")
             if address.is_file():
                 url = json.loads(address.read_text())["url"]
-                with suppress(Unanswered):
-                    Server(url, self.token, Patience(answer=0, tries=1)).health()
+                with suppress(NoAnswerError):
+                    Server(url, self.token, RetryPolicy(answer=0, tries=1)).health()
                     return Remote(url, self.token, patience)
             if time.monotonic() - told > 30:
                 told = time.monotonic()
@@ -248,7 +248,7 @@ def _signal(popen: subprocess.Popen, softly: bool) -> None:
         popen.kill()
 
 
-def environment(name: str, needs: Needs) -> Path:
+def environment(name: str, needs: EnvironmentSpec) -> Path:
     """The Python of a critic's virtual environment, which is made if there is none of these requirements yet.
 
     Of several processes that want it, one makes it and the others wait; half an environment is made anew.

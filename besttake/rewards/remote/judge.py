@@ -183,7 +183,7 @@ class Judge:
         asked = {key: value for key, value in to_dict(self.config).items() if key not in no_matter}
         return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
 
-    def watched(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         """`usage` by names to log it under."""
         return {f"{self.name}/{what}": float(value) for what, value in vars(self.usage).items()}
 

@@ -160,7 +160,7 @@ def _tensor(name: str, entry: dict[str, Any], data: memoryview) -> np.ndarray:
     return np.frombuffer(data[start:end], np.uint8).reshape(shape)
 
 
-def judge(critic: Any, videos: list[np.ndarray], prompts: list[str], fps: float) -> list[dict[str, Any]]:
+def score_request(critic: Any, videos: list[np.ndarray], prompts: list[str], fps: float) -> list[dict[str, Any]]:
     """What a critic says of each clip: {"scores": [d finite numbers]} or {"error": text}.
 
     If it fails on all together, each is tried alone, so that one bad clip does not spoil the others.
@@ -172,7 +172,7 @@ def judge(critic: Any, videos: list[np.ndarray], prompts: list[str], fps: float)
             raise ValueError(f"it returned scores of shape {values.shape}, expected {expected}")
     except Exception as error:  # whatever a critic raises is its answer, and the next clip's turn
         if len(videos) > 1:
-            return [judge(critic, videos[i : i + 1], prompts[i : i + 1], fps)[0] for i in range(len(videos))]
+            return [score_request(critic, videos[i : i + 1], prompts[i : i + 1], fps)[0] for i in range(len(videos))]
         traceback.print_exc()
         return [{"error": f"{type(error).__name__}: {error}"}]
     return [_item(row, critic.dimensions) for row in values]
@@ -183,7 +183,7 @@ def _item(row: np.ndarray, dimensions: Sequence[str]) -> dict[str, Any]:
     return {"error": f"it returned {', '.join(wrong)}"} if wrong else {"scores": [float(value) for value in row]}
 
 
-def wish(critic: Any, frames: int, fps: float) -> tuple[list[int], float]:
+def select_frames(critic: Any, frames: int, fps: float) -> tuple[list[int], float]:
     """Which frames of a clip a critic looks at, and how many a second these are."""
     most, rate = getattr(critic, "frames", None), getattr(critic, "frame_rate", None)
     if callable(getattr(critic, "chosen", None)):
@@ -208,7 +208,7 @@ class Job:
         self.done = threading.Event()
 
 
-class Bench:
+class ScoringQueue:
     """The critic's own thread, the bounded queue before it, and the answers it has given."""
 
     def __init__(self, make: Callable[[], Any], limits: Limits):
@@ -256,7 +256,7 @@ class Bench:
             return
         for job in iter(self._waiting.get, None):
             assert job.request is not None
-            items = judge(self.critic, job.request.videos, job.request.prompts, job.request.fps)
+            items = score_request(self.critic, job.request.videos, job.request.prompts, job.request.fps)
             with self._lock:
                 self.scored += len(items)
                 job.items, job.request = items, None  # the frames are not kept
@@ -310,7 +310,7 @@ class CriticServer(ThreadingHTTPServer):
             )
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
         self.token, self.limits = token, limits or Limits()
-        self.bench = Bench(make, self.limits)
+        self.bench = ScoringQueue(make, self.limits)
         self._connections = threading.BoundedSemaphore(self.limits.connections)
         self._busy = threading.Condition()
         self._open = 0
@@ -451,7 +451,7 @@ class Handler(BaseHTTPRequestHandler):
                 raise ValueError(f"count is {count}, fps {fps}")
         except (KeyError, ValueError) as error:
             raise Refusal(400, f"expected /frames?count=81&fps=16, not {self.path} ({error!r})") from error
-        chosen, rate = wish(self.server.bench.critic, count, fps)
+        chosen, rate = select_frames(self.server.bench.critic, count, fps)
         return {"frames": chosen, "fps": rate}
 
     def _score(self) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from safetensors.torch import load_file, save_file
 from transformers import Qwen2VLImageProcessorPil
 
 from besttake.rewards import load_reward
-from besttake.rewards.checks import checked
+from besttake.rewards.checks import score_checked
 from besttake.rewards.critics.hpsv3 import PIXELS, QUESTION, REWARD_TOKEN, WEIGHTS, load
 from tests.tiny_critics.hpsv3 import write
 
@@ -80,7 +80,7 @@ def test_tokens_are_counted_on_all_three_axes(critic):
 
 def test_gradient_reaches_every_frame(critic):
     videos = clips(1, 2).requires_grad_()
-    score = checked(critic, videos, ["a cat"])
+    score = score_checked(critic, videos, ["a cat"])
     assert score.values.shape == (1, 1)
     score.values.sum().backward()
     assert (videos.grad.abs().sum((2, 3, 4)) > 0).all()

@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from transformers import Qwen2VLConfig
 
 from besttake.rewards import load_reward
-from besttake.rewards.checks import checked
+from besttake.rewards.checks import score_checked
 from besttake.rewards.critics.videoalign import QUESTION, Settings, VideoAlignNetwork, load, network_names, sampled
 from besttake.rewards.networks.image_critic import empty
 from besttake.rewards.networks.qwen2vl import renamed
@@ -220,7 +220,7 @@ class Spy:
 
 def test_gradient_reaches_the_frames_that_it_sees(critic):
     videos = clips(8)[:1].requires_grad_()
-    score = checked(critic, videos, ["a cat"], fps=8)
+    score = score_checked(critic, videos, ["a cat"], fps=8)
     assert score.values.shape == (1, 4)
     score["overall"].sum().backward()
     moved = videos.grad.abs().sum((0, 2, 3, 4)) > 0

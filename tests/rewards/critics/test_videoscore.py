@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from transformers import Idefics2Config, Idefics2ImageProcessorPil, Idefics2Processor
 
 from besttake.rewards import load_reward
-from besttake.rewards.checks import checked
+from besttake.rewards.checks import score_checked
 from besttake.rewards.critics.videoscore import QUESTION, VideoScoreNetwork, load, sampled
 from besttake.rewards.networks.image_critic import empty
 from besttake.rewards.networks.weights import load_weights
@@ -103,7 +103,7 @@ def _image():
 
 def test_gradient_reaches_every_frame(critic):
     videos = torch.stack([clip(4, 32, 32, seed) for seed in (0, 1)]).requires_grad_()
-    score = checked(critic, videos, PROMPTS)
+    score = score_checked(critic, videos, PROMPTS)
     assert score.values.shape == (2, 5)
     score.values.sum().backward()
     assert (videos.grad.abs().sum((2, 3, 4)) > 0).all()

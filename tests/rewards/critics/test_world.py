@@ -7,9 +7,9 @@ import torch
 
 from besttake.rewards import load_reward
 from besttake.rewards.critics.world import WORDS
-from besttake.rewards.shipped import SHIPPED, word_ids
+from besttake.rewards.shipped import EMBEDDED_WEIGHTS, word_ids
 from besttake.world.captions import sample_caption
-from besttake.world.film import render, shoot
+from besttake.world.film import make_film, render
 from besttake.world.physics import WIDTH
 from tests.rewards.films import CLEAN, PROMPTS, spoilt
 
@@ -61,7 +61,7 @@ def test_other_clips_agree_less_with_the_caption():
 def test_bodies_are_found_where_they_are():
     """The places that the paths are judged by, of clips that were not in the training."""
     rng = np.random.default_rng(5)
-    films = [shoot(sample_caption(rng, "test"), rng) for _ in range(24)]
+    films = [make_film(sample_caption(rng, "test"), rng) for _ in range(24)]
     ids = word_ids([str(film.caption) for film in films], CRITIC.words, WORDS)
     found = CRITIC.network.judge(torch.stack([render(film) for film in films]), ids).positions
     missed = [
@@ -100,14 +100,14 @@ def test_odd_size_is_refused():
 
 
 def test_copied_folder_is_the_same_critic(tmp_path):
-    shutil.copytree(SHIPPED / "critic-world", tmp_path / "mine")
+    shutil.copytree(EMBEDDED_WEIGHTS / "critic-world", tmp_path / "mine")
     assert torch.equal(
         load_reward(tmp_path / "mine")(CLEAN[:2], PROMPTS[:2]).values, CRITIC(CLEAN[:2], PROMPTS[:2]).values
     )
 
 
 def test_truncated_weights_are_refused(tmp_path):
-    shutil.copytree(SHIPPED / "critic-world", tmp_path / "mine")
+    shutil.copytree(EMBEDDED_WEIGHTS / "critic-world", tmp_path / "mine")
     weights = tmp_path / "mine" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1000])
     with pytest.raises(ValueError, match=r"model.safetensors cannot be used"):
@@ -115,7 +115,7 @@ def test_truncated_weights_are_refused(tmp_path):
 
 
 def test_weights_of_another_critic_are_refused(tmp_path):
-    shutil.copytree(SHIPPED / "critic-world", tmp_path / "mine")
-    shutil.copy(SHIPPED / "critic-heldout" / "model.safetensors", tmp_path / "mine")
+    shutil.copytree(EMBEDDED_WEIGHTS / "critic-world", tmp_path / "mine")
+    shutil.copy(EMBEDDED_WEIGHTS / "critic-heldout" / "model.safetensors", tmp_path / "mine")
     with pytest.raises(ValueError, match=r"model.safetensors cannot be used"):
         load_reward(tmp_path / "mine")

@@ -9,14 +9,14 @@ import torch
 from besttake import __version__
 from besttake.rewards import load_reward
 from besttake.rewards.cache import CachedReward
-from besttake.rewards.checks import checked
-from besttake.rewards.remote.client import Patience, Remote
+from besttake.rewards.checks import score_checked
+from besttake.rewards.remote.client import Remote, RetryPolicy
 from besttake.rewards.remote.server import HEADER_LIMIT, CriticServer, Handler, Limits, unpack
 from besttake.rewards.remote.serving import ServeConfig, Served, serve_critic
 from besttake.types import CriticCard, Score
 from tests.rewards.plain_critics import Brightness
 
-QUICK = Patience(answer=5.0, connect=5.0, tries=3, pause=0.01)
+QUICK = RetryPolicy(answer=5.0, connect=5.0, tries=3, pause=0.01)
 
 
 def films(*levels, frames=2, side=8):
@@ -115,7 +115,7 @@ def says(items=({"scores": [1.0, 2.0]},), **other):
 
 def test_it_is_a_reward_like_any_other(serve):
     critic = Remote(serve().url, patience=QUICK)
-    score = checked(critic, films(10, 20, 30), ["a", "bc", "def"], 8.0)
+    score = score_checked(critic, films(10, 20, 30), ["a", "bc", "def"], 8.0)
     assert score.values.tolist() == [[10, 1], [20, 2], [30, 3]]
     assert (critic.name, critic.dimensions, critic.differentiable) == ("brightness", ("light", "words"), False)
     assert critic.card.ranges == {"light": (0, 255), "words": (0, 99)}
@@ -225,7 +225,7 @@ def test_a_server_in_trouble_is_tried_within_limits_then_named(impostor, answer)
 
 
 def test_a_server_that_hangs_is_given_up(impostor):
-    patience = Patience(answer=0.1, connect=5.0, tries=2, pause=0.01)
+    patience = RetryPolicy(answer=0.1, connect=5.0, tries=2, pause=0.01)
     with pytest.raises(ConnectionError, match="did not answer in time"):
         Remote(impostor(hangs).url, patience=patience)(films(1), ["a cat"])
 
@@ -247,7 +247,7 @@ def test_what_the_critic_cannot_score_is_an_error_with_its_name(serve, prompt, m
 @pytest.mark.parametrize("answer", [dies, hangs, garbage, half_an_answer, trouble], ids=lambda answer: answer.__name__)
 def test_the_others_answer_for_a_server_in_trouble(serve, impostor, answer):
     critic, ill = Brightness(), impostor(answer)
-    patience = Patience(answer=0.5, connect=5.0, tries=2, pause=0.01)
+    patience = RetryPolicy(answer=0.5, connect=5.0, tries=2, pause=0.01)
     remote = Remote([ill.url, serve(critic, clips=2).url], patience=patience)
     assert remote(films(1, 2, 3, 4, 5), ["a"] * 5).values[:, 0].tolist() == [1, 2, 3, 4, 5]
     assert sorted(prompt for _, prompt, _ in critic.asked) == ["a"] * 5
@@ -299,7 +299,7 @@ def test_a_full_server_is_waited_for(serve):
 
 def test_a_server_started_again_is_used_again(serve):
     first = serve()
-    remote = Remote(first.url, patience=Patience(answer=5.0, tries=8, pause=0.05))
+    remote = Remote(first.url, patience=RetryPolicy(answer=5.0, tries=8, pause=0.05))
     first.stop()
     answers = []
     thread = threading.Thread(target=lambda: answers.append(remote(films(5), ["a"]).values.tolist()))

@@ -15,9 +15,9 @@ import pytest
 import torch
 
 from besttake.rewards import load_reward
-from besttake.rewards.checks import checked
-from besttake.rewards.remote.client import Patience, Remote
-from besttake.rewards.remote.isolated import Isolated, Needs, _locked, environment, find_python
+from besttake.rewards.checks import score_checked
+from besttake.rewards.remote.client import Remote, RetryPolicy
+from besttake.rewards.remote.isolated import EnvironmentSpec, Isolated, _locked, environment, find_python
 from besttake.types import CriticCard
 
 CARD = CriticCard("tests", "none", {"light": (0.0, 255.0)})
@@ -68,7 +68,7 @@ def needs(tmp_path_factory):
             wheel.writestr(name, text)
     (folder / "requirements.txt").write_text(f"{folder}/lent-1.0-py3-none-any.whl\n")
     (folder / "critic.py").write_text(CRITIC)
-    return Needs(folder)
+    return EnvironmentSpec(folder)
 
 
 @pytest.fixture(scope="session")
@@ -81,7 +81,7 @@ def critic(needs, environments, monkeypatch):
     """The critic, in the environment that the first test has made."""
     monkeypatch.setenv("BESTTAKE_ENVIRONMENTS", str(environments))
     monkeypatch.setenv("PIP_NO_INDEX", "1")
-    made = Isolated("light", CARD, needs, patience=Patience(answer=10.0, tries=1, pause=0.01))
+    made = Isolated("light", CARD, needs, patience=RetryPolicy(answer=10.0, tries=1, pause=0.01))
     yield made
     made.stop()
 
@@ -107,7 +107,7 @@ def gone(pid):
 def test_it_is_a_reward_like_any_other_and_what_it_does_is_told(critic, environments, caplog):
     caplog.set_level(logging.INFO)
     assert not list(environments.glob("*/whole"))
-    assert checked(critic, films(10, 20), ["a", "b"], 8.0).values.tolist() == [[10], [20]]
+    assert score_checked(critic, films(10, 20), ["a", "b"], 8.0).values.tolist() == [[10], [20]]
     assert critic.revision == "seven"
     assert "making its environment" in caplog.text
     assert "-m venv" in caplog.text
@@ -155,8 +155,8 @@ def test_other_requirements_are_another_environment(tmp_path, needs, monkeypatch
     monkeypatch.setattr("besttake.rewards.remote.isolated._make", lambda name, maker, folder, *_: folder.mkdir())
     (tmp_path / "requirements.txt").write_text("lent==2.0\n")
     first = environment("light", needs)
-    assert environment("light", Needs(tmp_path)) != first
-    assert environment("light", Needs(needs.folder, site_packages=True)) != first
+    assert environment("light", EnvironmentSpec(tmp_path)) != first
+    assert environment("light", EnvironmentSpec(needs.folder, site_packages=True)) != first
 
 
 def test_a_package_that_cannot_be_had_is_explained(tmp_path, monkeypatch):
@@ -172,7 +172,7 @@ def test_a_package_that_cannot_be_had_is_explained(tmp_path, monkeypatch):
         program.chmod(0o755)
     monkeypatch.setenv("BESTTAKE_PYTHON", str(python))
     with pytest.raises(ValueError, match=r"(?s)critic light: .*pip install.*ERROR: No matching.*no-such-package==1.0"):
-        environment("light", Needs(tmp_path))
+        environment("light", EnvironmentSpec(tmp_path))
     assert not list((tmp_path / "all").glob("*/whole"))
 
 
@@ -196,7 +196,7 @@ def test_a_process_that_dies_is_started_again_and_nothing_is_lost(critic, tmp_pa
 
 
 def test_a_process_that_hangs_is_started_again(critic, tmp_path):
-    critic.patience = Patience(answer=0.5, tries=1)
+    critic.patience = RetryPolicy(answer=0.5, tries=1)
     critic.start()
     first = critic.process.popen.pid
     assert critic(films(1), [f"hang {tmp_path / 'once'}"]).values.tolist() == [[1]]
@@ -230,7 +230,7 @@ def test_a_folder_that_serves_another_critic_is_refused(critic):
 def test_only_who_knows_the_token_is_answered(critic):
     url = critic.start().servers[0].url
     with pytest.raises(ValueError, match="token"):
-        Remote(url, patience=Patience(tries=1))
+        Remote(url, patience=RetryPolicy(tries=1))
 
 
 def test_it_stops_with_its_folder_and_when_it_is_forgotten(critic):
@@ -300,4 +300,4 @@ def test_published_critics_are_found_by_name_and_start_nothing_before_they_are_a
 
 def test_a_folder_without_requirements_is_no_critic(tmp_path):
     with pytest.raises(ValueError, match=r"critic light: there is no .*requirements.txt"):
-        Isolated("light", CARD, Needs(tmp_path))
+        Isolated("light", CARD, EnvironmentSpec(tmp_path))

@@ -12,9 +12,9 @@ from PIL import Image
 
 from besttake.data.video import probe, read_video
 from besttake.rewards import load_reward
-from besttake.rewards.checks import checked
+from besttake.rewards.checks import score_checked
 from besttake.rewards.panel import RewardConfig, load_panel
-from besttake.rewards.partial import PartialScore, given
+from besttake.rewards.partial import PartialScore, scored_mask
 from besttake.rewards.remote.judge import Judge, JudgeConfig, chosen, read_answer
 from besttake.runtime.configuration import from_dict
 
@@ -100,11 +100,11 @@ def film(b=1, frames=6):
 
 def test_an_answer_becomes_a_score_and_tokens_are_paid(server):
     critic = judge(server, price_in=2.0, price_out=10.0)
-    score = checked(critic, film(2), ["a ball", "a ring"])
+    score = score_checked(critic, film(2), ["a ball", "a ring"])
     assert torch.equal(score.values, torch.tensor([[4, 2.5], [4, 2.5]]))
     assert score.dimensions == ("visual quality", "text alignment")
     assert not isinstance(score, PartialScore)
-    assert critic.watched() == {
+    assert critic.metrics() == {
         **dict.fromkeys(("judge/failures", "judge/unusable", "judge/abstentions"), 0.0),
         **{"judge/answers": 2.0, "judge/tokens_in": 2000.0, "judge/tokens_out": 100.0},
         "judge/cost": pytest.approx((2000 * 2 + 100 * 10) / 1e6),
@@ -234,7 +234,7 @@ def test_an_unusable_answer_is_an_error_or_an_abstention_never_a_number(server, 
         judge(server)(film(), ["a ball"])
     critic = judge(server, unusable="abstain")
     score = critic(film(), ["a ball"])
-    assert given(score).tolist() == [False]
+    assert scored_mask(score).tolist() == [False]
     assert (critic.usage.unusable, critic.usage.abstentions) == (1, 1)
 
 
@@ -247,7 +247,7 @@ def test_an_answer_that_was_cut_off_is_not_used_even_if_it_reads_well(server):
 def test_only_the_takes_without_an_answer_lack_a_score(server):
     server.replies = [GOOD, "no idea", GOOD]
     score = judge(server, unusable="abstain", concurrency=1)(film(3), ["a", "b", "c"])
-    assert given(score).tolist() == [True, False, True]
+    assert scored_mask(score).tolist() == [True, False, True]
     assert score.values.tolist() == [[4, 2.5], [0, 0], [4, 2.5]]
 
 
@@ -302,7 +302,7 @@ UNIFIEDREWARD = "Alignment Score (1-5): 2.4036\nPhysics Score (1-5): 3.0987\nSty
 def test_judges_with_a_name_ask_as_their_authors_do(server, name, reply, scores, kinds):
     server.replies = [reply]
     critic = load_reward(name, path=server.url)
-    score = checked(critic, film(frames=48), ["a {red} ball"], fps=16.0)
+    score = score_checked(critic, film(frames=48), ["a {red} ball"], fps=16.0)
     torch.testing.assert_close(score.values, torch.tensor([scores], dtype=torch.float32))
     assert critic.name == name
     *looks, words = server.questions[0]["messages"][0]["content"]
@@ -369,7 +369,7 @@ def test_a_judge_is_named_by_its_file(server, tmp_path):
     lines = [f"url: {server.url}", "model: seer", f'rubric: "{RUBRIC}"', "dimensions: {visual quality: [1, 5]}"]
     (tmp_path / "harsh.yaml").write_text("\n".join(lines))
     panel = load_panel(RewardConfig(str(tmp_path / "harsh.yaml")))
-    assert panel(film(), ["a ball"]).votes.tolist() == [[4]]
+    assert panel(film(), ["a ball"]).values.tolist() == [[4]]
     (critic,) = (reward for reward, _ in panel.critics.values())
     assert critic.name == "harsh"
     (tmp_path / "harsh.yaml").write_text("model: seer\nrubrik: none")

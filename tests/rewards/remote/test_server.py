@@ -15,11 +15,11 @@ import pytest
 from safetensors.numpy import load, save
 
 from besttake.rewards.remote import server
-from besttake.rewards.remote.server import CriticServer, Limits, find_factory, pack, unpack, wish
+from besttake.rewards.remote.server import CriticServer, Limits, find_factory, pack, select_frames, unpack
 from tests.rewards.plain_critics import Brightness
 
 FILE = Path(server.__file__)
-CRITICS = Path(__file__).with_name("plain_critics.py")
+CRITICS = Path(__file__).parents[1] / "plain_critics.py"
 
 
 def clips(*levels):
@@ -101,13 +101,13 @@ def test_safetensors_reads_what_is_packed():
 
 
 def test_frames_are_chosen_by_number_by_rate_or_by_the_critic_itself():
-    assert wish(Brightness(frames=5), 81, 16.0) == ([0, 20, 40, 60, 80], 16.0 * 5 / 81)
-    assert wish(Brightness(frame_rate=1.0), 81, 16.0) == ([0, 16, 32, 48, 64], 1.0)
-    assert wish(Brightness(frames=2, frame_rate=1.0), 81, 16.0)[0] == [0, 16, 32, 48, 64]
-    assert wish(Brightness(frames=1), 3, 8.0)[0] == [0]
-    assert wish(Brightness(chosen=lambda frames, fps: [frames - 1]), 4, 8.0) == ([3], 2.0)
+    assert select_frames(Brightness(frames=5), 81, 16.0) == ([0, 20, 40, 60, 80], 16.0 * 5 / 81)
+    assert select_frames(Brightness(frame_rate=1.0), 81, 16.0) == ([0, 16, 32, 48, 64], 1.0)
+    assert select_frames(Brightness(frames=2, frame_rate=1.0), 81, 16.0)[0] == [0, 16, 32, 48, 64]
+    assert select_frames(Brightness(frames=1), 3, 8.0)[0] == [0]
+    assert select_frames(Brightness(chosen=lambda frames, fps: [frames - 1]), 4, 8.0) == ([3], 2.0)
     for most, rate in ((None, None), (9, None), (3, None), (None, 8.0), (None, 24.0)):
-        assert wish(Brightness(most, rate), 3, 8.0) == ([0, 1, 2], 8.0)
+        assert select_frames(Brightness(most, rate), 3, 8.0) == ([0, 1, 2], 8.0)
 
 
 def test_the_server_says_which_frames_to_send(serve):

@@ -1,7 +1,7 @@
-"""The model's own takes of the real clips' captions: RealDPO's losers, kept on disk and renewed as the policy moves.
+"""The policy's own samples of the real clips' captions, RealDPO's losers, kept on disk and renewed as the policy moves.
 
-A file's name says of which caption it is and at which step it was made, so that a resumed run finds exactly the takes
-it had: takes made later than the step it resumes from are the very ones it would make again. Process 0 alone looks at
+A file's name says of which caption it is and at which step it was made, so that a resumed run finds exactly the samples
+it had: those made later than the step it resumes from are the very ones it would make again. Process 0 alone looks at
 the disk, and tells the others what it has found: a shared one may show a file to some of them later than to others.
 """
 
@@ -18,41 +18,40 @@ from safetensors.torch import load
 from torch import Tensor
 
 from besttake.data.files import save_tensors
-from besttake.data.prompts import shown
-from besttake.models.policy import FORM, Policy
+from besttake.data.prompts import images_of
+from besttake.models.policy import HASH_PREFIX, Policy
 from besttake.runtime.configuration import fingerprint
-from besttake.runtime.distributed import leads, led, led_tensor, together
+from besttake.runtime.distributed import broadcast_from_main, broadcast_tensor_from_main, is_main, raise_on_all
 from besttake.sampling.rollout import RolloutConfig, generate
 from besttake.training.run import Run
-from besttake.types import Latent
 
 log = logging.getLogger(__name__)
 
 
-class Takes:
-    """`n` takes of each caption, as latents under `folder`, which no run of other settings may share."""
+class NegativeSamples:
+    """`n` samples of each caption, as latents under `folder`, which no run of other settings may share."""
 
     def __init__(self, policy: Policy, captions: list[str], config: RolloutConfig, n: int, seed: int, folder: Path):
         self.policy, self.captions, self.config, self.n, self.seed = policy, captions, config, n, seed
         self.folder = folder
-        self.names = led(lambda: [_name(caption) for caption in captions])
-        if leads():
+        self.names = broadcast_from_main(lambda: [_name(caption) for caption in captions])
+        if is_main():
             folder.mkdir(parents=True, exist_ok=True)
             for part in folder.glob(".*.tmp"):  # which a kill has left half-written
                 part.unlink()
 
-    def of(self, clips: list[int], step: int, renew_every: int) -> Tensor:
-        """Latents (b, n, c, f, h, w) of some clips' takes, none made before the last multiple of `renew_every`.
+    def of(self, clips: list[int], step: int, regenerate_every: int) -> Tensor:
+        """Latents (b, n, c, f, h, w) of some clips' samples, none made before the last multiple of `regenerate_every`.
 
-        With `renew_every` 0 all takes are made at once by the policy as it is when first asked, at step 0.
+        With `regenerate_every` 0 all samples are made at once by the policy as it is when first asked, at step 0.
         """
-        oldest = step - step % renew_every if renew_every else 0
-        captions = {self.names[i]: self.captions[i] for i in (clips if renew_every else range(len(self.captions)))}
-        made = led(lambda: self._made(captions, oldest, step))
+        oldest = step - step % regenerate_every if regenerate_every else 0
+        captions = {self.names[i]: self.captions[i] for i in (clips if regenerate_every else range(len(self.captions)))}
+        made = broadcast_from_main(lambda: self._made(captions, oldest, step))
         missing = [name for name in captions if min(made[name], default=step) == step]
-        if missing and step and not renew_every:
+        if missing and step and not regenerate_every:
             log.warning(
-                "%d takes made before training are lost: they are made again by the policy of now", len(missing)
+                "%d samples made before training are lost: they are made again by the policy of now", len(missing)
             )
         batch = max(1, self.config.batch // self.n)
         for start in range(0, len(missing), batch):
@@ -64,18 +63,14 @@ class Takes:
         found = {name: self._read(name, captions[name], made[name], step) for name in dict.fromkeys(names)}
         return torch.stack([found[name] for name in names])
 
-    def with_winner(self, real: Latent, losers: Tensor) -> Tensor:
-        """Rows (b, 1 + n, c, f, h, w): the real clip, then its takes."""
-        return torch.cat([real[:, None], losers.to(real)], 1)
-
     def forget(self, before: int) -> None:
-        """Delete takes made before a step from which no run will resume any more."""
-        for path in self.folder.glob("[!.]*.safetensors") if leads() else ():
+        """Delete samples made before a step from which no run will resume any more."""
+        for path in self.folder.glob("[!.]*.safetensors") if is_main() else ():
             if _step_of(path) < before:
                 path.unlink(missing_ok=True)
 
     def _made(self, names: Collection[str], oldest: int, newest: int) -> dict[str, list[int]]:
-        """The steps in [oldest, newest] at which each caption's takes were made, as far as there are files of them."""
+        """The steps in [oldest, newest] of each caption's samples that there are files of."""
         made: dict[str, list[int]] = {name: [] for name in names}
         for path in self.folder.glob("[!.]*.safetensors"):
             name, step = path.stem.split("-")[0], _step_of(path)
@@ -85,15 +80,15 @@ class Takes:
 
     def _make(self, captions: dict[str, str], step: int) -> None:
         texts = list(captions.values())
-        shot = generate(self.policy, texts, self.config, n=self.n, seed=(self.seed, step), decode=False)
-        with together():
-            for name, latents in zip(captions, shot.latents.unflatten(0, (len(texts), self.n)), strict=True):
-                if leads():
+        rollout = generate(self.policy, texts, self.config, n=self.n, seed=(self.seed, step), decode=False)
+        with raise_on_all():
+            for name, latents in zip(captions, rollout.latents.unflatten(0, (len(texts), self.n)), strict=True):
+                if is_main():
                     save_tensors(self._path(name, step), {"latents": latents.contiguous().cpu()})
 
     def _read(self, name: str, caption: str, made: Sequence[int], step: int) -> Tensor:
-        """The youngest of a caption's takes."""
-        latents = led_tensor(lambda: self._load(self._path(name, max(made))))
+        """The youngest of a caption's samples."""
+        latents = broadcast_tensor_from_main(lambda: self._load(self._path(name, max(made))))
         if latents is not None:
             return latents
         self._make({name: caption}, step)
@@ -103,7 +98,7 @@ class Takes:
         try:
             return load(path.read_bytes())["latents"]
         except (FileNotFoundError, SafetensorError, KeyError):
-            log.warning("the takes %s are damaged: they are made again by the policy of now", path)
+            log.warning("the samples %s are damaged: they are made again by the policy of now", path)
             path.unlink(missing_ok=True)
             return None
 
@@ -111,22 +106,22 @@ class Takes:
         return self.folder / f"{name}-{step:08d}.safetensors"
 
 
-def folder_of(run: Run) -> Path:
-    """Where a run's takes lie: they are of its settings, of the weights that it began from, and of its model's parts.
+def negatives_folder(run: Run) -> Path:
+    """Where a run's samples lie: they are of its settings, of the weights that it began from, and of its model's parts.
 
     A run that an older version began, whose base has a signature of that time, goes on in the folder of that time.
     """
     model = run.model
     parts = [name for name in model.parts if name != "vae" or model.takes_first_frame]
     key = f"{fingerprint(run.config)}-{run.base}"
-    if run.base.startswith(FORM):
-        key += "-" + led(lambda: hashlib.sha256(model.identity(*parts).encode()).hexdigest()[:16])
+    if run.base.startswith(HASH_PREFIX):
+        key += "-" + broadcast_from_main(lambda: hashlib.sha256(model.identity(*parts).encode()).hexdigest()[:16])
     return run.folder / "negatives" / key
 
 
 def _name(caption: str) -> str:
     """A file name for a caption and, if it has one, its first frame, by what is to be seen in it."""
-    frame = shown(caption).get("first_frame")
+    frame = images_of(caption).get("first_frame")
     return hashlib.sha256((caption + (f"\n{frame}" if frame else "")).encode()).hexdigest()[:16]
 
 

@@ -3,9 +3,9 @@ import logging
 
 import pytest
 import torch
+from besttake.algorithms.takes import NegativeSamples
 from PIL import Image
 
-from besttake.algorithms.takes import Takes
 from besttake.models.policy import Policy, PolicyConfig
 from besttake.sampling.rollout import RolloutConfig, generate
 from besttake.types import Prompt
@@ -20,7 +20,7 @@ def policy(cogvideox):
 
 @pytest.fixture
 def takes(policy, tmp_path):
-    return Takes(policy, CAPTIONS, RolloutConfig(steps=1), 2, 5, tmp_path)
+    return NegativeSamples(policy, CAPTIONS, RolloutConfig(steps=1), 2, 5, tmp_path)
 
 
 def files(takes):
@@ -115,7 +115,9 @@ def test_a_kill_leaves_nothing_that_a_resumed_run_trips_over(takes):
 def test_takes_of_first_frames_are_known_by_what_they_show(policy, tmp_path):
     def name(colour, file, text="a ball"):
         Image.new("RGB", (8, 8), colour).save(tmp_path / file)
-        return Takes(policy, [Prompt(text, tmp_path / file)], RolloutConfig(), 1, 0, tmp_path / "takes").names[0]
+        return NegativeSamples(
+            policy, [Prompt(text, tmp_path / file)], RolloutConfig(), 1, 0, tmp_path / "takes"
+        ).names[0]
 
     first = name("red", "a.png")
     assert name("red", "b.png") == first
@@ -124,7 +126,7 @@ def test_takes_of_first_frames_are_known_by_what_they_show(policy, tmp_path):
 
 def test_files_of_a_kill_are_removed_when_the_run_goes_on(takes):
     (takes.folder / ".half.4242.tmp").write_bytes(b"half")
-    Takes(takes.policy, CAPTIONS, takes.config, 2, 5, takes.folder)
+    NegativeSamples(takes.policy, CAPTIONS, takes.config, 2, 5, takes.folder)
     assert files(takes) == []
 
 

@@ -1,0 +1,135 @@
+"""Settings and metrics by their former names: the table by which old recipes, runs and checkpoints still work."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+log = logging.getLogger(__name__)
+
+RENAMED = {
+    "by_turns": "offload_idle",
+    "draws": "timesteps_per_pair",
+    "guard": "dpop_weight",
+    "monitor": "validation",
+    "renew_every": "regenerate_every",
+    "optim.accumulate": "optim.gradient_accumulation_steps",
+    "optim.clip": "optim.max_grad_norm",
+    "optim.eight_bit": "optim.use_8bit_adam",
+    "optim.warmup": "optim.warmup_steps",
+    "policy.average": "policy.ema_decay",
+    "policy.clips_at_once": "policy.micro_batch_size",
+    "policy.halve": "policy.halve_on_oom",
+    "policy.reference_on": "policy.reference_device",
+    "rollout.asked": "rollout.evaluations",
+    "rollout.guided": "rollout.guidance_interval",
+}
+"""Settings, old to new; those of `rollout` also within `validation` and `evaluation`."""
+
+REMOVED: dict[str, Any] = {
+    "preview_at": 0.0,
+    "preview_keeps": 3,
+    "rollout.cache.threshold": 0.1,
+    "rollout.decoded": None,
+    "rollout.shared": 0.0,
+}
+"""Settings that are gone, and the value by which each was off."""
+
+RENAMED_METRICS = {
+    "loss": "train/loss",
+    "gradient_norm": "train/grad_norm",
+    "lr": "train/lr",
+    "skipped": "train/skipped",
+    "reward": "reward/mean",
+    "abstained": "reward/abstained",
+    "ties": "pairs/ties",
+    "below_margin": "pairs/below_margin",
+    "score_spread": "pairs/score_spread",
+    "winner_error": "dpo/winner_error",
+    "loser_error": "dpo/loser_error",
+    "winner_gain": "dpo/winner_gain",
+    "loser_gain": "dpo/loser_gain",
+    "margin": "dpo/margin",
+    "implicit_accuracy": "dpo/implicit_accuracy",
+    "drift": "dpo/reference_distance",
+}
+"""Columns of `metrics.jsonl`, old to new; `monitor/...` is now `eval/...`."""
+
+
+def with_new_names(values: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """A recipe's values by the names of today, with one warning of all that were older.
+
+    Raises:
+        ValueError: a setting that is gone is not off, or a setting is given by both of its names.
+    """
+    flat, old = dict(_flattened(values)), []
+    new: dict[str, Any] = {}
+    for name, value in flat.items():
+        today = new_name(name)
+        if today is None:
+            if value != _off(name) and name != "preview_keeps":
+                raise ValueError(f"{source}: '{name}' is gone, and {value!r} is not its default; leave it out")
+            old.append(f"{name} (gone)")
+            continue
+        if today != name:
+            if today in flat:
+                raise ValueError(f"{source}: '{name}' is the old name of '{today}', and both are given; keep one")
+            old.append(f"{name} -> {today}")
+        new[today] = value
+    if old:
+        log.warning("%s has settings by their old names: %s", source, ", ".join(old))
+    return _nested(new)
+
+
+def new_name(name: str) -> str | None:
+    """A dotted setting's name today; None if it is gone."""
+    section, _, rest = name.partition(".")
+    if section in ("monitor", "validation", "evaluation") and rest:
+        inner = rest if not rest.startswith("rollout.") else new_name(rest)
+        return inner and f"{RENAMED.get(section, section)}.{inner}"
+    return None if name in REMOVED else RENAMED.get(name, name)
+
+
+def with_old_names(values: Mapping[str, Any], algorithm: str) -> dict[str, Any]:
+    """A config's values by their first names, by which a run's identity is hashed: old checkpoints stay its own."""
+    first = {new: old for old, new in RENAMED.items()}
+    flat = {first.get(name, name): value for name, value in _flattened(values)}
+    for name, off in REMOVED.items():
+        if (name.startswith("rollout.") and "rollout" in values) or (
+            name.startswith("preview") and algorithm == "onlinevpo"
+        ):
+            flat.setdefault(name, off)
+    return _nested(flat)
+
+
+def with_new_metrics(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of `metrics.jsonl` by the names of today."""
+
+    def today(name: str) -> str:
+        return f"eval/{name[8:]}" if name.startswith("monitor/") else RENAMED_METRICS.get(name, name)
+
+    return {today(name): value for name, value in row.items()}
+
+
+def _off(name: str) -> Any:
+    return next(off for removed, off in REMOVED.items() if name.endswith(removed))
+
+
+def _flattened(values: Mapping[str, Any], head: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, Mapping) and value and all(str(key).isidentifier() for key in value):
+            yield from _flattened(value, f"{head}{name}.")
+        else:
+            yield f"{head}{name}", value
+
+
+def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+    nested: dict[str, Any] = {}
+    for name, value in flat.items():
+        *sections, last = name.split(".")
+        inner = nested
+        for section in sections:
+            inner = inner.setdefault(section, {})
+        inner[last] = value
+    return nested

@@ -1,0 +1,299 @@
+"""What a run writes of itself and goes on from: checkpoints, at any moment and by any process left; the adapter."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from filelock import FileLock
+from torch import Tensor
+
+from besttake.models.policy import Policy
+from besttake.models.sharding import find_non_finite, is_sharded
+from besttake.runtime import interruption
+from besttake.runtime.configuration import fingerprint, write_config
+from besttake.runtime.distributed import (
+    bit_checksum,
+    broadcast_from_main,
+    check_equal,
+    failure_group,
+    is_main,
+    is_single_process,
+    raise_on_all,
+    weight_shard,
+)
+from besttake.training.checkpoint import (
+    checkpoints,
+    load_tensors,
+    newest_checkpoint,
+    save_checkpoint,
+    shapes,
+    step_of,
+    wait_for_checkpoint,
+)
+from besttake.training.config import LOWER, TrainConfig
+
+log = logging.getLogger(__name__)
+
+
+class Stateful(Protocol):
+    """What changes as it is used, and must be as it was when a run is resumed."""
+
+    def state(self) -> dict[str, Tensor]: ...
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None: ...
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run has come.
+
+    Attributes:
+        updates: of the weights.
+        seconds: of training, validation left out.
+        rate: the learning rate of the last step.
+    """
+
+    step: int
+    updates: int
+    seconds: float
+    rate: float
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """How things stood when the last step was over, for a checkpoint of it while the next is under way.
+
+    Attributes:
+        gradients: of steps that wait for the rest of their update.
+        kept: states of what a run keeps, by its name for it.
+    """
+
+    progress: Progress
+    gradients: dict[str, Tensor]
+    kept: dict[str, dict[str, Tensor]]
+
+
+class Checkpointer:
+    """Checkpoints of a run in its folder.
+
+    Attributes:
+        updating: whether an update of the weights is under way, so that they are of no step.
+        spoilt: whether processes have come to hold different weights, which are not saved.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        policy: Policy,
+        optimizer: torch.optim.Optimizer,
+        kept: Mapping[str, Stateful],
+        base: str,
+    ):
+        """
+        Args:
+            base: the hash of the weights that the run began from.
+        """
+        self.config, self.policy, self.optimizer, self.kept, self.base = config, policy, optimizer, kept, base
+        self.folder = Path(config.out) / "checkpoints"
+        self.updating = self.spoilt = False
+        self._snapshot: Snapshot
+
+    def step_is_over(self, progress: Progress) -> None:
+        """Note how things stand: what a checkpoint holds from now on."""
+        gradients = {name: weight.grad for name, weight in self.policy.trainable.items() if weight.grad is not None}
+        # a backward pass adds to them in place
+        gradients = {
+            name: grad.clone() if is_sharded(grad) else grad.to("cpu", copy=True) for name, grad in gradients.items()
+        }
+        self._snapshot = Snapshot(progress, gradients, {name: dict(thing.state()) for name, thing in self.kept.items()})
+
+    def save(self) -> None:
+        """Write a checkpoint of the last step that is over, if it is not there; the same on every process."""
+        self.compare_weights()
+        with raise_on_all():
+            if is_main() or self.is_sharded:
+                self._write()
+
+    def save_adapter(self) -> None:
+        """Write what was trained, as diffusers loads it."""
+        with raise_on_all():
+            self._refuse_what_is_not_finite()
+        with raise_on_all():
+            self.policy.save(self.folder.parent / "adapter")
+
+    def save_at_the_end(self) -> tuple[str, bool]:
+        """Save all whole steps, at any moment, if no other process has done so.
+
+        Where a process has died or is stuck, any of the others has all there is to save, unless it is sharded.
+
+        Returns:
+            What there is to go on from, and whether it was this process that has written it.
+        """
+        step, wrote = self._snapshot.progress.step, False
+        beside = threading.current_thread() is not threading.main_thread()
+        trouble = f"step {step} was being finished" if self.updating else ""
+        if self.spoilt:
+            trouble = "weights that differ are not saved"
+        try:
+            if not trouble and step:
+                with _own_cuda_stream() if beside else nullcontext():
+                    trouble, wrote = self._write_with_others() if self.is_sharded else ("", self._write())
+        except Exception as error:  # whatever it is, it must not be told instead of what ended the run
+            trouble = str(error)
+        newest = self._newest()
+        there = f"the same command goes on from step {newest}, in {self.folder}" if newest > 0 else "no step is saved"
+        return f"{trouble + '; ' if trouble else ''}{there}" if is_main() or newest == step else "", wrote
+
+    @torch.no_grad()
+    def restore(self, path: Path, state: dict[str, Any]) -> Progress:
+        """Put a checkpoint into the policy, the optimizer and what is kept.
+
+        Raises:
+            ValueError: it is of another model, or of a run that began from other weights.
+        """
+        wait_for_checkpoint(path, state)
+        policy = self.policy
+        saved = {key.partition("/")[2]: shape for key, shape in shapes(path).items() if key.startswith("policy/")}
+        different = saved.items() ^ {(name, tuple(weight.shape)) for name, weight in policy.trainable.items()}
+        if different:
+            name, shape = min(different)
+            raise ValueError(
+                f"the checkpoint in {self.folder.parent} is of another model than {self.config.model}: only one of "
+                f"them has '{name}' of shape {shape}; give another --out"
+            )
+        tensors = load_tensors(path, self._like)
+        for name, thing in self.kept.items():
+            head = f"kept.{name}/"
+            thing.load_state({key.removeprefix(head): t for key, t in tensors.items() if key.startswith(head)})
+        for key, tensor in tensors.items():
+            group, _, name = key.partition("/")
+            if group.startswith("kept."):
+                continue
+            if group == "gradient":
+                policy.trainable[name].grad = tensor
+            elif group.startswith("optimizer."):
+                # a whole number stays one, as the optimizer keeps it
+                value: Any = tensor if tensor.ndim or tensor.is_floating_point() else tensor.item()
+                self.optimizer.state[policy.trainable[name]][group.removeprefix("optimizer.")] = value
+            else:
+                self._weights()[group][name].copy_(tensor)
+        policy.reference.weights_changed()
+        if state["base"] != self.base:
+            raise ValueError(
+                f"the run in {self.folder.parent} began from other weights than {self.config.model} holds now; "
+                "give another --out"
+            )
+        log.info("resuming %s from step %d", self.folder.parent, state["step"])
+        rate = state.get("rate", self.config.optim.lr)  # which older checkpoints did not keep
+        return Progress(state["step"], state["updates"], state["seconds"], rate)
+
+    def compare_weights(self) -> None:
+        """ValueError on every process unless all hold the same weights."""
+        try:
+            self.compare("the weights that are trained", list(self.policy.trainable.values()))
+        except ValueError:
+            self.spoilt = True
+            raise
+
+    def compare(self, what: str, tensors: Sequence[Tensor]) -> None:
+        """ValueError on every process unless all that hold the same part of the weights have the same tensors."""
+        if not is_single_process():
+            check_equal({what: bit_checksum(tensors)}, weight_shard() if self.is_sharded else 0)
+
+    @property
+    def last_step(self) -> int:
+        """The last step that is over."""
+        return self._snapshot.progress.step
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether what is trained is sharded: every process then has a part of a checkpoint to write."""
+        return any(is_sharded(weight) for weight in self.policy.trainable.values())
+
+    def _newest(self) -> int:
+        """The step of the newest checkpoint, -1 if there is none."""
+        return max(map(step_of, checkpoints(self.folder)), default=-1)
+
+    def _write_with_others(self) -> tuple[str, bool]:
+        """Of sharded weights each process writes a part, if all of them are there to; what kept them from it."""
+        with failure_group(self._snapshot.progress.step) as all_here:
+            if all_here:
+                return "", self._write()
+        return "the weights are sharded, and not all processes are there to write their part", False
+
+    def _write(self) -> bool:
+        """Write a checkpoint of the last step that is over; False if it is there."""
+        done = self._snapshot.progress
+        state = {"updates": done.updates, "seconds": done.seconds, "config": fingerprint(self.config)}
+        state |= {"base": self.base, "rate": done.rate}
+        alone: AbstractContextManager = nullcontext() if self.is_sharded else FileLock(self.folder.parent / ".lock")
+        with interruption.signals_blocked(), alone:
+            if (broadcast_from_main(self._newest) if self.is_sharded else self._newest()) >= done.step:
+                return False
+            with raise_on_all() if self.is_sharded else nullcontext():
+                self._refuse_what_is_not_finite()
+            save_checkpoint(self.folder, done.step, self._tensors(), state)
+        return True
+
+    def _refuse_what_is_not_finite(self) -> None:
+        """FloatingPointError if this process has anything that is not finite of what a checkpoint keeps."""
+        if name := find_non_finite(self._tensors()):
+            step = self._snapshot.progress.step
+            raise FloatingPointError(f"{name} is not finite at step {step}, and nothing is saved; {LOWER}")
+
+    def _weights(self) -> dict[str, Mapping[str, Tensor]]:
+        policy = self.policy
+        return {"policy": policy.current, "reference": policy.reference.weights, "average": policy.ema}
+
+    def _tensors(self) -> dict[str, Tensor]:
+        tensors: dict[str, Tensor] = {}
+        for group, weights in self._weights().items():
+            tensors |= {f"{group}/{name}": weight for name, weight in weights.items()}
+        for name, state in self._snapshot.kept.items():
+            tensors |= {f"kept.{name}/{key}": value for key, value in state.items()}
+        tensors |= {f"gradient/{name}": gradient for name, gradient in self._snapshot.gradients.items()}
+        for name, parameter in self.policy.trainable.items():
+            for key, value in self.optimizer.state.get(parameter, {}).items():
+                tensors[f"optimizer.{key}/{name}"] = torch.as_tensor(value)
+        return tensors
+
+    def _like(self, key: str) -> Tensor | None:
+        """The weight that a tensor of a checkpoint is laid out as, over devices and processes."""
+        group, _, name = key.partition("/")
+        if group.startswith("kept.") or group == "optimizer.step":  # which the optimizer keeps on the CPU
+            return None
+        return self.policy.trainable[name]
+
+
+def open_run_folder(folder: Path, config: TrainConfig) -> tuple[Path, dict[str, Any]] | None:
+    """Make the run folder, or check that the run in it is this one; what there is to resume from.
+
+    Raises:
+        ValueError: it cannot be written to, or holds a run with other settings.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / ".writable").touch()
+        (folder / ".writable").unlink()
+    except OSError as error:
+        raise ValueError(f"the run folder {folder} cannot be written to ({error}); give another --out") from error
+    found = newest_checkpoint(folder / "checkpoints")
+    if found and found[1]["config"] != fingerprint(config):
+        raise ValueError(
+            f"{folder} holds a run with other settings (see its config.yaml); give another --out, "
+            "or the same settings to resume it"
+        )
+    write_config(config, folder / "config.yaml")
+    return found
+
+
+def _own_cuda_stream() -> AbstractContextManager:
+    """Within this context a GPU copies beside what it may be stuck in."""
+    return torch.cuda.stream(torch.cuda.Stream()) if torch.cuda.is_available() else nullcontext()

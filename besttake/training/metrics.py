@@ -1,0 +1,88 @@
+"""Metrics of a run: `metrics.jsonl`, which a resumed run goes on with, and TensorBoard."""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+
+from besttake.data.files import atomic
+from besttake.runtime.distributed import broadcast_from_main, is_main
+from besttake.runtime.renamed import with_new_metrics
+
+Metrics = Mapping[str, float | Tensor]
+"""Numbers to log, by names such as "train/loss"."""
+
+REMEMBERED = 8
+"""Rows that every process remembers, should the one that writes them be killed."""
+
+
+class MetricsLog:
+    """A row for each step, validation and alarm; process 0 writes, and every process knows the newest rows.
+
+    Attributes:
+        earlier: the rows of the steps that a resumed run had before.
+    """
+
+    def __init__(self, folder: Path, step: int):
+        """
+        Args:
+            step: that the run goes on from; rows of later ones are cut off.
+        """
+        self.path = folder / "metrics.jsonl"
+        self.earlier = [
+            with_new_metrics(json.loads(line)) for line in broadcast_from_main(lambda: self._cut_back(step))
+        ]
+        self._newest: deque[dict[str, Any]] = deque(maxlen=REMEMBERED)
+        if is_main():
+            self._file = self.path.open("a")
+            self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step or None)
+
+    def write(self, row: dict[str, Any]) -> None:
+        """Log a row, which has a "step" and "minutes"."""
+        self._newest.append(row)
+        if is_main():
+            self._file.write(json.dumps(row) + "\n")
+            self._file.flush()
+            for name, value in row.items():
+                if isinstance(value, float):
+                    self._board.add_scalar(name, value, row["step"])
+
+    def complete(self, step: int) -> None:
+        """Write the newest rows before a step that are not there: process 0 was killed before it wrote them."""
+        text = self.path.read_text() if self.path.exists() else ""
+        rows = [json.dumps(row) for row in self._newest if row["step"] < step]
+        if missing := [row for row in rows if row not in text.splitlines()]:
+            with self.path.open("a") as file:
+                file.write("".join(f"\n{row}" for row in missing) + "\n")  # on a new line, should the last be cut short
+
+    def flush(self) -> None:
+        """Have everything that was logged on the disk."""
+        if is_main():
+            self._board.flush()
+
+    def close(self) -> None:
+        """Write nothing any more."""
+        if is_main():
+            self._file.close()
+            self._board.close()
+
+    def _cut_back(self, step: int) -> list[str]:
+        if not self.path.exists():
+            return []
+        rows = [line for line in self.path.read_text().splitlines() if line and _step_of(line) < step]
+        with atomic(self.path) as part:
+            part.write_text("".join(f"{line}\n" for line in rows))
+        return rows
+
+
+def _step_of(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except (json.JSONDecodeError, KeyError):
+        return float("inf")  # a line that a kill cut short
