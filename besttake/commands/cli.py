@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from besttake import __version__
 from besttake.commands.flags import from_flags, names, plain_values, with_new_flags
 from besttake.runtime import console
-from besttake.runtime.configuration import algorithm_of, from_dict, read_yaml, to_yaml
+from besttake.runtime.configuration import algorithm_of, from_dict, is_shipped, read_yaml, to_yaml
 from besttake.runtime.interruption import save_on_signal
 from besttake.runtime.memory import ADVICE, out_of_memory
 from besttake.runtime.renamed import with_new_names
@@ -129,7 +129,7 @@ def _train(recipe: Any, flags: list[str], command: str) -> None:
 
 def with_flags(config: Any, flags: list[str], command: str) -> Any:
     """A recipe's config with what the flags change; critics that they name come without the weights of the recipe's."""
-    flags = with_new_flags(flags)
+    flags = with_new_flags(flags) if is_shipped(config) else flags
     values, _ = plain_values(type(config), flags, command, config)
     given = {name.removeprefix("reward.") for name in names(flags) if name.startswith("reward.")}
     if {"name", "critics"} <= given:
@@ -189,23 +189,25 @@ def train_and_report(config: Any) -> None:
 
 
 def read_recipe(name: str) -> Any:
-    """The config of a shipped recipe, or of a YAML file.
+    """The config of a shipped recipe, of a YAML file, or of an algorithm of the user's own with its own defaults.
 
     Raises:
         ValueError: there is no such recipe or algorithm, a key is unknown, or a value has the wrong type.
     """
+    from besttake.algorithms import find_algorithm
+
+    if name.endswith(".py"):
+        return find_algorithm(name).Config()
     path = Path(name) if name.endswith((".yaml", ".yml")) else RECIPES / f"{name}.yaml"
     if not path.exists():
         known = ", ".join(sorted(file.stem for file in RECIPES.glob("*.yaml")))
-        raise ValueError(f"there is no recipe '{name}'; there are {known}, or give the path of a .yaml file")
-    from besttake.algorithms import algorithms
-
+        raise ValueError(
+            f"there is no recipe '{name}'; there are {known}, or give the path of a .yaml file, or of an algorithm's .py"
+        )
     values = read_yaml(path)
-    algorithm = values.pop("algorithm", None)
-    if algorithm not in algorithms():
-        raise ValueError(f"{path} names the algorithm {algorithm!r}; there are {', '.join(algorithms())}")
     try:
-        return from_dict(algorithms()[algorithm].Config, with_new_names(values, str(path)))
+        config = find_algorithm(str(values.pop("algorithm", None))).Config
+        return from_dict(config, with_new_names(values, str(path)) if is_shipped(config()) else values)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
