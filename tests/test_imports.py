@@ -23,6 +23,7 @@ ROOMS = (  # from the ground up; a room may import itself and what stands before
     "world",
     "recipes",
     "commands",
+    "api",
     "__init__",
     "__main__",
 )

@@ -53,6 +53,8 @@ def check_algorithm(module: ModuleType, name: str) -> ModuleType:
     required = [f.name for f in dataclasses.fields(config) if f.init and _has_no_default(f)]
     if required:
         raise ValueError(f"{name}: {', '.join(required)} in Config has no default; give each setting one")
+    if "data" not in config.__dataclass_fields__:
+        raise ValueError(f"{name} has no data in Config; add `data: str = ...`, what there is to train on")
     for function in ("step", "train"):
         if not callable(getattr(module, function, None)):
             raise ValueError(f"{name} has no function {function}; see docs/extending.md for what it does")

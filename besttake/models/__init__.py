@@ -26,7 +26,9 @@ __all__ = ["Quantization", "Size", "VideoModel", "load_model", "model_classes"]
 
 def model_classes() -> list[type[VideoModel]]:
     """Every model class in `families/`, and those that packages offer."""
-    modules = [importlib.import_module(f"{families.__name__}.{m.name}") for m in pkgutil.iter_modules(families.__path__)]
+    modules = [
+        importlib.import_module(f"{families.__name__}.{m.name}") for m in pkgutil.iter_modules(families.__path__)
+    ]
     shipped = [family for module in modules for family in classes_in(module)]
     return [*shipped, *(family for point in offered(MODELS).values() for family in classes_in(load_offered(point)))]
 
@@ -49,7 +51,9 @@ def users_family(source: str) -> tuple[list[type[VideoModel]], str]:
         return [], source
     file, checkpoint = found["place"], found["name"]
     if not checkpoint:
-        raise ValueError(f"{source} is a model family; name its checkpoint too: {source}:FOLDER, or {source}:owner/name")
+        raise ValueError(
+            f"{source} is a model family; name its checkpoint too: {source}:FOLDER, or {source}:owner/name"
+        )
     own = [family for family in classes_in(load_module(file)) if not family.__module__.startswith("besttake.")]
     if not own:
         raise ValueError(
