@@ -22,6 +22,7 @@ ROOMS = (  # from the ground up; a room may import itself and what stands before
     "report",
     "world",
     "recipes",
+    "contracts",
     "commands",
     "api",
     "__init__",

@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 
 from besttake import __version__
 from besttake.commands.flags import from_flags, names, plain_values, with_new_flags
+from besttake.contracts import ContractError
 from besttake.runtime import console
 from besttake.runtime.configuration import algorithm_of, from_dict, is_shipped, read_yaml, to_yaml
 from besttake.runtime.interruption import save_on_signal
@@ -37,6 +38,7 @@ USAGE = f"""besttake {__version__}: post-train video diffusion models on prefere
   besttake score --benchmark FILE  which critics rank like people? on votes; --reward for each critic
   besttake serve CRITIC            let a critic be asked over HTTP, from other machines too
   besttake report RUN              measure a finished run and write its report.html
+  besttake check critic|algorithm|model FILE   does what you wrote do what it must?
   besttake world clips|pretrain    the embedded world: write clean clips, train the shipped weights
 
   besttake COMMAND --help          what a command takes
@@ -61,6 +63,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         console.quiet_libraries()
         COMMANDS[name](rest)
+    except ContractError as error:
+        return _complain(str(error), 1)
     except (ValueError, FileNotFoundError) as error:
         return _complain(_told(error), 2)
     except (FloatingPointError, OSError, SafetensorError) as error:
@@ -327,6 +331,31 @@ def world(arguments: list[str]) -> None:
     command(from_flags(config, arguments[1:], f"besttake world {arguments[0]}"))
 
 
+def check(arguments: list[str]) -> None:
+    """besttake check critic|algorithm|model FILE [flags]"""
+    from besttake.commands.check import CriticCheck, ModelCheck, check_algorithm, check_critic, check_model
+
+    kind, *rest = arguments or [""]
+    command = f"besttake check {kind}"
+    if kind == "critic":
+        found = check_critic(from_flags(CriticCheck, rest, command))
+    elif kind == "model":
+        found = check_model(from_flags(ModelCheck, rest, command))
+    elif kind == "algorithm" and rest and not rest[0].startswith("-"):
+        found = check_algorithm(with_flags(read_recipe(rest[0]), rest[1:], f"{command} {rest[0]}"))
+    else:
+        print("usage: besttake check critic FILE | algorithm FILE | model FILE:CHECKPOINT [flags]")
+        return
+    failed = 0
+    for result in found:
+        failed += bool(result.problem)
+        console.out.print("failed" if result.problem else "ok    ", result.demand, soft_wrap=True)
+        if result.problem:
+            console.out.print("      ", result.problem, style="bold red", soft_wrap=True)
+    if failed:
+        raise ContractError(f"{failed} of the checks failed")
+
+
 def _list_recipes() -> None:
     print("usage: besttake train RECIPE [flags]      besttake train RECIPE --help lists the flags\n")
     table = Table("recipe", "what it is", box=None)
@@ -343,6 +372,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "score": score,
     "report": report,
     "serve": serve,
+    "check": check,
     "world": world,
 }
 
