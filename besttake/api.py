@@ -25,7 +25,7 @@ from besttake.report import write_report
 from besttake.report.folder import RunFolder, read_run
 from besttake.rewards import load_reward as read_reward
 from besttake.rewards.checks import score_checked
-from besttake.runtime.configuration import flattened, from_dict, to_dict
+from besttake.runtime.configuration import from_dict, to_dict
 from besttake.runtime.devices import find_device
 from besttake.runtime.distributed import end_processes, is_main
 from besttake.sampling.rollout import Rollout, RolloutConfig
@@ -229,7 +229,7 @@ def _config(recipe: Any, settings: dict[str, Any]) -> Any:
     """A recipe's config with other settings."""
     config = read_recipe(str(recipe)) if isinstance(recipe, str | Path) else recipe
     given = {name: to_dict(value) if dataclasses.is_dataclass(value) else value for name, value in settings.items()}
-    return with_values(config, _merged(config, given), flattened(given))
+    return with_values(config, _merged(config, given), _names(config, given))
 
 
 def _merged(config: Any, changes: dict[str, Any]) -> dict[str, Any]:
@@ -237,6 +237,18 @@ def _merged(config: Any, changes: dict[str, Any]) -> dict[str, Any]:
     values = to_dict(config)
     for name, value in changes.items():
         section = getattr(config, name, None)
-        inner = dataclasses.is_dataclass(section) and isinstance(value, dict)
-        values[name] = _merged(section, value) if inner else value
+        values[name] = _merged(section, value) if _is_section(section, value) else value
     return values
+
+
+def _names(config: Any, changes: dict[str, Any], head: str = "") -> list[str]:
+    """Dotted names of the settings that are changed."""
+    names: list[str] = []
+    for name, value in changes.items():
+        section = getattr(config, name, None)
+        names += _names(section, value, f"{head}{name}.") if _is_section(section, value) else [f"{head}{name}"]
+    return names
+
+
+def _is_section(section: Any, value: Any) -> bool:
+    return dataclasses.is_dataclass(section) and isinstance(value, dict)

@@ -88,7 +88,7 @@ def plans_a_step(run: Run, folder: Path) -> None:
         return
     policy = Policy(load_model(config.model, device=find_device(config.device)), config.policy)
     reward = load_panel(config.reward, find_device(config.device)) if hasattr(config, "reward") else None
-    batch = module.plan_batch(policy, config, (f"a red ball, number {i}" for i in itertools.count()))
+    batch = module.plan_batch(policy, config, itertools.cycle(["a red ball", "a large blue square"]))
     loss, metrics = module.step(policy, reward, batch, config, key=(config.seed, 0))
     if loss is not None:
         demand(isinstance(loss, Tensor) and loss.dim() == 0, "the loss of `step` is no single number; take its mean()")
