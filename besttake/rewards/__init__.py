@@ -81,7 +81,7 @@ def load_reward(
     given = {**(looks or {}), "device": device, "path": folder or path}
     if path and "path" not in takes:
         raise ValueError(f"critic {name_or_path} takes no path, and {path} is given; leave it out")
-    reward = load(**{key: value for key, value in given.items() if key in takes}, **settings)
+    reward = load(**{key: value for key, value in given.items() if key in takes} | settings)
     return _complete(reward, name) if is_users(name) else reward
 
 
