@@ -26,6 +26,9 @@ from tests.tiny import tiny_models
 
 TAKES = 2
 
+CHECKS = [check for check in contract.CHECKS if check is not contract.trains_to_an_adapter_of_the_pipeline]
+"""The one left out is weaker than the comparison with the official pipeline below; tests/test_extending.py runs it."""
+
 
 @pytest.fixture(autouse=True)
 def _posterior_modes(monkeypatch):
@@ -137,7 +140,7 @@ def test_encode_and_decode_are_the_official_autoencoders(model, tiny):
     torch.testing.assert_close(decoded, folded(vae.decode(mode, return_dict=False)[0]), atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("check", contract.CHECKS, ids=lambda check: check.__name__)
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
 def test_it_does_what_every_model_must(model, folder_of, name, tiny, prompts, tmp_path, check):
     check(model, contract.Subject(lambda: load_model(str(folder_of(name))), tiny.size, prompts, tmp_path))
 
