@@ -17,6 +17,8 @@ from besttake.data.video import write_video
 from besttake.models import load_model
 from besttake.rewards import critic_names, load_reward
 from besttake.rewards.cache import identity
+from besttake.rewards.remote.server import CriticServer, Limits, find_factory
+from besttake.rewards.remote.serving import Served
 from besttake.runtime import plugins
 from besttake.runtime.configuration import fingerprint, read_yaml
 from tests.processes import launch, results
@@ -92,6 +94,24 @@ def test_a_critic_scores_by_its_file_and_by_its_function(here, capsys, monkeypat
     assert identity(load_reward("./my_critic.py")) != identity(load_reward("./my_critic.py", strength=2.0))
 
 
+def test_a_critic_is_served(here):
+    served = Served(load_reward("./my_critic.py"))
+    server = CriticServer(lambda: served, port=0, limits=Limits())
+    videos = torch.rand(2, 2, 3, 8, 8).mul(255).round() / 127.5 - 1
+    try:
+        there, ours = load_reward(server.start().url), load_reward("./my_critic.py")
+        assert there.name == "colourfulness"
+        torch.testing.assert_close(there(videos, ["a", "b"], 8.0).values, ours(videos, ["a", "b"], 8.0).values)
+    finally:
+        server.stop()
+
+
+def test_the_one_file_server_reads_a_bare_file_alike(here):
+    (here / "made.py").write_text("def make(): return 1")
+    assert find_factory("./made.py")() == 1
+    assert find_factory("./my_critic.py").__name__ == "load"
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
@@ -163,6 +183,12 @@ def test_an_algorithm_that_lacks_something_says_what(here, old, new, message):
     (here / "my_algorithm.py").write_text(EXAMPLES["my_algorithm.py"].replace(old, new))
     with pytest.raises(ValueError, match=message):
         read_recipe("./my_algorithm.py")
+
+
+def test_an_algorithm_without_a_batch_to_plan_says_so(here, quick, capsys):
+    (here / "my_algorithm.py").write_text(EXAMPLES["my_algorithm.py"].partition("def plan_batch")[0])
+    assert main(["plan", "./my_algorithm.py", *quick]) == 2
+    assert "has no function plan_batch" in capsys.readouterr().err
 
 
 def test_an_edited_file_is_read_again_and_an_unchanged_one_is_not(here):
