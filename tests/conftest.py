@@ -26,6 +26,9 @@ SLOW = (
     "training/test_run.py",
     "test_recipes.py",
     "plan/test_plan.py",
+    "test_extending.py",
+    "test_notebooks.py",
+    "test_api.py",
 )
 """Files that take longest, in their order; they come first, or one process would wait for another's last file."""
 

@@ -22,7 +22,9 @@ ROOMS = (  # from the ground up; a room may import itself and what stands before
     "report",
     "world",
     "recipes",
+    "contracts",
     "commands",
+    "api",
     "__init__",
     "__main__",
 )

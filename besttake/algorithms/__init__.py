@@ -1,13 +1,65 @@
-"""Training algorithms, one file per paper, each with a `Config` and a `train(config)`; found by module name."""
+"""Training algorithms, one file per paper, each with a `Config`, a `step` and a `train(config)`.
+
+Such a file lies in this folder, is the user's own, or is offered by an installed package (see docs/extending.md).
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import pkgutil
 from types import ModuleType
 
+from besttake.runtime.plugins import ALGORITHMS, load_module, load_offered, offered
+from besttake.training.config import TrainConfig
+
 
 def algorithms() -> dict[str, ModuleType]:
-    """Every algorithm in this folder: the modules that have a `train`."""
+    """Every algorithm in this folder, the modules that have a `train`, and those that packages offer."""
     modules = {m.name: importlib.import_module(f"{__name__}.{m.name}") for m in pkgutil.iter_modules(__path__)}
-    return {name: module for name, module in modules.items() if hasattr(module, "train")}
+    shipped = {name: module for name, module in modules.items() if hasattr(module, "train")}
+    return shipped | {name: check_algorithm(load_offered(point), name) for name, point in offered(ALGORITHMS).items()}
+
+
+def find_algorithm(name: str) -> ModuleType:
+    """The module of an algorithm by its name, `onlinevpo`; or by a file, `./my_algorithm.py`, or dotted name.
+
+    Raises:
+        ValueError: there is none, its code fails, or it lacks what an algorithm has.
+    """
+    known = algorithms()
+    if name in known:
+        return known[name]
+    for module in known.values():
+        if module.__name__ == name:
+            return module
+    if "." not in name:
+        raise ValueError(f"there is no algorithm {name!r}; there are {', '.join(known)}, or a file: ./my_algorithm.py")
+    return check_algorithm(load_module(name), name)
+
+
+def check_algorithm(module: ModuleType, name: str) -> ModuleType:
+    """The module, if it is an algorithm; ValueError saying what it lacks."""
+    config = getattr(module, "Config", None)
+    if not (isinstance(config, type) and issubclass(config, TrainConfig)):
+        raise ValueError(
+            f"{name} has no Config; add `class Config(TrainConfig)` below `@dataclass(frozen=True)`, with its settings"
+        )
+    if config.__module__ != module.__name__ or "__dataclass_fields__" not in vars(config):
+        raise ValueError(
+            f"{name} borrows its Config from {config.__module__}, or leaves out `@dataclass(frozen=True)` above it; "
+            "write `@dataclass(frozen=True)`, and below it `class Config(TrainConfig)`, or another Config to extend"
+        )
+    required = [f.name for f in dataclasses.fields(config) if f.init and _has_no_default(f)]
+    if required:
+        raise ValueError(f"{name}: {', '.join(required)} in Config has no default; give each setting one")
+    if "data" not in config.__dataclass_fields__:
+        raise ValueError(f"{name} has no data in Config; add `data: str = ...`, what there is to train on")
+    for function in ("step", "train"):
+        if not callable(getattr(module, function, None)):
+            raise ValueError(f"{name} has no function {function}; see docs/extending.md for what it does")
+    return module
+
+
+def _has_no_default(field: dataclasses.Field) -> bool:
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING

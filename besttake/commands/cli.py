@@ -5,9 +5,8 @@ from __future__ import annotations
 import importlib
 import json
 import logging
-import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,10 +17,12 @@ from safetensors import SafetensorError
 
 from besttake import __version__
 from besttake.commands.flags import from_flags, names, plain_values, with_new_flags
+from besttake.contracts import ContractError
 from besttake.runtime import console
-from besttake.runtime.configuration import algorithm_of, from_dict, read_yaml, to_yaml
+from besttake.runtime.configuration import algorithm_of, from_dict, is_shipped, read_yaml, to_yaml
 from besttake.runtime.interruption import save_on_signal
 from besttake.runtime.memory import ADVICE, out_of_memory
+from besttake.runtime.plugins import ALGORITHMS, offered
 from besttake.runtime.renamed import with_new_names
 
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -37,6 +38,7 @@ USAGE = f"""besttake {__version__}: post-train video diffusion models on prefere
   besttake score --benchmark FILE  which critics rank like people? on votes; --reward for each critic
   besttake serve CRITIC            let a critic be asked over HTTP, from other machines too
   besttake report RUN              measure a finished run and write its report.html
+  besttake check critic|algorithm|model FILE   does what you wrote do what it must?
   besttake world clips|pretrain    the embedded world: write clean clips, train the shipped weights
 
   besttake COMMAND --help          what a command takes
@@ -49,8 +51,6 @@ def main(arguments: list[str] | None = None) -> int:
     logging.basicConfig(
         level=logging.INFO, format="%(message)s", handlers=[RichHandler(console=console.err, show_path=False)]
     )
-    for chatty in ("httpx", "diffusers", "transformers", "peft", "torchao", "bitsandbytes", "torch.utils._pytree"):
-        logging.getLogger(chatty).setLevel(logging.ERROR)
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE)
         return 0
@@ -61,8 +61,10 @@ def main(arguments: list[str] | None = None) -> int:
     if name not in COMMANDS:
         return _complain(f"there is no command '{name}'; there are {', '.join(COMMANDS)}", 2)
     try:
-        _quiet()
+        console.quiet_libraries()
         COMMANDS[name](rest)
+    except ContractError as error:
+        return _complain(str(error), 1)
     except (ValueError, FileNotFoundError) as error:
         return _complain(_told(error), 2)
     except (FloatingPointError, OSError, SafetensorError) as error:
@@ -79,17 +81,6 @@ def main(arguments: list[str] | None = None) -> int:
 def _told(error: BaseException, *lines: str) -> str:
     """What to say of an error, and what a run has added to it: what is saved."""
     return "\n".join([*(lines or [str(error)]), *getattr(error, "__notes__", [])])
-
-
-def _quiet() -> None:
-    """No progress bars for loading a file: those of the work are enough."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    from diffusers.utils import logging as diffusers_logging
-    from transformers.utils import logging as transformers_logging
-
-    for library in (diffusers_logging, transformers_logging):
-        library.disable_progress_bar()
-        library.set_verbosity_error()
 
 
 def _complain(message: str, status: int) -> int:
@@ -129,11 +120,21 @@ def _train(recipe: Any, flags: list[str], command: str) -> None:
 
 def with_flags(config: Any, flags: list[str], command: str) -> Any:
     """A recipe's config with what the flags change; critics that they name come without the weights of the recipe's."""
-    flags = with_new_flags(flags)
+    flags = with_new_flags(flags) if is_shipped(config) else flags
     values, _ = plain_values(type(config), flags, command, config)
-    given = {name.removeprefix("reward.") for name in names(flags) if name.startswith("reward.")}
+    return with_values(config, values, names(flags))
+
+
+def with_values(config: Any, values: dict[str, Any], changed: Iterable[str]) -> Any:
+    """A recipe's config with other values; critics that are named anew come without the weights of the recipe's.
+
+    Args:
+        values: of all settings.
+        changed: dotted names of those that are not the recipe's.
+    """
+    given = {name.removeprefix("reward.") for name in changed if name.startswith("reward.")}
     if {"name", "critics"} <= given:
-        raise ValueError("--reward.name is of a single critic and --reward.critics of several; give one of the two")
+        raise ValueError("reward.name is of a single critic and reward.critics of several; give one of the two")
     if "critics" in given or ("name" in given and list(config.reward.chosen) != [values["reward"]["name"]]):
         values["reward"] = _of_other_critics(values["reward"], given, type(config.reward).name)
     return from_dict(type(config), values)
@@ -168,8 +169,15 @@ def plan(arguments: list[str]) -> None:
     print(f"{times(made)}\n{verdict(made)}")
 
 
-def train_and_report(config: Any) -> None:
-    """Train, on as many processes as there are; then measure before and after on test prompts, and write the report."""
+def train_and_report(config: Any, report: Callable[[Path, Any], None] | None = None) -> Path:
+    """Train, on as many processes as there are; then measure before and after on test prompts, and write the report.
+
+    Args:
+        report: what does the latter; by default it says on the terminal what it has found.
+
+    Returns:
+        The run's folder.
+    """
     from besttake.commands.generate import real_data
     from besttake.runtime.devices import find_device
     from besttake.runtime.distributed import broadcast_from_main, end_processes, init_processes
@@ -181,31 +189,36 @@ def train_and_report(config: Any) -> None:
         told = f"{folder} is trained; the same command measures it"
         with save_on_signal(lambda: told):
             try:
-                _report(folder, config)
+                (report or _report)(folder, config)
             except Exception as error:
                 error.add_note(told)
                 raise
     end_processes()
+    return folder
 
 
 def read_recipe(name: str) -> Any:
-    """The config of a shipped recipe, or of a YAML file.
+    """The config of a shipped recipe, of a YAML file, or of an algorithm of the user's own with its own defaults.
 
     Raises:
         ValueError: there is no such recipe or algorithm, a key is unknown, or a value has the wrong type.
     """
+    from besttake.algorithms import find_algorithm
+
+    if name.endswith(".py") or name in offered(ALGORITHMS):
+        return find_algorithm(name).Config()
     path = Path(name) if name.endswith((".yaml", ".yml")) else RECIPES / f"{name}.yaml"
     if not path.exists():
         known = ", ".join(sorted(file.stem for file in RECIPES.glob("*.yaml")))
-        raise ValueError(f"there is no recipe '{name}'; there are {known}, or give the path of a .yaml file")
-    from besttake.algorithms import algorithms
-
+        raise ValueError(
+            f"there is no recipe '{name}'; there are {known}, or the path of a .yaml file, or of an algorithm's .py"
+        )
     values = read_yaml(path)
-    algorithm = values.pop("algorithm", None)
-    if algorithm not in algorithms():
-        raise ValueError(f"{path} names the algorithm {algorithm!r}; there are {', '.join(algorithms())}")
     try:
-        return from_dict(algorithms()[algorithm].Config, with_new_names(values, str(path)))
+        algorithm = str(values.pop("algorithm", None))
+        beside = path.parent / algorithm
+        found = find_algorithm(str(beside) if algorithm.endswith(".py") and beside.is_file() else algorithm)
+        return from_dict(found.Config, with_new_names(values, str(path)) if is_shipped(found.Config()) else values)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
@@ -283,27 +296,19 @@ def report(arguments: list[str]) -> None:
 
 
 def _report(folder: Path, config: Any) -> None:
-    """Measure a run by its config, on as many processes as there are, and write its page."""
-    from besttake.evaluation.held_out import chosen_set
+    """Measure a run by its config, on as many processes as there are, write its page, and say what was found."""
+    from besttake.commands.report import measure_run
     from besttake.report import write_report
     from besttake.report.folder import read_run
     from besttake.report.verdict import verdict
-    from besttake.runtime.devices import describe_device, find_device
-    from besttake.runtime.distributed import EVALUATION_PARALLEL, broadcast_from_main, init_processes, is_main
-    from besttake.world.evaluate import evaluate
+    from besttake.runtime.distributed import is_main
 
-    init_processes(EVALUATION_PARALLEL, find_device(config.device))
-    run = broadcast_from_main(lambda: read_run(folder))
-    about = {"minutes": run.minutes, "hardware": describe_device(find_device(config.device))}
-    asked, data = config.evaluation_config, str(run.config.get("data", config.data))
-    chosen = broadcast_from_main(lambda: chosen_set(folder, asked.prompts, data, asked.count))
-    with console.status(f"measuring before and after on prompts of {chosen.source}"):
-        summary = evaluate(folder, asked, chosen, about)
+    summary = measure_run(folder, config)
     if not is_main():
         return
     page, said = write_report(folder), verdict(read_run(folder))
     columns = [column for column in ("before", "after", "real") if column in summary]
-    table = Table(f"on {chosen.source}", *columns)
+    table = Table(f"on {summary['about']['prompts']}", *columns)
     for key in list(summary["before"])[:5]:
         table.add_row(key.replace("_", " "), *(f"{summary[column][key]:.3f}" for column in columns))
     console.out.print(table)
@@ -326,6 +331,31 @@ def world(arguments: list[str]) -> None:
     command(from_flags(config, arguments[1:], f"besttake world {arguments[0]}"))
 
 
+def check(arguments: list[str]) -> None:
+    """besttake check critic|algorithm|model FILE [flags]"""
+    from besttake.commands.check import CriticCheck, ModelCheck, check_algorithm, check_critic, check_model
+
+    kind, *rest = arguments or [""]
+    command = f"besttake check {kind}"
+    if kind == "critic":
+        found = check_critic(from_flags(CriticCheck, rest, command))
+    elif kind == "model":
+        found = check_model(from_flags(ModelCheck, rest, command))
+    elif kind == "algorithm" and rest and not rest[0].startswith("-"):
+        found = check_algorithm(with_flags(read_recipe(rest[0]), rest[1:], f"{command} {rest[0]}"))
+    else:
+        print("usage: besttake check critic FILE | algorithm FILE | model FILE:CHECKPOINT [flags]")
+        return
+    failed = 0
+    for result in found:
+        failed += bool(result.problem)
+        console.out.print("failed" if result.problem else "ok    ", result.demand, soft_wrap=True)
+        if result.problem:
+            console.out.print("      ", result.problem, style="bold red", soft_wrap=True)
+    if failed:
+        raise ContractError(f"{failed} of the checks failed")
+
+
 def _list_recipes() -> None:
     print("usage: besttake train RECIPE [flags]      besttake train RECIPE --help lists the flags\n")
     table = Table("recipe", "what it is", box=None)
@@ -342,6 +372,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "score": score,
     "report": report,
     "serve": serve,
+    "check": check,
     "world": world,
 }
 

@@ -40,7 +40,8 @@ class GenerateConfig:
     prompts: str = "world-train"
     """File of prompts, one a line, or an embedded list."""
     model: str = "tiny-cogvideox"
-    """Folder or hub id of a diffusers pipeline, or the name of an embedded one."""
+    """Folder or hub id of a diffusers pipeline, or the name of an embedded one; of a family of your own,
+    ./my_family.py:FOLDER."""
     adapter: Path | None = None
     """Folder of what a run has trained: its `adapter/`."""
     out: Path = Path("takes")

@@ -45,8 +45,8 @@ class ScoreConfig:
     """Of the folders' videos: a list, one a line in the order of the videos' names, or a table of path and prompt; by
     default what is found in each folder, or the names themselves."""
     reward: UseAppendAction[tuple[str, ...]] = ()
-    """A critic's name, a folder with its config.json, a judge's .yaml file, or the URL of a served critic (several
-    with commas between); once for each critic. By default `world`."""
+    """A critic's name, a file of your own (./my_critic.py), a folder with its config.json, a judge's .yaml file, or the
+    URL of a served critic (several with commas between); once for each critic. By default `world`."""
     path: str | None = None
     """Folder or hub id of its weights; by default those it was published with. Of a judge, the URL of its server."""
     weights: dict[str, float] = field(default_factory=dict)

@@ -49,7 +49,8 @@ class AgreementConfig:
     benchmark: Path
     """Votes: a .jsonl, a VideoAlign table (.csv), or VideoDPO's pair.json; see `besttake/data/votes.py`."""
     reward: UseAppendAction[tuple[str, ...]] = ()
-    """A critic's name, a folder with its config.json, or a judge's .yaml file; once for each. By default `world`."""
+    """A critic's name, a folder with its config.json, a judge's .yaml file, or a file of your own, ./my_critic.py; once
+    for each. By default `world`."""
     weights: dict[str, float] = field(default_factory=dict)
     """Weight of each dimension that counts, of critics that have several; empty = all of them, equally."""
     question: str = ""

@@ -1,9 +1,15 @@
-"""Video models, one file per family. A new family is one new file in `families/`; it is found by its `pipelines`."""
+"""Video models, one file per family. A new family is one new file in `families/`; it is found by its `pipelines`.
+
+Such a file may also be the user's own, or of an installed package (see docs/extending.md).
+"""
 
 from __future__ import annotations
 
 import importlib
+import inspect
 import pkgutil
+from types import ModuleType
+from typing import Any
 
 import torch
 
@@ -13,17 +19,47 @@ from besttake.models.loading import pipeline_class
 from besttake.models.quantization import Quantization
 from besttake.runtime.devices import check_dtype
 from besttake.runtime.embedded import embedded_model
+from besttake.runtime.plugins import FILE, MODELS, load_module, load_offered, offered
 
 __all__ = ["Quantization", "Size", "VideoModel", "load_model", "model_classes"]
 
 
 def model_classes() -> list[type[VideoModel]]:
-    """Every model class in `families/`."""
-    classes: list[type[VideoModel]] = []
-    for module in pkgutil.iter_modules(families.__path__):
-        contents = vars(importlib.import_module(f"{families.__name__}.{module.name}")).values()
-        classes += [c for c in contents if isinstance(c, type) and issubclass(c, VideoModel) and c is not VideoModel]
-    return classes
+    """Every model class in `families/`, and those that packages offer."""
+    modules = [
+        importlib.import_module(f"{families.__name__}.{m.name}") for m in pkgutil.iter_modules(families.__path__)
+    ]
+    shipped = [family for module in modules for family in classes_in(module)]
+    return [*shipped, *(family for point in offered(MODELS).values() for family in classes_in(load_offered(point)))]
+
+
+def classes_in(found: Any) -> list[type[VideoModel]]:
+    """The model classes of a module that can be made, or the one class that is given."""
+    things = vars(found).values() if isinstance(found, ModuleType) else [found]
+    classes = [thing for thing in things if isinstance(thing, type) and issubclass(thing, VideoModel)]
+    return [family for family in classes if not inspect.isabstract(family)]
+
+
+def users_family(source: str) -> tuple[list[type[VideoModel]], str]:
+    """Of `./my_family.py:CHECKPOINT` the file's model classes, and the checkpoint; of all else none, and the source.
+
+    Raises:
+        ValueError: the file cannot be loaded, has no model class, or the checkpoint is missing.
+    """
+    found = FILE.fullmatch(source)
+    if not found:
+        return [], source
+    file, checkpoint = found["place"], found["name"]
+    if not checkpoint:
+        raise ValueError(
+            f"{source} is a model family; name its checkpoint too: {source}:FOLDER, or {source}:owner/name"
+        )
+    own = [family for family in classes_in(load_module(file)) if not family.__module__.startswith("besttake.")]
+    if not own:
+        raise ValueError(
+            f"{file} has no model family: a subclass of besttake.models.VideoModel with all its abstract methods"
+        )
+    return own, checkpoint
 
 
 def load_model(
@@ -35,6 +71,8 @@ def load_model(
 ) -> VideoModel:
     """The model in a pipeline folder, on the hub, or embedded, in the dtype asked for.
 
+    A family of the user's own stands before its checkpoint: "./my_family.py:folder/or/owner/name".
+
     The denoiser is read at once, other parts when they are first used.
 
     Args:
@@ -45,13 +83,15 @@ def load_model(
         ValueError: there is no such model, its files are broken, no file here knows its pipeline, or the device has no
             such dtype.
     """
-    source = embedded_model(source)
+    own, checkpoint = users_family(source)
+    checkpoint = embedded_model(checkpoint)
     check_dtype(dtype, device)
-    for family in model_classes():
-        if family.serves(source):
-            return family.load(source, dtype, device, bits, offload)
-    known = sorted(name for family in model_classes() for name in family.pipelines)
+    for family in own or model_classes():
+        if family.serves(checkpoint):
+            return family.load(checkpoint, dtype, device, bits, offload)
+    known = sorted(name for family in own or model_classes() for name in family.pipelines)
+    knows = source.rpartition(":")[0] if own else "besttake"
     raise ValueError(
-        f"'{source}' is a {pipeline_class(source)}; besttake knows {', '.join(known)}. "
-        "Add a file to besttake/models/families/ for it"
+        f"'{checkpoint}' is a {pipeline_class(checkpoint)}; {knows} knows {', '.join(known)}. "
+        "Write a file for it: docs/extending.md shows how"
     )

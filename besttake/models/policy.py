@@ -130,7 +130,13 @@ class Policy:
         reference: what the policy is held against; equal to the policy until the first update.
     """
 
-    def __init__(self, model: VideoModel, config: PolicyConfig, seed: int = 0):
+    def __init__(self, model: VideoModel, config: PolicyConfig = PolicyConfig(), seed: int = 0):
+        """
+        Args:
+            model: which is changed: it gets the LoRA, or its weights are trained.
+            config: by default a LoRA.
+            seed: of the LoRA's first weights.
+        """
         self.model, self.config, self.micro_batch_size, self._clips = model, config, config.micro_batch_size, 0
         denoiser, self.dtype = model.denoiser, model.pipeline.transformer.dtype
         with torch.random.fork_rng(devices=[]):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from besttake.plan.imagined import real_device
-from besttake.rewards import critic_module, load_reward
+from besttake.rewards import critic_module, is_users, load_reward
 from besttake.runtime.distributed import shard_rows
 from besttake.runtime.embedded import embedded_family
 from besttake.types import CriticCard, Reward, Video
@@ -67,7 +67,8 @@ def _validating(config: Any) -> list[str]:
 
 def _here(names: Iterable[str], judges: Iterable[str] = ()) -> list[str]:
     """Those that are no servers, no judges behind an endpoint, and no files of somebody's own."""
-    return [name for name in names if name not in judges and "/" not in name and not name.endswith(".yaml")]
+    there = [name for name in names if name not in judges and "/" not in name and not name.endswith(".yaml")]
+    return [name for name in there if not is_users(name)]
 
 
 def _loaded(names: Iterable[str], without: Iterable[str], device: torch.device) -> list[Reward]:

@@ -17,7 +17,7 @@ from huggingface_hub import snapshot_download
 from torch import nn
 from transformers import BatchEncoding, PreTrainedModel, T5EncoderModel
 
-from besttake.models import Quantization, VideoModel, model_classes
+from besttake.models import Quantization, VideoModel, model_classes, users_family
 from besttake.models.families.opensora import OpenSora
 from besttake.models.loading import FAULTS, class_of, empty_part, without_blocks
 from besttake.models.networks.opensora import OpenSoraPipeline, RFlowScheduler, part_of
@@ -52,10 +52,11 @@ def skeleton(
     Raises:
         ValueError: there are no such configurations, or they are broken.
     """
+    own, source = users_family(source)
     folder = configurations(source)
-    family = next((family for family in model_classes() if family.serves(folder)), None)
+    family = next((family for family in own or model_classes() if family.serves(folder)), None)
     if family is None:
-        raise ValueError(f"no file in besttake/models/families/ knows the pipeline of '{source}'")
+        raise ValueError(f"no model family knows the pipeline of '{source}'")
     dtypes = {"": dtype} | dict.fromkeys(family.precise, torch.float32)
 
     def read(name: str, cls: type, dtype: torch.dtype) -> nn.Module:

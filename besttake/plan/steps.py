@@ -33,6 +33,7 @@ from besttake.plan.meter import Meter, Phase, Throughput
 from besttake.plan.processes import first_of
 from besttake.plan.skeletons import skeleton
 from besttake.rewards.panel import PanelScores
+from besttake.runtime.configuration import algorithm_of
 from besttake.runtime.distributed import backward, single_process
 from besttake.sampling.rollout import RolloutConfig, generate
 from besttake.sampling.step_cache import CacheConfig
@@ -94,6 +95,10 @@ class Step:
     def __init__(self, config: Any, meter: Any, picture: Path, device: torch.device = CARD):
         self.config, self.meter, self.device = config, meter, device
         self.algorithm = importlib.import_module(type(config).__module__)
+        if not hasattr(self.algorithm, "plan_batch"):
+            raise ValueError(
+                f"{algorithm_of(config)} has no function plan_batch, which makes the batch that is planned"
+            )
         self.critics = Critics(config, device, meter.claim)
         dtype, offload = getattr(torch, config.dtype), config.policy.offload
         self.model = skeleton(config.model, dtype, self._claim, config.quantize, offload, device)

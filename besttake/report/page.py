@@ -197,7 +197,7 @@ def _curves(run: RunFolder) -> str:
 def _name_of(algorithm: str) -> str:
     """What an algorithm's config calls it."""
     known = algorithms().get(algorithm)
-    return str(known.Config.__doc__).rstrip(".") if known else algorithm
+    return str(known.Config.__doc__).rstrip(".") if known else Path(algorithm).stem
 
 
 def _table(run: RunFolder) -> str:

@@ -1,4 +1,7 @@
-"""Critics, one file each: videos and prompts in, scores out. A new critic is one new file with a `load`."""
+"""Critics, one file each: videos and prompts in, scores out. A new critic is one new file with a `load`.
+
+It may lie in `critics/`, in a file or module of the user's own, or in an installed package (see docs/extending.md).
+"""
 
 from __future__ import annotations
 
@@ -7,27 +10,38 @@ import importlib.util
 import inspect
 import json
 import pkgutil
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from besttake.rewards import critics
 from besttake.rewards.remote import judge
+from besttake.runtime.plugins import CRITICS, load_named, load_offered, named_in, offered, split_name
 from besttake.types import Reward
 
 __all__ = ["critic_names", "find_critic", "load_reward"]
 
+FACTORIES = ("load", "make")
+"""What a user's file has that makes its critic."""
+
 
 def critic_names() -> list[str]:
-    """The names of the critics in `critics/`: the modules that have a `load`."""
-    names = [module.name for module in pkgutil.iter_modules(critics.__path__)]
-    return sorted(name for name in [*names, "judge"] if hasattr(critic_module(name), "load"))
+    """The names of the critics in `critics/`, the modules that have a `load`, and of those that packages offer."""
+    names = [*(module.name for module in pkgutil.iter_modules(critics.__path__)), "judge"]
+    shipped = [name for name in names if hasattr(_shipped(name), "load")]
+    return sorted({*shipped, *_offered()})
 
 
 def critic_module(name: str) -> ModuleType:
     """The module of a critic."""
-    return judge if name == "judge" else importlib.import_module(f"besttake.rewards.critics.{name}")
+    return sys.modules[_factory(name).__module__]
+
+
+def is_users(name: str) -> bool:
+    """Whether a critic is a user's or another package's, so that nothing is known of it without running its code."""
+    return bool(split_name(name)) or _module_name(name) in _offered()
 
 
 def load_reward(
@@ -39,7 +53,9 @@ def load_reward(
 ) -> Reward:
     """The critic of a name ("world", "temporal-flicker"), or the one that a folder's `config.json` names.
 
-    A name may also be the URL of a served critic, or several of them with commas between; or the .yaml file of a judge.
+    A name may also be the URL of a served critic, or several of them with commas between; the .yaml file of a judge;
+    or a file or module of the user's own, with what makes the critic in it: "./my_critic.py" (its `load` or `make`),
+    "./my_critic.py:make", "my_package.critic:make".
 
     Args:
         path: folder or hub id of the critic's weights; by default those it was published with. Of a judge with a name
@@ -48,7 +64,7 @@ def load_reward(
         settings: what the critic's own `load` takes besides, such as VideoAlign's `num_frames`.
 
     Raises:
-        ValueError: there is no such critic, its files are broken, or it has no such setting.
+        ValueError: there is no such critic, its files are broken, it has no such setting, or it is no `Reward`.
     """
     if str(name_or_path).startswith(("http://", "https://")):
         from besttake.rewards.remote.client import Remote
@@ -57,13 +73,16 @@ def load_reward(
             raise ValueError(f"critic {name_or_path} is served elsewhere: give its path and settings there, not here")
         return Remote(str(name_or_path))
     name, folder = find_critic(name_or_path)
-    load = critic_module(name).load
+    load = _factory(name)
     takes = inspect.signature(load).parameters
     if unknown := sorted(settings.keys() - takes.keys()):
         there = ", ".join(takes.keys() - {"path", "device"}) or "none"
         raise ValueError(f"critic {name_or_path} has no setting {', '.join(unknown)}; there are {there}")
-    looks = {key: value for key, value in (looks or {}).items() if key in takes}
-    return load(path=folder or path, device=device, **{**looks, **settings})
+    given = {**(looks or {}), "device": device, "path": folder or path}
+    if path and "path" not in takes:
+        raise ValueError(f"critic {name_or_path} takes no path, and {path} is given; leave it out")
+    reward = load(**{key: value for key, value in given.items() if key in takes} | settings)
+    return _complete(reward, name) if is_users(name) else reward
 
 
 def find_critic(name_or_path: str | Path) -> tuple[str, Path | None]:
@@ -73,18 +92,56 @@ def find_critic(name_or_path: str | Path) -> tuple[str, Path | None]:
         ValueError: there is no such critic.
     """
     place = Path(name_or_path)
+    if split_name(str(name_or_path)):
+        _factory(str(name_or_path))
+        return str(name_or_path), None
     if place.suffix in (".yaml", ".yml"):
         return "judge", place
     folder = place if (place / "config.json").is_file() else None
     name = _named_in(folder) if folder else str(name_or_path)
-    module = name.replace("-", "_").replace(" ", "_")
+    module = _module_name(name)
     if module not in critic_names():
         known = ", ".join(critic.replace("_", "-") for critic in critic_names())
         raise ValueError(
             f"there is no critic {name!r}; there are {known}, or a folder with a critic's config.json, the .yaml file "
-            "of a judge, or the URL of a served critic"
+            "of a judge, the URL of a served critic, or a file of your own: ./my_critic.py"
         )
     return module, folder
+
+
+def _factory(name: str) -> Callable[..., Reward]:
+    """What makes a critic."""
+    if split_name(name):
+        return load_named(name, FACTORIES)
+    point = _offered().get(_module_name(name))
+    if not point:
+        return _shipped(_module_name(name)).load
+    found = load_offered(point)
+    return named_in(found, FACTORIES, point.value) if isinstance(found, ModuleType) else found
+
+
+def _complete(reward: Any, name: str) -> Reward:
+    """A critic of the user's, if it has what a `Reward` has."""
+    missing = [part for part in ("name", "dimensions", "differentiable", "card") if not hasattr(reward, part)]
+    missing += [] if callable(reward) else ["__call__"]
+    if missing:
+        raise ValueError(
+            f"critic {name} is a {type(reward).__name__} without {', '.join(missing)}; a critic has them all: see "
+            "docs/extending.md"
+        )
+    return reward
+
+
+def _shipped(name: str) -> ModuleType:
+    return judge if name == "judge" else importlib.import_module(f"{critics.__name__}.{name}")
+
+
+def _offered() -> dict[str, Any]:
+    return {_module_name(name): point for name, point in offered(CRITICS).items()}
+
+
+def _module_name(name: str) -> str:
+    return name.replace("-", "_").replace(" ", "_")
 
 
 def _named_in(folder: Path) -> str:

@@ -35,7 +35,8 @@ class RewardConfig:
     """Which critic, or critics, rank the takes, and by what."""
 
     name: str = "world"
-    """A critic's name, a judge's .yaml file, or the URL of a served critic (several with commas between)."""
+    """A critic's name, a file of your own (./my_critic.py), a judge's .yaml file, or the URL of a served critic
+    (several with commas between)."""
     weights: dict[str, float] = field(default_factory=dict)
     """Weight of each of the critic's dimensions that counts; empty = all of them, equally."""
     critics: dict[str, dict[str, float]] = field(default_factory=dict)

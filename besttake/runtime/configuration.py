@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 import yaml
 
+from besttake.runtime.plugins import place_of
 from besttake.runtime.renamed import with_old_names
 
 C = TypeVar("C")
@@ -211,8 +212,14 @@ def to_yaml(config: Any, **first: Any) -> str:
 
 
 def algorithm_of(config: Any) -> str:
-    """The algorithm a config belongs to: the last part of its module's name."""
-    return type(config).__module__.rpartition(".")[2]
+    """The algorithm a config belongs to: the last part of its module's name; of a user's own, its file or full name."""
+    module = type(config).__module__
+    return module.rpartition(".")[2] if is_shipped(config) else place_of(module)
+
+
+def is_shipped(config: Any) -> bool:
+    """Whether a config's algorithm is of this package, not a user's."""
+    return type(config).__module__.startswith(f"{__package__.partition('.')[0]}.")
 
 
 def write_config(config: Any, path: Path) -> None:
@@ -223,11 +230,17 @@ def write_config(config: Any, path: Path) -> None:
 
 
 def fingerprint(config: Any) -> str:
-    """A hash of what makes a run the run it is: everything but how it is carried out and watched."""
+    """A hash of what makes a run the run it is: everything but how it is carried out and watched.
+
+    A user's algorithm counts by the name of its file, wherever that lies, and not by its content.
+    """
     values = to_dict(config)
     for key in NOT_IDENTITY:
         section, _, name = key.rpartition(".")
         (values.get(section, {}) if section else values).pop(name, None)
+    if not is_shipped(config):
+        text = json.dumps([Path(algorithm_of(config)).name, values], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
     values = with_old_names(values, algorithm_of(config))
     if algorithm_of(config) in ("onlinevpo", "offline_dpo") and values.get("skip_bad") is False:
         del values["skip_bad"]  # which these had not at first: their older checkpoints resume

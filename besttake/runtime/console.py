@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
@@ -26,3 +28,16 @@ def progress(items: Iterable[Item], doing: str) -> Iterator[Item]:
 def status(doing: str) -> Status:
     """Within this context standard error says what is being done."""
     return err.status(Text(doing))
+
+
+def quiet_libraries() -> None:
+    """No notes of the libraries below, and no bars for loading a file: those of the work are enough."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    for chatty in ("httpx", "diffusers", "transformers", "peft", "torchao", "bitsandbytes", "torch.utils._pytree"):
+        logging.getLogger(chatty).setLevel(logging.ERROR)
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    for library in (diffusers_logging, transformers_logging):
+        library.disable_progress_bar()
+        library.set_verbosity_error()

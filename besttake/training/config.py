@@ -61,7 +61,8 @@ class TrainConfig:
     """What every training recipe has."""
 
     model: str = "tiny-cogvideox"
-    """Folder or hub id of a diffusers pipeline, or the name of an embedded one."""
+    """Folder or hub id of a diffusers pipeline, or the name of an embedded one; of a family of your own,
+    ./my_family.py:FOLDER."""
     out: Path = Path("runs/run")
     """Run folder; the same command on the same folder resumes."""
     steps: int = 100

@@ -113,7 +113,7 @@ class Run:
         self.policy = Policy(self.model, config.policy, config.seed)
         self.optimizer = adamw(config.optim, self.policy.trainable.values())
         self.validator = self._validator(data, device)
-        self.guard = self._guard()
+        self.guard = self._guard(critics)
         if config.offload_idle:
             self.model.offload_idle = [*self.model.denoisers.values(), *self.policy.reference.networks]
         self.checkpointer = Checkpointer(config, self.policy, self.optimizer, kept, self.base)
@@ -267,9 +267,10 @@ class Run:
         self._offload(validator.rewards)
         return validator
 
-    def _guard(self) -> RewardHackingGuard:
+    def _guard(self, critics: Iterable[Reward]) -> RewardHackingGuard:
         config = self.config.validation.guard
-        trained = list(self.config.reward.chosen) if hasattr(self.config, "reward") else []
+        trained = [critic.name for critic in critics]
+        trained += list(self.config.reward.chosen) if hasattr(self.config, "reward") else []
         return RewardHackingGuard(config, observed_rewards(self.validator.rewards, trained, config))
 
     def _offload(self, critics: Iterable[Reward]) -> None:

@@ -12,6 +12,7 @@ from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from PIL import Image
 
 from besttake.commands.cli import main
+from besttake.contracts import model as contract
 from besttake.data.cache import TensorCache
 from besttake.data.video import probe, write_video
 from besttake.evaluation.before_after import with_adapter
@@ -24,6 +25,9 @@ from besttake.types import Prompt
 from tests.tiny import tiny_models
 
 TAKES = 2
+
+CHECKS = [check for check in contract.CHECKS if check is not contract.trains_to_an_adapter_of_the_pipeline]
+"""The one left out is weaker than the comparison with the official pipeline below; tests/test_extending.py runs it."""
 
 
 @pytest.fixture(autouse=True)
@@ -136,24 +140,9 @@ def test_encode_and_decode_are_the_official_autoencoders(model, tiny):
     torch.testing.assert_close(decoded, folded(vae.decode(mode, return_dict=False)[0]), atol=1e-4, rtol=1e-4)
 
 
-def test_sampler_and_loss_share_one_noise_process(model, tiny, prompts, monkeypatch):
-    """A network that predicts the target exactly brings the sampler to the data, from any noise."""
-    takes = config(tiny, steps=4)
-    told = takes.condition(model, prompts[:1])
-    shape = model.latent_shape(*tiny.size)
-    x_0, schedule = model.with_known(torch.randn(1, *shape), told), model.schedule
-
-    def oracle(denoiser, x_t, t, condition):
-        alpha, sigma = (scale.view(-1, 1, 1, 1, 1) for scale in schedule.alpha_sigma(t))
-        noise = (x_t - alpha * x_0) / sigma
-        prediction = schedule.target(x_0, noise, t)
-        for part, whole in zip(schedule.split(prediction, x_t, t), (x_0.expand_as(x_t), noise), strict=True):
-            torch.testing.assert_close(part, whole, atol=1e-3, rtol=1e-3)
-        return prediction
-
-    monkeypatch.setattr(type(model), "predict", lambda self, *asked: oracle(*asked))
-    latents = generate(model, prompts[:1], takes, decode=False).latents
-    torch.testing.assert_close(latents, x_0, atol=5e-3, rtol=5e-3)
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+def test_it_does_what_every_model_must(model, folder_of, name, tiny, prompts, tmp_path, check):
+    check(model, contract.Subject(lambda: load_model(str(folder_of(name))), tiny.size, prompts, tmp_path))
 
 
 def test_a_take_over_a_source_sets_out_from_the_noised_source(model, tiny, prompts, tmp_path, monkeypatch):
@@ -173,16 +162,6 @@ def test_a_take_over_a_source_sets_out_from_the_noised_source(model, tiny, promp
     assert len(seen) == 5
     x_t, t = seen[0]
     torch.testing.assert_close(x_t, model.schedule.add_noise(source, noise[None], t), atol=5e-3, rtol=5e-3)
-
-
-def test_one_row_of_a_prediction_does_not_depend_on_the_others(model, tiny, prompts):
-    x_t = torch.randn(2, *model.latent_shape(*tiny.size))
-    t, told = torch.tensor([0.2, 0.95]), config(tiny).condition(model, prompts)  # of two experts, one each
-    with torch.no_grad():
-        both = model.predict(model.denoiser, x_t, t, told)
-        second = model.predict(model.denoiser, x_t[1:], t[1:], {k: v[1:] for k, v in told.items()})
-    assert both.shape == x_t.shape
-    torch.testing.assert_close(both[1:], second, atol=1e-5, rtol=1e-4)
 
 
 @torch.no_grad()

@@ -9,10 +9,9 @@ import pytest
 import torch
 
 import tests.tiny_critics
+from besttake.contracts import critic as contract
 from besttake.rewards import critic_names, load_reward
-from besttake.rewards.checks import score_checked
 from besttake.rewards.panel import RewardConfig, load_panel
-from besttake.rewards.remote.server import select_frames
 
 MODULES = {
     module.name: importlib.import_module(f"tests.tiny_critics.{module.name}")
@@ -64,57 +63,14 @@ def videos(name):
     return torch.rand(2, frames, 3, side, side, generator=torch.Generator().manual_seed(1)) * 2 - 1
 
 
-def test_it_scores_every_video_in_every_dimension_and_says_what_it_is(critic, name, videos):
-    score = score_checked(critic, videos, PROMPTS, 8.0)
-    assert score.values.shape == (2, len(critic.dimensions))
+@pytest.mark.parametrize("check", contract.CHECKS, ids=lambda check: check.__name__)
+def test_it_does_what_every_critic_must(critic, videos, check):
+    check(critic, videos, PROMPTS)
+
+
+def test_it_has_the_name_of_its_file_and_says_how_much_memory_it_takes(critic, name):
     assert critic.name.replace("-", "_") == name
-    card = critic.card
-    assert tuple(card.ranges) == tuple(critic.dimensions)
-    assert all(low < high for low, high in card.ranges.values())
-    assert card.source
-    assert card.licence
-    assert card.resolution
-    assert name in EMBEDDED or card.memory > 0
-
-
-def test_a_score_does_not_depend_on_the_other_videos_and_is_the_same_again(critic, videos):
-    both = critic(videos, PROMPTS, 8.0).values
-    torch.testing.assert_close(critic(videos[1:], PROMPTS[1:], 8.0).values, both[1:], atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(critic(videos.flip(0), PROMPTS[::-1], 8.0).values, both.flip(0), atol=1e-4, rtol=1e-4)
-    assert torch.equal(critic(videos, PROMPTS, 8.0).values, both)
-
-
-def test_the_video_matters(critic, videos):
-    assert not torch.allclose(critic(videos, [PROMPTS[0]] * 2, 8.0).values[0], critic(videos, PROMPTS, 8.0).values[1])
-
-
-def test_a_gradient_flows_to_the_video_if_it_says_so(critic, videos):
-    videos.requires_grad_(True)
-    values = critic(videos, PROMPTS, 8.0).values
-    assert values.requires_grad == critic.differentiable
-    if critic.differentiable:
-        values.sum().backward()
-        assert videos.grad.isfinite().all()
-        assert videos.grad.any()  # CLIPScore's ends where a cosine is negative
-
-
-def test_the_frames_it_chooses_are_all_it_looks_at(critic, videos):
-    """So a server is sent these alone."""
-    if not hasattr(critic, "chosen"):
-        assert critic.card.frames is None, "it looks at all of a clip"
-        return
-    for fps in (8.0, 24.0):
-        places, rate = select_frames(critic, videos.shape[1], fps)
-        assert len(places) <= (critic.card.frames or videos.shape[1])
-        assert select_frames(critic, len(places), rate)[0] == list(range(len(places)))
-        expected = critic(videos[:1], PROMPTS[:1], fps).values
-        torch.testing.assert_close(critic(videos[:1, places], PROMPTS[:1], rate).values, expected, atol=1e-5, rtol=1e-5)
-
-
-def test_videos_and_prompts_that_are_none_are_refused(critic, videos):
-    for wrong, prompts in ((videos[:, :, :1], PROMPTS), (videos[0], PROMPTS), (videos, PROMPTS[:1])):
-        with pytest.raises(ValueError, match=critic.name):
-            score_checked(critic, wrong, prompts, 8.0)
+    assert name in EMBEDDED or critic.card.memory > 0
 
 
 @pytest.fixture(params=PUBLISHED)

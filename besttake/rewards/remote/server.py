@@ -510,12 +510,12 @@ def _who(critic: Any) -> dict[str, Any]:
 
 
 def find_factory(name: str) -> Callable[..., Any]:
-    """The function that `module:function`, `file.py:function` or `file.py` (its `load`) names.
+    """The function that `module:function`, `file.py:function` or `file.py` (its `load` or `make`) names.
 
     Raises:
         ValueError: there is none.
     """
-    place, _, function = (name, "", "load") if name.endswith(".py") else name.rpartition(":")
+    place, _, function = (name, "", "") if name.endswith(".py") else name.rpartition(":")
     try:
         if place.endswith(".py"):
             spec = importlib.util.spec_from_file_location(Path(place).stem, place)
@@ -523,7 +523,7 @@ def find_factory(name: str) -> Callable[..., Any]:
             spec.loader.exec_module(module)  # type: ignore[union-attr]
         else:
             module = importlib.import_module(place)
-        return getattr(module, function)
+        return getattr(module, function or ("load" if hasattr(module, "load") else "make"))
     except (ImportError, FileNotFoundError, AttributeError, ValueError) as error:
         raise ValueError(f"there is no critic {name!r} ({error}); give module:function, or file.py:function") from error
 

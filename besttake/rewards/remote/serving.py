@@ -28,7 +28,7 @@ class ServeConfig:
     """
 
     critic: Positional[str]
-    """A critic's name, a folder with its config.json, or a judge's .yaml file."""
+    """A critic's name, a file of your own (./my_critic.py), a folder with its config.json, or a judge's .yaml file."""
     path: str | None = None
     """Folder or hub id of its weights; by default those it was published with."""
     port: int = 8000

@@ -1,0 +1,254 @@
+"""`import besttake as bt`: what the commands do, from Python, with data for an answer instead of text.
+
+Nothing here prints, and logging is left to the caller. Long work shows a progress bar on standard error, in a notebook
+below the cell.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from besttake.commands.cli import RECIPES, read_recipe, train_and_report, with_values
+from besttake.commands.report import measure_run
+from besttake.data.video import probe, read_video
+from besttake.evaluation.before_after import with_adapter
+from besttake.models import Quantization, VideoModel
+from besttake.models import load_model as read_model
+from besttake.models.policy import Policy
+from besttake.plan import Plan, PlanConfig, make_plan
+from besttake.report import write_report
+from besttake.report.folder import RunFolder, read_run
+from besttake.rewards import load_reward as read_reward
+from besttake.rewards.checks import score_checked
+from besttake.runtime.configuration import from_dict, to_dict
+from besttake.runtime.devices import find_device
+from besttake.runtime.distributed import end_processes, is_main
+from besttake.sampling.rollout import Rollout, RolloutConfig
+from besttake.sampling.rollout import generate as sample
+from besttake.types import FPS, Reward, Score, Video
+
+__all__ = [
+    "Policy",
+    "evaluate",
+    "generate",
+    "load_model",
+    "load_reward",
+    "plan",
+    "recipes",
+    "report",
+    "score",
+    "train",
+]
+
+
+def recipes() -> dict[str, str]:
+    """The shipped recipes: name -> what it is, in a line."""
+    return {file.stem: file.read_text().splitlines()[0].lstrip("# ") for file in sorted(RECIPES.glob("*.yaml"))}
+
+
+def train(recipe: Any, **settings: Any) -> RunFolder:
+    """Train a recipe, measure before and after, and write the report: what `besttake train` does.
+
+    The same call again resumes. Ctrl-C, or interrupting the notebook's cell, saves the steps that are over.
+
+    Args:
+        recipe: the name of a shipped recipe, the path of a YAML file or of an algorithm of your own (.py), or a config.
+        settings: what is otherwise than in the recipe. Those of a section are a dict, which changes only what it
+            names: `rollout={"steps": 4}`, `reward={"name": "./my_critic.py"}`.
+
+    Returns:
+        The run: `path`, `config`, `rows` of metrics, `summary` ("before" and "after", each name -> number), `clips`.
+
+    Raises:
+        ValueError: there is no such recipe or setting, or the material cannot be used.
+        FloatingPointError: the loss is no longer finite.
+    """
+    return read_run(train_and_report(_config(recipe, settings), _measure_and_write))
+
+
+def plan(recipe: Any, card: str = "H100", gpus: int = 1, **settings: Any) -> Plan:
+    """Memory, seconds and hours of a recipe on a card, before there are weights or a card: what `besttake plan` does.
+
+    Args:
+        recipe, settings: as of `train`.
+        card: a name of besttake/plan/cards.py.
+        gpus: so many cards, each with its share of every step.
+
+    Returns:
+        The plan: `phases` by name, each with `peak` bytes and `seconds`; `room` in bytes; `step` in seconds; `hours`.
+
+    Raises:
+        ValueError: there is no such recipe, setting, card or model.
+    """
+    return make_plan(_config(recipe, settings), PlanConfig(card=card, gpus=gpus))
+
+
+def evaluate(run: str | Path, **settings: Any) -> RunFolder:
+    """Measure a finished run before and after training, on prompts that it was not trained on.
+
+    Args:
+        run: its folder.
+        settings: of the section `evaluation`, where they are otherwise than the run's: `count=32`.
+
+    Returns:
+        The run with its `summary`, which is also written to its `summary.json`.
+
+    Raises:
+        ValueError: the folder holds no finished run, or there is no such setting.
+    """
+    folder = read_run(Path(run)).path
+    config = _config(str(folder / "config.yaml"), {"evaluation": settings})
+    measure_run(folder, config)
+    end_processes()
+    return read_run(folder)
+
+
+def report(run: str | Path) -> Path:
+    """Write the page of a run, finished or not; `evaluate` first measures it.
+
+    Returns:
+        The path of its `report.html`, which needs no other file.
+
+    Raises:
+        ValueError: the folder holds no run, or one of its files is broken.
+    """
+    return write_report(Path(run))
+
+
+def load_model(
+    source: str = "tiny-cogvideox",
+    adapter: str | Path | None = None,
+    device: str = "auto",
+    dtype: str = "float32",
+    quantize: Quantization = "none",
+) -> VideoModel:
+    """A video diffusion model.
+
+    Args:
+        source: folder or hub id of a diffusers pipeline, the name of an embedded one, or a family of your own with its
+            checkpoint: "./my_family.py:CHECKPOINT".
+        adapter: folder of what a run has trained, its `adapter/`.
+        device: "auto", "cpu", "cuda", "cuda:1", "mps".
+        dtype: "float32" or "bfloat16".
+        quantize: what the weights of the denoiser's blocks are held in instead.
+
+    Raises:
+        ValueError: there is no such model or adapter, or its files are broken.
+    """
+    model = read_model(source, getattr(torch, dtype), find_device(device), quantize)
+    return with_adapter(model, Path(adapter)) if adapter else model
+
+
+def load_reward(name: str | Path = "world", device: str = "auto", path: str | Path | None = None, **own: Any) -> Reward:
+    """A critic: `reward(videos, prompts, fps)` gives a `Score`.
+
+    Args:
+        name: of a critic that comes along; a folder with its config.json; a judge's .yaml file; the URL of a served
+            critic; or a file of your own, "./my_critic.py" or "my_package.critic:make".
+        path: folder or hub id of its weights; by default those it was published with.
+        own: the critic's own settings, such as VideoAlign's `num_frames`.
+
+    Raises:
+        ValueError: there is no such critic, its files are broken, or it has no such setting.
+    """
+    return read_reward(name, find_device(device), path, **own)
+
+
+def generate(
+    model: str | VideoModel | Policy, prompts: str | Sequence[str], n: int = 1, seed: int = 0, **settings: Any
+) -> Rollout:
+    """Sample videos of prompts.
+
+    Args:
+        model: a model, a policy in training, or what `load_model` takes as its source.
+        prompts: one, or several; `besttake.types.Prompt` also holds a first frame or a source video.
+        n: videos of each prompt.
+        seed: with the prompt and the number of the video, the key of its noise: the same in any batch.
+        settings: of the section `rollout`: `steps`, `guidance`, `frames`, `height`, `width`, `batch`, ...
+
+    Returns:
+        `videos`, float (b, f, 3, h, w) in [-1, 1] with the n of a prompt side by side; their `latents` (b, c, f, h, w),
+        `prompts` (b) and `condition`.
+
+    Raises:
+        ValueError: a prompt is empty or too long, there is no such setting, or the model cannot sample that size.
+    """
+    texts = [prompts] if isinstance(prompts, str) else list(prompts)
+    config = from_dict(RolloutConfig, settings)
+    return sample(load_model(model) if isinstance(model, str) else model, texts, config, n=n, seed=(seed,))
+
+
+def score(
+    reward: str | Reward,
+    videos: Rollout | Video | Sequence[str | Path],
+    prompts: Sequence[str] | None = None,
+    fps: float | None = None,
+) -> Score:
+    """What a critic says of videos.
+
+    Args:
+        reward: a critic, or what `load_reward` takes as its name.
+        videos: what `generate` gave; a float tensor (b, f, 3, h, w) in [-1, 1]; or paths of b video files.
+        prompts: one for each video; not for those of `generate`, which have theirs.
+        fps: frames a second; by default the files' own, or 8.
+
+    Returns:
+        `values`, float32 (b, d), higher is better; `dimensions`, the names of the d columns; `score["name"]` is one.
+
+    Raises:
+        ValueError: there is no such critic, it cannot score the videos, or prompts are missing.
+    """
+    critic = load_reward(reward) if isinstance(reward, str | Path) else reward
+    if isinstance(videos, Rollout):
+        return score_checked(critic, videos.videos, list(prompts or videos.prompts), fps or FPS)
+    if prompts is None:
+        raise ValueError("prompts are missing; give one for each video")
+    if isinstance(videos, torch.Tensor):
+        return score_checked(critic, videos, list(prompts), fps or FPS)
+    if len(videos) != len(prompts):
+        raise ValueError(f"{len(videos)} videos but {len(prompts)} prompts; give one for each")
+    rows = [
+        score_checked(critic, read_video(Path(file))[None], [prompt], fps or probe(Path(file)).fps).values
+        for file, prompt in zip(videos, prompts, strict=True)
+    ]
+    return Score(torch.cat(rows), critic.dimensions)
+
+
+def _measure_and_write(folder: Path, config: Any) -> None:
+    measure_run(folder, config)
+    if is_main():
+        write_report(folder)
+
+
+def _config(recipe: Any, settings: dict[str, Any]) -> Any:
+    """A recipe's config with other settings."""
+    config = read_recipe(str(recipe)) if isinstance(recipe, str | Path) else recipe
+    given = {name: to_dict(value) if dataclasses.is_dataclass(value) else value for name, value in settings.items()}
+    return with_values(config, _merged(config, given), _names(config, given))
+
+
+def _merged(config: Any, changes: dict[str, Any]) -> dict[str, Any]:
+    """A config as plain values, with other ones in the place of some; sections keep what is not changed."""
+    values = to_dict(config)
+    for name, value in changes.items():
+        section = getattr(config, name, None)
+        values[name] = _merged(section, value) if _is_section(section, value) else value
+    return values
+
+
+def _names(config: Any, changes: dict[str, Any], head: str = "") -> list[str]:
+    """Dotted names of the settings that are changed."""
+    names: list[str] = []
+    for name, value in changes.items():
+        section = getattr(config, name, None)
+        names += _names(section, value, f"{head}{name}.") if _is_section(section, value) else [f"{head}{name}"]
+    return names
+
+
+def _is_section(section: Any, value: Any) -> bool:
+    return dataclasses.is_dataclass(section) and isinstance(value, dict)
