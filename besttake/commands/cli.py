@@ -49,7 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
     logging.basicConfig(
         level=logging.INFO, format="%(message)s", handlers=[RichHandler(console=console.err, show_path=False)]
     )
-    for chatty in ("httpx", "diffusers", "transformers", "peft", "torchao", "bitsandbytes", "torch.utils._pytree"):
+    for chatty in ("httpx2", "diffusers", "transformers", "peft", "torchao", "bitsandbytes", "torch.utils._pytree"):
         logging.getLogger(chatty).setLevel(logging.ERROR)
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE)

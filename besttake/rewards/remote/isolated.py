@@ -28,7 +28,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from besttake.data.files import content_hash, quick_hash
-from besttake.rewards.remote.client import NoAnswerError, Remote, RetryPolicy, Server
+from besttake.rewards.remote.client import Remote, Server
+from besttake.rewards.remote.http import NoAnswerError, RetryPolicy
 from besttake.rewards.remote.server import TOKEN, select_frames
 from besttake.rewards.shipped import check_videos
 from besttake.types import FPS, CriticCard, Score, Video
@@ -76,14 +77,14 @@ class Isolated:
         path: str | Path | None = None,
         device: str = "cpu",
         restarts: int = 2,
-        patience: RetryPolicy | None = None,
+        retry: RetryPolicy | None = None,
         start_within: float = 3600.0,
     ):
         """
         Args:
             card: its `ranges` name the dimensions.
             restarts: how often the process is started again for one batch before it is given up.
-            patience: with an answer; a process is dead or alive, so it is not asked again for long.
+            retry: of requests; a process is dead or alive, so it is not asked again for long.
             start_within: seconds for the process to load its critic, downloads included.
 
         Raises:
@@ -95,7 +96,7 @@ class Isolated:
         self.name, self.card, self.dimensions = name, card, tuple(card.ranges)
         self.needs, self.path, self.device = needs, path, device
         self.restarts, self.start_within = restarts, start_within
-        self.patience = patience or RetryPolicy(tries=2, pause=0.1)
+        self.retry = retry or RetryPolicy(tries=2, pause=0.1)
         self.process: Process | None = None
         self._remote: Remote | None = None
         self._lock = threading.RLock()
@@ -142,7 +143,7 @@ class Isolated:
 
     def _meet(self, process: Process) -> Remote:
         try:
-            remote = process.remote(self.patience, self.start_within)
+            remote = process.remote(self.retry, self.start_within)
         except ConnectionError as error:
             said = process.last_words()
             self.stop()
@@ -192,22 +193,23 @@ class Process:
     def alive(self) -> bool:
         return self.popen.poll() is None
 
-    def remote(self, patience: RetryPolicy, within: float) -> Remote:
+    def remote(self, retry: RetryPolicy, within: float) -> Remote:
         """The critic, once it is loaded.
 
         Raises:
             ConnectionError: the process ended, or the critic was not loaded in time.
         """
         address, until, told = self.folder / "address.json", time.monotonic() + within, time.monotonic()
+        server: Server | None = None
         while time.monotonic() < until:
             if not self.alive:
                 status = self.popen.returncode
                 raise ConnectionError(f"critic {self.name} ended with status {status} before it was ready")
             if address.is_file():
-                url = json.loads(address.read_text())["url"]
+                server = server or Server(json.loads(address.read_text())["url"], self.token, retry)
                 with suppress(NoAnswerError):
-                    Server(url, self.token, RetryPolicy(answer=0, tries=1)).health()
-                    return Remote(url, self.token, patience)
+                    server.health()
+                    return Remote(server.url, self.token, retry)
             if time.monotonic() - told > 30:
                 told = time.monotonic()
                 log.info("critic %s is still being loaded: %s", self.name, self.last_words(1))
