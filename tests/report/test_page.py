@@ -72,7 +72,7 @@ def test_needs_nothing_but_itself(whole):
     assert all(address.startswith("data:") for address in read.addresses)
     assert "link" not in {name for name, attributes in read.tags if attributes.get("rel") == "stylesheet"}
     assert not re.search(
-        r"url\(|@import|fetch\(", (page.HERE / "page.css").read_text() + (page.HERE / "page.js").read_text()
+        r"url\(|@import|fetch\(", (page.TEMPLATES / "page.css").read_text() + (page.TEMPLATES / "page.js").read_text()
     )
 
 
