@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import Any
 
 from besttake.rewards import critics
+from besttake.rewards.judges import judge_loader, judge_names
 from besttake.rewards.remote import judge
 from besttake.types import Reward
 
@@ -20,9 +21,10 @@ __all__ = ["critic_names", "find_critic", "load_reward"]
 
 
 def critic_names() -> list[str]:
-    """The names of the critics in `critics/`: the modules that have a `load`."""
+    """The names of the critics in `critics/`, the modules that have a `load`, and of the judges in `judges/`."""
     names = [module.name for module in pkgutil.iter_modules(critics.__path__)]
-    return sorted(name for name in [*names, "judge"] if hasattr(critic_module(name), "load"))
+    modules = [name for name in [*names, "judge"] if hasattr(critic_module(name), "load")]
+    return sorted([*modules, *judge_names()])
 
 
 def critic_module(name: str) -> ModuleType:
@@ -57,7 +59,7 @@ def load_reward(
             raise ValueError(f"critic {name_or_path} is served elsewhere: give its path and settings there, not here")
         return Remote(str(name_or_path))
     name, folder = find_critic(name_or_path)
-    load = critic_module(name).load
+    load = judge_loader(name) if name in judge_names() else critic_module(name).load
     takes = inspect.signature(load).parameters
     if unknown := sorted(settings.keys() - takes.keys()):
         there = ", ".join(takes.keys() - {"path", "device"}) or "none"

@@ -136,10 +136,15 @@ def load(path: str | Path | None = None, device: str = "cpu") -> Judge:
     if path.suffix not in (".yaml", ".yml"):
         config = read_config(path, "judge")
         return Judge(from_dict(JudgeConfig, {key: value for key, value in config.items() if key != "critic"}))
+    return Judge(judge_config(path), path.stem)
+
+
+def judge_config(file: Path) -> JudgeConfig:
+    """The config in a judge's .yaml file; ValueError if it holds none."""
     try:
-        return Judge(from_dict(JudgeConfig, read_yaml(path)), path.stem)
+        return from_dict(JudgeConfig, read_yaml(file))
     except ValueError as error:
-        raise ValueError(f"the judge of {path}: {error}") from error
+        raise ValueError(f"the judge of {file}: {error}") from error
 
 
 class Judge:
