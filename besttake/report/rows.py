@@ -40,11 +40,13 @@ def row_of(run: RunFolder, name: str) -> Row:
     """The row of a measure of `summary.json`."""
     before, after, real = values(run, name)
     change, measure = changed(run, name), measure_of(name)
-    words = [shown(name, value) for value in (before, after, real)]
-    unclear = change == "same" and words[0] != words[1] and measure.share
+    was, now = shown(name, before), shown(name, after)
+    unclear = change == "same" and was != now and measure.share
     return Row(
         measure.label,
-        *words,
+        was,
+        now,
+        shown(name, real),
         real is not None,
         AIMS[aim_of(name, real)],
         change,

@@ -427,7 +427,7 @@ def loser(pairs):
 
 
 def text_encoder(model):
-    model.folder = str(Path(model.folder).with_name("other"))
+    model.parts.folder = str(Path(model.parts.folder).with_name("other"))
     return model
 
 
