@@ -1,7 +1,7 @@
 """Open-Sora 1.2 (Zheng et al. 2024, arXiv 2412.20404), text-to-video: rectified flow towards the data.
 
 A checkpoint is the denoiser's folder or hub id, `hpcai-tech/OpenSora-STDiT-v3`. It is the model of OnlineVPO's
-experiments: 30 steps at guidance 7. Its own inference script adds "aesthetic score: 6.5." to prompts; here they stay as they are.
+experiments: 30 steps at guidance 7. Its own inference script adds "aesthetic score: 6.5." to prompts; here nothing is.
 """
 
 from __future__ import annotations
