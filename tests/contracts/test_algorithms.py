@@ -23,6 +23,7 @@ from besttake.runtime.configuration import from_dict, read_yaml
 from besttake.sampling.rollout import RolloutConfig, RolloutOverrides
 from besttake.training.run import OptimConfig, Run
 from besttake.training.validation import ValidationConfig
+from tests.runs import adapter, rows
 
 DATA = {"onlinevpo": "prompts.txt", "offline_dpo": "pairs.jsonl"}
 """What of the test material an algorithm trains on, if not on the clips."""
@@ -85,16 +86,6 @@ def train(config):
     return algorithms()[type(config).__module__.rpartition(".")[2]].train(config)
 
 
-def rows(folder):
-    """`metrics.jsonl` without the wall clock."""
-    lines = (folder / "metrics.jsonl").read_text().splitlines()
-    return [{name: value for name, value in json.loads(line).items() if name != "minutes"} for line in lines]
-
-
-def adapter(folder):
-    return load_file(folder / "adapter" / "pytorch_lora_weights.safetensors")
-
-
 def test_a_run_trains_the_policy_alone_and_leaves_what_a_run_leaves(config, whole_of):
     before = {name: weight.clone() for name, weight in load_model(config.model).denoiser.named_parameters()}
     run = whole_of(config)
@@ -130,22 +121,28 @@ def leaves_a_run_folder(folder, config):
     assert pipeline.get_active_adapters()
 
 
-def test_an_interrupted_run_goes_on_bit_by_bit(config, whole_of, monkeypatch, tmp_path):
-    whole = whole_of(config)
-    assert any("train/loss" in row for row in rows(whole.folder))
-    cut, update = replace(config, out=tmp_path / "cut"), Run.update
+def train_until_killed(config, monkeypatch):
+    """Train, and be interrupted in the middle of an update, when nothing can be saved."""
+    update = Run.update
 
     def killed(run, loss, metrics):
         if run.step == KILLED:
             interruption.block_signals()
-            run._changing = True  # in the middle of an update, when nothing can be saved
+            run._changing = True
             raise KeyboardInterrupt
         return update(run, loss, metrics)
 
     with monkeypatch.context() as patch:
         patch.setattr(Run, "update", killed)
         with pytest.raises(KeyboardInterrupt):
-            train(cut)
+            train(config)
+
+
+def test_an_interrupted_run_goes_on_bit_by_bit(config, whole_of, monkeypatch, tmp_path):
+    whole = whole_of(config)
+    assert any("train/loss" in row for row in rows(whole.folder))
+    cut = replace(config, out=tmp_path / "cut")
+    train_until_killed(cut, monkeypatch)
     assert [path.name for path in (cut.out / "checkpoints").iterdir()] == ["step-00000003"]
     resumed = train(cut)
     assert rows(resumed.folder) == rows(whole.folder)
@@ -324,19 +321,8 @@ def test_a_run_stopped_by_its_guard_says_so_and_goes_on_without_it(config, monke
 def test_a_panel_that_normalises_by_what_it_has_seen_goes_on_bit_by_bit(config, monkeypatch, tmp_path):
     both = RewardConfig(critics={"temporal-flicker": {}, "motion-smoothness": {}}, normalise="batch")
     whole = train(replace(config, reward=both))
-    cut, update = replace(config, reward=both, out=tmp_path / "cut"), Run.update
-
-    def killed(run, loss, metrics):
-        if run.step == KILLED:
-            interruption.block_signals()
-            run._changing = True  # in the middle of an update, when nothing can be saved
-            raise KeyboardInterrupt
-        return update(run, loss, metrics)
-
-    monkeypatch.setattr(Run, "update", killed)
-    with pytest.raises(KeyboardInterrupt):
-        train(cut)
-    monkeypatch.setattr(Run, "update", update)
+    cut = replace(config, reward=both, out=tmp_path / "cut")
+    train_until_killed(cut, monkeypatch)
     resumed = train(cut)
     assert rows(resumed.folder) == rows(whole.folder)
     assert "reward/motion-smoothness" in rows(whole.folder)[1]
