@@ -128,7 +128,7 @@ def train_until_killed(config, monkeypatch):
     def killed(run, loss, metrics):
         if run.step == KILLED:
             interruption.block_signals()
-            run._changing = True
+            run.checkpointer.updating = True
             raise KeyboardInterrupt
         return update(run, loss, metrics)
 
@@ -214,9 +214,9 @@ def test_realdpos_reference_follows_stays_or_lags(config, kind, expected):
 def test_realdpos_averaged_reference_is_so_much_of_each_update(config, monkeypatch, warmup, parts):
     seen, update = [], Run.update
 
-    def watched(run, *arguments, metrics):
+    def watched(run, *arguments):
         weights = [] if seen else [{name: weight.detach().clone() for name, weight in run.policy.trainable.items()}]
-        changed = update(run, *arguments, metrics)
+        changed = update(run, *arguments)
         if changed:
             weights.append({name: weight.detach().clone() for name, weight in run.policy.trainable.items()})
         seen.extend(weights)
