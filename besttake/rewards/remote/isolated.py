@@ -9,7 +9,6 @@ asked over the loopback address. It ends with this process, however that ends.
 from __future__ import annotations
 
 import hashlib
-import importlib
 import json
 import logging
 import os
@@ -23,9 +22,11 @@ import threading
 import time
 import weakref
 from collections.abc import Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+from filelock import FileLock
 
 from besttake.data.files import content_hash, quick_hash
 from besttake.rewards.remote.client import Remote, Server
@@ -265,7 +266,7 @@ def environment(name: str, needs: EnvironmentSpec) -> Path:
     python, whole = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python"), folder / "whole"
     if not whole.exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(folder.with_suffix(".lock")):
+        with FileLock(folder.with_suffix(".lock")):  # given back by the system if this process dies
             if not whole.exists():
                 _make(name, maker, folder, python, requirements, needs.site_packages)
                 whole.write_text(recipe)
@@ -321,16 +322,6 @@ def _version(python: str) -> str | None:
 def _environments() -> Path:
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return Path(os.environ.get(ENVIRONMENTS) or cache / "besttake" / "environments")
-
-
-@contextmanager
-def _locked(path: Path):
-    """Hold a lock that other processes wait for, and that the system gives back if this one dies; none on Windows."""
-    with path.open("w") as file:
-        with suppress(ImportError):
-            fcntl = importlib.import_module("fcntl")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _tail(path: Path, lines: int = 15) -> str:

@@ -13,12 +13,13 @@ from pathlib import Path
 import numpy
 import pytest
 import torch
+from filelock import FileLock
 
 from besttake.rewards import load_reward
 from besttake.rewards.checks import score_checked
 from besttake.rewards.remote.client import Remote
 from besttake.rewards.remote.http import RetryPolicy
-from besttake.rewards.remote.isolated import EnvironmentSpec, Isolated, _locked, environment, find_python
+from besttake.rewards.remote.isolated import EnvironmentSpec, Isolated, environment, find_python
 from besttake.types import CriticCard
 
 CARD = CriticCard("tests", "none", {"light": (0.0, 255.0)})
@@ -249,10 +250,10 @@ def test_it_stops_with_its_folder_and_when_it_is_forgotten(critic):
 PARENT = """
 import json, sys, time
 from pathlib import Path
-from besttake.rewards.remote.isolated import Isolated, Needs
+from besttake.rewards.remote.isolated import EnvironmentSpec, Isolated
 from besttake.types import CriticCard
 
-critic = Isolated("light", CriticCard("tests", "none", {"light": (0.0, 255.0)}), Needs(Path(sys.argv[1])))
+critic = Isolated("light", CriticCard("tests", "none", {"light": (0.0, 255.0)}), EnvironmentSpec(Path(sys.argv[1])))
 critic.start()
 print(critic.process.popen.pid, flush=True)
 if sys.argv[2] != "ends":
@@ -276,7 +277,7 @@ def test_a_system_without_process_groups_and_file_locks_will_do(critic, tmp_path
     """Such as Windows."""
     monkeypatch.delattr(os, "killpg")
     monkeypatch.setitem(sys.modules, "fcntl", None)
-    with _locked(tmp_path / "lock"):
+    with FileLock(tmp_path / "lock"):
         critic.start()
     pid = critic.process.popen.pid
     critic.stop()
