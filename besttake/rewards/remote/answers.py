@@ -24,9 +24,9 @@ def read_answer(
         ValueError: one is missing, is there twice or is out of its range, or the object holds another number.
     """
     text = text.rpartition("</think>")[2].strip()
-    asked = {name.lower(): name for name in dimensions}
-    found = _once(_from_json(text) if form == "json" else _from_lines(text, list(asked)))
-    missing, wrong = [name for name in asked if name not in found], [name for name in found if name not in asked]
+    wanted = {name.lower(): name for name in dimensions}
+    found = _once(_from_json(text) if form == "json" else _from_lines(text, list(wanted)))
+    missing, wrong = [name for name in wanted if name not in found], [name for name in found if name not in wanted]
     if missing or wrong:
         raise ValueError(
             f"{', '.join(missing) or 'nothing'} is missing, {', '.join(wrong) or 'nothing'} was not asked for"
@@ -34,7 +34,7 @@ def read_answer(
     for name, (low, high) in dimensions.items():
         if not low <= found[name.lower()] <= high:
             raise ValueError(f"{name!r} is {found[name.lower()]:g}, out of its range [{low:g}, {high:g}]")
-    return {name: found[key] for key, name in asked.items()}
+    return {name: found[key] for key, name in wanted.items()}
 
 
 def _from_lines(text: str, names: Sequence[str]) -> list[tuple[str, Any]]:

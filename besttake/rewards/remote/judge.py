@@ -1,4 +1,4 @@
-"""Generative critics: a vision-language model is shown frames and a rubric, and answers in words that hold numbers.
+"""Generative critics: a vision-language model gets frames and a rubric, and answers with a text that holds numbers.
 
 VideoScore2 (arXiv 2509.22799), UnifiedReward (arXiv 2503.05236) and any other model that a server offers in the way of
 OpenAI's `/v1/chat/completions`, as vLLM and SGLang do. Nothing here knows a model: the rubric, the dimensions and the
@@ -38,12 +38,12 @@ TRANSIENT = (408, 409, 425, 429)
 """Statuses below 500 after which the same question may be answered later."""
 
 URL = "http://localhost:8000/v1"
-"""Where vLLM serves, unless it is told otherwise."""
+"""Where vLLM serves by default."""
 
 
 @dataclass(frozen=True)
 class JudgeConfig:
-    """A generative critic: where it is served, what it is asked, and how it must answer."""
+    """A generative critic: its server, the question, and the form of the answer."""
 
     url: str = URL
     """Of an OpenAI-compatible server, up to and with `/v1`."""
@@ -68,13 +68,13 @@ class JudgeConfig:
     temperature: float = 0.0
     max_tokens: int = 1024
     retries: int = 4
-    """How often a question is put again that the server failed on, or (with a temperature) answered unusably."""
+    """How often a question is repeated that failed or (with a temperature) had an unusable answer."""
     wait: float = 1.0
-    """Seconds before the first retry, doubled for each further one; the server's `Retry-After` goes before it."""
+    """Seconds before the first retry, doubled for each further one; the server's `Retry-After` takes precedence."""
     timeout: float = 120.0
     """Seconds that the server may be silent."""
     concurrency: int = 8
-    """Questions asked at the same time."""
+    """Questions sent at the same time."""
     api_key: str = ""
     """Name of the environment variable that holds the key; none = the server asks for none."""
     price_in: float = 0.0
@@ -102,10 +102,10 @@ class JudgeConfig:
 
 @dataclass
 class Usage:
-    """What a judge has been asked and has cost since it was loaded.
+    """Answers, failures and cost of a judge since it was loaded.
 
     Attributes:
-        failures: times that the server failed and was asked again.
+        failures: requests that failed and were repeated.
         unusable: answers that could not be used.
         abstentions: videos left without a score.
     """
@@ -182,8 +182,8 @@ class Judge:
     def identity(self) -> str:
         """A hash of all that decides an answer: another rubric is another critic."""
         no_matter = ("retries", "wait", "timeout", "concurrency", "api_key", "price_in", "price_out", "unusable")
-        asked = {key: value for key, value in to_dict(self.config).items() if key not in no_matter}
-        return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
+        settings = {key: value for key, value in to_dict(self.config).items() if key not in no_matter}
+        return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
     def metrics(self) -> dict[str, float]:
         """`usage` by names to log it under."""
@@ -198,11 +198,11 @@ class Judge:
         """
         check_videos(self.name, videos, prompts, least_frames=1)
         with ThreadPoolExecutor(self.config.concurrency) as pool:
-            asked = [
+            requests = [
                 pool.submit(self._ask, self._question(*one, fps), one[1]) for one in zip(videos, prompts, strict=True)
             ]
             try:
-                answers = [future.result() for future in asked]
+                answers = [future.result() for future in requests]
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
