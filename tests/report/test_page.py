@@ -86,6 +86,20 @@ def test_texts_of_files_do_not_run(whole):
     assert re.search(r"script-src 'sha256-[\w+/]{43}='", policy)
 
 
+def test_names_of_measures_and_alarms_are_escaped(whole):
+    row = {"step": 41, "eval/<u>critic/<u>score": 1.0, "alarms": ["<u>fell</u>"]}
+    with (whole / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps(row) + "\n")
+    summary = json.loads((whole / "summary.json").read_text())
+    summary["before"]["<u>odd"] = summary["after"]["<u>odd"] = 1.0
+    (whole / "summary.json").write_text(json.dumps(summary))
+    read = parse(write_report(whole).read_text(encoding="utf-8"))
+    assert read.count("u") == 0
+    assert "Step 41: <u>fell</u>." in read.text
+    assert "Critic: <u>critic" in read.text
+    assert "<u>odd" in read.text
+
+
 def test_config_is_escaped(folder):
     (folder / "config.yaml").write_text(
         "algorithm: <i>x</i>\nmodel: '\"><img src=x onerror=alert(1)>'\n'<u>key': '<u>'\n"
