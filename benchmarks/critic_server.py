@@ -32,7 +32,9 @@ import torch
 import tyro
 
 from besttake.rewards.remote import server
-from besttake.rewards.remote.client import Remote, RetryPolicy, Server, as_uint8
+from besttake.rewards.remote.batches import as_uint8
+from besttake.rewards.remote.client import Remote, Server
+from besttake.rewards.remote.http import RetryPolicy
 from besttake.rewards.remote.server import pack, select_frames
 
 SINK = """
@@ -116,8 +118,8 @@ def load(config: Load) -> None:
         processes = [start(folder, f"{i}", free_port()) for i in range(2)]
         try:
             urls = [url for _, url, _ in processes]
-            patience = RetryPolicy(answer=60.0, tries=10, pause=0.05)
-            clients = [Remote(urls, patience=patience) for _ in range(config.clients)]
+            retry = RetryPolicy(answer=60.0, tries=10, pause=0.05)
+            clients = [Remote(urls, retry=retry) for _ in range(config.clients)]
             answers: dict[int, list[float]] = {}
             watched: list[tuple[str, int, dict[str, tuple[float, int]]]] = []
             lock, killed = threading.Lock(), threading.Event()
@@ -229,9 +231,8 @@ def transfer(port: int, body: list) -> None:
 
 
 def request(to: Server, body: list) -> None:
-    with to.connected() as line:
-        status, answer = to.ask(line, "POST", "/score", body)
-    assert status == 200, answer
+    response = to.http.request("POST", "/score", body, "application/octet-stream")
+    assert response.status == 200, response.text
 
 
 def timed(do: Callable, *arguments: Any) -> float:

@@ -70,7 +70,7 @@ def predictions(policy: Policy, x_t: Latent, t: Time, condition: Condition) -> t
 
     Where memory runs out, going forward or backward, that is done again with half as many clips at once.
     """
-    policy.model.to_device()
+    policy.model.parts.to_device()
 
     def predict() -> tuple[Latent, Latent]:
         size = policy.micro_batch(len(x_t))

@@ -112,7 +112,7 @@ def negatives_folder(run: Run) -> Path:
     A run that an older version began, whose base has a signature of that time, goes on in the folder of that time.
     """
     model = run.model
-    parts = [name for name in model.parts if name != "vae" or model.takes_first_frame]
+    parts = [name for name in model.parts.names if name != "vae" or model.accepts_first_frame]
     key = f"{fingerprint(run.config)}-{run.base}"
     if run.base.startswith(HASH_PREFIX):
         key += "-" + broadcast_from_main(lambda: hashlib.sha256(model.identity(*parts).encode()).hexdigest()[:16])

@@ -126,7 +126,7 @@ def encode_pairs(run: Run, pairs: Sequence[PreferencePair], config: Config) -> C
         return pair, run.encode(torch.stack(videos))
 
     pairs = read(pairs, check)
-    model.prepare([shown_first_frame(model, pair.prompt, pair.winner) for pair in pairs])
+    model.prompts.prepare([shown_first_frame(model, pair.prompt, pair.winner) for pair in pairs])
     with model.using("vae"):
         kept, latents = zip(*read(pairs, encode), strict=True)
     listed = (", ".join([repr(p.prompt), *map(visible_part, [p.winner, *p.losers])]) for p in kept)

@@ -69,7 +69,7 @@ def train(config: Config) -> Run:
     with Run(config, prompts, critic=reward) as run:
         policy = run.policy
         prompts = policy.model.check_prompts(run.data, config.skip_bad)
-        policy.model.prepare(prompts)
+        policy.model.prompts.prepare(prompts)
         check_reward(reward, prompts[0], config.rollout, policy.model)
         for number, batch in run.steps(prompts, config.prompts_per_step):
             loss, metrics = step(policy, reward, batch, config, key=(config.seed, number))

@@ -66,7 +66,7 @@ def encode_clips(run: Run, clips: Sequence[RealClip], size: RolloutConfig, skip_
 
     advice = "Shorten or remove them, or ask for fewer frames"
     clips = read_each(clips, check, "clips", skip_bad=skip_bad, advice=advice)
-    run.model.prepare([shown_first_frame(run.model, clip.caption, clip.path) for clip in clips])
+    run.model.prompts.prepare([shown_first_frame(run.model, clip.caption, clip.path) for clip in clips])
     load = partial(
         load_real,
         encode=run.encode,
@@ -74,11 +74,11 @@ def encode_clips(run: Run, clips: Sequence[RealClip], size: RolloutConfig, skip_
         frames=frames,
         size=(height, width),
         skip_bad=skip_bad,
-        cache=run.model.cache,
-        encoder=run.model.identity("vae") if run.model.cache else "",
+        cache=run.model.prompts.cache,
+        encoder=run.model.identity("vae") if run.model.prompts.cache else "",
     )
     with run.model.using("vae"):
-        if run.model.cache and (mine := shard_items(clips)):
+        if run.model.prompts.cache and (mine := shard_items(clips)):
             with raise_on_all(), suppress(ValueError):  # of clips that are no good; all are told of them below
                 load(mine)
         with raise_on_all():
@@ -95,7 +95,7 @@ def visible_part(file: Path) -> str:
 def check_caption(model: VideoModel, caption: str, clip: Path) -> None:
     """ValueError naming a clip whose caption the model cannot be given."""
     try:
-        model.check_prompt(shown_first_frame(model, caption, clip))
+        model.prompts.check(shown_first_frame(model, caption, clip))
     except ValueError as error:
         raise ValueError(f"{clip}: {error}") from error
 

@@ -97,7 +97,7 @@ def generate_takes(config: GenerateConfig) -> Path:
 
 def _keys(model: VideoModel, adapter: Path | None) -> dict[str, str]:
     """What decides a take besides settings, prompts and the denoiser's weights."""
-    parts = hashlib.sha256(model.identity(*model.parts).encode()).hexdigest()
+    parts = hashlib.sha256(model.identity(*model.parts.names).encode()).hexdigest()
     return {"parts": parts, "adapter_content": quick_hash(adapter) if adapter else "", **versions()}
 
 

@@ -100,7 +100,7 @@ def base_model(run: Path) -> VideoModel:
     dtype, bits = getattr(torch, config["dtype"]), config.get("quantize", "none")
     model = load_model(config["model"], dtype, find_device(config["device"]), bits)
     if config.get("tiling"):
-        model.tile()
+        model.parts.tile()
     return model
 
 

@@ -1,4 +1,4 @@
-"""Reading pipeline folders and hub ids: the denoiser at once, every other part when it is first asked for.
+"""Reading pipeline folders and hub ids: the denoiser at once, every other part when it is first used.
 
 A part that is not in use is *empty*: it has its configuration, and weights without memory (on PyTorch's meta device).
 Weights are read shard by shard from safetensors straight to their device, so that no second copy of them exists.
@@ -143,7 +143,7 @@ def read_denoiser(read: Callable[[str], Any], device: str, bits: Quantization, o
     """A denoiser, read straight to its device, unless its weights are made smaller first or its blocks stay behind.
 
     Args:
-        read: gives the network on the device that it is told.
+        read: gives the network on the device it is called with.
     """
     if offload:
         return without_blocks(read("cpu"), device)

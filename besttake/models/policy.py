@@ -59,19 +59,19 @@ def checksum(tensor: Tensor) -> str:
 
     They are Fletcher's, modulo 2**64. Whole numbers are summed exactly, in any order, on any device.
     """
-    told = []
+    sums = []
     for part in plain_tensors(tensor.detach()):
         # a single number is contiguous whatever its stride, and seen as bytes only with a stride of 1
         raw = part.contiguous().as_strided((part.numel(),), (1,)).view(torch.uint8)
         places = torch.arange(1, CHUNK // 8 + 1, device=part.device)
         first, second = torch.zeros(2, dtype=torch.int64, device=part.device)
         for start in range(0, len(raw), CHUNK):
-            some = raw[start : start + CHUNK]
-            words = nn.functional.pad(some, (0, -len(some) % 8)).view(torch.int64)
+            chunk = raw[start : start + CHUNK]
+            words = nn.functional.pad(chunk, (0, -len(chunk) % 8)).view(torch.int64)
             first += (total := words.sum())
             second += (words * places[: len(words)]).sum() + total * start
-        told.append((str(part.dtype), tuple(part.shape), first.item(), second.item()))
-    return repr(told)
+        sums.append((str(part.dtype), tuple(part.shape), first.item(), second.item()))
+    return repr(sums)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from besttake.plan.imagined import real_device
 from besttake.rewards import critic_module, is_users, load_reward
+from besttake.rewards.judges import judge_names, load_judge
 from besttake.runtime.distributed import shard_rows
 from besttake.runtime.embedded import embedded_family
 from besttake.types import CriticCard, Reward, Video
@@ -50,7 +51,9 @@ def unasked(config: Any) -> list[str]:
 
 
 def card_of(name: str) -> CriticCard:
-    """What a critic says of itself, without its weights."""
+    """The card of a critic, without its weights."""
+    if name in judge_names():
+        return load_judge(name).card
     module = critic_module(name.replace("-", "_").replace(" ", "_"))
     own = [thing for thing in vars(module).values() if getattr(thing, "__module__", "") == module.__name__]
     found = [getattr(thing, "card", None) for thing in own] + list(vars(module).values())
@@ -67,7 +70,8 @@ def _validating(config: Any) -> list[str]:
 
 def _here(names: Iterable[str], judges: Iterable[str] = ()) -> list[str]:
     """Those that are no servers, no judges behind an endpoint, and no files of somebody's own."""
-    there = [name for name in names if name not in judges and "/" not in name and not name.endswith(".yaml")]
+    elsewhere = (*judges, *judge_names())
+    there = [name for name in names if name not in elsewhere and "/" not in name and not name.endswith(".yaml")]
     return [name for name in there if not is_users(name)]
 
 

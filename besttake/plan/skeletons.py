@@ -63,7 +63,7 @@ def skeleton(
         with real_device():
             part = _empty(folder, name, cls)
         claim(name, filled(part, dtype, device))
-        return model.configure_vae(part) if name == "vae" else part
+        return model.parts.configure_vae(part) if name == "vae" else part
 
     try:
         with real_device():
@@ -79,7 +79,8 @@ def skeleton(
         model: Any = family(pipeline, folder)
     except FAULTS as error:
         raise ValueError(f"the configurations of '{source}' do not make a model: {error}") from error
-    model.source, model.dtypes, model.low_memory, model.read = source, dtypes, True, read
+    model.source = model.parts.source = source
+    model.parts.dtypes, model.parts.low_memory, model.parts.read = dtypes, True, read
     return model
 
 

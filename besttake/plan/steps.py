@@ -103,7 +103,7 @@ class Step:
         dtype, offload = getattr(torch, config.dtype), config.policy.offload
         self.model = skeleton(config.model, dtype, self._claim, config.quantize, offload, device)
         if config.tiling:
-            self.model.tile()
+            self.model.parts.tile()
         self.policy = Policy(self.model, config.policy, config.seed)
         self.optimizer: Any = adamw(config.optim, self.policy.trainable.values())
         self.prompts = self._prompts(picture if self.model.needs_first_frame else None)
@@ -181,7 +181,7 @@ class Step:
 
     def _measure_once(self) -> None:
         """Have what is done many times alike be run a single time."""
-        model, once, sampler_of, read_part = self.model, self.meter.once, self.model.sampler, self.model.read
+        model, once, sampler_of, read_part = self.model, self.meter.once, self.model.sampler, self.model.parts.read
 
         def read(name: str, cls: type, dtype: torch.dtype) -> nn.Module:
             with self.meter.phase("prompts") if name in model.text_parts else nullcontext():
@@ -197,7 +197,8 @@ class Step:
 
         alike = {"embed": once(model.embed, "prompts"), "decode": once(model.decode, "decode"), "sampler": sampler}
         alike |= {"encode": once(model.encode), "predict": once(model.predict)}
-        vars(model).update(alike, read=read)
+        vars(model).update(alike)
+        vars(model.parts).update(read=read)
 
     def _remember(self) -> None:
         """What is there from the second step on: the optimizer's moments and, between updates, gradients."""
@@ -218,14 +219,14 @@ class Step:
 
     def _offload_idle(self) -> None:
         """As a run does; what comes back to the device is claimed anew."""
-        model, to_device = self.model, self.model.to_device
-        model.offload_idle = [*model.denoisers.values(), *self.policy.reference.networks]
+        model, to_device = self.model, self.model.parts.to_device
+        model.parts.offload_idle = [*model.denoisers.values(), *self.policy.reference.networks]
 
         def claimed() -> None:
             to_device()
             self._claim_weights()
 
-        vars(model)["to_device"] = claimed
+        vars(model.parts)["to_device"] = claimed
 
     def _claim_weights(self) -> None:
         """Whose the denoiser's memory is: first all of it the base's, then some of it trained, or the reference's."""

@@ -10,7 +10,8 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
+
+from markupsafe import Markup, escape
 
 from besttake.report.folder import Points
 from besttake.report.measures import number
@@ -43,11 +44,11 @@ class Level:
     value: float
 
 
-def chart(title: str, lines: Sequence[Line], note: str = "", level: Level | None = None, big: bool = False) -> str:
-    """A figure; "" where there is not one point to draw."""
+def chart(title: str, lines: Sequence[Line], note: str = "", level: Level | None = None, big: bool = False) -> Markup:
+    """A figure, its texts escaped; "" where there is not one point to draw."""
     lines = [line for line in lines if line.points]
     if not lines:
-        return ""
+        return Markup()
     ys = [y for line in lines for _, y in line.points] + ([level.value] if level else [])
     xs = [x for line in lines for x, _ in line.points]
     x_ticks, y_ticks = ticks(min(xs), max(xs), 5, whole=True), ticks(min(ys), max(ys), 4)
@@ -60,7 +61,7 @@ def chart(title: str, lines: Sequence[Line], note: str = "", level: Level | None
     legend = "".join(f'<li class="{line.colour}"><i></i>{escape(line.name)}</li>' for line in lines)
     if level:
         legend += f'<li class="level"><i></i>{escape(level.name)}</li>'
-    return (
+    return Markup(
         f'<figure class="chart{" big" if big else ""}" data-chart="{escape(json.dumps(data))}">'
         f"<figcaption><b>{escape(title)}</b>{f'<small>{escape(note)}</small>' if note else ''}"
         f"{f'<ul>{legend}</ul>' if len(lines) > 1 or level else ''}</figcaption>"

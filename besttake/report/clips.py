@@ -1,10 +1,10 @@
-"""The evaluation's clips as HTML: the takes of one prompt side by side, the videos inside the page."""
+"""The evaluation's clips for the page: those of one prompt side by side, as data URIs."""
 
 from __future__ import annotations
 
 import base64
 import io
-from html import escape
+from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
@@ -16,20 +16,39 @@ MOST_CLIPS = 16
 """Videos of one column that a page holds."""
 
 
-def clip_cards(run: RunFolder) -> tuple[list[str], list[str]]:
+@dataclass(frozen=True)
+class Clip:
+    """One video of a card; `video` and `poster` are data URIs."""
+
+    column: str
+    label: str
+    number: int
+    video: str
+    poster: str
+
+
+@dataclass(frozen=True)
+class Card:
+    """The clips of one prompt, before and after training and real."""
+
+    caption: str
+    clips: list[Clip]
+
+
+def clip_cards(run: RunFolder) -> tuple[list[Card], list[str]]:
     """A card for each prompt, and sentences on what could not be shown."""
     numbers = sorted(set().union(*run.clips.values()))
     cards, remarks = [], []
     for index in numbers[:MOST_CLIPS]:
-        figures = []
+        clips = []
         for column in COLUMNS:
             file = run.clips[column].get(index)
             try:
-                figures += [_figure(file, column, index)] if file else []
+                clips += [_clip(file, column, index)] if file else []
             except ValueError as error:
                 remarks.append(f"One clip is left out: {error}")
-        if figures:
-            cards.append(_card(_caption(run, index), figures))
+        if clips:
+            cards.append(Card(_caption(run, index), clips))
     if len(numbers) > MOST_CLIPS:
         remarks.append(f"The first {MOST_CLIPS} of {len(numbers)} prompts are shown; the others lie in evaluation/.")
     shown = [column for column in COLUMNS if run.clips[column]]
@@ -43,21 +62,13 @@ def _caption(run: RunFolder, index: int) -> str:
     return run.prompts[index] if index < len(run.prompts) else f"clip {index}"
 
 
-def _card(caption: str, figures: list[str]) -> str:
-    return f'<article class="clips"><h3>{escape(caption)}</h3><div>{"".join(figures)}</div></article>'
-
-
-def _figure(file: Path, column: str, index: int) -> str:
+def _clip(file: Path, column: str, number: int) -> Clip:
     """
     Raises:
         ValueError: the file cannot be read as a video.
     """
     label = "real clip" if column == "real" else column
-    return (
-        f'<figure class="{column}"><video muted loop playsinline controls preload="none" '
-        f'poster="{_poster(file)}" src="{_uri("video/mp4", file.read_bytes())}" '
-        f'aria-label="{label}, clip {index}"></video><figcaption>{label}</figcaption></figure>'
-    )
+    return Clip(column, label, number, _uri("video/mp4", file.read_bytes()), _poster(file))
 
 
 def _poster(file: Path) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from markupsafe import Markup
+
 from besttake.report.chart import MOST_POINTS, Level, Line, chart
 from besttake.report.critics import HELDOUT, looks, panel_critics, trained_critic, watching_critics
 from besttake.report.folder import RunFolder
@@ -16,7 +18,7 @@ PAIRWISE = "dpo/implicit_accuracy"
 DYNAMIC = "dynamic-degree"
 
 
-def reward_charts(run: RunFolder) -> list[str]:
+def reward_charts(run: RunFolder) -> list[Markup]:
     """The critic the run learned from, the held-out one, and whatever other critic watched."""
     trained, panel = trained_critic(run), panel_critics(run)
     others = [critic for critic in watching_critics(run) if critic not in (trained, HELDOUT, DYNAMIC)]
@@ -27,7 +29,7 @@ def reward_charts(run: RunFolder) -> list[str]:
     return [drawn for drawn in charts if drawn]
 
 
-def training_charts(run: RunFolder) -> list[str]:
+def training_charts(run: RunFolder) -> list[Markup]:
     """Small charts of what happened to the policy."""
     half = Level("chance", 0.5)
     equal = Level("ln 2: no preference yet", math.log(2)) if run.points(PAIRWISE) and not _negatives(run) else None
@@ -70,7 +72,7 @@ def training_charts(run: RunFolder) -> list[str]:
     return [drawn for drawn in charts if drawn]
 
 
-def _trained(run: RunFolder, critic: str) -> str:
+def _trained(run: RunFolder, critic: str) -> Markup:
     lines = [
         Line("fixed prompts", looks(run, critic), "one"),
         Line("each step's own takes", run.points("reward/mean"), "two", noisy=True),
@@ -78,12 +80,12 @@ def _trained(run: RunFolder, critic: str) -> str:
     return chart(f"Training critic: {critic}", lines, "What the run learns from", big=True)
 
 
-def _panel(run: RunFolder, critics: Sequence[str]) -> str:
+def _panel(run: RunFolder, critics: Sequence[str]) -> Markup:
     lines = [Line("together", run.points("reward/mean"), "two", noisy=True)]
     return chart(f"Training critics: {', '.join(critics)}", lines, "What the run learns from", big=True)
 
 
-def _watching(run: RunFolder, critic: str, word: str, level: Level | None = None) -> str:
+def _watching(run: RunFolder, critic: str, word: str, level: Level | None = None) -> Markup:
     title = "Held-out critic" if critic == HELDOUT else f"Critic: {critic}"
     return chart(title, [Line("fixed prompts", looks(run, critic))], word.capitalize(), level, big=True)
 
@@ -95,7 +97,7 @@ def _real(run: RunFolder, name: str) -> Level | None:
 
 def _chart(
     run: RunFolder, title: str, note: str, names: list[str], level: Level | None = None, noisy: bool = True
-) -> str:
+) -> Markup:
     colours = ("one", "two")
     lines = [
         Line(name.rpartition("/")[2].replace("_", " "), run.points(name), colour, noisy)

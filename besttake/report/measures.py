@@ -189,6 +189,11 @@ def difference(name: str, before: float | None, after: float | None) -> str:
     return _signed(number(abs(delta)), delta)
 
 
+def sentence_case(text: str) -> str:
+    """A text with its first letter in upper case; the others stay."""
+    return text[:1].upper() + text[1:]
+
+
 def _signed(text: str, delta: float) -> str:
     return (
         "±0" + text[1:] if text.startswith("0") and not text.startswith("0.") else (MINUS if delta < 0 else "+") + text

@@ -8,7 +8,19 @@ from typing import Literal
 
 from besttake.report.critics import trained_reward
 from besttake.report.folder import RunFolder
-from besttake.report.measures import ASKED, GUARDS, MAIN, NEAR, TRAINED, Change, change, measure_of, number, shown
+from besttake.report.measures import (
+    ASKED,
+    GUARDS,
+    MAIN,
+    NEAR,
+    TRAINED,
+    Change,
+    change,
+    measure_of,
+    number,
+    sentence_case,
+    shown,
+)
 
 Kind = Literal["better", "worse", "mixed", "same", "hacked", "unknown"]
 
@@ -57,7 +69,7 @@ def verdict(run: RunFolder) -> Verdict:
         return _by_critics(run, better)
     if better and not any(found.get(name) == "better" for name in SEEN):
         return Verdict(
-            "same", "Hardly a change", f"{_capital(_list(better))}, but {_list(same) or 'nothing else moved'}."
+            "same", "Hardly a change", f"{sentence_case(_list(better))}, but {_list(same) or 'nothing else moved'}."
         )
     if better:
         clauses = [f"The videos got better: {_list(better)}", *([_list(same)] if same else []), *_kept(run)]
@@ -96,7 +108,7 @@ def _by_critics(run: RunFolder, better: Sequence[str]) -> Verdict:
     if not any(name.startswith((ASKED, TRAINED)) for name in (run.summary or {})["after"]):
         sentence = "The summary has no number both before and after training to compare."
         return Verdict("unknown", "Not comparable", sentence)
-    rose = f"{_capital(_list(better))}" if better else "None of their scores changed clearly"
+    rose = f"{sentence_case(_list(better))}" if better else "None of their scores changed clearly"
     return Verdict("unknown", "Critics only", f"Nothing was measured but what critics say. {rose}.")
 
 
@@ -180,7 +192,3 @@ def _unfinished(run: RunFolder) -> str:
 
 def _list(parts: Sequence[str]) -> str:
     return " and ".join(part for part in (", ".join(parts[:-1]), *parts[-1:]) if part)
-
-
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]

@@ -17,6 +17,7 @@ from types import ModuleType
 from typing import Any
 
 from besttake.rewards import critics
+from besttake.rewards.judges import judge_loader, judge_names
 from besttake.rewards.remote import judge
 from besttake.runtime.plugins import CRITICS, load_named, load_offered, named_in, offered, split_name
 from besttake.types import Reward
@@ -28,10 +29,10 @@ FACTORIES = ("load", "make")
 
 
 def critic_names() -> list[str]:
-    """The names of the critics in `critics/`, the modules that have a `load`, and of those that packages offer."""
+    """Names of critics: modules in `critics/` that have a `load`, judges in `judges/`, and what packages offer."""
     names = [*(module.name for module in pkgutil.iter_modules(critics.__path__)), "judge"]
     shipped = [name for name in names if hasattr(_shipped(name), "load")]
-    return sorted({*shipped, *_offered()})
+    return sorted({*shipped, *judge_names(), *_offered()})
 
 
 def critic_module(name: str) -> ModuleType:
@@ -113,6 +114,8 @@ def _factory(name: str) -> Callable[..., Reward]:
     """What makes a critic."""
     if split_name(name):
         return load_named(name, FACTORIES)
+    if _module_name(name) in judge_names():
+        return judge_loader(_module_name(name))
     point = _offered().get(_module_name(name))
     if not point:
         return _shipped(_module_name(name)).load

@@ -33,7 +33,16 @@ def status(doing: str) -> Status:
 def quiet_libraries() -> None:
     """No notes of the libraries below, and no bars for loading a file: those of the work are enough."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    for chatty in ("httpx", "diffusers", "transformers", "peft", "torchao", "bitsandbytes", "torch.utils._pytree"):
+    for chatty in (
+        "httpx",
+        "httpx2",
+        "diffusers",
+        "transformers",
+        "peft",
+        "torchao",
+        "bitsandbytes",
+        "torch.utils._pytree",
+    ):
         logging.getLogger(chatty).setLevel(logging.ERROR)
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging

@@ -206,7 +206,7 @@ def sample_rows(
     No process waits for another here, unless they have the model's weights or a video's tokens between them.
     """
     model = policy.model
-    model.to_device()
+    model.parts.to_device()
     for denoiser in model.denoisers.values() if config.compile else ():
         compile_blocks(denoiser)
     noise = {row: torch.randn(rows.shape, generator=rows.generators[row]) for row in dict.fromkeys(mine)}

@@ -115,7 +115,7 @@ class Run:
         self.validator = self._validator(data, device)
         self.guard = self._guard(critics)
         if config.offload_idle:
-            self.model.offload_idle = [*self.model.denoisers.values(), *self.policy.reference.networks]
+            self.model.parts.offload_idle = [*self.model.denoisers.values(), *self.policy.reference.networks]
         self.checkpointer = Checkpointer(config, self.policy, self.optimizer, kept, self.base)
         self.step, self.updates, self.seconds, self._rate = 0, 0, 0.0, config.optim.lr
         self._limit = config.minutes * 60 or float("inf")
@@ -194,7 +194,7 @@ class Run:
     @torch.no_grad()
     def encode(self, videos: Video, batch: int = 8) -> Latent:
         """Latents of videos, a few at a time, or one where memory is scarce."""
-        device, batch = self.model.device, 1 if self.model.low_memory else batch
+        device, batch = self.model.device, 1 if self.model.parts.low_memory else batch
         return torch.cat([self.model.encode(part.to(device)).float() for part in videos.split(batch)])
 
     def oldest_resumable_step(self) -> int:
@@ -224,9 +224,9 @@ class Run:
     def _load_model(self, device: str) -> Any:
         config = self.config
         model = load_model(config.model, getattr(torch, config.dtype), device, config.quantize, config.policy.offload)
-        model.cache = TensorCache(config.cache, int(config.cache_limit * GB)) if config.cache else None
+        model.prompts.cache = TensorCache(config.cache, int(config.cache_limit * GB)) if config.cache else None
         if config.tiling:
-            model.tile()
+            model.parts.tile()
         others = [config.validation_config.rollout.over(RolloutConfig())] if config.validation.every else []
         check_tokens(model, [rollout.size(model) for rollout in (config.rollout_config, *others)])
         return model
@@ -237,7 +237,7 @@ class Run:
             return
         read: dict[str, Any] = {
             "the model's weights": self.base,
-            "the model's other parts": self.model.identity(*self.model.parts),
+            "the model's other parts": self.model.identity(*self.model.parts.names),
         }
         for critic in critics:
             read[f"the critic {critic.name}"] = weights_of(getattr(critic, "reward", critic))

@@ -12,7 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from besttake.algorithms import algorithms, onlinevpo
 from besttake.contracts import algorithm as contract
-from besttake.contracts.algorithm import rows, train
+from besttake.contracts.algorithm import train
 from besttake.data.video import probe
 from besttake.models import load_model
 from besttake.models.policy import PolicyConfig
@@ -23,6 +23,7 @@ from besttake.runtime import interruption
 from besttake.sampling.rollout import RolloutConfig, RolloutOverrides
 from besttake.training.run import OptimConfig, Run
 from besttake.training.validation import ValidationConfig
+from tests.runs import adapter, rows
 
 DATA = {"onlinevpo": "prompts.txt", "offline_dpo": "pairs.jsonl"}
 """What of the test material an algorithm trains on, if not on the clips."""
@@ -81,10 +82,6 @@ def whole_of(tmp_path_factory):
     return whole
 
 
-def adapter(folder):
-    return load_file(folder / "adapter" / "pytorch_lora_weights.safetensors")
-
-
 def test_a_run_trains_the_policy_alone_and_leaves_what_a_run_leaves(config, whole_of, tmp_path):
     run = whole_of(config)
     for check in (contract.trains_the_policy_alone, contract.leaves_a_run_folder, contract.plans_a_step):
@@ -111,22 +108,28 @@ def leaves_a_run_folder(folder, config):
     assert modes == dict.fromkeys(modes, stat.S_IMODE(plain.stat().st_mode))
 
 
-def test_an_interrupted_run_goes_on_bit_by_bit(config, whole_of, monkeypatch, tmp_path):
-    whole = whole_of(config)
-    assert any("train/loss" in row for row in rows(whole.folder))
-    cut, update = replace(config, out=tmp_path / "cut"), Run.update
+def train_until_killed(config, monkeypatch):
+    """Train, and be interrupted in the middle of an update, when nothing can be saved."""
+    update = Run.update
 
     def killed(run, loss, metrics):
         if run.step == KILLED:
             interruption.block_signals()
-            run.checkpointer.updating = True  # in the middle of an update, when nothing can be saved
+            run.checkpointer.updating = True
             raise KeyboardInterrupt
         return update(run, loss, metrics)
 
     with monkeypatch.context() as patch:
         patch.setattr(Run, "update", killed)
         with pytest.raises(KeyboardInterrupt):
-            train(cut)
+            train(config)
+
+
+def test_an_interrupted_run_goes_on_bit_by_bit(config, whole_of, monkeypatch, tmp_path):
+    whole = whole_of(config)
+    assert any("train/loss" in row for row in rows(whole.folder))
+    cut = replace(config, out=tmp_path / "cut")
+    train_until_killed(cut, monkeypatch)
     assert [path.name for path in (cut.out / "checkpoints").iterdir()] == ["step-00000003"]
     resumed = train(cut)
     assert rows(resumed.folder) == rows(whole.folder)
@@ -302,19 +305,8 @@ def test_a_run_stopped_by_its_guard_says_so_and_goes_on_without_it(config, monke
 def test_a_panel_that_normalises_by_what_it_has_seen_goes_on_bit_by_bit(config, monkeypatch, tmp_path):
     both = RewardConfig(critics={"temporal-flicker": {}, "motion-smoothness": {}}, normalise="batch")
     whole = train(replace(config, reward=both))
-    cut, update = replace(config, reward=both, out=tmp_path / "cut"), Run.update
-
-    def killed(run, loss, metrics):
-        if run.step == KILLED:
-            interruption.block_signals()
-            run.checkpointer.updating = True  # in the middle of an update, when nothing can be saved
-            raise KeyboardInterrupt
-        return update(run, loss, metrics)
-
-    monkeypatch.setattr(Run, "update", killed)
-    with pytest.raises(KeyboardInterrupt):
-        train(cut)
-    monkeypatch.setattr(Run, "update", update)
+    cut = replace(config, reward=both, out=tmp_path / "cut")
+    train_until_killed(cut, monkeypatch)
     resumed = train(cut)
     assert rows(resumed.folder) == rows(whole.folder)
     assert "reward/motion-smoothness" in rows(whole.folder)[1]

@@ -199,7 +199,7 @@ def test_parts_are_read_when_needed_and_dropped_when_not(model, fresh, tiny, pro
     assert all(is_empty(getattr(fresh.pipeline, part)) for part in fresh.text_parts)
     kept = generate(model, prompts[:1], config(tiny, steps=1))
     assert not any(is_empty(getattr(model.pipeline, part)) for part in (*model.text_parts, "vae"))
-    fresh.low_memory = True
+    fresh.parts.low_memory = True
     with fresh.using("vae"):
         fresh.pipeline.vae.to("meta")
     for _ in range(2):  # dropped, and read again
@@ -215,8 +215,8 @@ def test_texts_kept_on_disk_are_those_made_anew_and_need_no_text_encoder(
     expected = model.encode_prompts(prompts, tiny.size)
     for looks in range(2):
         fresh = load_model(str(folder_of(name)))
-        fresh.cache = TensorCache(tmp_path)
-        fresh.prepare(prompts)
+        fresh.prompts.cache = TensorCache(tmp_path)
+        fresh.prompts.prepare(prompts)
         found = fresh.encode_prompts(prompts, tiny.size)
         assert all(is_empty(getattr(fresh.pipeline, part)) == bool(looks) for part in fresh.text_parts)
         for key, value in expected.items():
@@ -230,8 +230,8 @@ def test_clips_one_by_one_are_the_same_and_tiles_of_clips_smaller_than_a_tile_to
     latents = torch.randn(2, *model.latent_shape(*tiny.size), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         whole = model.decode(latents[:1], tiny.size[0])
-        model.low_memory = True
-        model.tile()
+        model.parts.low_memory = True
+        model.parts.tile()
         sliced = model.decode(latents, tiny.size[0])
     assert len(sliced) == 2
     torch.testing.assert_close(sliced[:1], whole, rtol=1e-4, atol=1e-4)
@@ -284,7 +284,7 @@ def test_prompts_the_model_cannot_read_are_refused(model, tiny, prompts, text, m
 
 
 def test_words_that_the_tokenizer_has_not_are_known(model):
-    assert model.unknown_words("a red cat") == ["cat"]
+    assert model.prompts.unknown_words("a red cat") == ["cat"]
 
 
 def test_all_prompts_that_cannot_be_read_are_named_and_skipped_on_request(model, prompts):
@@ -302,7 +302,7 @@ def test_first_frames_are_asked_for_where_needed_and_refused_where_not(model, ti
             generate(model, [Prompt("a red ball", first_frame="/nowhere.png")], config(tiny, steps=1))
         with pytest.raises(ValueError, match=r"test_models.py cannot be read"):
             model.check_prompts([Prompt("a red ball", first_frame=Path(__file__))])
-    elif not model.takes_first_frame:
+    elif not model.accepts_first_frame:
         with pytest.raises(ValueError, match="takes no first frame"):
             generate(model, [Prompt("a red ball", first_frame=picture((16, 16)))], config(tiny, steps=1))
 

@@ -8,6 +8,8 @@ import av
 import numpy as np
 import pytest
 
+from besttake.data.real import RealClip
+
 STEP = 5
 QUALITY = {"libx264": {"qmax": "4"}, "mpeg4": {"qmax": "2"}, "libvpx": {"crf": "4", "b": "1000000"}}
 
@@ -43,3 +45,11 @@ def numbers() -> Callable[..., list[int]]:
         return [round(float((frame.mean() + 1) * 127.5) / STEP) for frame in video]
 
     return read
+
+
+@pytest.fixture
+def clips(tmp_path, film):
+    """Two small videos in a folder, and the clips they should be found as."""
+    film("one.mp4", n=24, fps=24)
+    film("two.avi", n=20, fps=10, codec="mpeg4")
+    return [RealClip(tmp_path / "one.mp4", "the first, clip"), RealClip(tmp_path / "two.avi", "the second clip")]

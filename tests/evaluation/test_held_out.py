@@ -74,7 +74,7 @@ def test_clips_come_with_their_captions_and_what_cannot_be_read_is_left_to_train
     clips = [RealClip(long, "a ball"), RealClip(short, "a box"), RealClip(long, "a ball " * 300)]
     found = chosen(cogvideox, clips)
     assert (found.prompts, found.clips, found.trained_on) == (["a ball"], [long], 1)
-    cogvideox.needs_first_frame = cogvideox.takes_first_frame = True
+    cogvideox.needs_first_frame = cogvideox.accepts_first_frame = True
     assert chosen(cogvideox, clips).prompts[0].first_frame == long
     pair = PreferencePair("a ball", long, [short])
     assert chosen(cogvideox, [pair]).prompts[0].first_frame == long

@@ -81,7 +81,7 @@ def test_a_config_of_more_layers_than_there_are_weights_is_refused(folder):
 def test_parts_in_use_are_not_dropped_by_an_inner_use(folder):
     model = load_model(str(folder))
     model.pipeline.vae.to("meta")
-    model.low_memory = True
+    model.parts.low_memory = True
     with model.using("vae"):
         with model.using("vae"):
             pass

@@ -7,10 +7,8 @@ import pytest
 from besttake.algorithms.realdpo import Config as RealDPO
 from besttake.commands.cli import main, read_recipe
 from besttake.plan import PlanConfig, hours, make_plan
-from besttake.plan.advice import advise, with_setting
 from besttake.plan.meter import Phase
 from besttake.plan.table import verdict
-from tests.plan.test_steps import PACE, measure, recipe
 
 
 def test_a_recipe_is_planned_from_the_command_line(small_model, capsys):
@@ -33,18 +31,6 @@ def test_users_mistakes_are_said_in_words(capsys):
     assert "no recipe 'nothing'" in words
     with pytest.raises(ValueError, match="gpus is 0"):
         PlanConfig(gpus=0)
-
-
-def test_where_it_does_not_fit_switches_are_turned_until_it_does(small_model):
-    config = recipe(small_model("tiny-cogvideox"))
-    phases = measure(config, PACE, parts=("step",))
-    before = phases["train"].peak
-    assert advise(config, phases, before, PACE) == []
-    one, *others = advise(config, phases, 0.9 * before, PACE)
-    assert (one.setting, others) == ("policy.gradient_checkpointing", [])
-    assert one.peak <= 0.9 * before
-    turned = with_setting(config, one.setting, one.value)
-    assert measure(turned, PACE, parts=("step",))["train"].peak == one.peak
 
 
 def test_verdicts(small_model):

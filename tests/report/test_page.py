@@ -72,7 +72,7 @@ def test_needs_nothing_but_itself(whole):
     assert all(address.startswith("data:") for address in read.addresses)
     assert "link" not in {name for name, attributes in read.tags if attributes.get("rel") == "stylesheet"}
     assert not re.search(
-        r"url\(|@import|fetch\(", (page.HERE / "page.css").read_text() + (page.HERE / "page.js").read_text()
+        r"url\(|@import|fetch\(", (page.TEMPLATES / "page.css").read_text() + (page.TEMPLATES / "page.js").read_text()
     )
 
 
@@ -84,6 +84,20 @@ def test_texts_of_files_do_not_run(whole):
     assert NASTY in read.text
     (policy,) = [a["content"] for name, a in read.tags if a.get("http-equiv") == "Content-Security-Policy"]
     assert re.search(r"script-src 'sha256-[\w+/]{43}='", policy)
+
+
+def test_names_of_measures_and_alarms_are_escaped(whole):
+    row = {"step": 41, "eval/<u>critic/<u>score": 1.0, "alarms": ["<u>fell</u>"]}
+    with (whole / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps(row) + "\n")
+    summary = json.loads((whole / "summary.json").read_text())
+    summary["before"]["<u>odd"] = summary["after"]["<u>odd"] = 1.0
+    (whole / "summary.json").write_text(json.dumps(summary))
+    read = parse(write_report(whole).read_text(encoding="utf-8"))
+    assert read.count("u") == 0
+    assert "Step 41: <u>fell</u>." in read.text
+    assert "Critic: <u>critic" in read.text
+    assert "<u>odd" in read.text
 
 
 def test_config_is_escaped(folder):

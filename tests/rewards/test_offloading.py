@@ -74,10 +74,10 @@ def test_one_that_fails_goes_back_all_the_same():
 def test_the_denoiser_goes_when_a_part_is_read_and_comes_back_to_be_run(model_folder):
     trips = []
     model = load_model(str(model_folder("tiny-wan")))
-    model.offload_idle = [Traveller(trips, "denoiser")]
+    model.parts.offload_idle = [Traveller(trips, "denoiser")]
     model.encode_prompts(["a red ball"])
     assert trips == [("denoiser", "cpu")]
-    model.to_device()
+    model.parts.to_device()
     model.encode_prompts(["a red ball"])  # known: nothing is read
     assert trips == [("denoiser", "cpu"), ("denoiser", "cpu")]
 
@@ -102,7 +102,7 @@ def test_a_run_by_turns_is_the_run_it_would_have_been(tmp_path, model_folder, ma
                 ),
             )
         )
-        assert bool(run.model.offload_idle) == offload_idle
+        assert bool(run.model.parts.offload_idle) == offload_idle
         lines = (run.folder / "metrics.jsonl").read_text().splitlines()
         rows[offload_idle] = [{k: v for k, v in json.loads(line).items() if k != "minutes"} for line in lines]
     assert rows[False] == rows[True]

@@ -1,6 +1,5 @@
 """Several processes on a CPU, over gloo: they are as one, and where one fails none waits for ever."""
 
-import json
 import os
 import pickle
 import resource
@@ -31,6 +30,7 @@ from besttake.training import run, validation
 from besttake.training.run import OptimConfig, Run
 from besttake.training.validation import ValidationConfig
 from tests.processes import launch, results
+from tests.runs import adapter, rows
 from tests.tiny.wan import TINY
 
 LAYOUTS = [(2, 1), (2, 2), (4, 2)]
@@ -95,15 +95,6 @@ def train_online(config):
     onlinevpo.best_against_worst = watched
     onlinevpo.train(config)
     return seen
-
-
-def rows(folder):
-    lines = (folder / "metrics.jsonl").read_text().splitlines()
-    return [{name: value for name, value in json.loads(line).items() if name != "minutes"} for line in lines]
-
-
-def adapter(folder):
-    return load_file(folder / "adapter" / "pytorch_lora_weights.safetensors")
 
 
 @pytest.mark.parametrize(("size", "shard"), LAYOUTS)
@@ -427,7 +418,7 @@ def loser(pairs):
 
 
 def text_encoder(model):
-    model.folder = str(Path(model.folder).with_name("other"))
+    model.parts.folder = str(Path(model.parts.folder).with_name("other"))
     return model
 
 

@@ -1,7 +1,6 @@
 """Real signals at every moment of a run: what was done is saved, and the run that goes on is the one never cut."""
 
 import ctypes
-import json
 import os
 import pickle
 import signal
@@ -15,7 +14,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from besttake.algorithms import onlinevpo
 from besttake.commands import cli
@@ -29,6 +27,7 @@ from besttake.training import checkpoint, run, validation
 from besttake.training.run import OptimConfig
 from besttake.training.validation import ValidationConfig
 from tests.processes import launch
+from tests.runs import adapter, rows
 
 
 @pytest.fixture(scope="module")
@@ -56,15 +55,6 @@ def config(model_folder, material, tmp_path_factory):
 @pytest.fixture(scope="module")
 def whole(config):
     return onlinevpo.train(config).folder
-
-
-def rows(folder):
-    lines = (folder / "metrics.jsonl").read_text().splitlines()
-    return [{name: value for name, value in json.loads(line).items() if name != "minutes"} for line in lines]
-
-
-def adapter(folder):
-    return load_file(folder / "adapter" / "pytorch_lora_weights.safetensors")
 
 
 def saved(folder):

@@ -23,6 +23,7 @@ from besttake.models.quantization import blocks
 from besttake.models.sharding import is_sharded
 from besttake.runtime.memory import ADVICE, forget, out_of_memory
 from tests.peak import Peak
+from tests.runs import rows
 from tests.shortage import MALLOC
 
 SAID = "CUDA out of memory. Tried to allocate 2.00 GiB"
@@ -87,13 +88,9 @@ def room(monkeypatch):
     return limit
 
 
-def rows(folder):
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
 def same_run(first, second):
     """Whether two runs took the same steps, each once, to the same weights."""
-    numbers = ("step", "loss", "gradient_norm")
+    numbers = ("step", "train/loss", "train/grad_norm")
     told = [[{name: row[name] for name in numbers if name in row} for row in rows(run)] for run in (first, second)]
     assert [row["step"] for row in told[0]] == list(range(len(told[0])))
     for one, other in zip(*told, strict=True):

@@ -20,6 +20,7 @@ from besttake.training import checkpoint
 from besttake.training.run import OptimConfig, Run, TrainConfig
 from besttake.training.validation import ValidationConfig
 from tests.processes import launch
+from tests.runs import rows
 
 
 @pytest.fixture
@@ -35,10 +36,6 @@ def config(tmp_path, model_folder, material):
         optim=OptimConfig(lr=1e-2, warmup_steps=4),
         validation=ValidationConfig(every=0),
     )
-
-
-def rows(folder):
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 def test_the_rate_warms_up_and_the_gradient_is_clipped(config):

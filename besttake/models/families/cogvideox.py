@@ -19,7 +19,7 @@ class CogVideoX(VideoModel):
         super().__init__(pipeline, source)
         self.frame_rate = 16.0 if pipeline.transformer.config.patch_size_t else 8.0  # 1.5, and 2B and 5B
         self.schedule = VPrediction(pipeline.scheduler.alphas_cumprod)
-        self.needs_first_frame = self.takes_first_frame = "ImageToVideo" in type(pipeline).__name__
+        self.needs_first_frame = self.accepts_first_frame = "ImageToVideo" in type(pipeline).__name__
 
     def default_size(self) -> Size:
         config, scale = self.denoiser.config, self.pipeline.vae_scale_factor_spatial
@@ -48,15 +48,6 @@ class CogVideoX(VideoModel):
 
     def longest_prompt(self) -> int:
         return self.denoiser.config.max_text_seq_length
-
-    def embed(self, prompts: list[str]) -> Condition:
-        embeddings, _ = self.pipeline.encode_prompt(
-            prompts,
-            do_classifier_free_guidance=False,
-            max_sequence_length=self.longest_prompt(),
-            device=self.device,
-        )
-        return {"text": embeddings}
 
     def first_frame_condition(self, first_frames: Tensor, frames: int, generator: torch.Generator | None) -> Condition:
         """Latents of the first frame, and zeros after it; in training noised, as the model was trained.
@@ -89,7 +80,7 @@ class CogVideoX(VideoModel):
         return super().decode(latents[:, :, padding:])
 
     def predict(self, denoiser: Any, x_t: Latent, t: Time, condition: Condition) -> Latent:
-        seen = [x_t, condition["first_frame"]] if self.takes_first_frame else [x_t]
+        seen = [x_t, condition["first_frame"]] if self.accepts_first_frame else [x_t]
         prediction = denoiser(
             hidden_states=folded(torch.cat(seen, 1)).to(denoiser.dtype),
             encoder_hidden_states=condition["text"].to(denoiser.dtype),

@@ -18,28 +18,31 @@ from diffusers.pipelines.hunyuan_video1_5.pipeline_hunyuan_video1_5 import forma
 from torch import Tensor, nn
 
 from besttake.models.base import Size, VideoModel
+from besttake.models.parts import PipelineParts
 from besttake.models.schedules import RectifiedFlow
 from besttake.types import Condition, Latent, Time
 
 
+class HunyuanVideo15Parts(PipelineParts):
+    def configure_vae(self, vae: Any) -> nn.Module:
+        """The autoencoder, always with slicing: it fails on several clips at once.
+
+        (The mask of its attention lacks an axis: diffusers' pull request 13133.)
+        """
+        vae.enable_slicing()
+        return super().configure_vae(vae)
+
+
 class HunyuanVideo15(VideoModel):
     pipelines = ("HunyuanVideo15Pipeline",)
+    parts_class = HunyuanVideo15Parts
     text_parts = ("text_encoder", "text_encoder_2")
+    text_outputs = ("text", "mask", "writing", "writing_mask")
     frame_rate = 24.0
 
     def __init__(self, pipeline: Any, source: str):
         super().__init__(pipeline, source)
         self.schedule = RectifiedFlow(pipeline.scheduler.config.shift)
-
-    def read(self, name: str, cls: type, dtype: torch.dtype) -> nn.Module:
-        """A part of the pipeline; the autoencoder is told to take clips one by one, as it fails on several at once.
-
-        (The mask of its attention lacks an axis: diffusers' pull request 13133.)
-        """
-        part: Any = super().read(name, cls, dtype)
-        if name == "vae":
-            part.enable_slicing()
-        return part
 
     def default_size(self) -> Size:
         """Five seconds of 16:9, with about as many pixels as a square of the side that the network was made for."""
@@ -58,13 +61,12 @@ class HunyuanVideo15(VideoModel):
     def count_tokens(self, prompt: str) -> int:
         """Tokens of a prompt, with the template's end, which is not cropped."""
         chat = format_text_input([prompt], self.pipeline.system_message)
-        told = self.pipeline.tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=True)
-        return len(told.input_ids[0]) - self.pipeline.prompt_template_encode_start_idx
+        tokens = self.pipeline.tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=True)
+        return len(tokens.input_ids[0]) - self.pipeline.prompt_template_encode_start_idx
 
     def embed(self, prompts: list[str]) -> Condition:
-        names = "text", "mask", "writing", "writing_mask"
-        told = self.pipeline.encode_prompt(prompts, batch_size=len(prompts), device=self.device)
-        return dict(zip(names, told, strict=True))
+        outputs = self.pipeline.encode_prompt(prompts, batch_size=len(prompts), device=self.device)
+        return dict(zip(self.text_outputs, outputs, strict=True))
 
     def statistics(self) -> tuple[float, float]:
         return 0.0, 1 / self.pipeline.vae.config.scaling_factor

@@ -18,6 +18,7 @@ from besttake.types import Condition, Latent, Time
 
 class LTX(VideoModel):
     pipelines = ("LTXPipeline",)
+    text_outputs = ("text", "mask")
     guidance = 3.0
     frame_rate = 25.0
     longest = 128
@@ -39,23 +40,14 @@ class LTX(VideoModel):
     def longest_prompt(self) -> int:
         return min(self.longest, self.pipeline.tokenizer.model_max_length)
 
-    def embed(self, prompts: list[str]) -> Condition:
-        embeddings, mask, *_ = self.pipeline.encode_prompt(
-            prompts,
-            do_classifier_free_guidance=False,
-            max_sequence_length=self.longest_prompt(),
-            device=self.device,
-        )
-        return {"text": embeddings, "mask": mask}
-
     def statistics(self) -> tuple[Tensor, Tensor]:
         vae = self.pipeline.vae
         return self.per_channel(vae.latents_mean), self.per_channel(vae.latents_std / vae.config.scaling_factor)
 
     def decode_latents(self, latents: Tensor) -> Tensor:
-        """Decoders of 0.9.1 and later are told how noisy the latents are: not at all, by the pipeline's default.
+        """Decoders of 0.9.1 and later have a noise level as input: 0, the pipeline's default.
 
-        0.9.1's adds noise of its own to its features: here always the same, so that a take is decoded as it was before.
+        0.9.1's adds noise of its own to its features: here always the same, so that latents have one video.
         """
         vae = self.pipeline.vae
         time = latents.new_zeros(len(latents)) if vae.config.timestep_conditioning else None

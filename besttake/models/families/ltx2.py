@@ -1,8 +1,7 @@
 """LTX-2 (HaCohen et al. 2026, arXiv 2601.03233) without its sound: the video half of a network for video and audio.
 
-The two halves look at each other in cross-attention, which is switched off here (`isolate_modalities`); what the audio
-half is given then does not matter, and it is given as little as possible. The pipeline itself knows this prediction as
-that of its modality guidance.
+The cross-attention between the two halves is switched off here (`isolate_modalities`); the audio half's input then does
+not matter, and is as small as possible. The pipeline itself makes this prediction for its modality guidance.
 """
 
 from __future__ import annotations
@@ -31,9 +30,9 @@ class LTX2(ltx.LTX):
 
     def embed(self, prompts: list[str]) -> Condition:
         """What the video half's connector makes of all layers of the text encoder."""
-        told = super().embed(prompts)
+        encoded = super().embed(prompts)
         side = self.pipeline.tokenizer.padding_side
-        text, _, mask = self.pipeline.connectors(told["text"], told["mask"], padding_side=side)
+        text, _, mask = self.pipeline.connectors(encoded["text"], encoded["mask"], padding_side=side)
         return {"text": text, "mask": mask}
 
     def predict_tokens(

@@ -13,11 +13,12 @@ from besttake.models.schedules import RectifiedFlow
 from besttake.types import Condition, Latent, Time
 
 THRESHOLD = 0.025
-"""Noise that the first half of the sampling steps takes away, in equal shares; the second half takes the rest."""
+"""Noise that the first half of the sampling steps removes, in equal parts; the second half removes the rest."""
 
 
 class Mochi(VideoModel):
     pipelines = ("MochiPipeline",)
+    text_outputs = ("text", "mask")
     guidance = 4.5
     steps = 64
     frame_rate = 30.0
@@ -37,15 +38,6 @@ class Mochi(VideoModel):
 
     def longest_prompt(self) -> int:
         return min(256, self.pipeline.tokenizer.model_max_length)
-
-    def embed(self, prompts: list[str]) -> Condition:
-        embeddings, mask, *_ = self.pipeline.encode_prompt(
-            prompts,
-            do_classifier_free_guidance=False,
-            max_sequence_length=self.longest_prompt(),
-            device=self.device,
-        )
-        return {"text": embeddings, "mask": mask}
 
     def statistics(self) -> tuple[Tensor, Tensor]:
         config = self.pipeline.vae.config

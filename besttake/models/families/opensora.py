@@ -1,7 +1,7 @@
 """Open-Sora 1.2 (Zheng et al. 2024, arXiv 2412.20404), text-to-video: rectified flow towards the data.
 
-A checkpoint is the denoiser's folder or hub id, `hpcai-tech/OpenSora-STDiT-v3`. The model OnlineVPO was shown on: 30
-steps at guidance 7. Its own inference script adds "aesthetic score: 6.5." to prompts; here they are read as they are.
+A checkpoint is the denoiser's folder or hub id, `hpcai-tech/OpenSora-STDiT-v3`. It is the model of OnlineVPO's
+experiments: 30 steps at guidance 7. Its own inference script adds "aesthetic score: 6.5." to prompts; here nothing is.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from besttake.models.networks.opensora import FPS, FPS_OF_STILLS, HUB, OpenSoraP
 from besttake.models.networks.opensora_captions import clean
 from besttake.models.networks.opensora_vae import VideoAutoencoderPipeline
 from besttake.models.networks.stdit3 import STDiT3
+from besttake.models.parts import PipelineParts
 from besttake.models.quantization import Quantization
 from besttake.models.schedules import RectifiedFlow
 from besttake.types import Condition, Latent, Time, Video
@@ -31,8 +32,28 @@ SHORTEST = 17
 """Frames of the shortest clip that is no still: what the autoencoder and the noise are counted in."""
 
 
+class OpenSoraParts(PipelineParts):
+    def read(self, name: str, cls: Any, dtype: torch.dtype) -> nn.Module:
+        place, device = part_of(self.source, name), str(self.device)
+        try:
+            if name == "text_encoder":
+                return read_part(place, "", cls, dtype, device)
+            return self.configure_vae(cls.from_pretrained(place, dtype, device).requires_grad_(False))
+        except FAULTS as error:
+            raise ValueError(f"the {name} of '{self.source}' does not load: {error}") from error
+
+    @property
+    def names(self) -> list[str]:
+        return sorted(HUB)  # the scheduler has no settings
+
+    def folder_of(self, name: str) -> Path:
+        place = part_of(self.source, name)
+        return Path(place) if Path(place).is_dir() else Path(snapshot_download(place))
+
+
 class OpenSora(VideoModel):
     pipelines = (STDiT3.__name__,)
+    parts_class = OpenSoraParts
     guidance = 7.0
     steps = 30
     lora_targets = ("qkv", "attn.proj", "q_linear", "kv_linear", "cross_attn.proj")
@@ -63,23 +84,6 @@ class OpenSora(VideoModel):
         model = cls(pipeline, source)
         with model.using("vae"):  # a broken one is found out now
             return model
-
-    def read(self, name: str, cls: Any, dtype: torch.dtype) -> nn.Module:
-        place, device = part_of(self.source, name), str(self.device)
-        try:
-            if name == "text_encoder":
-                return read_part(place, "", cls, dtype, device)
-            return self.configure_vae(cls.from_pretrained(place, dtype, device).requires_grad_(False))
-        except FAULTS as error:
-            raise ValueError(f"the {name} of '{self.source}' does not load: {error}") from error
-
-    @property
-    def parts(self) -> list[str]:
-        return sorted(HUB)  # the scheduler has no settings
-
-    def folder_of(self, name: str) -> Path:
-        place = part_of(self.source, name)
-        return Path(place) if Path(place).is_dir() else Path(snapshot_download(place))
 
     def default_size(self) -> Size:
         frames, height, width = self.denoiser.config.input_size  # of latents; the public config leaves it open
@@ -132,9 +136,9 @@ class OpenSora(VideoModel):
         b, channels, frames, height, width = x_t.shape
         space = self.pipeline.vae.space
         size = {"fps": FPS if frames > 1 else FPS_OF_STILLS, "height": height * space, "width": width * space}
-        told = {name: torch.full((b,), float(value), device=x_t.device) for name, value in size.items()}
-        told |= {name: value for name, value in condition.items() if name in told}
-        output = denoiser(x_t, self.schedule.timestep(t), condition["text"][:, None], condition["mask"], **told)
+        sizes = {name: torch.full((b,), float(value), device=x_t.device) for name, value in size.items()}
+        sizes |= {name: value for name, value in condition.items() if name in sizes}
+        output = denoiser(x_t, self.schedule.timestep(t), condition["text"][:, None], condition["mask"], **sizes)
         return output[:, :channels]
 
     def schedule_for(self, shape: Sequence[int]) -> LogitNormalFlow:

@@ -34,7 +34,7 @@ class Wan(VideoModel):
         self.in_place = bool(pipeline.config.get("expand_timesteps"))
         """Whether a first frame takes the place of the first latent frame (2.2's 5B)."""
         self.needs_first_frame = "ImageToVideo" in type(pipeline).__name__ and not self.in_place
-        self.takes_first_frame = self.needs_first_frame or self.in_place
+        self.accepts_first_frame = self.needs_first_frame or self.in_place
         self.frame_rate = 24.0 if self.in_place else 16.0
 
     def default_size(self) -> Size:
@@ -59,15 +59,6 @@ class Wan(VideoModel):
     def longest_prompt(self) -> int:
         return min(512, self.pipeline.tokenizer.model_max_length)
 
-    def embed(self, prompts: list[str]) -> Condition:
-        embeddings, _ = self.pipeline.encode_prompt(
-            prompts,
-            do_classifier_free_guidance=False,
-            max_sequence_length=self.longest_prompt(),
-            device=self.device,
-        )
-        return {"text": embeddings}
-
     def first_frame_condition(self, first_frames: Tensor, frames: int, generator: torch.Generator | None) -> Condition:
         """The first frame's latents; or those of a clip that is grey after it, under a mask, and its CLIP features."""
         if self.in_place:
@@ -77,12 +68,12 @@ class Wan(VideoModel):
         b, _, f, h, w = latents.shape
         mask = latents.new_zeros(b, self.pipeline.vae_scale_factor_temporal, f, h, w)
         mask[:, :, 0] = 1
-        told = {"first_frame": torch.cat([mask, latents], 1)}
+        condition = {"first_frame": torch.cat([mask, latents], 1)}
         if self._config.image_dim is not None:
             pictures = [Image.fromarray(picture) for picture in to_uint8(first_frames).cpu().numpy()]
             with self.using("image_encoder"):
-                told["picture"] = self.pipeline.encode_image(pictures, self.device)
-        return told
+                condition["picture"] = self.pipeline.encode_image(pictures, self.device)
+        return condition
 
     def statistics(self) -> tuple[Tensor, Tensor]:
         config = self.pipeline.vae.config
@@ -96,10 +87,10 @@ class Wan(VideoModel):
         for expert, rows in ((denoiser["transformer"], early), (denoiser["transformer_2"], ~early)):
             if any_process(rows.any()):
                 # an expert whose weights are sharded is run by all processes: for nothing, where it has no rows
-                some = rows if rows.any() else first
-                told = {name: value[some] for name, value in condition.items()}
-                found = self._predict(expert, x_t[some], t[some], told).to(prediction)
-                prediction[some] = torch.where(rows[some].view(-1, 1, 1, 1, 1), found, prediction[some])
+                chosen = rows if rows.any() else first
+                conditions = {name: value[chosen] for name, value in condition.items()}
+                found = self._predict(expert, x_t[chosen], t[chosen], conditions).to(prediction)
+                prediction[chosen] = torch.where(rows[chosen].view(-1, 1, 1, 1, 1), found, prediction[chosen])
         return prediction
 
     def _predict(self, denoiser: Any, x_t: Latent, t: Time, condition: Condition) -> Latent:

@@ -31,7 +31,7 @@ HUB = {
 """Where the parts are that the public checkpoint of the denoiser comes without."""
 
 FPS, FPS_OF_STILLS = 24.0, 120.0
-"""Frames a second that the denoiser is told of clips, and of clips of one frame."""
+"""The denoiser's input `fps` for clips, and for clips of one frame."""
 
 
 class OpenSoraPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
@@ -110,7 +110,7 @@ class OpenSoraPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
         Args:
             num_frames: 1, or at least 17.
             guidance_scale: of classifier-free guidance; 1 = none.
-            fps: what the denoiser is told of clips of more than one frame.
+            fps: the denoiser's input for clips of more than one frame.
             latents: the noise to start from, `b c f h w`.
             output_type: "pil", "np", "pt" (in [0, 1]) or "latent".
         """
@@ -120,8 +120,8 @@ class OpenSoraPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
             channels, space = self.transformer.config.in_channels, self.vae.space
             shape = len(prompts), channels, self.vae.latent_frames(num_frames), height // space, width // space
             latents = randn_tensor(shape, generator, text.device, torch.float32)
-        told = {"fps": fps if num_frames > 1 else FPS_OF_STILLS, "height": height, "width": width}
-        size = {name: torch.tensor([float(value)], device=text.device) for name, value in told.items()}
+        sizes = {"fps": fps if num_frames > 1 else FPS_OF_STILLS, "height": height, "width": width}
+        size = {name: torch.tensor([float(value)], device=text.device) for name, value in sizes.items()}
         guided, x = guidance_scale != 1, latents
         if guided:
             text = torch.cat([text, self.transformer.y_embedder.y_embedding.to(text).expand_as(text)])

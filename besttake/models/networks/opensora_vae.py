@@ -119,10 +119,10 @@ class VideoAutoencoderPipeline(PublicCheckpoint, ModelMixin, ConfigMixin):
         return DecoderOutput(video) if return_dict else (video,)
 
     def enable_slicing(self) -> None:
-        """Nothing: it takes a few frames at once as it is."""
+        """Nothing: a few frames are decoded at a time in any case."""
 
     def enable_tiling(self) -> None:
-        """Frames are taken in tiles from now on; the second stage, which is small, takes them whole."""
+        """Work on tiles of frames from now on; the second stage, which is small, works on whole frames."""
         self.spatial_vae.module.enable_tiling()
 
     def _chunks(self, frames: int) -> list[int]:

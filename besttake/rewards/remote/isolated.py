@@ -9,7 +9,6 @@ asked over the loopback address. It ends with this process, however that ends.
 from __future__ import annotations
 
 import hashlib
-import importlib
 import json
 import logging
 import os
@@ -23,12 +22,15 @@ import threading
 import time
 import weakref
 from collections.abc import Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from filelock import FileLock
+
 from besttake.data.files import content_hash, quick_hash
-from besttake.rewards.remote.client import NoAnswerError, Remote, RetryPolicy, Server
+from besttake.rewards.remote.client import Remote, Server
+from besttake.rewards.remote.http import NoAnswerError, RetryPolicy
 from besttake.rewards.remote.server import TOKEN, select_frames
 from besttake.rewards.shipped import check_videos
 from besttake.types import FPS, CriticCard, Score, Video
@@ -76,14 +78,14 @@ class Isolated:
         path: str | Path | None = None,
         device: str = "cpu",
         restarts: int = 2,
-        patience: RetryPolicy | None = None,
+        retry: RetryPolicy | None = None,
         start_within: float = 3600.0,
     ):
         """
         Args:
             card: its `ranges` name the dimensions.
             restarts: how often the process is started again for one batch before it is given up.
-            patience: with an answer; a process is dead or alive, so it is not asked again for long.
+            retry: of requests; a process is dead or alive, so it is not asked again for long.
             start_within: seconds for the process to load its critic, downloads included.
 
         Raises:
@@ -95,7 +97,7 @@ class Isolated:
         self.name, self.card, self.dimensions = name, card, tuple(card.ranges)
         self.needs, self.path, self.device = needs, path, device
         self.restarts, self.start_within = restarts, start_within
-        self.patience = patience or RetryPolicy(tries=2, pause=0.1)
+        self.retry = retry or RetryPolicy(tries=2, pause=0.1)
         self.process: Process | None = None
         self._remote: Remote | None = None
         self._lock = threading.RLock()
@@ -142,7 +144,7 @@ class Isolated:
 
     def _meet(self, process: Process) -> Remote:
         try:
-            remote = process.remote(self.patience, self.start_within)
+            remote = process.remote(self.retry, self.start_within)
         except ConnectionError as error:
             said = process.last_words()
             self.stop()
@@ -192,22 +194,23 @@ class Process:
     def alive(self) -> bool:
         return self.popen.poll() is None
 
-    def remote(self, patience: RetryPolicy, within: float) -> Remote:
+    def remote(self, retry: RetryPolicy, within: float) -> Remote:
         """The critic, once it is loaded.
 
         Raises:
             ConnectionError: the process ended, or the critic was not loaded in time.
         """
         address, until, told = self.folder / "address.json", time.monotonic() + within, time.monotonic()
+        server: Server | None = None
         while time.monotonic() < until:
             if not self.alive:
                 status = self.popen.returncode
                 raise ConnectionError(f"critic {self.name} ended with status {status} before it was ready")
             if address.is_file():
-                url = json.loads(address.read_text())["url"]
+                server = server or Server(json.loads(address.read_text())["url"], self.token, retry)
                 with suppress(NoAnswerError):
-                    Server(url, self.token, RetryPolicy(answer=0, tries=1)).health()
-                    return Remote(url, self.token, patience)
+                    server.health()
+                    return Remote(server.url, self.token, retry)
             if time.monotonic() - told > 30:
                 told = time.monotonic()
                 log.info("critic %s is still being loaded: %s", self.name, self.last_words(1))
@@ -263,7 +266,7 @@ def environment(name: str, needs: EnvironmentSpec) -> Path:
     python, whole = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python"), folder / "whole"
     if not whole.exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(folder.with_suffix(".lock")):
+        with FileLock(folder.with_suffix(".lock")):  # given back by the system if this process dies
             if not whole.exists():
                 _make(name, maker, folder, python, requirements, needs.site_packages)
                 whole.write_text(recipe)
@@ -319,16 +322,6 @@ def _version(python: str) -> str | None:
 def _environments() -> Path:
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return Path(os.environ.get(ENVIRONMENTS) or cache / "besttake" / "environments")
-
-
-@contextmanager
-def _locked(path: Path):
-    """Hold a lock that other processes wait for, and that the system gives back if this one dies; none on Windows."""
-    with path.open("w") as file:
-        with suppress(ImportError):
-            fcntl = importlib.import_module("fcntl")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _tail(path: Path, lines: int = 15) -> str:

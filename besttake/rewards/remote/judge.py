@@ -1,4 +1,4 @@
-"""Generative critics: a vision-language model is shown frames and a rubric, and answers in words that hold numbers.
+"""Generative critics: a vision-language model gets frames and a rubric, and answers with a text that holds numbers.
 
 VideoScore2 (arXiv 2509.22799), UnifiedReward (arXiv 2503.05236) and any other model that a server offers in the way of
 OpenAI's `/v1/chat/completions`, as vLLM and SGLang do. Nothing here knows a model: the rubric, the dimensions and the
@@ -13,18 +13,13 @@ import io
 import json
 import math
 import os
-import re
 import tempfile
 import threading
-import time
-import urllib.error
-import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from http.client import HTTPException
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -33,23 +28,22 @@ from PIL import Image
 from besttake.data.video import to_uint8, write_video
 from besttake.rewards.frames import at_rate, evenly
 from besttake.rewards.partial import PartialScore
+from besttake.rewards.remote.answers import read_answer
+from besttake.rewards.remote.http import Client, NoAnswerError, RetryPolicy
 from besttake.rewards.shipped import check_videos, read_config
 from besttake.runtime.configuration import from_dict, read_yaml, require, to_dict
 from besttake.types import FPS, CriticCard, Score, Video
 
-PASSING = (408, 409, 425, 429)
-"""What a server says when the same question may be answered later; so does every 5xx."""
+TRANSIENT = (408, 409, 425, 429)
+"""Statuses below 500 after which the same question may be answered later."""
 
 URL = "http://localhost:8000/v1"
-"""Where vLLM serves, unless it is told otherwise."""
-
-MARKDOWN = " \t*_`#>"
-"""What may stand around a name or a number."""
+"""Where vLLM serves by default."""
 
 
 @dataclass(frozen=True)
 class JudgeConfig:
-    """A generative critic: where it is served, what it is asked, and how it must answer."""
+    """A generative critic: its server, the question, and the form of the answer."""
 
     url: str = URL
     """Of an OpenAI-compatible server, up to and with `/v1`."""
@@ -74,13 +68,13 @@ class JudgeConfig:
     temperature: float = 0.0
     max_tokens: int = 1024
     retries: int = 4
-    """How often a question is put again that the server failed on, or (with a temperature) answered unusably."""
+    """How often a question is repeated that failed or (with a temperature) had an unusable answer."""
     wait: float = 1.0
-    """Seconds before the first retry, doubled for each further one; the server's `Retry-After` goes before it."""
+    """Seconds before the first retry, doubled for each further one; the server's `Retry-After` takes precedence."""
     timeout: float = 120.0
     """Seconds that the server may be silent."""
     concurrency: int = 8
-    """Questions asked at the same time."""
+    """Questions sent at the same time."""
     api_key: str = ""
     """Name of the environment variable that holds the key; none = the server asks for none."""
     price_in: float = 0.0
@@ -108,10 +102,10 @@ class JudgeConfig:
 
 @dataclass
 class Usage:
-    """What a judge has been asked and has cost since it was loaded.
+    """Answers, failures and cost of a judge since it was loaded.
 
     Attributes:
-        failures: times that the server failed and was asked again.
+        failures: requests that failed and were repeated.
         unusable: answers that could not be used.
         abstentions: videos left without a score.
     """
@@ -142,10 +136,15 @@ def load(path: str | Path | None = None, device: str = "cpu") -> Judge:
     if path.suffix not in (".yaml", ".yml"):
         config = read_config(path, "judge")
         return Judge(from_dict(JudgeConfig, {key: value for key, value in config.items() if key != "critic"}))
+    return Judge(judge_config(path), path.stem)
+
+
+def judge_config(file: Path) -> JudgeConfig:
+    """The config in a judge's .yaml file; ValueError if it holds none."""
     try:
-        return Judge(from_dict(JudgeConfig, read_yaml(path)), path.stem)
+        return from_dict(JudgeConfig, read_yaml(file))
     except ValueError as error:
-        raise ValueError(f"the judge of {path}: {error}") from error
+        raise ValueError(f"the judge of {file}: {error}") from error
 
 
 class Judge:
@@ -174,14 +173,17 @@ class Judge:
             f"longest side at most {config.side} pixels",
         )
         self.usage = Usage()
+        retry = RetryPolicy(config.timeout, config.timeout, config.retries + 1, config.wait)
+        key = os.environ[config.api_key] if config.api_key else None
+        self._http = Client(config.url, key, retry, transient=TRANSIENT, proxies=True)
         self._lock = threading.Lock()
 
     @property
     def identity(self) -> str:
         """A hash of all that decides an answer: another rubric is another critic."""
         no_matter = ("retries", "wait", "timeout", "concurrency", "api_key", "price_in", "price_out", "unusable")
-        asked = {key: value for key, value in to_dict(self.config).items() if key not in no_matter}
-        return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
+        settings = {key: value for key, value in to_dict(self.config).items() if key not in no_matter}
+        return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
     def metrics(self) -> dict[str, float]:
         """`usage` by names to log it under."""
@@ -196,11 +198,11 @@ class Judge:
         """
         check_videos(self.name, videos, prompts, least_frames=1)
         with ThreadPoolExecutor(self.config.concurrency) as pool:
-            asked = [
+            requests = [
                 pool.submit(self._ask, self._question(*one, fps), one[1]) for one in zip(videos, prompts, strict=True)
             ]
             try:
-                answers = [future.result() for future in asked]
+                answers = [future.result() for future in requests]
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
@@ -257,43 +259,30 @@ class Judge:
                     ) from error
 
     def _answer(self, question: bytes) -> tuple[str, bool]:
-        """The text that the model answers, and whether it came to its end."""
-        for attempt in range(self.config.retries + 1):
-            wait = self.config.wait * 2**attempt
-            try:
-                content = self._post(question)
-                choice, usage = content["choices"][0], content.get("usage") or {}
-                text = str(choice["message"]["content"] or "")
-                self._count(
-                    answers=1, tokens_in=usage.get("prompt_tokens", 0), tokens_out=usage.get("completion_tokens", 0)
-                )
-                return text, choice.get("finish_reason") != "length"
-            except urllib.error.HTTPError as error:
-                fault = f"{error.code} {error.reason}: {_said(error)}"
-                if error.code not in PASSING and error.code < 500:
-                    raise ValueError(
-                        f"critic {self.name}: {self.config.url} refuses the question ({fault}); "
-                        "check the judge's url, model and api_key"
-                    ) from error
-                wait = _retry_after(error.headers.get("Retry-After"), wait)
-            except (OSError, HTTPException) as error:
-                fault = str(error) or type(error).__name__
-            except (ValueError, LookupError, TypeError, AttributeError) as error:
-                fault = f"its reply is no chat completion ({error!r})"
-            if attempt < self.config.retries:
-                self._count(failures=1)
-                time.sleep(wait)
-        raise ConnectionError(
-            f"critic {self.name}: {self.config.url} failed {self.config.retries + 1} times, last: {fault}"
-        )
+        """The text that the model answers, and whether it is complete."""
+        try:
+            return self._http.retry.call(lambda: self._post(question), lambda _: self._count(failures=1))
+        except NoAnswerError as error:
+            raise ConnectionError(
+                f"critic {self.name}: {self.config.url} failed {self.config.retries + 1} times, last: {error}"
+            ) from error
 
-    def _post(self, question: bytes) -> Any:
-        headers = {"Content-Type": "application/json"}
-        if self.config.api_key:
-            headers["Authorization"] = f"Bearer {os.environ[self.config.api_key]}"
-        request = urllib.request.Request(f"{self.config.url.rstrip('/')}/chat/completions", question, headers)
-        with urllib.request.urlopen(request, timeout=self.config.timeout) as reply:
-            return json.loads(reply.read())
+    def _post(self, question: bytes) -> tuple[str, bool]:
+        response = self._http.request("POST", "/chat/completions", [question], "application/json")
+        if response.status != 200:
+            raise ValueError(
+                f"critic {self.name}: {self.config.url} refuses the question ({response.status}: "
+                f"{response.text[:300]}); check the judge's url, model and api_key"
+            )
+        content = response.json()
+        try:
+            choice, usage = content["choices"][0], content.get("usage") or {}
+            text = str(choice["message"]["content"] or "")
+            tokens = {"tokens_in": usage.get("prompt_tokens", 0), "tokens_out": usage.get("completion_tokens", 0)}
+            self._count(answers=1, **tokens)
+            return text, choice.get("finish_reason") != "length"
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            raise NoAnswerError(f"its reply is no chat completion ({error!r})") from error
 
     def _count(self, **more: int) -> None:
         usage, config = self.usage, self.config
@@ -301,70 +290,6 @@ class Judge:
             for what, number in more.items():
                 setattr(usage, what, getattr(usage, what) + number)
             usage.cost = (usage.tokens_in * config.price_in + usage.tokens_out * config.price_out) / 1e6
-
-
-def read_answer(
-    text: str, dimensions: Mapping[str, tuple[float, float]], form: Literal["lines", "json"]
-) -> dict[str, float]:
-    """The numbers in an answer; what a model thinks aloud before `</think>` is no part of it.
-
-    `dimension: number` stands on a line of its own, or between semicolons or commas (VideoScore2); numbering and
-    Markdown may surround it, and a remark behind a dash or in parentheses may follow the name. A JSON object may be
-    fenced, and give reasons as text under other names. Each dimension must be there, once, with a number in its range.
-
-    Raises:
-        ValueError: one is missing, is there twice or is out of its range, or the object holds another number.
-    """
-    text = text.rpartition("</think>")[2].strip()
-    asked = {name.lower(): name for name in dimensions}
-    found = _once(_from_json(text) if form == "json" else _from_lines(text, list(asked)))
-    missing, wrong = [name for name in asked if name not in found], [name for name in found if name not in asked]
-    if missing or wrong:
-        raise ValueError(
-            f"{', '.join(missing) or 'nothing'} is missing, {', '.join(wrong) or 'nothing'} was not asked for"
-        )
-    for name, (low, high) in dimensions.items():
-        if not low <= found[name.lower()] <= high:
-            raise ValueError(f"{name!r} is {found[name.lower()]:g}, out of its range [{low:g}, {high:g}]")
-    return {name: found[key] for key, name in asked.items()}
-
-
-def _from_lines(text: str, names: Sequence[str]) -> list[tuple[str, Any]]:
-    """The numbers of lines, and of parts of lines, that begin with one of the names."""
-    listed, either = r"(?:\(?\d+[.)]\s*)?", "|".join(re.escape(name) for name in names)  # "2. ", "(2) "
-    found = []
-    for part in re.split(rf"[\n;]|,\s+(?={listed}(?:{either})\W)", text, flags=re.IGNORECASE):
-        head, _, number = (side.strip(MARKDOWN) for side in part.rpartition(":"))
-        name = re.sub(f"^{listed}", "", head).strip(MARKDOWN).lower()
-        if name not in names:  # "light (1-5)", "light - its beauty", with a dash of any length
-            name = re.split(r"\s(?:[-\u2013\u2014]\s|\()", name)[0].strip(MARKDOWN)
-        match = re.fullmatch(r"([-+]?\d+(?:\.\d+)?)\.?", number)
-        if match and name in names:
-            found.append((name, match[1]))
-    return found
-
-
-def _from_json(text: str) -> list[tuple[str, Any]]:
-    fenced = re.fullmatch(r"```(?:json)?\s*(.*?)\s*```", text, re.DOTALL)
-    pairs = json.loads(fenced[1] if fenced else text, object_pairs_hook=_Pairs)
-    if not isinstance(pairs, _Pairs):
-        raise ValueError(f"it is JSON, but {type(pairs).__name__} where an object was asked for")
-    return [(name.lower(), value) for name, value in pairs if not isinstance(value, str)]
-
-
-class _Pairs(list):
-    """Keys and values of a JSON object as they stand there: a dict would keep the last of two."""
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, float]:
-    found: dict[str, float] = {}
-    for name, value in pairs:
-        if isinstance(value, bool) or not isinstance(value, int | float | str):
-            raise ValueError(f"{name!r} is no number")
-        if name in found:
-            raise ValueError(f"{name!r} is answered twice")
-        found[name] = float(value)
-    return found
 
 
 def chosen(frames: int, fps: float, config: JudgeConfig) -> list[int]:
@@ -397,18 +322,3 @@ def as_mp4(frames: Sequence[Image.Image], rate: float) -> bytes:
 
 def data_url(kind: str, content: bytes) -> str:
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
-
-
-def _said(error: urllib.error.HTTPError) -> str:
-    try:
-        return error.read(300).decode(errors="replace")
-    except (OSError, HTTPException):
-        return ""
-
-
-def _retry_after(header: str | None, wait: float) -> float:
-    """Seconds that the server asks to wait, at most a minute; a date, or nothing, leaves our own."""
-    try:
-        return min(max(float(header or wait), 0.0), 60.0)
-    except ValueError:
-        return wait

@@ -461,7 +461,8 @@ class Handler(BaseHTTPRequestHandler):
             raise Refusal(413, f"the request has {length} bytes, the most are {limits.largest}", close=True)
         if bench.stopping.is_set() or bench.critic is None:
             self._read(length, keep=False)
-            raise Refusal(503, "the critic is not ready" if bench.critic is None else "the server stops", 1)
+            reason = "the critic is not ready" if bench.critic is None else "the server stops"
+            raise Refusal(503, reason, 1, close=bench.stopping.is_set())
         if not bench.places.acquire(timeout=limits.wait):
             self._read(length, keep=False)
             raise Refusal(503, f"the queue of {limits.queue} requests is full", 1)

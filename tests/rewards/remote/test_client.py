@@ -10,7 +10,8 @@ from besttake import __version__
 from besttake.rewards import load_reward
 from besttake.rewards.cache import CachedReward
 from besttake.rewards.checks import score_checked
-from besttake.rewards.remote.client import Remote, RetryPolicy
+from besttake.rewards.remote.client import Remote
+from besttake.rewards.remote.http import RetryPolicy
 from besttake.rewards.remote.server import HEADER_LIMIT, CriticServer, Handler, Limits, unpack
 from besttake.rewards.remote.serving import ServeConfig, Served, serve_critic
 from besttake.types import CriticCard, Score
@@ -114,7 +115,7 @@ def says(items=({"scores": [1.0, 2.0]},), **other):
 
 
 def test_it_is_a_reward_like_any_other(serve):
-    critic = Remote(serve().url, patience=QUICK)
+    critic = Remote(serve().url, retry=QUICK)
     score = score_checked(critic, films(10, 20, 30), ["a", "bc", "def"], 8.0)
     assert score.values.tolist() == [[10, 1], [20, 2], [30, 3]]
     assert (critic.name, critic.dimensions, critic.differentiable) == ("brightness", ("light", "words"), False)
@@ -125,7 +126,7 @@ def test_a_critic_of_ours_says_the_same_through_a_server(serve):
     ours = load_reward("world")
     videos = torch.randint(0, 256, (3, 16, 3, 32, 32)) / 127.5 - 1
     prompts = ["a red ball rolls to the left"] * 3
-    remote = Remote(serve(Served(ours)).url, patience=QUICK)
+    remote = Remote(serve(Served(ours)).url, retry=QUICK)
     assert remote.card == ours.card
     assert remote.revision.startswith(f"besttake {__version__}, ")
     torch.testing.assert_close(remote(videos, prompts).values, ours(videos, prompts).values, atol=1e-5, rtol=1e-5)
@@ -142,7 +143,7 @@ def test_a_critics_revision_is_that_of_its_weights_and_settings():
 
 def test_servers_of_other_weights_are_told_apart_by_the_cache(serve, tmp_path):
     for revision, light in (("1", 7.0), ("2", 9.0)):
-        remote = Remote(serve(Brightness(revision=revision)).url, patience=QUICK)
+        remote = Remote(serve(Brightness(revision=revision)).url, retry=QUICK)
         cached = CachedReward(remote, tmp_path)
         assert cached(films(light), ["a"]).values[0, 0] == light
         assert (cached.hits, cached.misses) == (0, 1)
@@ -150,14 +151,14 @@ def test_servers_of_other_weights_are_told_apart_by_the_cache(serve, tmp_path):
 
 def test_only_the_frames_the_critic_looks_at_are_sent(serve):
     for critic, frames, fps in ((Brightness(frames=4), 4, 2.0), (Brightness(frame_rate=4.0), 8, 4.0)):
-        Remote(serve(critic).url, patience=QUICK)(films(7, frames=32), ["a"], fps=16.0)
+        Remote(serve(critic).url, retry=QUICK)(films(7, frames=32), ["a"], fps=16.0)
         assert critic.asked == [((frames, 8, 8, 3), "a", fps)]
 
 
 @pytest.mark.parametrize("wish", [{"frames": [0, 9]}, {"frames": []}, {"frames": None}, {"fps": 0}, {"fps": "8"}])
 def test_a_wish_for_frames_that_are_not_there_is_no_answer(impostor, wish, monkeypatch):
     server = impostor(says())
-    remote = Remote(server.url, patience=QUICK)
+    remote = Remote(server.url, retry=QUICK)
     said = json.dumps({"frames": [0], "fps": 8.0, **wish}).encode()
     monkeypatch.setattr(server.RequestHandlerClass, "do_GET", lambda handler: handler.say(said))
     with pytest.raises(ConnectionError, match="which frames it wants"):
@@ -185,13 +186,13 @@ class Silent(Three):
 
 @pytest.mark.parametrize(("critic", "given"), [(Three, [3, 3.0]), (Silent, [9, 9.0])])
 def test_a_critic_of_ours_gets_its_frames_alone_if_it_tells_which(serve, critic, given):
-    remote = Remote(serve(Served(critic())).url, patience=QUICK)
+    remote = Remote(serve(Served(critic())).url, retry=QUICK)
     assert remote(films(7, frames=9), ["a"], 9.0).values.tolist() == [given]
 
 
 def test_a_batch_is_spread_over_the_servers_and_comes_back_in_order(serve):
     critics = [Brightness(), Brightness()]
-    remote = Remote([serve(critic, clips=2).url for critic in critics], patience=QUICK)
+    remote = Remote([serve(critic, clips=2).url for critic in critics], retry=QUICK)
     levels = list(range(20))
     assert remote(films(*levels), ["a"] * 20).values[:, 0].tolist() == levels
     assert sum(len(critic.asked) for critic in critics) == 20
@@ -217,7 +218,7 @@ def test_a_batch_is_spread_over_the_servers_and_comes_back_in_order(serve):
 def test_a_server_in_trouble_is_tried_within_limits_then_named(impostor, answer):
     server = impostor(answer)
     with pytest.raises(ConnectionError) as raised:
-        Remote(server.url, patience=QUICK)(films(1), ["a cat"])
+        Remote(server.url, retry=QUICK)(films(1), ["a cat"])
     for word in ("brightness", server.url, "'a cat'", "light", "words", "try 3"):
         assert word in str(raised.value)
     assert len({request.id for request in server.asked}) == 1
@@ -225,30 +226,30 @@ def test_a_server_in_trouble_is_tried_within_limits_then_named(impostor, answer)
 
 
 def test_a_server_that_hangs_is_given_up(impostor):
-    patience = RetryPolicy(answer=0.1, connect=5.0, tries=2, pause=0.01)
+    retry = RetryPolicy(answer=0.1, connect=5.0, tries=2, pause=0.01)
     with pytest.raises(ConnectionError, match="did not answer in time"):
-        Remote(impostor(hangs).url, patience=patience)(films(1), ["a cat"])
+        Remote(impostor(hangs).url, retry=retry)(films(1), ["a cat"])
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf"), 1e300])
 def test_a_score_that_is_no_number_is_never_passed_on(impostor, number):
     server = impostor(says(items=[{"scores": [number, 1.0]}]))
     with pytest.raises(ValueError, match=r"brightness at http.*'a cat'.*'light'.*finite"):
-        Remote(server.url, patience=QUICK)(films(1), ["a cat"])
+        Remote(server.url, retry=QUICK)(films(1), ["a cat"])
     assert len(server.asked) == 1
 
 
 @pytest.mark.parametrize(("prompt", "message"), [("a bad cat", "cannot look at it"), ("nan", "nan for 'words'")])
 def test_what_the_critic_cannot_score_is_an_error_with_its_name(serve, prompt, message):
     with pytest.raises(ValueError, match=rf"brightness at http.*{prompt}.*light, words.*{message}"):
-        Remote(serve().url, patience=QUICK)(films(1, 2), ["a", prompt])
+        Remote(serve().url, retry=QUICK)(films(1, 2), ["a", prompt])
 
 
 @pytest.mark.parametrize("answer", [dies, hangs, garbage, half_an_answer, trouble], ids=lambda answer: answer.__name__)
 def test_the_others_answer_for_a_server_in_trouble(serve, impostor, answer):
     critic, ill = Brightness(), impostor(answer)
-    patience = RetryPolicy(answer=0.5, connect=5.0, tries=2, pause=0.01)
-    remote = Remote([ill.url, serve(critic, clips=2).url], patience=patience)
+    retry = RetryPolicy(answer=0.5, connect=5.0, tries=2, pause=0.01)
+    remote = Remote([ill.url, serve(critic, clips=2).url], retry=retry)
     assert remote(films(1, 2, 3, 4, 5), ["a"] * 5).values[:, 0].tolist() == [1, 2, 3, 4, 5]
     assert sorted(prompt for _, prompt, _ in critic.asked) == ["a"] * 5
     assert ill.asked
@@ -273,13 +274,13 @@ class ForgetfulServer(CriticServer):
 def test_a_lost_answer_is_asked_for_again_and_the_clip_is_not_scored_twice(serve):
     critic = Brightness()
     server = serve(critic, kind=ForgetfulServer, clips=1)
-    assert Remote(server.url, patience=QUICK)(films(1, 2, 3), ["a"] * 3).values[:, 0].tolist() == [1, 2, 3]
+    assert Remote(server.url, retry=QUICK)(films(1, 2, 3), ["a"] * 3).values[:, 0].tolist() == [1, 2, 3]
     assert len(critic.asked) == server.bench.scored == 3
 
 
 def test_a_full_server_is_waited_for(serve):
     critic = Brightness()
-    remote = Remote(serve(critic, queue=1, clips=1).url, patience=QUICK)
+    remote = Remote(serve(critic, queue=1, clips=1).url, retry=QUICK)
     answers = {}
     threads = [
         threading.Thread(target=lambda i=i: answers.update({i: float(remote(films(i), ["a"]).values[0, 0])}))
@@ -299,7 +300,7 @@ def test_a_full_server_is_waited_for(serve):
 
 def test_a_server_started_again_is_used_again(serve):
     first = serve()
-    remote = Remote(first.url, patience=RetryPolicy(answer=5.0, tries=8, pause=0.05))
+    remote = Remote(first.url, retry=RetryPolicy(answer=5.0, tries=8, pause=0.05))
     first.stop()
     answers = []
     thread = threading.Thread(target=lambda: answers.append(remote(films(5), ["a"]).values.tolist()))
@@ -312,7 +313,7 @@ def test_a_server_started_again_is_used_again(serve):
 
 def test_a_server_that_now_serves_another_critic_is_refused(serve):
     first = serve()
-    remote = Remote(first.url, patience=QUICK)
+    remote = Remote(first.url, retry=QUICK)
     first.stop()
     serve(Brightness(revision="2"), port=first.server_port)
     with pytest.raises(ValueError, match=r"now serves .*'2'.* it served .*'1'"):
@@ -321,16 +322,16 @@ def test_a_server_that_now_serves_another_critic_is_refused(serve):
 
 def test_servers_of_different_critics_are_refused(serve):
     with pytest.raises(ValueError, match="not of one critic"):
-        Remote([serve().url, serve(Brightness(revision="2")).url], patience=QUICK)
+        Remote([serve().url, serve(Brightness(revision="2")).url], retry=QUICK)
 
 
 def test_without_any_server_it_says_so():
     with pytest.raises(ConnectionError, match=r"http://127.0.0.1:9: .*besttake serve"):
-        Remote("http://127.0.0.1:9", patience=QUICK)
+        Remote("http://127.0.0.1:9", retry=QUICK)
 
 
 def test_it_goes_on_without_a_server_that_is_down(serve, caplog):
-    remote = Remote(["http://127.0.0.1:9", serve().url], patience=QUICK)
+    remote = Remote(["http://127.0.0.1:9", serve().url], retry=QUICK)
     assert "going on without" in caplog.text
     assert remote(films(3, 4), ["a", "b"]).values[:, 0].tolist() == [3, 4]
 
@@ -339,26 +340,26 @@ def test_a_server_that_is_no_critic_is_told_apart(impostor, monkeypatch):
     server = impostor(dies)
     monkeypatch.setattr(server.RequestHandlerClass, "do_GET", lambda handler: handler.say(b'{"hello": "world"}'))
     with pytest.raises(ConnectionError, match="does not answer as a critic's server does"):
-        Remote(server.url, patience=QUICK)
+        Remote(server.url, retry=QUICK)
 
 
 @pytest.mark.parametrize("url", ["localhost:8000", "ftp://there", "http://", ""])
 def test_a_url_that_is_none_is_refused(url):
     with pytest.raises(ValueError, match="expected such as http://127"):
-        Remote(url, patience=QUICK)
+        Remote(url, retry=QUICK)
 
 
 def test_the_token_is_asked_for_and_taken_from_the_environment(serve, monkeypatch):
     url = serve(token="secret").url
     with pytest.raises(ValueError, match="BESTTAKE_TOKEN"):
-        Remote(url, patience=QUICK)
-    assert Remote(url, token="secret", patience=QUICK).name == "brightness"
+        Remote(url, retry=QUICK)
+    assert Remote(url, token="secret", retry=QUICK).name == "brightness"
     monkeypatch.setenv("BESTTAKE_TOKEN", "secret")
-    assert Remote(url, patience=QUICK).name == "brightness"
+    assert Remote(url, retry=QUICK).name == "brightness"
 
 
 def test_videos_that_are_none_are_refused(serve):
-    remote = Remote(serve().url, patience=QUICK)
+    remote = Remote(serve().url, retry=QUICK)
     for videos, prompts in ((films(1)[0], ["a"]), (films(1).byte(), ["a"]), (films(1), ["a", "b"])):
         with pytest.raises(ValueError, match="critic brightness"):
             remote(videos, prompts)
@@ -367,14 +368,14 @@ def test_videos_that_are_none_are_refused(serve):
 
 
 def test_a_clip_larger_than_the_server_takes_is_refused_before_it_is_sent(serve):
-    remote = Remote(serve(largest=HEADER_LIMIT + 1000).url, patience=QUICK)
+    remote = Remote(serve(largest=HEADER_LIMIT + 1000).url, retry=QUICK)
     with pytest.raises(ValueError, match=r"--largest 2 "):
         remote(films(1, frames=64), ["a"])
 
 
 def test_a_batch_larger_than_the_server_takes_is_cut(serve):
     critic = Brightness()
-    remote = Remote(serve(critic, largest=HEADER_LIMIT + 1000).url, patience=QUICK)
+    remote = Remote(serve(critic, largest=HEADER_LIMIT + 1000).url, retry=QUICK)
     videos = films(1, 2, 3, 4)
     assert remote._clips == 16  # it is the bytes that are too many
     assert remote(videos, ["a"] * 4).values[:, 0].tolist() == [1, 2, 3, 4]

@@ -15,7 +15,8 @@ from besttake.rewards import load_reward
 from besttake.rewards.checks import score_checked
 from besttake.rewards.panel import RewardConfig, load_panel
 from besttake.rewards.partial import PartialScore, scored_mask
-from besttake.rewards.remote.judge import Judge, JudgeConfig, chosen, read_answer
+from besttake.rewards.remote.answers import read_answer
+from besttake.rewards.remote.judge import Judge, JudgeConfig, chosen
 from besttake.runtime.configuration import from_dict
 
 RUBRIC = "Rate the video of '{prompt}'. Answer with two lines, visual quality: <1-5> and text alignment: <1-5>."

@@ -1,4 +1,4 @@
-"""What every model says of its prompts."""
+"""Prompts of a model: checks and warnings."""
 
 import logging
 from types import SimpleNamespace
@@ -41,5 +41,5 @@ def test_the_words_of_the_world_are_all_known(model, caplog):
 def test_a_tokenizer_that_spells_every_word_knows_all(model, unknown):
     """CLIP's unknown token is its last one, of which every prompt has one; Qwen's has none."""
     spells = SimpleNamespace(unk_token_id=unknown, eos_token_id=1)
-    asked = SimpleNamespace(pipeline=SimpleNamespace(tokenizer=spells))
-    assert type(model).unknown_words(asked, "a cat") == []
+    model.prompts.model = SimpleNamespace(pipeline=SimpleNamespace(tokenizer=spells))
+    assert model.prompts.unknown_words("a cat") == []
