@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -17,6 +17,9 @@ T = TypeVar("T")
 
 LONGEST_WAIT = 60.0
 """Seconds between two tries, at most."""
+
+CHUNK = 256 * 1024
+"""Bytes of a request that are sent at once."""
 
 
 @dataclass(frozen=True)
@@ -131,7 +134,7 @@ class Client:
     def request(self, method: str, path: str, body: Sequence[Any] = (), content_type: str = "") -> Response:
         """
         Args:
-            body: byte buffers, sent one after the other without being copied.
+            body: byte buffers, sent one after the other.
 
         Raises:
             NoAnswerError: there is no complete answer, or its status is transient or 500 and above. It is a
@@ -143,7 +146,7 @@ class Client:
             answer = self._http.request(
                 method,
                 self.url + path,
-                content=list(body) if body else None,
+                content=_chunks(body) if body else None,
                 headers={"Content-Length": size, "Content-Type": content_type} if body else {},
                 timeout=httpx2.Timeout(silence, connect=self.retry.connect, pool=None),
             )
@@ -158,6 +161,13 @@ class Client:
         if status >= 500 or status in self._transient:
             raise NoAnswerError(f"it answered {fault}", retry_after)
         return Response(status, answer.text)
+
+
+def _chunks(body: Sequence[Any]) -> Iterator[Any]:
+    """The bytes of buffers in small pieces: h11 copies each piece, which is fast only within the CPU's cache."""
+    for part in body:
+        for start in range(0, len(part), CHUNK):
+            yield memoryview(part)[start : start + CHUNK]
 
 
 def _seconds(header: str | None) -> float | None:
