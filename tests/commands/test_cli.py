@@ -179,7 +179,7 @@ def test_wrong_flags(refuses, flags, words):
         ({"optim": {"lrate": 3}}, "unknown key 'optim.lrate'"),
         ({"steps": "many"}, "'steps' is 'many' (str), expected a whole number"),
         ({"candidates": 1}, "candidates is 1; expected 2 or more"),
-        ({"algorithm": "ppo"}, "names the algorithm 'ppo'; there are offline_dpo, onlinevpo"),
+        ({"algorithm": "ppo"}, "there is no algorithm 'ppo'; there are offline_dpo, onlinevpo"),
         ({"reward": {"name": "nobody"}}, "there is no critic 'nobody'"),
         ({"reward": {"name": "temporal-flicker", "weights": {"beauty": 1.0}}}, "has no dimension 'beauty'; it has"),
         ({"data": "nowhere.txt"}, "nowhere.txt is not a file"),
