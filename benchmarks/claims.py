@@ -31,7 +31,7 @@ import tyro
 from torch import Tensor
 
 from besttake.commands.cli import DEMO, read_recipe, with_flags
-from besttake.commands.generate import GenerateConfig, generate_takes, real_data
+from besttake.commands.generate import GenerateConfig, generate_samples, real_data
 from besttake.commands.score import ScoreConfig, score_videos
 from besttake.data.files import atomic
 from besttake.data.prompts import read_prompts
@@ -226,7 +226,7 @@ def make_pairs(seed: int, made_of: str, config: ClaimsConfig) -> tuple[Path, flo
         shutil.rmtree(takes, ignore_errors=True)  # of a start that was broken off: its time is not known
         began = time.perf_counter()
         shooting = GenerateConfig(online.data, config.model, out=takes, n=online.candidates, count=config.prompts)
-        listed = generate_takes(replace(shooting, seed=seed, rollout=online.rollout))
+        listed = generate_samples(replace(shooting, seed=seed, rollout=online.rollout))
         score_videos(
             ScoreConfig(candidates=listed, reward=(online.reward.name,), weights=online.reward.weights, out=pairs)
         )

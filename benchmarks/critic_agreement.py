@@ -26,7 +26,7 @@ import torch
 import tyro
 from torch import Tensor, nn
 
-from besttake.evaluation.agreement import CHANCE, Agreement, Judged, compare, markdown
+from besttake.evaluation.agreement import CHANCE, CriticAgreement, ScoredVote, compare, markdown
 from besttake.evaluation.ranking import kendall_tau_b
 from besttake.report.agreement import dots
 from besttake.rewards import load_reward
@@ -246,12 +246,12 @@ def _judged(groups: Sequence[Group], scores: Mapping[str, list[list[float]]], fl
     """The clean take and those with some of the flaws, by every critic."""
     shown = [0, *(1 + KINDS.index(flaw) for flaw in flaws)]
     return {
-        name: [Judged(each.prompt, [row[i] for i in shown], (0,)) for each, row in zip(groups, rows, strict=True)]
+        name: [ScoredVote(each.prompt, [row[i] for i in shown], (0,)) for each, row in zip(groups, rows, strict=True)]
         for name, rows in scores.items()
     }
 
 
-def _compared(groups, scores, flaws: Sequence[str], config) -> list[Agreement]:
+def _compared(groups, scores, flaws: Sequence[str], config) -> list[CriticAgreement]:
     return compare(_judged(groups, scores, flaws), config.draws, config.seed)
 
 
@@ -262,7 +262,10 @@ def plot(groups, scores, config) -> str:
         name: {row.critic: row.figures["recall@1"] for row in _compared(groups, scores, flaws, config)}
         for name, flaws in among.items()
     }
-    rows = [Agreement(critic, {name: column[critic] for name, column in found.items()}) for critic in (*scores, CHANCE)]
+    rows = [
+        CriticAgreement(critic, {name: column[critic] for name, column in found.items()})
+        for critic in (*scores, CHANCE)
+    ]
     return dots("Who finds the clean take?", rows, "recall@1 among takes with flaws, 95 % intervals; dotted: chance")
 
 

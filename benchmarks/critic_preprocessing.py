@@ -23,8 +23,8 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from besttake.data.video import read_video, to_uint8
 from besttake.rewards.critics.hpsv3 import PIXELS, HPSv3
 from besttake.rewards.critics.videoscore import SIDES, VideoScore
-from besttake.rewards.frames import CLIP_STD, clip_view
-from besttake.rewards.networks.image_critic import hub_view
+from besttake.rewards.frames import CLIP_STD, clip_preprocess
+from besttake.rewards.networks.image_critic import hf_clip_preprocess
 
 SHORT, LONG = SIDES
 FRAMES = 3
@@ -46,10 +46,10 @@ def clip(images: list[Image.Image]) -> Tensor:
 
 
 LOOKS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[list[Image.Image]], Tensor], float]] = {
-    "videoscore": (lambda frames: VideoScore.view(SimpleNamespace(sides=SIDES), frames), idefics, 0.5),  # type: ignore
-    "hpsv3": (lambda frames: HPSv3.view(SimpleNamespace(name="hpsv3"), frames)[0], qwen, min(CLIP_STD)),  # type: ignore
-    "pickscore, clipscore, mps": (lambda frames: hub_view(frames, 224), clip, min(CLIP_STD)),
-    "aesthetic, imagereward": (clip_view, clip, min(CLIP_STD)),
+    "videoscore": (lambda frames: VideoScore.preprocess(SimpleNamespace(sides=SIDES), frames), idefics, 0.5),  # type: ignore
+    "hpsv3": (lambda frames: HPSv3.preprocess(SimpleNamespace(name="hpsv3"), frames)[0], qwen, min(CLIP_STD)),  # type: ignore
+    "pickscore, clipscore, mps": (lambda frames: hf_clip_preprocess(frames, 224), clip, min(CLIP_STD)),
+    "aesthetic, imagereward": (clip_preprocess, clip, min(CLIP_STD)),
 }
 """Critics -> what they see of frames, what their processor makes of them, and by what both divide colours."""
 

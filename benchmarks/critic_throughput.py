@@ -53,7 +53,7 @@ from besttake.rewards.critics.viclip import Network, Sizes, ViCLIP
 from besttake.rewards.critics.videoalign import REWARD_TOKENS, Settings, VideoAlign, make_network
 from besttake.rewards.critics.videoscore import VideoScore, VideoScoreNetwork
 from besttake.rewards.critics.vjepa import VJepa
-from besttake.rewards.networks.image_critic import empty
+from besttake.rewards.networks.image_critic import empty_network
 from besttake.rewards.networks.weights import load_weights
 from besttake.types import Reward
 
@@ -86,7 +86,7 @@ class Machine:
 
     def filled(self, make: Callable[[], Any], dtype: torch.dtype = torch.float32) -> Any:
         """A network with random weights, frozen; in float32 on a CPU whatever its precision."""
-        network = empty("benchmark", make)
+        network = empty_network("benchmark", make)
         if self.device == "meta":
             return network.to(dtype)
         dtype = dtype if self.device != "cpu" else torch.float32

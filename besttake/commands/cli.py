@@ -129,7 +129,7 @@ def _train(recipe: Any, flags: list[str], command: str) -> None:
 
 def with_flags(config: Any, flags: list[str], command: str) -> Any:
     """A recipe's config with what the flags change; critics that they name come without the weights of the recipe's."""
-    flags = with_new_flags(flags)
+    flags = with_new_flags(flags, type(config))
     values, _ = plain_values(type(config), flags, command, config)
     given = {name.removeprefix("reward.") for name in names(flags) if name.startswith("reward.")}
     if {"name", "critics"} <= given:
@@ -219,13 +219,13 @@ def demo(arguments: list[str]) -> None:
 
 
 def generate(arguments: list[str]) -> None:
-    from besttake.commands.generate import GenerateConfig, generate_takes
+    from besttake.commands.generate import GenerateConfig, generate_samples
 
-    generate_takes(from_flags(GenerateConfig, arguments, "besttake generate"))
+    generate_samples(from_flags(GenerateConfig, arguments, "besttake generate"))
 
 
 def score(arguments: list[str]) -> None:
-    """besttake score FOLDER ... | --takes FILE | --benchmark FILE [flags]"""
+    """besttake score FOLDER ... | --samples FILE | --benchmark FILE [flags]"""
     if any(argument.partition("=")[0] == "--benchmark" for argument in arguments):
         _score_benchmark(arguments)
         return
@@ -234,8 +234,8 @@ def score(arguments: list[str]) -> None:
     config = from_flags(ScoreConfig, arguments, "besttake score")
     if config.calibrate:
         found = calibrate_videos(config)
-        print(f"margin {found.margin:.4g}: best and worst of equally good takes differ by less in 95 of 100 prompts")
-        print(f"noise {found.noise:.4g}, spread of the takes {found.spread:.4g}")
+        print(f"margin {found.margin:.4g}: best and worst of equally good videos differ by less for 95 of 100 prompts")
+        print(f"noise {found.noise:.4g}, spread of the videos {found.spread:.4g}")
         print(f"pairs that tie {found.ties:.0%}, pairs that flip {found.flips:.0%}")
         return
     table = Table(*(["folder"] if config.folders else []), "dimension", "videos", "mean", "lowest", "highest")
@@ -284,7 +284,7 @@ def report(arguments: list[str]) -> None:
 
 def _report(folder: Path, config: Any) -> None:
     """Measure a run by its config, on as many processes as there are, and write its page."""
-    from besttake.evaluation.held_out import chosen_set
+    from besttake.evaluation.held_out import evaluation_set_of_run
     from besttake.report import write_report
     from besttake.report.folder import read_run
     from besttake.report.verdict import verdict
@@ -296,7 +296,7 @@ def _report(folder: Path, config: Any) -> None:
     run = broadcast_from_main(lambda: read_run(folder))
     about = {"minutes": run.minutes, "hardware": describe_device(find_device(config.device))}
     asked, data = config.evaluation_config, str(run.config.get("data", config.data))
-    chosen = broadcast_from_main(lambda: chosen_set(folder, asked.prompts, data, asked.count))
+    chosen = broadcast_from_main(lambda: evaluation_set_of_run(folder, asked.prompts, data, asked.count))
     with console.status(f"measuring before and after on prompts of {chosen.source}"):
         summary = evaluate(folder, asked, chosen, about)
     if not is_main():

@@ -11,7 +11,7 @@ from html import escape
 import numpy as np
 
 from besttake.data.files import atomic
-from besttake.evaluation.agreement import CHANCE, Agreement, AgreementConfig, markdown, measure_agreement
+from besttake.evaluation.agreement import CHANCE, AgreementConfig, CriticAgreement, markdown, measure_agreement
 from besttake.evaluation.ranking import Interval
 
 PANELS = 3
@@ -48,7 +48,7 @@ def report_agreement(config: AgreementConfig) -> str:
     return table
 
 
-def dots(title: str, rows: Sequence[Agreement], note: str = "dots with 95 % intervals; dotted: chance") -> str:
+def dots(title: str, rows: Sequence[CriticAgreement], note: str = "dots with 95 % intervals; dotted: chance") -> str:
     """An SVG: a row a critic, a panel a figure, each value a dot on the line of its interval.
 
     Figures are shares, from 0 to 1; the row of `CHANCE` is drawn as a dotted line through all the others.
@@ -99,7 +99,7 @@ def _panel(left: float, name: str, values: Sequence[Interval], chance: Interval 
     return "".join(marks)
 
 
-def _said(title: str, critics: Sequence[Agreement], figures: Sequence[str]) -> str:
+def _said(title: str, critics: Sequence[CriticAgreement], figures: Sequence[str]) -> str:
     """The plot in words, for those who do not see it."""
     rows = [f"{row.critic} {', '.join(f'{name} {row.figures[name].value:.2f}' for name in figures)}" for row in critics]
     return f"{title}: {'; '.join(rows)}."

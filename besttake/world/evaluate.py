@@ -17,21 +17,21 @@ from torch import Tensor
 from besttake.data.video import read_video
 from besttake.evaluation.before_after import (
     ANALYTIC,
-    Critics,
+    CriticMeasures,
     EvaluateConfig,
-    Found,
+    Measurements,
     base_model,
     batches,
-    joined,
+    concat_measurements,
     sample_videos,
     with_adapter,
-    write_shown,
+    write_examples,
     write_summary,
     write_values,
 )
 from besttake.evaluation.frechet import frechet_distance
 from besttake.evaluation.held_out import EvaluationSet
-from besttake.evaluation.paired import adjusted, p_of_means, p_of_sets
+from besttake.evaluation.paired import adjusted_p_values, p_value_of_means, p_value_of_sets
 from besttake.models import Size, VideoModel
 from besttake.report.folder import trained_on
 from besttake.report.measures import gain_of
@@ -79,8 +79,8 @@ def evaluate(run: Path, config: EvaluateConfig, chosen: EvaluationSet, about: di
         judge = judge_of(model, config, rollout, prompts)
     folder = broadcast_from_main(lambda: emptied(run / ".evaluation"))
 
-    def look(name: str, videos: Videos) -> Found:
-        keep = partial(write_shown, folder / name, shown=config.shown, fps=model.fps)
+    def look(name: str, videos: Videos) -> Measurements:
+        keep = partial(write_examples, folder / name, shown=config.shown, fps=model.fps)
         return evaluate_videos(judge.measure, videos, prompts, rollout.batch, keep)
 
     def shots(rows: Sequence[int]) -> Tensor:
@@ -101,8 +101,8 @@ def evaluate(run: Path, config: EvaluateConfig, chosen: EvaluationSet, about: di
 def written(
     run: Path,
     folder: Path,
-    judge: Evaluator | Critics,
-    found: Mapping[str, Found],
+    judge: Evaluator | CriticMeasures,
+    found: Mapping[str, Measurements],
     prompts: list[str],
     shown: int,
     about: dict[str, Any],
@@ -115,7 +115,7 @@ def written(
     p_values = compared(columns["before"], columns["after"], real, critic)
     if isinstance(judge, Evaluator):
         p_values[FRECHET] = judge.p_of_distance(found["before"], found["after"])
-    q_values = adjusted(p_values)
+    q_values = adjusted_p_values(p_values)
     changes = {name: {"p": p, "q": q_values[name]} for name, p in p_values.items()}
     summary["about"] = about
     write_values(folder / "values.csv", prompts, columns)
@@ -136,7 +136,7 @@ def compared(
         gain, now = gain_of(name, real.get(name), critic), after[name]
         both = np.isfinite(was) & np.isfinite(now)
         if gain and both.any():
-            found[name] = p_of_means(was[both].astype(float), now[both].astype(float), gain)
+            found[name] = p_value_of_means(was[both].astype(float), now[both].astype(float), gain)
     return found
 
 
@@ -149,12 +149,12 @@ def held_out_fields(chosen: EvaluationSet) -> dict[str, Any]:
 
 def judge_of(
     model: VideoModel, config: EvaluateConfig, rollout: RolloutConfig, prompts: list[str]
-) -> Evaluator | Critics:
+) -> Evaluator | CriticMeasures:
     """What measures clips of this size and these prompts."""
     frames, height, width = rollout.size(model)
     if of_the_world((frames, height, width), prompts):
         return Evaluator(config.rewards or WORLD, frames)
-    return Critics(config.rewards or ANALYTIC, model.fps, str(model.device))
+    return CriticMeasures(config.rewards or ANALYTIC, model.fps, str(model.device))
 
 
 def of_the_world(size: Size, prompts: list[str]) -> bool:
@@ -168,12 +168,12 @@ def of_the_world(size: Size, prompts: list[str]) -> bool:
 
 
 def evaluate_videos(
-    look: Callable[[Tensor, list[str]], Found],
+    look: Callable[[Tensor, list[str]], Measurements],
     videos: Videos,
     prompts: Sequence[str],
     batch: int,
     keep: Callable[[Sequence[int], Tensor], None] = lambda *_: None,
-) -> Found:
+) -> Measurements:
     """What there is to find of a clip of each prompt, where every process looks at its share, `batch` clips at once.
 
     A batch is never divided: arithmetic on fewer clips differs in its last bits.
@@ -186,26 +186,26 @@ def evaluate_videos(
             keep(parts[number], clips)
             found[number] = look(clips, [prompts[row] for row in parts[number]])
     everything = all_gather_dict(found)
-    return joined([everything[number] for number in range(len(parts))])
+    return concat_measurements([everything[number] for number in range(len(parts))])
 
 
 class Evaluator:
     """Everything that is measured of the world's clips."""
 
     def __init__(self, rewards: Sequence[str] = WORLD, frames: int = FRAMES):
-        self.critics, self.heldout, self.frames = Critics(rewards, FPS), load_heldout(), frames
+        self.critics, self.heldout, self.frames = CriticMeasures(rewards, FPS), load_heldout(), frames
 
     def learn(self, prompts: list[str], batch: int = 32) -> None:
         """The features of clean clips of the prompts, which the Frechet distance compares with."""
 
-        def features(videos: Tensor, some: list[str]) -> Found:
+        def features(videos: Tensor, some: list[str]) -> Measurements:
             return {"features": self.heldout.features(videos, some)}
 
         clips = [partial(clean_clips, prompts, seed, self.frames) for seed in range(REFERENCES)]
         clean = [evaluate_videos(features, of_one_seed, prompts, batch) for of_one_seed in clips]
-        self.reference = joined(clean)["features"]
+        self.reference = concat_measurements(clean)["features"]
 
-    def measure(self, videos: Tensor, prompts: list[str]) -> Found:
+    def measure(self, videos: Tensor, prompts: list[str]) -> Measurements:
         return {
             "measures": measure_all(videos, prompts),
             "critics": self.critics.measure(videos, prompts),
@@ -213,14 +213,14 @@ class Evaluator:
             "features": self.heldout.features(videos, prompts),
         }
 
-    def means(self, found: Found) -> dict[str, float]:
+    def means(self, found: Measurements) -> dict[str, float]:
         seen = measured(found["measures"])
         first = {name: seen.pop(name) for name in ("flawed_share", "dynamic_degree", "object_area")}
         first["heldout_reward"] = found["plausibility"].mean().item()
         first[FRECHET] = frechet_distance(found["features"], self.reference)
         return {**first, **seen, **self.critics.means(found["critics"])}
 
-    def columns(self, found: Found) -> dict[str, np.ndarray]:
+    def columns(self, found: Measurements) -> dict[str, np.ndarray]:
         """What was measured of each clip, by the name of its mean; a flaw is there, 1, or not."""
         table = dict(found["measures"])
         flaws, flawed = table.pop("flaws"), table.pop("flawed")
@@ -228,14 +228,14 @@ class Evaluator:
         first = {"flawed_share": flawed.astype(float), "heldout_reward": found["plausibility"][:, 0].numpy()}
         return {**first, **table, **shares, **self.critics.columns(found["critics"])}
 
-    def p_of_distance(self, before: Found, after: Found) -> float:
+    def p_of_distance(self, before: Measurements, after: Measurements) -> float:
         """How likely chance changes the Frechet distance as much."""
 
         def gain(was: np.ndarray, now: np.ndarray) -> float:
             distances = [frechet_distance(torch.from_numpy(features), self.reference) for features in (was, now)]
             return distances[0] - distances[1]
 
-        return p_of_sets(before["features"].numpy(), after["features"].numpy(), gain)
+        return p_value_of_sets(before["features"].numpy(), after["features"].numpy(), gain)
 
 
 def real_clips(chosen: EvaluationSet, model: VideoModel, size: Size, of_world: bool) -> Videos | None:

@@ -86,9 +86,9 @@ def train_world_critic(config: WorldCriticConfig) -> QualityNetwork:
     def loss_of(step: int) -> Tensor:
         batch = graded_batch(config.seed, step, config.groups, config.candidates)
         with mixed_precision():
-            found = network.judge(codec_like(batch.videos, step), _ids(batch.asked))
+            found = network.assess(codec_like(batch.videos, step), _ids(batch.asked))
         ranking = ranking_loss(found.scores, batch.qualities, config.candidates)
-        seen = 0.5 * words_loss(found.seen, _ids(batch.shown))
+        seen = 0.5 * words_loss(found.word_logits, _ids(batch.shown))
         return ranking + seen + 10 * places_loss(found.positions, batch.places)
 
     _train(network, loss_of, config)

@@ -135,7 +135,7 @@ def test_critics_from_the_command_line_come_without_the_weights_of_the_recipes()
     ("flags", "words"),
     [
         (["--reward.critics", "world", "--reward.name", "world"], "give one of the two"),
-        (["--reward.critics", "world", "--reward.weights", "a", "1"], r"reward\.weights is .* beside critics"),
+        (["--reward.critics", "world", "--reward.weights", "a", "1"], r"reward\.weights .* and critics are both given"),
     ],
 )
 def test_critics_that_contradict_each_other_are_refused(flags, words):
@@ -145,7 +145,7 @@ def test_critics_that_contradict_each_other_are_refused(flags, words):
 
 def test_a_name_beside_critics_in_a_recipe_is_refused():
     recipe = read_recipe("onlinevpo-tiny")
-    with pytest.raises(ValueError, match=r"name is 'videoscore' beside critics; add it to the critics"):
+    with pytest.raises(ValueError, match=r"name \('videoscore'\) and critics are both given; add it to critics"):
         type(recipe.reward)(name="videoscore", critics={"world": {}})
 
 

@@ -5,8 +5,8 @@ import torch
 
 from besttake.rewards import load_reward
 from besttake.rewards.checks import score_checked
+from besttake.rewards.normalise import MAX_COUNT
 from besttake.rewards.panel import (
-    MEMORY,
     Panel,
     PanelScores,
     RewardConfig,
@@ -99,7 +99,7 @@ def test_a_product_of_normalised_scores_rewards_takes_good_at_both():
 
 def test_a_product_of_what_is_not_positive_is_refused():
     with pytest.raises(
-        ValueError, match=r"critic cold scored -1, and a product needs numbers above 0; set reward.norm"
+        ValueError, match=r"critic cold returned the score -1; combine: product needs scores above 0: set reward.norm"
     ):
         Panel({"cold": (Fixed("cold", warmth=[1.0, -1.0]), {})}, "product")(VIDEOS[:2], PROMPTS[:2])
 
@@ -120,7 +120,7 @@ def test_running_mean_and_deviation_are_those_of_all_that_went_by():
 def test_what_lies_long_back_is_forgotten():
     running, everyone = Running(1), torch.ones(64, dtype=torch.bool)
     for level in (0.0, 10.0):
-        for _ in range(6 * MEMORY // 64):
+        for _ in range(6 * MAX_COUNT // 64):
             running(torch.full((64, 1), level), everyone)
     assert running.mean.item() > 9.9
 
@@ -264,7 +264,7 @@ def test_todays_recipes_mean_what_they_meant():
     ("change", "message"),
     [
         ({"weights": {"x": 1}}, "give each critic its own weights"),
-        ({"combine": "sum"}, "margins are of votes"),
+        ({"combine": "sum"}, "margins need combine: vote"),
         ({"margins": {"nobody": 1}}, "margins names nobody; the critics are seer, motion-smoothness"),
         ({"critics": {"motion-smoothness": {}}, "margins": {}}, "judges names seer"),
         ({"combine": "mean"}, "'combine' is 'mean'"),

@@ -19,7 +19,7 @@ SIZES = Sizes(
     vocabulary=512 + len(PAIRS) + 2,
     text_width=64,
     text_layers=2,
-    shared=32,
+    embedding_width=32,
 )
 
 

@@ -1,7 +1,7 @@
 """UnifiedReward 2.0 (Wang et al. 2025, arXiv 2503.05236): a judge of alignment, physics and style.
 
-It is served by vLLM: `vllm serve CodeGoat24/UnifiedReward-2.0-qwen3vl-8b --served-model-name UnifiedReward
---limit-mm-per-prompt.image 32`, as github.com/CodeGoat24/UnifiedReward tells, and shown 16 frames as pictures.
+Serve it with vLLM: `vllm serve CodeGoat24/UnifiedReward-2.0-qwen3vl-8b --served-model-name UnifiedReward
+--limit-mm-per-prompt.image 32` (see github.com/CodeGoat24/UnifiedReward). It gets 16 frames as images.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ RUBRIC = (
     "Your task is provided as follows:\n"
     "Text Caption: [{prompt}]"
 )
-"""Word for word, since it was trained with it."""
+"""The exact training prompt."""
 
 DIMENSIONS = ("alignment score", "physics score", "style score")
 
 
 def load(path: str | Path | None = None, device: str = "cpu") -> Judge:
-    """The judge; `path` is the URL of its server, up to and with `/v1`."""
+    """The judge; `path` is the URL of its server, including `/v1`."""
     config = JudgeConfig(
         url=str(path or URL),
         model="UnifiedReward",

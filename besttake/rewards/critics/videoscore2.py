@@ -1,6 +1,6 @@
-"""VideoScore2 (He et al. 2025, arXiv 2509.22799; TIGER-Lab/VideoScore2 on the hub): a judge that thinks aloud first.
+"""VideoScore2 (He et al. 2025, arXiv 2509.22799; TIGER-Lab/VideoScore2 on the hub): a reasoning judge.
 
-It is served by vLLM or SGLang, `vllm serve TIGER-Lab/VideoScore2`, and shown the clip as a video of 2 frames a second.
+Serve it with vLLM or SGLang: `vllm serve TIGER-Lab/VideoScore2`. It gets the clip as a video of 2 frames a second.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ RUBRIC = (
     "text-to-video alignment: <t_score>,\n"
     "physical/common-sense consistency: <p_score>\n"
 )
-"""Word for word that of its page on the hub."""
+"""The exact prompt of its page on the hub."""
 
 DIMENSIONS = ("visual quality", "text-to-video alignment", "physical/common-sense consistency")
 
 
 def load(path: str | Path | None = None, device: str = "cpu") -> Judge:
-    """The judge; `path` is the URL of its server, up to and with `/v1`."""
+    """The judge; `path` is the URL of its server, including `/v1`."""
     config = JudgeConfig(
         url=str(path or URL),
         model="TIGER-Lab/VideoScore2",
