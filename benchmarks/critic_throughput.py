@@ -1,15 +1,15 @@
-"""What each native critic costs: clips a second and peak memory at its real size, with random weights.
+"""Cost of each native critic: clips per second and peak memory at its real size, with random weights.
 
     python benchmarks/critic_throughput.py                            # on a GPU: every critic at its real size
     python benchmarks/critic_throughput.py --critics viclip vjepa --clips 4 --frames 81 --height 480 --width 832
     python benchmarks/critic_throughput.py --count                    # anywhere: parameters and GB at the real sizes
 
-Networks are built by each critic's own classes from the published configurations, so nothing is downloaded: the scores
-mean nothing, the time and memory do. Each critic runs in a process of its own. Without a GPU networks are cut to one
-layer each and small vocabularies, which only tells that the critics run; the table says so. The tokenizers are
-stand-ins that give every word and every punctuation mark one token, about as many as the real ones.
+Networks are built by each critic's own classes from the published configurations without any download: the scores are
+meaningless, time and memory are real. Each critic runs in its own process. Without a GPU the networks have one layer
+and small vocabularies, which only tests that the critics run. The tokenizers are stand-ins with one token per word and
+punctuation mark, about as many as the real ones.
 
-It names the critics of `besttake.rewards` that it has no network for: a new critic goes into `BUILD`.
+It lists the critics of `besttake.rewards` that are missing in `BUILD`.
 """
 
 from __future__ import annotations
@@ -58,13 +58,13 @@ from besttake.rewards.networks.weights import load_weights
 from besttake.types import Reward
 
 PROMPT = "A red ball rolls down a wooden ramp and knocks over a row of small blue blocks, seen from the side"
-"""What every clip is of."""
+"""The prompt of every clip."""
 
 SHIPPED = ("dynamic_degree", "heldout", "motion_smoothness", "temporal_flicker", "world")
-"""They come with the package whole, and are loaded as they are."""
+"""Critics without external weights."""
 
 ELSEWHERE = ("judge", "qalign", "unifiedreward", "videoscore2", "visionreward")
-"""They run on a server, or in an environment of their own with the code that was published with them."""
+"""Critics on a server or in a separate environment, which are not measured."""
 
 
 @dataclass(frozen=True)

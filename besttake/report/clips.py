@@ -1,4 +1,4 @@
-"""The evaluation's clips as HTML: the takes of one prompt side by side, the videos inside the page."""
+"""The evaluation's clips as HTML: before, after and real clip of a prompt side by side, embedded in the page."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from besttake.data.video import read_video, to_uint8
 from besttake.report.folder import COLUMNS, RunFolder
 
 MOST_CLIPS = 16
-"""Videos of one column that a page holds."""
+"""Largest number of prompts with clips in a page."""
 
 
 def clip_cards(run: RunFolder) -> tuple[list[str], list[str]]:
-    """A card for each prompt, and sentences on what could not be shown."""
+    """A card for each prompt, and remarks on missing clips."""
     numbers = sorted(set().union(*run.clips.values()))
     cards, remarks = [], []
     for index in numbers[:MOST_CLIPS]:
@@ -27,11 +27,11 @@ def clip_cards(run: RunFolder) -> tuple[list[str], list[str]]:
             try:
                 figures += [_figure(file, column, index)] if file else []
             except ValueError as error:
-                remarks.append(f"One clip is left out: {error}")
+                remarks.append(f"A clip cannot be shown: {error}")
         if figures:
             cards.append(_card(_caption(run, index), figures))
     if len(numbers) > MOST_CLIPS:
-        remarks.append(f"The first {MOST_CLIPS} of {len(numbers)} prompts are shown; the others lie in evaluation/.")
+        remarks.append(f"The first {MOST_CLIPS} of {len(numbers)} prompts are shown; the others are in evaluation/.")
     shown = [column for column in COLUMNS if run.clips[column]]
     missing = [column for column in COLUMNS[:2] if column not in shown]
     if cards and missing:
@@ -61,7 +61,7 @@ def _figure(file: Path, column: str, index: int) -> str:
 
 
 def _poster(file: Path) -> str:
-    """The first frame, for before the video plays, and for paper."""
+    """The first frame, shown before the video plays and in print."""
     picture = io.BytesIO()
     Image.fromarray(to_uint8(read_video(file, frames=1))[0].numpy()).save(picture, format="JPEG", quality=80)
     return _uri("image/jpeg", picture.getvalue())

@@ -46,7 +46,7 @@ def whole(line: str, **default) -> Whole:
         ),
         ("--part.eight_bit --part.no-eight-bit", r"part\.eight_bit is given 2 times"),
         ("--no-loud --loud", r"loud is given 2 times"),
-        ("--names a --names b", "names is given 2 times.*with all its values behind it"),
+        ("--names a --names b", "names is given 2 times.*followed by all its values"),
         ("--weights a 1 --weights b 2", "weights is given 2 times"),
         ("--critics a --critics b", "critics is given 2 times"),
     ],
@@ -88,7 +88,7 @@ def test_mappings_are_replaced_as_a_whole():
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--weights", "a", "1", "b"], "a number is to follow each name"),
+        (["--weights", "a", "1", "b"], "expected a number after each name"),
         (["--weights", "a", "x"], "'a' is 'x'; expected a number"),
         (["--weights", "a", "1", "a", "2"], "'a' is given 2 times"),
         (["--critics", "a", "a"], "'a' is given 2 times"),

@@ -161,5 +161,5 @@ def test_files_without_votes_are_refused(folder):
         read_votes(folder / "a.mp4")
     with pytest.raises(ValueError, match="is not a file"):
         read_votes(folder / "none.jsonl")
-    with pytest.raises(ValueError, match="leave out question .VQ."):
+    with pytest.raises(ValueError, match=r"leave out question .VQ."):
         read_votes(written(folder / "votes.jsonl", GROUP), "VQ")

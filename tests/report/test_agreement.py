@@ -60,4 +60,4 @@ def test_votes_become_a_table_and_a_plot_of_every_critic(tmp_path):
         [" chance ", " 0.50 "],
     ]
     drawn = ElementTree.fromstring((tmp_path / "out" / "agreement.svg").read_text())
-    assert "What people chose in votes.jsonl" in [text.text for text in drawn.findall(f"{SVG}text")]
+    assert "Agreement with human votes in votes.jsonl" in [text.text for text in drawn.findall(f"{SVG}text")]
