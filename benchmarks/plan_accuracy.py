@@ -115,8 +115,7 @@ def run(config: Any, meter: Any, device: torch.device) -> dict[str, Phase]:
         step = Step(config, meter, picture, device)
     for _ in range(2):
         meter.phases.clear()
-        for part in ("sample", "score", "train"):
-            getattr(step, part)()
+        step.step()
     return dict(meter.phases)
 
 
@@ -133,7 +132,7 @@ def smaller(config: Any, settings: AccuracyConfig) -> Any:
 def main(settings: AccuracyConfig) -> None:
     config, device = smaller(read_recipe(settings.recipe), settings), torch.device(find_device(settings.device))
     throughput = Throughput(find_card(settings.card), settings.efficiency)
-    planned = measure(config, throughput, parts=("sample", "score", "train"))
+    planned = measure(config, throughput, parts=("step",))
     on_gpu = device.type == "cuda"
     if on_gpu:
         found = run(config, Clock(device), device)

@@ -180,7 +180,7 @@ def test_wrong_flags(refuses, flags, words):
         ({"steps": "many"}, "'steps' is 'many' (str), expected a whole number"),
         ({"candidates": 1}, "candidates is 1; best against worst needs at least 2"),
         ({"algorithm": "ppo"}, "names the algorithm 'ppo'; there are offline_dpo, onlinevpo"),
-        ({"reward": {"name": "nobody"}}, "there is no critic 'nobody'"),
+        ({"reward": {"name": "nobody"}}, "unknown critic 'nobody'"),
         (
             {"reward": {"name": "temporal-flicker", "weights": {"beauty": 1.0}}},
             "has no dimension 'beauty'; its dimensions",
@@ -401,7 +401,7 @@ def test_settings_that_mean_nothing(refuses, flags, words):
 @pytest.mark.parametrize(
     ("evaluation", "words"),
     [
-        ({"rewards": ["nobody"]}, "there is no critic 'nobody'"),
+        ({"rewards": ["nobody"]}, "unknown critic 'nobody'"),
         ({"prompts": "nowhere.txt"}, "nowhere.txt is not a file"),
         ({"count": 0}, "count is 0"),
         ({"rollout": {"height": 33}}, "33"),
@@ -497,8 +497,8 @@ def test_a_run_of_an_earlier_version_is_measured_as_its_config_says(capsys, reci
     rollout = dict.fromkeys(("steps", "guidance", "frames", "height", "width", "asked", "decoded"))
     rollout |= {"batch": 16, "cache": plain, "guided": [0.0, 1.0], "shared": 0.0, "compile": False, "strength": 0.8}
     config["evaluation"] = {"prompts": "world-test", "count": 2, "seed": 777, "shown": 1, "rewards": []}
-    config["evaluation"]["rollout"] = config["monitor"]["rollout"] = rollout
-    config["monitor"] |= {"prompts": "world-validation", "rewards": ["world", "heldout", "dynamic-degree"]}
+    config["evaluation"]["rollout"] = config["validation"]["rollout"] = rollout
+    config["validation"] |= {"prompts": "world-validation", "rewards": ["world", "heldout", "dynamic-degree"]}
     (run / "config.yaml").write_text(yaml.safe_dump(config))
     for file in ("evaluation_set.json", "summary.json"):
         (run / file).unlink()
