@@ -61,7 +61,7 @@ LEGEND = """- `world`: the embedded video critic, all five dimensions equally, a
 - `frames (image)`: a small network trained for this table, on single frames of training captions, to tell which
   is spoilt more by what a frame shows (blur, noise, tint, mesh, glare, melt, warp); the mean over all frames.
 
-Flawed candidates tie in what is best, so Kendall's tau-b is at most 0.39 of thirteen takes, and 0.63 of five.
+Flawed candidates tie in what is best, so Kendall's tau-b is at most 0.39 of thirteen candidates, and 0.63 of five.
 """
 
 Critic = Callable[[Tensor, list[str]], Tensor]

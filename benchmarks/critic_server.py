@@ -88,10 +88,10 @@ class Load:
 
 
 def overhead(config: Overhead) -> None:
-    """Print milliseconds, medians over the repeats, for critics that look at 16 frames and at all."""
+    """Print milliseconds, medians over the repeats, for critics that use 16 frames and all frames."""
     torch.manual_seed(0)
     video = torch.rand(1, config.frames, 3, config.height, config.width) * 2 - 1
-    print(f"| a clip of {config.frames} x {config.height} x {config.width}, its critic looks at | MB | to uint8 | bare "
+    print(f"| a clip of {config.frames} x {config.height} x {config.width}, frames used | MB | to uint8 | bare "
           "transfer | request | overhead |\n| --- | --- | --- | --- | --- | --- |")  # fmt: skip
     for most in (16, None):
         frames, fps = select_frames(SimpleNamespace(frames=most), config.frames, 16.0)

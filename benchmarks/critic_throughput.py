@@ -49,8 +49,8 @@ from besttake.rewards.critics.hpsv3 import REWARD_TOKEN, HPSv3, HPSv3Network
 from besttake.rewards.critics.imagereward import ImageRewardCritic, ImageRewardNetwork
 from besttake.rewards.critics.mps import MpsCritic, MpsNetwork
 from besttake.rewards.critics.pickscore import PickScore
-from besttake.rewards.critics.viclip import Network, Sizes, ViCLIP
-from besttake.rewards.critics.videoalign import REWARD_TOKENS, Settings, VideoAlign, make_network
+from besttake.rewards.critics.viclip import ViCLIP, ViCLIPNetwork, ViCLIPSizes
+from besttake.rewards.critics.videoalign import REWARD_TOKENS, VideoAlign, VideoAlignSettings, make_network
 from besttake.rewards.critics.videoscore import VideoScore, VideoScoreNetwork
 from besttake.rewards.critics.vjepa import VJepa
 from besttake.rewards.networks.image_critic import empty_network
@@ -182,8 +182,10 @@ def mps(machine: Machine) -> Reward:
 
 
 def viclip(machine: Machine) -> Reward:
-    sizes = replace(Sizes(), layers=machine.depth(24), text_layers=machine.depth(12), vocabulary=machine.words(49408))
-    return ViCLIP(machine.filled(lambda: Network(sizes)), clip_tokenizer())
+    sizes = replace(
+        ViCLIPSizes(), layers=machine.depth(24), text_layers=machine.depth(12), vocabulary=machine.words(49408)
+    )
+    return ViCLIP(machine.filled(lambda: ViCLIPNetwork(sizes)), clip_tokenizer())
 
 
 def vjepa(machine: Machine) -> Reward:
@@ -228,7 +230,7 @@ def hpsv3(machine: Machine) -> Reward:
 def videoalign(machine: Machine) -> Reward:
     words = tokenizer(*CHAT, *REWARD_TOKENS)
     config = qwen_config(machine, words, 1536, 8960, 12, 2)
-    settings = Settings("", 1, "special", torch.bfloat16, 32.0, False, 2.0, 448 * 448)
+    settings = VideoAlignSettings("", 1, "special", torch.bfloat16, 32.0, False, 2.0, 448 * 448)
     return VideoAlign(
         machine.filled(lambda: make_network(config, settings, {}, words), torch.bfloat16), words, settings
     )

@@ -38,7 +38,7 @@ DRAWN = ("weights", "autoencoder", "text encoder")
 
 @dataclass(frozen=True)
 class AccuracyConfig:
-    """Take a recipe's step, planned and for real."""
+    """Compare a recipe's step as planned and as run."""
 
     recipe: str = "onlinevpo-tiny"
     card: str = "H100"

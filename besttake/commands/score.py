@@ -121,12 +121,14 @@ def score_videos(config: ScoreConfig) -> list[Summary]:
         ValueError: there are no videos, a video's prompt is unknown, a critic fails, or pairs are requested and no
             prompt has two videos.
     """
-    found = find_samples(config)
-    if config.out and all(len(group) < 2 for group in _comparison_groups(found, bool(config.folders)).values()):
+    samples_of_prompts = find_samples(config)
+    if config.out and all(
+        len(group) < 2 for group in _comparison_groups(samples_of_prompts, bool(config.folders)).values()
+    ):
         raise ValueError("no prompt has two videos to pair; leave out --out, or score more folders")
     reward = load_critics(config)
     weights = parse_weights(reward, config.weights)
-    scored = [ScoredSamples(samples, _score(reward, samples)) for samples in progress(found, "scoring")]
+    scored = [ScoredSamples(samples, _score(reward, samples)) for samples in progress(samples_of_prompts, "scoring")]
     if config.scores:
         _write_scores(config.scores, scored)
     if config.out:
@@ -136,7 +138,7 @@ def score_videos(config: ScoreConfig) -> list[Summary]:
 
 def calibrate_videos(config: ScoreConfig) -> Calibration:
     """The noise of the critic's scores of the videos, and the resulting margin for pairs."""
-    found = find_samples(config)
+    samples_of_prompts = find_samples(config)
     reward = load_critics(config)
     weights = parse_weights(reward, config.weights)
 
@@ -145,10 +147,10 @@ def calibrate_videos(config: ScoreConfig) -> Calibration:
 
     scores = [
         repeat_scores(total, videos, [samples.prompt] * len(videos), fps, config.calibrate, config.grain)
-        for samples in progress(found, "calibrating")
+        for samples in progress(samples_of_prompts, "calibrating")
         for videos, fps in _read(samples)
     ]
-    most = max(len(group) for group in _comparison_groups(found, bool(config.folders)).values())
+    most = max(len(group) for group in _comparison_groups(samples_of_prompts, bool(config.folders)).values())
     return calibrate(torch.cat(scores, 1), max(2, most))
 
 
@@ -185,13 +187,13 @@ def _read(samples: Samples) -> Iterator[tuple[Video, float]]:
     yield torch.stack(batch), rate
 
 
-def _comparison_groups(found: Sequence[Samples], by_prompt: bool) -> dict[object, list[tuple[int, int]]]:
+def _comparison_groups(samples_of_prompts: Sequence[Samples], by_prompt: bool) -> dict[object, list[tuple[int, int]]]:
     """Groups of videos to compare, as indices (i, j): file j of samples i.
 
     A group is all videos of one prompt, from any folder; or one line of a samples file.
     """
     groups: dict[object, list[tuple[int, int]]] = {}
-    for i, samples in enumerate(found):
+    for i, samples in enumerate(samples_of_prompts):
         groups.setdefault(samples.prompt if by_prompt else i, []).extend((i, j) for j in range(len(samples.files)))
     return groups
 

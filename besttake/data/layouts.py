@@ -21,15 +21,15 @@ from typing import Any
 
 from besttake.data.files import read_jsonl, read_text
 
-VIDEOS = (
+VIDEO_SUFFIXES = (
     *(".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".m1v", ".m2v", ".wmv", ".flv", ".ts", ".mts"),
     *(".m2ts", ".3gp", ".mxf", ".h264", ".264", ".h265", ".265", ".hevc", ".y4m", ".gif"),
 )
-TABLES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
-CAPTION_LINES = ("prompt.txt", "prompts.txt", "caption.txt", "captions.txt")
-VIDEO_LINES = ("video.txt", "videos.txt")
-PATHS = ("path", "video", "file", "file_name", "filename", "video_path", "file_path", "video_file")
-CAPTIONS = ("caption", "prompt", "text")
+TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
+CAPTION_FILES = ("prompt.txt", "prompts.txt", "caption.txt", "captions.txt")
+VIDEO_FILES = ("video.txt", "videos.txt")
+PATH_COLUMNS = ("path", "video", "file", "file_name", "filename", "video_path", "file_path", "video_file")
+CAPTION_COLUMNS = ("caption", "prompt", "text")
 EXPECTED_LAYOUTS = (
     "prompt.txt + video.txt; x.mp4 + x.txt; or one .csv, .tsv, .jsonl, .json or .parquet table of path and caption"
 )
@@ -87,7 +87,7 @@ def find_entries(source: str | Path) -> list[Entry]:
 def _is_table(file: Path) -> bool:
     """Whether a file is a table; a `.json` only if it is a list of objects (unlike `dataset_info.json`)."""
     if file.suffix.lower() != ".json":
-        return file.suffix.lower() in TABLES
+        return file.suffix.lower() in TABLE_SUFFIXES
     try:
         rows = json.loads(read_text(file))
     except (ValueError, RecursionError):
@@ -96,12 +96,12 @@ def _is_table(file: Path) -> bool:
 
 
 def _is_lines(file: Path) -> bool:
-    return file.name.lower() in CAPTION_LINES + VIDEO_LINES
+    return file.name.lower() in CAPTION_FILES + VIDEO_FILES
 
 
 def _videos_and_texts(files: list[Path]) -> tuple[list[Path], list[Path]]:
     """The videos, and the text files that may be their captions."""
-    videos = [file for file in files if file.suffix.lower() in VIDEOS]
+    videos = [file for file in files if file.suffix.lower() in VIDEO_SUFFIXES]
     texts = [file for file in files if file.suffix.lower() == ".txt" and not _is_lines(file)]
     beside = {video.with_suffix("") for video in videos}
     return videos, [
@@ -140,8 +140,8 @@ def _entry(folder: Path, path: str, caption: str, place: str) -> Entry:
 
 
 def _read_lines(folder: Path, lines: list[Path], files: list[Path]) -> list[Entry]:
-    captions, paths = ([file for file in lines if file.name.lower() in names] for names in (CAPTION_LINES, VIDEO_LINES))
-    for names, present in ((CAPTION_LINES, captions), (VIDEO_LINES, paths)):
+    captions, paths = ([file for file in lines if file.name.lower() in names] for names in (CAPTION_FILES, VIDEO_FILES))
+    for names, present in ((CAPTION_FILES, captions), (VIDEO_FILES, paths)):
         if not present:
             others = [file.name for file in files if file.suffix.lower() == ".txt" and file not in lines]
             hint = f" (there is {_first_names(others)}: rename it if it has them)" if others else ""
@@ -179,12 +179,12 @@ def _read_table(table: Path) -> list[Entry]:
         ".parquet": _parquet_rows,
     }
     if table.suffix.lower() not in readers:
-        raise ValueError(f"{table}: expected a folder of clips or a table ({', '.join(TABLES)})")
+        raise ValueError(f"{table}: expected a folder of clips or a table ({', '.join(TABLE_SUFFIXES)})")
     rows = readers[table.suffix.lower()](table)
     if not rows:
         raise ValueError(f"{table} has no rows")
     columns = list(dict.fromkeys(key for _, row in rows for key in row if key is not None))
-    path, caption = _column(table, columns, PATHS), _column(table, columns, CAPTIONS)
+    path, caption = _column(table, columns, PATH_COLUMNS), _column(table, columns, CAPTION_COLUMNS)
     return [_row(table, number, row, path, caption) for number, row in rows]
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from besttake.data.faults import read_each
 from besttake.data.files import line_of, read_jsonl
-from besttake.data.layouts import PATHS, TABLES, VIDEOS, Entry, find_entries
+from besttake.data.layouts import PATH_COLUMNS, TABLE_SUFFIXES, VIDEO_SUFFIXES, Entry, find_entries
 from besttake.data.prompts import read_prompts
 from besttake.runtime.embedded import embedded_prompts
 from besttake.runtime.renamed import with_new_keys
@@ -78,10 +78,10 @@ def read_folder(folder: Path, prompts: str | None = None) -> list[Samples]:
     for name in ("samples.jsonl", "takes.jsonl"):  # the latter is its former name
         if prompts is None and (folder / name).is_file():
             return read_samples(folder / name, str(folder))
-    found = [path for path in folder.rglob("*") if path.suffix.lower() in VIDEOS and not _hidden(path, folder)]
+    found = [path for path in folder.rglob("*") if path.suffix.lower() in VIDEO_SUFFIXES and not _hidden(path, folder)]
     videos = sorted((path for path in found if path.is_file()), key=lambda path: _natural(path.relative_to(folder)))
     if not videos:
-        raise ValueError(f"{folder} has no videos ({', '.join(VIDEOS)})")
+        raise ValueError(f"{folder} has no videos ({', '.join(VIDEO_SUFFIXES)})")
     found_prompts = _find_prompts(folder, videos, prompts)
     by_prompt: dict[str, list[Path]] = {}
     for video, prompt in zip(videos, found_prompts, strict=True):
@@ -135,7 +135,7 @@ def _find_prompts(folder: Path, videos: list[Path], prompts: str | None) -> list
     lists = [folder / name for name in LISTS if (folder / name).is_file()]
     if lists and not any((folder / name).is_file() for name in ("video.txt", "videos.txt")):
         return _prompts_from_list(folder, videos, lists[0])
-    if any(file.suffix.lower() in (*TABLES, ".txt", ".json", ".tsv") for file in folder.iterdir()):
+    if any(file.suffix.lower() in (*TABLE_SUFFIXES, ".txt", ".json", ".tsv") for file in folder.iterdir()):
         return _prompts_from_table(folder, videos, find_entries(folder), folder)
     return _prompts_from_names(folder, videos)
 
@@ -143,7 +143,7 @@ def _find_prompts(folder: Path, videos: list[Path], prompts: str | None) -> list
 def _is_table(file: Path) -> bool:
     """Whether a file lists videos with their prompts, instead of prompts alone."""
     if file.suffix.lower() == ".jsonl":
-        return any(key in row for _, row in read_jsonl(file) for key in PATHS)
+        return any(key in row for _, row in read_jsonl(file) for key in PATH_COLUMNS)
     return file.suffix.lower() != ".txt"
 
 
@@ -183,8 +183,8 @@ def _prompts_from_list(folder: Path, videos: list[Path], file: Path) -> list[str
         return prompts * (len(videos) // len(prompts))
     by_name = f"; {len([name for name in named if name])} videos are named by a prompt" if any(named) else ""
     raise ValueError(
-        f"{folder} holds {len(videos)} videos, and {file} {len(prompts)} prompts{by_name}: it cannot be told which is "
-        "whose; give as many of both, name all videos by their prompts (PROMPT-0.mp4), or give a table of path and "
+        f"{folder} has {len(videos)} videos, and {file} {len(prompts)} prompts{by_name}: it is unclear which belong "
+        "together; give as many of both, name all videos by their prompts (PROMPT-0.mp4), or give a table of path and "
         "prompt"
     )
 

@@ -24,7 +24,7 @@ from besttake.data.faults import read_each
 from besttake.data.files import read_jsonl, read_text
 from besttake.runtime.renamed import with_new_keys
 
-QUESTIONS = ("Overall", "ALL", "VQ", "MQ", "TA")
+VOTE_COLUMNS = ("Overall", "ALL", "VQ", "MQ", "TA")
 """Columns of VideoAlign's tables: overall (two names), visual quality, motion quality, text alignment."""
 
 CSV_VOTES = {"A": (0,), "B": (1,), "same": (0, 1)}
@@ -160,7 +160,7 @@ def _videoalign(table: Path, question: str) -> list[Vote]:
 
 
 def _column(table: Path, columns: list[str], question: str) -> str:
-    known = [name for name in QUESTIONS if name in columns]
+    known = [name for name in VOTE_COLUMNS if name in columns]
     if question:
         if question not in columns:
             raise ValueError(f"{table} has no votes under {question!r}; it has {', '.join(known) or 'none'}")
@@ -168,7 +168,7 @@ def _column(table: Path, columns: list[str], question: str) -> str:
     chosen = [name for name in known if name in ("Overall", "ALL")] or known
     if len(chosen) != 1:
         raise ValueError(
-            f"{table} has votes under {', '.join(known) or 'none of ' + ', '.join(QUESTIONS)}; name one as question"
+            f"{table} has votes under {', '.join(known) or 'none of ' + ', '.join(VOTE_COLUMNS)}; name one as question"
         )
     return chosen[0]
 

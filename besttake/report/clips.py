@@ -32,8 +32,8 @@ def clip_cards(run: RunFolder) -> tuple[list[str], list[str]]:
             cards.append(_card(_caption(run, index), figures))
     if len(numbers) > MOST_CLIPS:
         remarks.append(f"The first {MOST_CLIPS} of {len(numbers)} prompts are shown; the others are in evaluation/.")
-    shown = [column for column in COLUMNS if run.clips[column]]
-    missing = [column for column in COLUMNS[:2] if column not in shown]
+    available = [column for column in COLUMNS if run.clips[column]]
+    missing = [column for column in COLUMNS[:2] if column not in available]
     if cards and missing:
         remarks.append(f"There are no clips from {' or '.join(missing)} training in the run folder.")
     return cards, remarks

@@ -163,7 +163,7 @@ class RewardHackingGuard:
     def __init__(self, config: GuardConfig, ranges: Mapping[str, tuple[float, float]]):
         """
         Args:
-            ranges: metric name -> (lowest, highest) value of each metric to monitor; see `guard_columns`.
+            ranges: metric name -> (lowest, highest) value of each metric to monitor; see `guarded_metrics`.
         """
         self.config, self.ranges = config, ranges
         self._reward: list[tuple[float, float]] = []
@@ -187,7 +187,7 @@ class RewardHackingGuard:
         return new
 
 
-def guard_columns(
+def guarded_metrics(
     rewards: Sequence[Reward], trained: Sequence[str], config: GuardConfig
 ) -> dict[str, tuple[float, float]]:
     """The metrics to monitor, with their ranges: those of validation critics that are not trained on.

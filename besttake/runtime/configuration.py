@@ -18,7 +18,7 @@ import yaml
 
 from besttake.runtime.renamed import with_old_names
 
-C = TypeVar("C")
+ConfigT = TypeVar("ConfigT")
 
 NOT_IDENTITY = (
     *("steps", "minutes", "out", "save_every", "device", "cache", "cache_limit", "tiling", "offload_idle", "parallel"),
@@ -91,7 +91,7 @@ def _other_reading(kind: str, text: str) -> str:
     return ""
 
 
-def from_dict(kind: type[C], values: dict[str, Any], where: str = "") -> C:
+def from_dict(kind: type[ConfigT], values: dict[str, Any], where: str = "") -> ConfigT:
     """Build a dataclass, with nested ones, from plain values.
 
     Args:

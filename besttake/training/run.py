@@ -38,7 +38,7 @@ from besttake.models import load_model
 from besttake.models.policy import HASH_PREFIX, Policy, legacy_weights_hash, weights_hash
 from besttake.models.sharding import check_tokens, full_tensor
 from besttake.rewards.cache import weights_of
-from besttake.rewards.guard import Alarm, RewardHackingGuard, guard_columns
+from besttake.rewards.guard import Alarm, RewardHackingGuard, guarded_metrics
 from besttake.rewards.offloading import offload_reward
 from besttake.runtime import interruption
 from besttake.runtime.configuration import check_finite, flattened, to_dict
@@ -270,7 +270,7 @@ class Run:
     def _guard(self) -> RewardHackingGuard:
         config = self.config.validation.guard
         trained = list(self.config.reward.chosen) if hasattr(self.config, "reward") else []
-        return RewardHackingGuard(config, guard_columns(self.validator.rewards, trained, config))
+        return RewardHackingGuard(config, guarded_metrics(self.validator.rewards, trained, config))
 
     def _offload(self, critics: Iterable[Reward]) -> None:
         for critic in critics if self.config.offload_idle else ():

@@ -94,12 +94,12 @@ class Caption:
             ValueError: the sentence does not follow the grammar.
         """
         complaint = f"{text!r} is not a caption of the small world; expected one like '{next(every_caption())}'"
-        head, found, background = text.removesuffix(" background").rpartition(" on a ")
-        if not found or background not in BACKGROUNDS:
+        head, separator, background = text.removesuffix(" background").rpartition(" on a ")
+        if not separator or background not in BACKGROUNDS:
             raise ValueError(complaint)
         for motion, words in MOTIONS.items():
-            subject, found, target = head.partition(f" {words}")
-            if not found or bool(target) != (motion == "hits"):
+            subject, separator, target = head.partition(f" {words}")
+            if not separator or bool(target) != (motion == "hits"):
                 continue
             body, other = _parse_body(subject), _parse_body(target.strip()) if target else None
             if body and bool(other) == bool(target):

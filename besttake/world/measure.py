@@ -52,7 +52,7 @@ LEAP = 2.0
 """Largest step relative to the nearest true track, in pixels, unless the body shakes all the time."""
 STILL, STILLNESS = 0.25, 1.5
 """Steps below this many pixels count as still; more still steps than any true track has, plus this, is a freeze."""
-ASTRAY = 1.5
+OFF_PATH = 1.5
 """Distance to the nearest true track of the caption's motion, root mean square over frames, in pixels."""
 
 PRESENT = 0.65
@@ -125,7 +125,7 @@ class Measures:
             "blur": self.softness > SOFTNESS,
             "noise": self.grain > GRAIN,
             "tint": self.tint > TINT,
-            "astray": self.track_error > ASTRAY,
+            "astray": self.track_error > OFF_PATH,
         }
         return tuple(name for name, visible in observed.items() if visible)
 
@@ -305,7 +305,7 @@ def _size(observed: ObservedBody, visible: np.ndarray) -> str:
 
 def _all_motions(scenes: list[Scene], captions: list[Caption]) -> list[dict[str, float]]:
     """Measures of each clip's motion relative to physically possible tracks, computed per kind of motion."""
-    found: dict[int, dict[str, float]] = {}
+    motions: dict[int, dict[str, float]] = {}
     for motion in MOTIONS:
         which = [i for i, caption in enumerate(captions) if caption.motion == motion]
         if not which:
@@ -314,8 +314,8 @@ def _all_motions(scenes: list[Scene], captions: list[Caption]) -> list[dict[str,
         visible = np.stack([[body.area > GONE * body.full_area for body in scenes[i].bodies] for i in which])
         truth, deviation = tracks.nearest(observed, motion, [captions[i].bodies for i in which], visible)
         for row, i in enumerate(which):
-            found[i] = _motion(scenes[i], captions[i], observed[row], visible[row], truth[row], float(deviation[row]))
-    return [found[i] for i in range(len(captions))]
+            motions[i] = _motion(scenes[i], captions[i], observed[row], visible[row], truth[row], float(deviation[row]))
+    return [motions[i] for i in range(len(captions))]
 
 
 def _motion(scene: Scene, caption: Caption, observed, visible, truth, deviation: float) -> dict[str, float]:

@@ -99,10 +99,10 @@ def train_world_critic(config: WorldCriticConfig) -> QualityNetwork:
     return network
 
 
-def train_heldout_critic(config: HeldoutCriticConfig) -> heldout.Expectation:
+def train_heldout_critic(config: HeldoutCriticConfig) -> heldout.HeldoutNetwork:
     """Train or resume the held-out critic; state and log are in `config.out`, weights in `config.weights`."""
     torch.manual_seed(config.seed)
-    network = heldout.Expectation(len(vocabulary()))
+    network = heldout.HeldoutNetwork(len(vocabulary()))
 
     def loss_of(step: int) -> Tensor:
         videos, clips = make_batch(config.seed, step * config.batch, config.batch, "train")
@@ -350,7 +350,7 @@ def _world_scores(network: QualityNetwork, n: int, flawed_share: float) -> Tenso
 # --- the held-out critic -----------------------------------------------------------------------------------------
 
 
-def expectation_loss(network: heldout.Expectation, videos: Tensor, ids: Tensor, frames: int, seed: int) -> Tensor:
+def expectation_loss(network: heldout.HeldoutNetwork, videos: Tensor, ids: Tensor, frames: int, seed: int) -> Tensor:
     """Gaussian negative log-likelihood of frames given earlier ones, and of the clips' statistics given captions."""
     generator = torch.Generator().manual_seed(seed)
     b, f = videos.shape[:2]
@@ -368,7 +368,7 @@ def expectation_loss(network: heldout.Expectation, videos: Tensor, ids: Tensor, 
     return of_frames + 0.5 * of_whole
 
 
-def fit_features(network: heldout.Expectation, n: int) -> None:
+def fit_features(network: heldout.HeldoutNetwork, n: int) -> None:
     """Set the projection of the bottleneck to the whitened principal components of clean clips."""
     videos, clips = make_batch(8765, 0, n, "train")
     videos, ids = codec_like(videos, 2), _ids([clip.caption for clip in clips])
@@ -380,7 +380,7 @@ def fit_features(network: heldout.Expectation, n: int) -> None:
     network.feature_projection.copy_(directions[: heldout.FEATURES].T * scale)
 
 
-def _heldout_surprise(network: heldout.Expectation, n: int, flawed_share: float) -> Tensor:
+def _heldout_surprise(network: heldout.HeldoutNetwork, n: int, flawed_share: float) -> Tensor:
     videos, clips = make_batch(4321, 0, n, "train", flawed_share)
     videos, ids = codec_like(videos, 3), _ids([clip.caption for clip in clips])
     return torch.cat([network.surprise(*part) for part in zip(videos.split(32), ids.split(32), strict=True)])

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from besttake.rewards import load_reward
-from besttake.rewards.guard import GuardConfig, RewardHackingGuard, detect_hacking, guard_columns, thinned, trend
+from besttake.rewards.guard import GuardConfig, RewardHackingGuard, detect_hacking, guarded_metrics, thinned, trend
 
 EVERY, LOOKS = 10, 40
 RANGES = {"eval/heldout/plausibility": (-4.0, 0.0), "eval/dynamic-degree/dynamic degree": (0.0, 2.0)}
@@ -167,18 +167,18 @@ def test_a_resumed_run_hears_the_old_rows_and_goes_on_alike():
 
 def test_critics_that_are_not_trained_on_watch():
     critics = [load_reward(name) for name in ("motion-smoothness", "dynamic-degree", "temporal-flicker")]
-    columns = guard_columns(critics, ["motion-smoothness"], GuardConfig())
+    columns = guarded_metrics(critics, ["motion-smoothness"], GuardConfig())
     assert columns == {
         "eval/dynamic-degree/dynamic degree": (0.0, 2.0),
         "eval/temporal-flicker/temporal flicker": (0.0, 1.0),
     }
     only = GuardConfig(watch=("dynamic-degree",))
-    assert list(guard_columns(critics, ["motion-smoothness"], only)) == ["eval/dynamic-degree/dynamic degree"]
+    assert list(guarded_metrics(critics, ["motion-smoothness"], only)) == ["eval/dynamic-degree/dynamic degree"]
     for name in ("motion-smoothness", "nobody"):
         with pytest.raises(
             ValueError, match=f"guard.watch names '{name}'; expected .*dynamic-degree, temporal-flicker"
         ):
-            guard_columns(critics, ["motion-smoothness"], GuardConfig(watch=(name,)))
+            guarded_metrics(critics, ["motion-smoothness"], GuardConfig(watch=(name,)))
 
 
 def test_many_points_become_means_of_stretches():

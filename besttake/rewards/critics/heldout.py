@@ -47,7 +47,7 @@ def load(path: str | Path | None = None, device: str = "cpu") -> HeldoutCritic:
     """
     folder = EMBEDDED_WEIGHTS / "critic-heldout" if path is None else Path(path)
     config = read_config(folder, "heldout")
-    network = Expectation(len(config["words"]))
+    network = HeldoutNetwork(len(config["words"]))
     read_weights(folder, network)
     return HeldoutCritic(network.to(device), config["words"], config["mean"], config["std"])
 
@@ -64,7 +64,7 @@ class HeldoutCritic:
     differentiable = True
     card = CriticCard("docs/world.md", "Apache-2.0", {"plausibility": (-4.0, 0.0)})
 
-    def __init__(self, network: Expectation, words: list[str], mean: list[float], std: list[float]):
+    def __init__(self, network: HeldoutNetwork, words: list[str], mean: list[float], std: list[float]):
         self.network, self.words = network.eval().requires_grad_(False), words
         device = next(network.parameters()).device
         self.mean, self.std = torch.tensor(mean, device=device), torch.tensor(std, device=device)
@@ -97,7 +97,7 @@ class HeldoutCritic:
         return videos.to(device, torch.float32), word_ids(prompts, self.words, WORDS).to(device)
 
 
-class Expectation(nn.Module):
+class HeldoutNetwork(nn.Module):
     """Predicts frames from earlier frames, and statistics of the whole clip from its caption."""
 
     def __init__(self, words: int, width: int = 64):

@@ -58,7 +58,7 @@ def load(path: str | Path | None = None, device: str = "cpu") -> ViCLIP:
     pickled = source.is_dir() and not list(source.glob("*.safetensors")) and (source / PICKLE).is_file()
     tensors: dict[str, Any] = dict(read_tensors("viclip", source / PICKLE if pickled else source))
     tensors = tensors.get("model", tensors)  # the pickle nests its weights under "model"
-    network = empty_network("viclip", lambda: Network(Sizes.of(tensors)))
+    network = empty_network("viclip", lambda: ViCLIPNetwork(ViCLIPSizes.of(tensors)))
     load_weights("viclip", network, tensors, lambda name: None if name == "temp" else name, device=device)
     return ViCLIP(network, tokenizer_of(folder))
 
@@ -78,7 +78,7 @@ class ViCLIP:
         memory=1.7,
     )
 
-    def __init__(self, network: Network, tokenizer: CLIPTokenizer):
+    def __init__(self, network: ViCLIPNetwork, tokenizer: CLIPTokenizer):
         """
         Raises:
             ValueError: the tokenizer has more tokens than the network embeds.
@@ -152,7 +152,7 @@ def _tokenizer_of_merges(file: Path) -> CLIPTokenizer:
 
 
 @dataclass(frozen=True)
-class Sizes:
+class ViCLIPSizes:
     """Sizes of the network, by default those of ViCLIP-L/14. Attention heads have 64 channels, as in every CLIP."""
 
     side: int = 224
@@ -168,7 +168,7 @@ class Sizes:
     """Width of the shared embedding space."""
 
     @classmethod
-    def of(cls, tensors: Mapping[str, Tensor]) -> Sizes:
+    def of(cls, tensors: Mapping[str, Tensor]) -> ViCLIPSizes:
         """The sizes, read off published weights.
 
         Raises:
@@ -198,12 +198,12 @@ def _count(tensors: Mapping[str, Tensor], prefix: str) -> int:
     return len({name.removeprefix(prefix).split(".")[0] for name in tensors if name.startswith(prefix)})
 
 
-class Network(nn.Module):
+class ViCLIPNetwork(nn.Module):
     """Both encoders, with the published parameter names."""
 
-    def __init__(self, sizes: Sizes | None = None):
+    def __init__(self, sizes: ViCLIPSizes | None = None):
         super().__init__()
-        self.sizes = sizes or Sizes()
+        self.sizes = sizes or ViCLIPSizes()
         self.vision_encoder, self.text_encoder = VideoEncoder(self.sizes), TextEncoder(self.sizes)
 
     @property
@@ -214,7 +214,7 @@ class Network(nn.Module):
 class VideoEncoder(nn.Module):
     """A CLIP image encoder over the patches of all frames, with spatial and temporal position embeddings."""
 
-    def __init__(self, sizes: Sizes):
+    def __init__(self, sizes: ViCLIPSizes):
         super().__init__()
         width, patch = sizes.width, sizes.patch
         self.conv1 = nn.Conv3d(3, width, (1, patch, patch), (1, patch, patch), bias=False)
@@ -237,7 +237,7 @@ class VideoEncoder(nn.Module):
 class TextEncoder(nn.Module):
     """CLIP's text encoder, pooled at the end token, which has the highest id."""
 
-    def __init__(self, sizes: Sizes):
+    def __init__(self, sizes: ViCLIPSizes):
         super().__init__()
         width = sizes.text_width
         self.token_embedding = nn.Embedding(sizes.vocabulary, width)

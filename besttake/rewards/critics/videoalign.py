@@ -42,7 +42,7 @@ from besttake.types import FPS, CriticCard, Score, Video
 SOURCE = "KwaiVGI/VideoReward"
 """Hub id."""
 
-TEMPLATE = "detailed_special"
+TEMPLATE_TYPE = "detailed_special"
 """Name of the published checkpoint's question (`QUESTION`) in the authors' code."""
 
 AXES = ("VQ", "MQ", "TA")
@@ -113,7 +113,7 @@ QUESTION = (
 
 
 @dataclass(frozen=True)
-class Settings:
+class VideoAlignSettings:
     """The settings in `model_config.json`.
 
     Attributes:
@@ -154,13 +154,13 @@ class Settings:
             raise ValueError(f"{self.frames} frames of a clip, expected {TEMPORAL_PATCH} or more")
 
     @classmethod
-    def of(cls, raw: Mapping[str, Any]) -> Settings:
+    def of(cls, raw: Mapping[str, Any]) -> VideoAlignSettings:
         model, data, lora = raw["model_config"], raw["data_config"], raw.get("peft_lora_config") or {}
         norm, dtype, frames = raw.get("inference_config"), model.get("torch_dtype"), data.get("num_frames")
         if (kind := data.get("sample_type", "uniform")) not in ("uniform", "multi_pts"):
             raise ValueError(f"frames are sampled by {kind!r}, expected 'uniform' or 'multi_pts'")
-        if (template := data.get("prompt_template_type", TEMPLATE)) != TEMPLATE:
-            raise ValueError(f"prompt_template_type is {template!r}, only {TEMPLATE!r} is supported")
+        if (template := data.get("prompt_template_type", TEMPLATE_TYPE)) != TEMPLATE_TYPE:
+            raise ValueError(f"prompt_template_type is {template!r}, only {TEMPLATE_TYPE!r} is supported")
         return cls(
             model["model_name_or_path"],
             int(model["output_dim"]),
@@ -203,7 +203,7 @@ def load(
     folder = find_checkpoint(name, path or SOURCE, "model_config.json", "checkpoint-*")
     file = folder / "model_config.json"
     raw = read_json(name, file)
-    settings = build_from_files(name, lambda: Settings.of(raw), f"{file} is not one of VideoAlign's")
+    settings = build_from_files(name, lambda: VideoAlignSettings.of(raw), f"{file} is not one of VideoAlign's")
     settings = override_settings(settings, fps, num_frames, max_pixels, use_norm)
     base = folder / settings.base if (folder / settings.base).is_dir() else settings.base
     weights = _last_checkpoint(folder)
@@ -234,7 +234,7 @@ class VideoAlign:
         memory=4.6,
     )
 
-    def __init__(self, network: VideoAlignNetwork, tokenizer: Any, settings: Settings):
+    def __init__(self, network: VideoAlignNetwork, tokenizer: Any, settings: VideoAlignSettings):
         self.network, self.tokenizer, self.settings = network, tokenizer, settings
         by_rate = settings.frames is None and not settings.spots
         most = MOST_FRAMES if by_rate else SPOTS * AT_A_SPOT if settings.spots else settings.frames
@@ -259,8 +259,8 @@ class VideoAlign:
         check_prompts(self.name, prompts, self.tokenizer)
         if not fps > 0:
             raise ValueError(f"critic {self.name}: videos of {fps} frames a second, expected a rate above 0")
-        seen = sample_frames(videos.shape[1], fps, self.settings)
-        scores = [self._score(video[seen], prompt) for video, prompt in zip(videos, prompts, strict=True)]
+        indices = sample_frames(videos.shape[1], fps, self.settings)
+        scores = [self._score(video[indices], prompt) for video, prompt in zip(videos, prompts, strict=True)]
         mean, std = (
             torch.tensor(values, device=scores[0].device) for values in (self.settings.mean, self.settings.std)
         )
@@ -268,9 +268,9 @@ class VideoAlign:
         return Score(torch.cat([axes, axes.sum(1, keepdim=True)], 1), self.dimensions)
 
     def _score(self, frames: Float[Tensor, "f 3 h w"], prompt: str) -> Float[Tensor, "3"]:
-        seen, grid = self.preprocess(frames.to(self.network.device))
+        pixel_values, grid = self.preprocess(frames.to(self.network.device))
         ids = chat_ids(self.tokenizer, QUESTION.format(prompt=prompt), "video", token_count(grid))
-        return self.network(ids.to(self.network.device), seen, grid)[0]
+        return self.network(ids.to(self.network.device), pixel_values, grid)[0]
 
     def preprocess(self, frames: Float[Tensor, "f 3 h w"]) -> tuple[Float[Tensor, "p 1176"], Int[Tensor, "1 3"]]:
         """An even number of frames in [-1, 1] as patches, and the number of patches in time, height and width."""
@@ -294,12 +294,12 @@ class VideoAlignNetwork(Qwen2VLReward):
     def forward(
         self,
         ids: Int[Tensor, "b n"],
-        seen: Float[Tensor, "p 1176"],
-        grids: Int[Tensor, "b 3"],
+        pixel_values: Float[Tensor, "p 1176"],
+        grid_thw: Int[Tensor, "b 3"],
         mask: Int[Tensor, "b n"] | None = None,
     ) -> Float[Tensor, "b 3"]:
-        """Raw scores of VQ, MQ and TA of the videos whose patches are `seen`."""
-        scores = self.rm_head(self.hidden(ids, seen, grids, "video", mask))
+        """Raw scores of VQ, MQ and TA of the videos in `pixel_values`."""
+        scores = self.rm_head(self.hidden(ids, pixel_values, grid_thw, "video", mask))
         if self.at == "last":
             return scores[torch.arange(len(ids), device=ids.device), last_token_index(ids, self.pad)]
         at_special = torch.isin(ids, torch.tensor(self.special, device=ids.device))
@@ -308,7 +308,7 @@ class VideoAlignNetwork(Qwen2VLReward):
 
 
 def make_network(
-    config: Qwen2VLConfig, settings: Settings, state: Mapping[str, Tensor], tokenizer: Any
+    config: Qwen2VLConfig, settings: VideoAlignSettings, state: Mapping[str, Tensor], tokenizer: Any
 ) -> VideoAlignNetwork:
     """The network without weights, with low-rank adapters where the checkpoint has them."""
     special = tokenizer.convert_tokens_to_ids(list(REWARD_TOKENS))
@@ -361,8 +361,8 @@ def network_names(*states: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def override_settings(
-    settings: Settings, fps: float | None, num_frames: int | None, max_pixels: int | None, use_norm: bool
-) -> Settings:
+    settings: VideoAlignSettings, fps: float | None, num_frames: int | None, max_pixels: int | None, use_norm: bool
+) -> VideoAlignSettings:
     """Settings with the given overrides; ValueError if both `fps` and `num_frames` are given."""
     name = VideoAlign.name
     if fps is not None and num_frames is not None:
@@ -377,7 +377,7 @@ def override_settings(
     return build_from_files(name, lambda: replace(settings, **new), "invalid settings")
 
 
-def sample_frames(frames: int, fps: float, settings: Settings) -> list[int]:
+def sample_frames(frames: int, fps: float, settings: VideoAlignSettings) -> list[int]:
     """Indices of the frames it uses of a clip of `fps` a second: an even number, evenly spaced, or at four places.
 
     By rate, they are 4 (if the clip is long enough) to 768 frames. A clip that is too short is used completely, with

@@ -117,8 +117,8 @@ class VideoScore:
         """
         check_videos(self.name, videos, prompts)
         check_prompts(self.name, prompts, self.tokenizer)
-        seen = self.chosen(videos.shape[1], fps)
-        scores = [self._score(video[seen], prompt) for video, prompt in zip(videos, prompts, strict=True)]
+        indices = self.chosen(videos.shape[1], fps)
+        scores = [self._score(video[indices], prompt) for video, prompt in zip(videos, prompts, strict=True)]
         return Score(torch.stack(scores).float(), self.dimensions)
 
     @property
@@ -166,18 +166,18 @@ class VideoScoreNetwork(nn.Module):
     def forward(
         self,
         ids: Int[Tensor, "b n"],
-        seen: Float[Tensor, "b f 3 h w"],
+        pixel_values: Float[Tensor, "b f 3 h w"],
         mask: Int[Tensor, "b n"] | None = None,
-        seen_mask: Int[Tensor, "b f h w"] | None = None,
+        pixel_mask: Int[Tensor, "b f h w"] | None = None,
     ) -> Float[Tensor, "b 5"]:
         """
         Args:
-            seen: normalised frames; all-zero frames are padding.
+            pixel_values: normalised frames; all-zero frames are padding.
             mask: 1 for tokens, 0 for padding; None = no padding.
-            seen_mask: likewise for the pixels of `seen`.
+            pixel_mask: likewise for the pixels of `pixel_values`.
         """
-        seen_mask = None if seen_mask is None else seen_mask.bool()
-        hidden = self.model(ids, mask, pixel_values=seen, pixel_attention_mask=seen_mask, use_cache=False)
+        pixel_mask = None if pixel_mask is None else pixel_mask.bool()
+        hidden = self.model(ids, mask, pixel_values=pixel_values, pixel_attention_mask=pixel_mask, use_cache=False)
         rows = torch.arange(len(ids), device=ids.device)
         return self.score(hidden.last_hidden_state[rows, last_token_index(ids, self.pad)])
 

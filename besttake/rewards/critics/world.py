@@ -91,10 +91,10 @@ class QualityNetwork(nn.Module):
         super().__init__()
         self.text = CaptionEncoder(words, width)
         self.stem = nn.Conv3d(48 + 6, width, 3, padding=1)
-        self.near = Block(width, (3, 3, 3), (1, 1, 1))
+        self.near = ResidualBlock(width, (3, 3, 3), (1, 1, 1))
         self.told = nn.Linear(width, 2 * width)
         self.down = nn.Conv3d(width, wide, (1, 3, 3), stride=(1, 2, 2), padding=(0, 1, 1))
-        self.far = Block(wide, (1, 3, 3), (3, 1, 1))
+        self.far = ResidualBlock(wide, (1, 3, 3), (3, 1, 1))
         self.frame = nn.Linear(2 * wide, wide)
         self.seen = nn.Linear(3 * wide, words + 2)
         self.find = nn.Conv3d(width, 3 * BODIES, 1)
@@ -173,7 +173,7 @@ def high_frequency(videos: Tensor) -> Tensor:
     return ((pooled + 0.01).log() + 3).unflatten(0, videos.shape[:2])
 
 
-class Block(nn.Module):
+class ResidualBlock(nn.Module):
     """A residual block initialised as the identity, so that it needs no normalisation."""
 
     def __init__(self, width: int, first: tuple[int, int, int], second: tuple[int, int, int]):

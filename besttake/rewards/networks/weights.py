@@ -129,7 +129,7 @@ def load_weights(
         ValueError: a weight is missing, unexpected or of another shape; the first few are named.
     """
     expected = network.state_dict()
-    found: set[str] = set()
+    loaded: set[str] = set()
     faults: dict[str, list[str]] = {"missing": [], "unexpected": [], "of another shape": []}
     for published_name, tensor in tensors.items() if isinstance(tensors, Mapping) else tensors:
         name = rename(published_name)
@@ -144,8 +144,8 @@ def load_weights(
         else:
             tensor = tensor.to(device, dtype) if tensor.is_floating_point() else tensor.to(device)
             network.load_state_dict({name: tensor}, strict=False, assign=True)
-        found.add(name)
-    faults["missing"] = sorted(expected.keys() - found)
+        loaded.add(name)
+    faults["missing"] = sorted(expected.keys() - loaded)
     for what, names in faults.items():
         if names:
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""

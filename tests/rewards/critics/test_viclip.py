@@ -12,7 +12,16 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from besttake.rewards.critics.viclip import MERGES, PICKLE, Network, Sizes, load, preprocess, token_ids, tokenizer_of
+from besttake.rewards.critics.viclip import (
+    MERGES,
+    PICKLE,
+    ViCLIPNetwork,
+    ViCLIPSizes,
+    load,
+    preprocess,
+    token_ids,
+    tokenizer_of,
+)
 from besttake.rewards.networks.weights import load_weights
 from tests.tiny_critics import viclip as tiny
 
@@ -28,9 +37,9 @@ def folder(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def original() -> Network:
+def original() -> ViCLIPNetwork:
     with torch.device("meta"):
-        network = Network(Sizes.of(STATE))
+        network = ViCLIPNetwork(ViCLIPSizes.of(STATE))
     load_weights("viclip", network, STATE)
     return network
 
@@ -135,5 +144,5 @@ def test_a_vocabulary_of_another_size_is_refused(folder, tmp_path):
 
 def test_the_published_network_has_428_million_parameters():
     with torch.device("meta"):
-        network = Network()
+        network = ViCLIPNetwork()
     assert round(sum(value.numel() for value in network.parameters()) / 1e6) == 428

@@ -11,8 +11,8 @@ from besttake.rewards import load_reward
 from besttake.rewards.checks import score_checked
 from besttake.rewards.critics.videoalign import (
     QUESTION,
-    Settings,
     VideoAlignNetwork,
+    VideoAlignSettings,
     load,
     network_names,
     sample_frames,
@@ -154,7 +154,9 @@ def test_later_weights_count_and_names_of_adapters_become_one():
 
 def settings(**changes):
     """Those of the published checkpoint, changed."""
-    return Settings("", 1, "special", torch.float32, 32.0, False, **{"rate": 2.0, "most_pixels": 448 * 448, **changes})
+    return VideoAlignSettings(
+        "", 1, "special", torch.float32, 32.0, False, **{"rate": 2.0, "most_pixels": 448 * 448, **changes}
+    )
 
 
 def test_two_frames_a_second_but_four_at_least_and_an_even_number():
