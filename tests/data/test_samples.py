@@ -77,7 +77,7 @@ def test_a_single_prompt_is_that_of_all(folder, prompts):
     [
         (("1.mp4", "2.mp4", "3.mp4"), "a\nb", "has 3 videos, and .*prompts.txt 2 prompts: it is unclear"),
         (("a cat-0.mp4", "x.mp4"), "a cat\na dog", "has 2 videos, and .* 2 prompts; 1 videos are named by a prompt"),
-        (("00000-0.mp4", "00003-0.mp4", "00001-1.mp4"), "a\nb", "holds 3 videos"),
+        (("00000-0.mp4", "00003-0.mp4", "00001-1.mp4"), "a\nb", "has 3 videos"),
     ],
 )
 def test_what_cannot_be_told_is_refused_with_numbers(folder, prompts, names, text, words):

@@ -165,7 +165,7 @@ def test_todays_recipes_mean_what_they_meant():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"weights": {"x": 1}}, "give each critic its own weights"),
+        ({"weights": {"x": 1}}, "put the weights under each critic"),
         ({"combine": "sum"}, "margins need combine: vote"),
         ({"margins": {"nobody": 1}}, "margins names nobody; the critics are seer, motion-smoothness"),
         ({"critics": {"motion-smoothness": {}}, "margins": {}}, "judges names seer"),
