@@ -15,7 +15,7 @@ from tyro.conf import UseAppendAction
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo, StructTypeInfo
 
 from besttake.runtime.configuration import from_dict, parse_yaml
-from besttake.runtime.renamed import new_name
+from besttake.runtime.renamed import RENAMED_FLAGS, new_name
 
 log = logging.getLogger(__name__)
 
@@ -63,12 +63,14 @@ def with_new_flags(arguments: Sequence[str], kind: Any) -> list[str]:
     for argument in arguments:
         flag, equals, value = argument.partition("=")
         ((name, _),) = _named([argument]) or [("", "")]
-        today = new_name(name) if name and name not in own else name
+        today = RENAMED_FLAGS.get(name) or new_name(name) if name and name not in own else name
         if today is None:
             raise ValueError(f"{flag} was removed; leave it out")
         if today != name:
             log.warning("%s was renamed to --%s", flag, today)
-            flag = f"--{today}"
+            section, dot, last = today.rpartition(".")
+            off = "no-" if re.search(r"(^--|\.)no[-_]", flag) else ""
+            flag = f"--{section}{dot}{off}{last}"
         found.append(f"{flag}{equals}{value}")
     return found
 

@@ -15,7 +15,6 @@ RENAMED = {
     "guard": "dpop_weight",
     "monitor": "validation",
     "renew_every": "regenerate_every",
-    "takes": "samples",
     "optim.accumulate": "optim.gradient_accumulation_steps",
     "optim.clip": "optim.max_grad_norm",
     "optim.eight_bit": "optim.use_8bit_adam",
@@ -27,7 +26,10 @@ RENAMED = {
     "rollout.asked": "rollout.evaluations",
     "rollout.guided": "rollout.guidance_interval",
 }
-"""Settings, old to new; those of `rollout` also within `validation` and `evaluation`. `takes` is a flag of `score`."""
+"""Settings, old to new; those of `rollout` also within `validation` and `evaluation`."""
+
+RENAMED_FLAGS = {"takes": "samples"}
+"""Flags of `besttake score`, old to new."""
 
 REMOVED: dict[str, Any] = {
     "preview_at": 0.0,
