@@ -1,10 +1,12 @@
 """Scores of folders and lists, and the pairs that follow."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
 
+from besttake.commands.flags import from_flags
 from besttake.commands.score import ScoreConfig, calibrate_videos, score_videos
 from besttake.data.pairs import read_pairs
 from besttake.data.video import read_video, write_video
@@ -131,3 +133,8 @@ def test_pairs_of_prompts_with_one_video_each_are_refused_before_any_is_scored(s
     monkeypatch.setattr("besttake.commands.score.load_reward", None)
     with pytest.raises(ValueError, match="no prompt has two videos to pair"):
         score(shoot("a"), out=tmp_path / "pairs.jsonl")
+
+
+def test_the_former_flag_of_samples_is_accepted(caplog):
+    assert from_flags(ScoreConfig, ["--takes", "t.jsonl"], "besttake score").samples == Path("t.jsonl")
+    assert "--takes was renamed to --samples" in caplog.text
