@@ -162,7 +162,7 @@ def test_flags_before_the_recipe(refuses):
         (["--stepz", "3"], ["--stepz", "--steps"]),
         (["--steps", "many"], ["--steps", "many"]),
         (["--dtype", "float8"], ["--dtype", "float8"]),
-        (["--candidates", "1"], "candidates is 1; best against worst needs at least 2"),
+        (["--candidates", "1"], "candidates is 1; expected 2 or more"),
         (["--optim.lr", "-1"], "optim.lr is -1.0; expected a number above 0"),
         (["--policy.rank", "0"], "policy.rank is 0"),
     ],
@@ -178,7 +178,7 @@ def test_wrong_flags(refuses, flags, words):
         ({"stepz": 3}, "unknown key 'stepz'; did you mean 'steps'?"),
         ({"optim": {"lrate": 3}}, "unknown key 'optim.lrate'"),
         ({"steps": "many"}, "'steps' is 'many' (str), expected a whole number"),
-        ({"candidates": 1}, "candidates is 1; best against worst needs at least 2"),
+        ({"candidates": 1}, "candidates is 1; expected 2 or more"),
         ({"algorithm": "ppo"}, "names the algorithm 'ppo'; there are offline_dpo, onlinevpo"),
         ({"reward": {"name": "nobody"}}, "unknown critic 'nobody'"),
         (
