@@ -1,12 +1,11 @@
-"""The papers' claims on the small world, each as a table: the same minutes for every arm, several seeds, test prompts.
+"""The papers' claims on the small world, one table each: equal training time for every arm, several seeds.
 
     python benchmarks/claims.py                       # every table; resumes; hours on two cores
     python benchmarks/claims.py --tables online beta --minutes 3 --seeds 3
 
-Each run is a recipe trained by one thread. Time counts training alone, except that offline DPO pays for the making of
-its pairs. What a run showed is kept under `results`, one small file each; a run whose file is there is not made again,
-unless its recipe or the embedded weights have changed since. Tables are printed as Markdown and written to
-`results/tables.md`.
+Each run is a recipe trained with one thread. Only training time counts, except that offline DPO's includes making its
+pairs. The result of each run is a small file in `results`; existing results are not computed again, unless the recipe
+or the embedded weights have changed. Tables are printed as Markdown and written to `results/tables.md`.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ import tyro
 from torch import Tensor
 
 from besttake.commands.cli import DEMO, read_recipe, with_flags
-from besttake.commands.generate import GenerateConfig, generate_takes, real_data
+from besttake.commands.generate import GenerateConfig, generate_samples, real_data
 from besttake.commands.score import ScoreConfig, score_videos
 from besttake.data.files import atomic
 from besttake.data.prompts import read_prompts
@@ -47,16 +46,16 @@ from besttake.world.physics import FRAMES
 
 COLUMNS = ("flawed_share", "heldout_reward", "frechet_distance", "dynamic_degree", "object_area")
 KEPT = (*COLUMNS, *(f"share/{flaw}" for flaw in FLAWS))
-TEST = EvaluateConfig("world-test")
-PROMPTS = read_prompts("world-test")[: TEST.count]
+EVALUATION = EvaluateConfig("world-test")
+PROMPTS = read_prompts("world-test")[: EVALUATION.count]
 ONLINE = DEMO
 SHORT = ("--prompts-per-step", "2", "--optim.lr", "1e-3")
-"""What is changed of OnlineVPO's recipe in every arm: half the prompts a step, for twice the steps in a few minutes."""
+"""Changes to OnlineVPO's recipe in every arm: half the prompts per step, for twice the steps in a few minutes."""
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One row of a table: a recipe and what is changed of it."""
+    """One row of a table: a recipe and its changed settings."""
 
     name: str
     recipe: str
@@ -68,7 +67,7 @@ def _online(name: str, *flags: str) -> Arm:
 
 
 def _swept(setting: str, values: tuple[int, ...]) -> list[Arm]:
-    """An arm for each value; the recipe's own needs no flag, and so no run of its own."""
+    """An arm for each value; the recipe's own value needs no flag and no separate run."""
     own, flag = getattr(read_recipe(ONLINE), setting), f"--{setting.replace('_', '-')}"
     return [_online(f"{setting.replace('_', ' ')} {v}", *(() if v == own else (flag, str(v)))) for v in values]
 
@@ -89,33 +88,33 @@ TABLES: dict[str, list[Arm]] = {
 
 @dataclass(frozen=True)
 class ClaimsConfig:
-    """Which tables, how long, how often, and where."""
+    """Tables, training time, seeds and folders."""
 
     tables: tuple[str, ...] = tuple(TABLES)
     minutes: float = 4.0
     seeds: int = 3
     jobs: int = 2
-    """Runs at once, of one thread each."""
+    """Parallel runs, with one thread each."""
     model: str = "tiny-cogvideox"
     out: Path = Path("runs/claims")
     results: Path = Path("docs/claims")
     prompts: int = 40
-    """Prompts that offline DPO makes its pairs of, before its time begins to count again."""
+    """Prompts of offline DPO's pairs."""
 
     def __post_init__(self):
         unknown = set(self.tables) - set(TABLES)
         if unknown:
-            raise ValueError(f"there is no table {', '.join(sorted(unknown))}; there are {', '.join(TABLES)}")
+            raise ValueError(f"unknown table {', '.join(sorted(unknown))}; expected {', '.join(TABLES)}")
 
 
 def main(config: ClaimsConfig) -> None:
-    """Run what has not been run, print and write the tables."""
+    """Run what is missing, print and write the tables."""
     config.results.mkdir(parents=True, exist_ok=True)
     config.out.mkdir(parents=True, exist_ok=True)
     real_data("world")  # before two runs would write it
     arms = _distinct(arm for table in config.tables for arm in TABLES[table])
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(config.jobs, spawn, initializer=_into_a_log, initargs=(config.out,)) as pool:
+    with ProcessPoolExecutor(config.jobs, spawn, initializer=_log_to_file, initargs=(config.out,)) as pool:
         jobs = [pool.submit(measure_base, config)]
         jobs += [pool.submit(train, arm, seed, config) for seed in range(config.seeds) for arm in arms]
         for job in as_completed(jobs):
@@ -125,8 +124,8 @@ def main(config: ClaimsConfig) -> None:
     print(text)
 
 
-def _into_a_log(folder: Path) -> None:
-    """What a worker says goes into a file of its own; it computes with one thread."""
+def _log_to_file(folder: Path) -> None:
+    """Redirect a worker's output to a file; use one thread."""
     torch.set_num_threads(1)
     log = os.open(folder / f"worker-{os.getpid()}.log", os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
     os.dup2(log, 1)
@@ -134,7 +133,7 @@ def _into_a_log(folder: Path) -> None:
 
 
 def _distinct(arms: Iterable[Arm]) -> list[Arm]:
-    """Arms that do the same are run once, whatever each table calls them."""
+    """Arms with equal settings are run once."""
     return list({(arm.recipe, arm.flags): arm for arm in arms}.values())
 
 
@@ -144,44 +143,45 @@ def name_of(arm: Arm, seed: int) -> str:
 
 
 def train(arm: Arm, seed: int, config: ClaimsConfig) -> str:
-    """One run, unless its result is there; its name and figures."""
-    name, made_of = name_of(arm, seed), ingredients(arm, config)
+    """One run, unless its result exists; returns its name and figures."""
+    name, inputs_hash = name_of(arm, seed), ingredients(arm, config)
     result = config.results / f"{name}.json"
-    if result.exists() and json.loads(result.read_text()).get("made_of") == made_of:
+    if result.exists() and json.loads(result.read_text()).get("made_of") == inputs_hash:
         return f"{name}: already there"
     recipe = recipe_of(arm)
     minutes, data = config.minutes, real_data(recipe.data)
     if arm.recipe == "dpo-tiny":
-        data, spent = make_pairs(seed, made_of, config)
-        minutes -= spent
+        data, minutes_of_pairs = make_pairs(seed, inputs_hash, config)
+        minutes -= minutes_of_pairs
         if minutes <= 0:  # 0 would mean no limit
             raise SystemExit(
-                f"making the pairs took {spent:.1f} of {config.minutes} minutes: raise --minutes, or lower --prompts"
+                f"making the pairs took {minutes_of_pairs:.1f} of {config.minutes} minutes: raise --minutes, or lower "
+                "--prompts"
             )
-    unwatched = replace(recipe.validation, every=0)
-    out = config.out / f"{name}-{made_of}"
-    recipe = replace(recipe, data=str(data), model=config.model, out=out, seed=seed, validation=unwatched)
+    no_validation = replace(recipe.validation, every=0)
+    out = config.out / f"{name}-{inputs_hash}"
+    recipe = replace(recipe, data=str(data), model=config.model, out=out, seed=seed, validation=no_validation)
     importlib.import_module(type(recipe).__module__).train(replace(recipe, steps=100_000, minutes=minutes))
-    after = look(sample_videos(trained_model(out), PROMPTS, TEST))
-    write_result(result, {"after": after, "made_of": made_of, "steps": read_run(out).steps_done})
+    after = measure_videos(sample_videos(trained_model(out), PROMPTS, EVALUATION))
+    write_result(result, {"after": after, "made_of": inputs_hash, "steps": read_run(out).steps_done})
     return f"{name}: {after}"
 
 
 def recipe_of(arm: Arm) -> Any:
-    """The recipe as the arm runs it, but for seed, time and place."""
+    """The arm's recipe, without seed, time and folder."""
     flags = [*(SHORT if arm.recipe == ONLINE else ()), *arm.flags]
     return with_flags(read_recipe(arm.recipe), flags, arm.name)
 
 
 def measure_base(config: ClaimsConfig) -> str:
-    """The base model's takes and clean clips, which are the same for every run, unless they are measured."""
-    result, made_of = config.results / "base.json", weights_of(config).hexdigest()[:8]
-    if result.exists() and json.loads(result.read_text()).get("made_of") == made_of:
+    """Measure the base model's samples and clean clips, which are the same for all runs."""
+    result, inputs_hash = config.results / "base.json", weights_of(config).hexdigest()[:8]
+    if result.exists() and json.loads(result.read_text()).get("made_of") == inputs_hash:
         return "the base model and real clips: already there"
     model = load_model(config.model)
     real = through_autoencoder(model, clean_clips(PROMPTS, 99, FRAMES, range(len(PROMPTS))))
-    before = sample_videos(model, PROMPTS, TEST)
-    write_result(result, {"before": look(before), "real": look(real), "made_of": made_of})
+    before = sample_videos(model, PROMPTS, EVALUATION)
+    write_result(result, {"before": measure_videos(before), "real": measure_videos(real), "made_of": inputs_hash})
     return "the base model and real clips: measured"
 
 
@@ -191,44 +191,47 @@ def write_result(path: Path, values: dict) -> None:
 
 
 @functools.cache
-def judge() -> Evaluator:
+def evaluator() -> Evaluator:
     made = Evaluator(("dynamic-degree",))  # the tables show no other critic
-    made.learn(PROMPTS)
+    made.fit_reference(PROMPTS)
     return made
 
 
-def look(videos: Tensor) -> dict[str, float]:
-    """What the tables show of clips of the test prompts."""
-    seen = judge().means(evaluate_videos(judge().measure, lambda rows: videos[rows], PROMPTS, 32))
-    return {key: seen[key] for key in KEPT}
+def measure_videos(videos: Tensor) -> dict[str, float]:
+    """The tables' measures of clips of the test prompts."""
+    means = evaluator().means(evaluate_videos(evaluator().measure, lambda rows: videos[rows], PROMPTS, 32))
+    return {key: means[key] for key in KEPT}
 
 
 def ingredients(arm: Arm, config: ClaimsConfig) -> str:
-    """A hash of what a run is made of but for its seed: the recipe, the minutes, the weights it loads."""
-    recipes = [recipe_of(arm), *([read_recipe(ONLINE)] if arm.recipe == "dpo-tiny" else [])]  # it shoots as online does
+    """A hash of a run's inputs except its seed: recipe, minutes, weights."""
+    recipes = [
+        recipe_of(arm),
+        *([read_recipe(ONLINE)] if arm.recipe == "dpo-tiny" else []),
+    ]  # which samples like OnlineVPO
     about = f"{[fingerprint(recipe) for recipe in recipes]} {config.minutes} {config.prompts}".encode()
     return weights_of(config, about).hexdigest()[:8]
 
 
 def weights_of(config: ClaimsConfig, about: bytes = b"") -> Any:
-    """The hash of all that a run loads, begun with what it is about."""
+    """The hash of all weights that a run loads, and of `about`."""
     critics = (FOLDER / "weights").glob("critic-*/*.safetensors")
     weights = sorted([*Path(embedded_model(config.model)).rglob("*.safetensors"), *critics])
     return hashlib.sha256(about + b"".join(file.read_bytes() for file in weights))
 
 
-def make_pairs(seed: int, made_of: str, config: ClaimsConfig) -> tuple[Path, float]:
-    """Preference pairs of the base model's takes, shot and scored as OnlineVPO does; the minutes that took."""
+def make_pairs(seed: int, inputs_hash: str, config: ClaimsConfig) -> tuple[Path, float]:
+    """Preference pairs of the base model, sampled and scored like OnlineVPO's; and the minutes that took."""
     online = read_recipe(ONLINE)
-    takes = config.out / f"takes-seed{seed}-{made_of}"
-    pairs, clock = takes / "pairs.jsonl", takes / "minutes.json"
+    folder = config.out / f"takes-seed{seed}-{inputs_hash}"
+    pairs, clock = folder / "pairs.jsonl", folder / "minutes.json"
     if not clock.exists():
-        shutil.rmtree(takes, ignore_errors=True)  # of a start that was broken off: its time is not known
+        shutil.rmtree(folder, ignore_errors=True)  # of an interrupted start, whose time is unknown
         began = time.perf_counter()
-        shooting = GenerateConfig(online.data, config.model, out=takes, n=online.candidates, count=config.prompts)
-        listed = generate_takes(replace(shooting, seed=seed, rollout=online.rollout))
+        sampling = GenerateConfig(online.data, config.model, out=folder, n=online.candidates, count=config.prompts)
+        listed = generate_samples(replace(sampling, seed=seed, rollout=online.rollout))
         score_videos(
-            ScoreConfig(candidates=listed, reward=(online.reward.name,), weights=online.reward.weights, out=pairs)
+            ScoreConfig(samples=listed, reward=(online.reward.name,), weights=online.reward.weights, out=pairs)
         )
         clock.write_text(json.dumps((time.perf_counter() - began) / 60))
     return pairs, json.loads(clock.read_text())
@@ -252,9 +255,9 @@ def markdown(table: str, config: ClaimsConfig) -> Iterator[str]:
 def _row(name: str, values: list[dict[str, float]], steps: str) -> str:
     cells = []
     for column in COLUMNS:
-        found = [value[column] for value in values]
-        spread = f" ± {statistics.stdev(found):.3g}" if len(found) > 1 else ""
-        cells.append(f"{statistics.mean(found):.3g}{spread}")
+        column_values = [value[column] for value in values]
+        spread = f" ± {statistics.stdev(column_values):.3g}" if len(column_values) > 1 else ""
+        cells.append(f"{statistics.mean(column_values):.3g}{spread}")
     return f"| {name} | " + " | ".join(cells) + f" | {steps} |"
 
 

@@ -1,9 +1,9 @@
-"""What critics see of real frames, against the processors they were published with: steps of colour, of 255.
+"""The critics' preprocessing of real frames against their published processors, in grey levels (of 255).
 
     python benchmarks/critic_preprocessing.py clips/*.mp4        # at the published sizes; seconds a clip
 
-The processors are transformers', which resize with Pillow, as torchvision does for the last two critics. Ours do it in
-torch, so that a gradient flows.
+The processors are transformers', which resize with Pillow, like torchvision for the last two critics. Ours are
+differentiable torch code.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from besttake.data.video import read_video, to_uint8
 from besttake.rewards.critics.hpsv3 import PIXELS, HPSv3
 from besttake.rewards.critics.videoscore import SIDES, VideoScore
-from besttake.rewards.frames import CLIP_STD, clip_view
-from besttake.rewards.networks.image_critic import hub_view
+from besttake.rewards.frames import CLIP_STD, clip_preprocess
+from besttake.rewards.networks.image_critic import hf_clip_preprocess
 
 SHORT, LONG = SIDES
 FRAMES = 3
-"""Of a clip, evenly."""
+"""Evenly spaced frames per clip."""
 
 
 def idefics(images: list[Image.Image]) -> Tensor:
@@ -45,25 +45,25 @@ def clip(images: list[Image.Image]) -> Tensor:
     return CLIPImageProcessorPil()(images, return_tensors="pt")["pixel_values"]
 
 
-LOOKS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[list[Image.Image]], Tensor], float]] = {
-    "videoscore": (lambda frames: VideoScore.view(SimpleNamespace(sides=SIDES), frames), idefics, 0.5),  # type: ignore
-    "hpsv3": (lambda frames: HPSv3.view(SimpleNamespace(name="hpsv3"), frames)[0], qwen, min(CLIP_STD)),  # type: ignore
-    "pickscore, clipscore, mps": (lambda frames: hub_view(frames, 224), clip, min(CLIP_STD)),
-    "aesthetic, imagereward": (clip_view, clip, min(CLIP_STD)),
+PREPROCESSING: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[list[Image.Image]], Tensor], float]] = {
+    "videoscore": (lambda frames: VideoScore.preprocess(SimpleNamespace(sides=SIDES), frames), idefics, 0.5),  # type: ignore
+    "hpsv3": (lambda frames: HPSv3.preprocess(SimpleNamespace(name="hpsv3"), frames)[0], qwen, min(CLIP_STD)),  # type: ignore
+    "pickscore, clipscore, mps": (lambda frames: hf_clip_preprocess(frames, 224), clip, min(CLIP_STD)),
+    "aesthetic, imagereward": (clip_preprocess, clip, min(CLIP_STD)),
 }
-"""Critics -> what they see of frames, what their processor makes of them, and by what both divide colours."""
+"""Critics -> our preprocessing, their published processor, and the standard deviation by which both divide."""
 
 
 def main(paths: list[str]) -> None:
-    """Print a table, a row for each sort of preprocessing."""
-    worst: dict[str, list[Tensor]] = {name: [] for name in LOOKS}
+    """Print a table with one row per kind of preprocessing."""
+    worst: dict[str, list[Tensor]] = {name: [] for name in PREPROCESSING}
     for path in paths:
         video = read_video(Path(path))
         frames = video[torch.linspace(0, len(video) - 1, FRAMES).long()]
         images = [Image.fromarray(np.ascontiguousarray(frame)) for frame in to_uint8(frames).numpy()]
-        for name, (ours, theirs, deviation) in LOOKS.items():
+        for name, (ours, theirs, deviation) in PREPROCESSING.items():
             worst[name].append((ours(frames) - theirs(images)).abs().flatten() * 255 * deviation)
-    print(f"{len(paths)} clips, {FRAMES} frames of each; steps of colour of 255\n")
+    print(f"{len(paths)} clips, {FRAMES} frames of each; grey levels of 255\n")
     print("| critic | mean | 99.9 of 100 | largest |\n| --- | --- | --- | --- |")
     for name, errors in worst.items():
         error = torch.cat(errors)

@@ -1,11 +1,11 @@
-"""What a critic's server costs, and what it bears: overhead beside a bare transfer, and a load test with a kill.
+"""Critic server: overhead compared with a bare transfer, and a load test in which a server is killed.
 
     python benchmarks/critic_server.py overhead      # of a clip of 81 x 480 x 832; half a minute
     python benchmarks/critic_server.py load          # 32 clients, 10,000 requests, a server killed; some minutes
 
-The overhead is the time from sending the frames that a critic looks at to its answer, less that of sending as many
-bytes through a bare socket, for a critic that takes no time. The load test ends with an error if a request was lost or
-answered wrongly, or if memory or descriptors grew.
+The overhead is the time from sending a critic's frames to its answer, minus that of sending as many bytes through a
+bare socket, for a critic that takes no time. The load test fails if a request was lost or answered wrongly, or if
+memory or the number of descriptors grew.
 """
 
 from __future__ import annotations
@@ -90,10 +90,10 @@ class Load:
 
 
 def overhead(config: Overhead) -> None:
-    """Print milliseconds, medians over the repeats, for critics that look at 16 frames and at all."""
+    """Print milliseconds, medians over the repeats, for critics that use 16 frames and all frames."""
     torch.manual_seed(0)
     video = torch.rand(1, config.frames, 3, config.height, config.width) * 2 - 1
-    print(f"| a clip of {config.frames} x {config.height} x {config.width}, its critic looks at | MB | to uint8 | bare "
+    print(f"| a clip of {config.frames} x {config.height} x {config.width}, frames used | MB | to uint8 | bare "
           "transfer | request | overhead |\n| --- | --- | --- | --- | --- | --- |")  # fmt: skip
     for most in (16, None):
         frames, fps = select_frames(SimpleNamespace(frames=most), config.frames, 16.0)
@@ -121,7 +121,7 @@ def load(config: Load) -> None:
             retry = RetryPolicy(answer=60.0, tries=10, pause=0.05)
             clients = [Remote(urls, retry=retry) for _ in range(config.clients)]
             answers: dict[int, list[float]] = {}
-            watched: list[tuple[str, int, dict[str, tuple[float, int]]]] = []
+            usage: list[tuple[str, int, dict[str, tuple[float, int]]]] = []
             lock, killed = threading.Lock(), threading.Event()
 
             def work(client: Remote, numbers: range) -> None:
@@ -133,11 +133,9 @@ def load(config: Load) -> None:
                         assert number not in answers, f"{number} was answered twice"
                         answers[number] = row
 
-            def watch(when: str) -> None:
+            def record_usage(when: str) -> None:
                 pids = {"clients": os.getpid(), "the server that lived": processes[1][0].pid}
-                watched.append(
-                    (when, len(answers), {who: (memory(pid), descriptors(pid)) for who, pid in pids.items()})
-                )
+                usage.append((when, len(answers), {who: (memory(pid), descriptors(pid)) for who, pid in pids.items()}))
 
             began = time.perf_counter()
             with ThreadPoolExecutor(config.clients) as pool:
@@ -148,8 +146,8 @@ def load(config: Load) -> None:
                 while not all(job.done() for job in jobs):
                     time.sleep(0.05)
                     share = len(answers) / config.requests
-                    if share >= 0.2 and not watched:
-                        watch("at a fifth")
+                    if share >= 0.2 and not usage:
+                        record_usage("at a fifth")
                     if share >= 0.4 and not killed.is_set():
                         killed.set()
                         processes[0][0].kill()
@@ -160,27 +158,27 @@ def load(config: Load) -> None:
                     job.result()
             seconds = time.perf_counter() - began
             time.sleep(0.5)
-            watch("at the end")
-            report(config, answers, seen(folder), seconds, watched)
+            record_usage("at the end")
+            report(config, answers, scored_requests(folder), seconds, usage)
         finally:
             for process, _, _ in processes:
                 process.kill()
                 process.wait()
 
 
-def report(config: Load, answers: dict[int, list[float]], scored: list[int], seconds: float, watched: list) -> None:
+def report(config: Load, answers: dict[int, list[float]], scored: list[int], seconds: float, usage: list) -> None:
     wrong = [number for number, row in answers.items() if row != [number % 256, number]]
     lost = config.requests - len(answers)
     again = len(scored) - len(set(scored))
     print(f"{config.requests} requests of {config.clients} clients in {seconds:.0f} s, {config.requests / seconds:.0f} "
           f"a second: {lost} lost, {len(wrong)} answered wrongly, 0 answered twice; {again} were scored twice, "
           "their first answer having died with its server")  # fmt: skip
-    print("| | requests answered | " + " | ".join(f"{who}: MB, descriptors" for who in watched[0][2]) + " |")
-    print("| --- " * (2 + len(watched[0][2])) + "|")
-    for when, done, use in watched:
+    print("| | requests answered | " + " | ".join(f"{who}: MB, descriptors" for who in usage[0][2]) + " |")
+    print("| --- " * (2 + len(usage[0][2])) + "|")
+    for when, done, use in usage:
         print(f"| {when} | {done} | " + " | ".join(f"{mb:.0f}, {count}" for mb, count in use.values()) + " |")
-    for who, (mb, count) in watched[-1][2].items():
-        mb_before, count_before = watched[0][2][who]
+    for who, (mb, count) in usage[-1][2].items():
+        mb_before, count_before = usage[0][2][who]
         if mb > 1.1 * mb_before + 20 or count > count_before:
             raise SystemExit(f"{who} grew from {mb_before:.0f} MB, {count_before} descriptors to {mb:.0f} MB, {count}")
     if lost or wrong or set(scored) != set(range(config.requests)):
@@ -247,7 +245,7 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
-def seen(folder: Path) -> list[int]:
+def scored_requests(folder: Path) -> list[int]:
     """The numbers of all requests that a critic has scored, on whichever server."""
     return [int(line) for file in folder.glob("*.seen") for line in file.read_text().split()]
 

@@ -1,15 +1,15 @@
-"""What each native critic costs: clips a second and peak memory at its real size, with random weights.
+"""Cost of each native critic: clips per second and peak memory at its real size, with random weights.
 
     python benchmarks/critic_throughput.py                            # on a GPU: every critic at its real size
     python benchmarks/critic_throughput.py --critics viclip vjepa --clips 4 --frames 81 --height 480 --width 832
     python benchmarks/critic_throughput.py --count                    # anywhere: parameters and GB at the real sizes
 
-Networks are built by each critic's own classes from the published configurations, so nothing is downloaded: the scores
-mean nothing, the time and memory do. Each critic runs in a process of its own. Without a GPU networks are cut to one
-layer each and small vocabularies, which only tells that the critics run; the table says so. The tokenizers are
-stand-ins that give every word and every punctuation mark one token, about as many as the real ones.
+Networks are built by each critic's own classes from the published configurations without any download: the scores are
+meaningless, time and memory are real. Each critic runs in its own process. Without a GPU the networks have one layer
+and small vocabularies, which only tests that the critics run. The tokenizers are stand-ins with one token per word and
+punctuation mark, about as many as the real ones.
 
-It names the critics of `besttake.rewards` that it has no network for: a new critic goes into `BUILD`.
+It lists the critics of `besttake.rewards` that are missing in `BUILD`.
 """
 
 from __future__ import annotations
@@ -49,22 +49,22 @@ from besttake.rewards.critics.hpsv3 import REWARD_TOKEN, HPSv3, HPSv3Network
 from besttake.rewards.critics.imagereward import ImageRewardCritic, ImageRewardNetwork
 from besttake.rewards.critics.mps import MpsCritic, MpsNetwork
 from besttake.rewards.critics.pickscore import PickScore
-from besttake.rewards.critics.viclip import Network, Sizes, ViCLIP
-from besttake.rewards.critics.videoalign import REWARD_TOKENS, Settings, VideoAlign, make_network
+from besttake.rewards.critics.viclip import ViCLIP, ViCLIPNetwork, ViCLIPSizes
+from besttake.rewards.critics.videoalign import REWARD_TOKENS, VideoAlign, VideoAlignSettings, make_network
 from besttake.rewards.critics.videoscore import VideoScore, VideoScoreNetwork
 from besttake.rewards.critics.vjepa import VJepa
-from besttake.rewards.networks.image_critic import empty
+from besttake.rewards.networks.image_critic import empty_network
 from besttake.rewards.networks.weights import load_weights
 from besttake.types import Reward
 
 PROMPT = "A red ball rolls down a wooden ramp and knocks over a row of small blue blocks, seen from the side"
-"""What every clip is of."""
+"""The prompt of every clip."""
 
 SHIPPED = ("dynamic_degree", "heldout", "motion_smoothness", "temporal_flicker", "world")
-"""They come with the package whole, and are loaded as they are."""
+"""Critics without external weights."""
 
 ELSEWHERE = ("judge", "qalign", "unifiedreward", "videoscore2", "visionreward")
-"""They run on a server, or in an environment of their own with the code that was published with them."""
+"""Critics on a server or in a separate environment, which are not measured."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class Machine:
 
     def filled(self, make: Callable[[], Any], dtype: torch.dtype = torch.float32) -> Any:
         """A network with random weights, frozen; in float32 on a CPU whatever its precision."""
-        network = empty("benchmark", make)
+        network = empty_network("benchmark", make)
         if self.device == "meta":
             return network.to(dtype)
         dtype = dtype if self.device != "cpu" else torch.float32
@@ -182,8 +182,10 @@ def mps(machine: Machine) -> Reward:
 
 
 def viclip(machine: Machine) -> Reward:
-    sizes = replace(Sizes(), layers=machine.depth(24), text_layers=machine.depth(12), vocabulary=machine.words(49408))
-    return ViCLIP(machine.filled(lambda: Network(sizes)), clip_tokenizer())
+    sizes = replace(
+        ViCLIPSizes(), layers=machine.depth(24), text_layers=machine.depth(12), vocabulary=machine.words(49408)
+    )
+    return ViCLIP(machine.filled(lambda: ViCLIPNetwork(sizes)), clip_tokenizer())
 
 
 def vjepa(machine: Machine) -> Reward:
@@ -228,7 +230,7 @@ def hpsv3(machine: Machine) -> Reward:
 def videoalign(machine: Machine) -> Reward:
     words = tokenizer(*CHAT, *REWARD_TOKENS)
     config = qwen_config(machine, words, 1536, 8960, 12, 2)
-    settings = Settings("", 1, "special", torch.bfloat16, 32.0, False, 2.0, 448 * 448)
+    settings = VideoAlignSettings("", 1, "special", torch.bfloat16, 32.0, False, 2.0, 448 * 448)
     return VideoAlign(
         machine.filled(lambda: make_network(config, settings, {}, words), torch.bfloat16), words, settings
     )

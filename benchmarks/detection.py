@@ -1,9 +1,8 @@
-"""Do the measures see the flaws? Share of clips in which each flaw is found, by severity, as a Markdown table.
+"""Detection rates: the fraction of clips in which the measures find each flaw, by severity, as a Markdown table.
 
-    python benchmarks/detection.py                   # 100 clips a cell; two minutes on one core
+    python benchmarks/detection.py                   # 100 clips per cell; two minutes on one core
 
-Clips of validation captions, as they are filmed and a little soft and grainy, as through an autoencoder: blurred by
-0.4 pixels, with noise of 0.02.
+Clips of validation captions, slightly blurred (0.4 pixels) and noisy (0.02), like after an autoencoder.
 """
 
 from __future__ import annotations
@@ -22,12 +21,12 @@ from besttake.world.measure import measure_all
 from besttake.world.pretrain_critics import soften
 
 CALLED = {"stray": "astray", "warp": "any", "mesh": "any", "glare": "any"}
-"""What the measures call a flaw; three have no measure of their own."""
+"""The measures' name of a flaw; three have no measure of their own."""
 
 
 @dataclass(frozen=True)
 class DetectionConfig:
-    """How many clips, and how severe their flaws are."""
+    """Number of clips and severities."""
 
     clips: int = 100
     severities: tuple[float, ...] = (0.5, 0.75, 1.0)
@@ -39,20 +38,23 @@ def main(config: DetectionConfig) -> None:
     print("| flaw | " + " | ".join(f"severity {severity:g}" for severity in config.severities) + " |")
     print("| --- " * (1 + len(config.severities)) + "|")
     for name in FLAWS:
-        seen = [shares(name, severity, config) for severity in config.severities]
+        detected = [shares(name, severity, config) for severity in config.severities]
         called = CALLED.get(name, name)
-        print(f"| {name} | " + " | ".join(f"{s.get(called, 0.0):.2f}" for s in seen) + " |")
+        print(f"| {name} | " + " | ".join(f"{s.get(called, 0.0):.2f}" for s in detected) + " |")
     clean = shares(None, 0.0, config)
     print(f"\nclean clips with any flaw: {clean['any']:.3f}")
 
 
 def shares(flaw: str | None, severity: float, config: DetectionConfig) -> dict[str, float]:
-    """The share of clips in which each flaw is found, and `any`."""
+    """The fraction of clips in which each flaw is detected, and `any`."""
     videos, captions = zip(*(film(flaw, severity, config.seed, i) for i in range(config.clips)), strict=True)
     soft = soften(torch.stack(videos), torch.full((len(videos),), 0.4), 2 * 0.02, torch.Generator().manual_seed(0))
-    found = measure_all(soft, [str(caption) for caption in captions])["flaws"]
-    names = {name for flaws in found for name in flaws}
-    return {"any": np.mean([bool(flaws) for flaws in found]), **{n: np.mean([n in f for f in found]) for n in names}}
+    flaws_of_clips = measure_all(soft, [str(caption) for caption in captions])["flaws"]
+    names = {name for flaws in flaws_of_clips for name in flaws}
+    return {
+        "any": np.mean([bool(flaws) for flaws in flaws_of_clips]),
+        **{n: np.mean([n in f for f in flaws_of_clips]) for n in names},
+    }
 
 
 def film(flaw: str | None, severity: float, seed: int, i: int) -> tuple[Tensor, Caption]:

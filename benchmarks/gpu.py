@@ -1,11 +1,11 @@
-"""One command for a GPU at hand: what the card does, what our networks make of it, and where the rest of the time goes.
+"""Profile of a GPU: the card's rates, the speed of our networks on it, and where the time goes.
 
-Parts run by priority, each in a process of its own with a limit of time, and each prints when it is done; the figures
-of all go to `benchmarks/results/<card>-<date>.json`. Weights are random: their values change no time.
+Parts run by priority, each in its own process with a time limit, and print when they are done; all figures are written
+to `benchmarks/results/<card>-<date>.json`. Weights are random, which does not affect times.
 
-    python benchmarks/gpu.py --minutes 8                      # all parts, as far as the time goes
+    python benchmarks/gpu.py --minutes 8                      # all parts, as far as time allows
     python benchmarks/gpu.py --parts attention decode-cogvideox-2b
-    python benchmarks/gpu.py --tiny --parts network-tiny decode-tiny      # on a CPU, to see that it runs
+    python benchmarks/gpu.py --tiny --parts network-tiny decode-tiny      # on a CPU, to test that it runs
 """
 
 from __future__ import annotations
@@ -131,12 +131,12 @@ def kernels(work: Callable[[], Any]) -> dict[str, Any]:
         return {}
     from torch.profiler import ProfilerActivity, profile
 
-    with profile(activities=[ProfilerActivity.CUDA]) as seen:
+    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
         work()
         synchronize()
     spent: Counter[str] = Counter()
     names: Counter[str] = Counter()
-    for event in seen.events():
+    for event in profiler.events():
         if event.device_time_total:
             low = event.name.lower()
             kind = next((kind for kind, words in KINDS.items() if any(w in low for w in words)), "memory")
@@ -151,7 +151,7 @@ def kernels(work: Callable[[], Any]) -> dict[str, Any]:
 
 
 class Rows(dict[str, Any]):
-    """A part's figures, told as they come, so that those before a limit of time are not lost."""
+    """A part's figures, printed as they are measured, so that they are not lost at the time limit."""
 
     def __setitem__(self, name: str, figure: Any) -> None:
         super().__setitem__(name, figure)
@@ -191,8 +191,8 @@ def attention(config: GpuConfig) -> dict[str, Any]:
     rows: dict[str, Any] = {}
     for model, (heads, tokens, channels) in ATTENTION.items():
         tokens = 64 if config.tiny else tokens
-        made = (torch.randn(1, heads, tokens, channels) for _ in range(3))
-        q, k, v = (x.to("cpu" if config.tiny else "cuda", torch.bfloat16).requires_grad_() for x in made)
+        tensors = (torch.randn(1, heads, tokens, channels) for _ in range(3))
+        q, k, v = (x.to("cpu" if config.tiny else "cuda", torch.bfloat16).requires_grad_() for x in tensors)
         work, reference = 4 * heads * tokens**2 * channels, None
         for name, backend in {"": SDPBackend.MATH, **BACKENDS}.items() if config.tiny else BACKENDS.items():
             attend = partial(F.scaled_dot_product_attention, q, k, v)
@@ -218,7 +218,7 @@ def with_gradient(work: Callable[[], Tensor], gradient: Tensor) -> None:
 
 
 @dataclass
-class Bench:
+class Workload:
     """A model at its real size, a policy on it, and something for them to predict."""
 
     model: Any
@@ -245,7 +245,7 @@ class Bench:
             weight.data = weight.data.to(dtype)
 
 
-def bench(name: str, config: GpuConfig, rows: int = 1) -> Bench:
+def make_workload(name: str, config: GpuConfig, rows: int = 1) -> Workload:
     from training_step import random_model
 
     from besttake.models.policy import Policy, PolicyConfig
@@ -257,7 +257,9 @@ def bench(name: str, config: GpuConfig, rows: int = 1) -> Bench:
     width = held.get("text_embed_dim") or held.get("text_dim")
     text = torch.randn(rows, model.longest_prompt(), width, device=device) * 0.1
     x_t = torch.randn(rows, *model.latent_shape(*model.default_size()), device=device)
-    return Bench(model, policy, x_t, torch.full((rows,), 0.5, device=device), {"text": text.to(model.denoiser.dtype)})
+    return Workload(
+        model, policy, x_t, torch.full((rows,), 0.5, device=device), {"text": text.to(model.denoiser.dtype)}
+    )
 
 
 def saving_attention(function: Any, *inputs: Any) -> Any:
@@ -280,43 +282,43 @@ def saving_attention(function: Any, *inputs: Any) -> Any:
 
 def network(name: str, config: GpuConfig) -> dict[str, Any]:
     """A pass of one clip through the denoiser, by what the LoRA is held in, which kernel, what is kept."""
-    made, rows = bench(name, config), Rows()
-    denoiser = made.model.denoiser
-    rows["forward, no LoRA"] = tried(made.base)
-    rows["forward, LoRA float32"] = tried(made.forward)
+    workload, rows = make_workload(name, config), Rows()
+    denoiser = workload.model.denoiser
+    rows["forward, no LoRA"] = tried(workload.base)
+    rows["forward, LoRA float32"] = tried(workload.forward)
     torch.backends.cuda.matmul.allow_tf32 = True
-    rows["forward, LoRA float32, TF32"] = tried(made.forward)
+    rows["forward, LoRA float32, TF32"] = tried(workload.forward)
     torch.backends.cuda.matmul.allow_tf32 = False
-    rows["kernels, LoRA float32"] = kernels(made.forward)
-    made.lora(torch.bfloat16)
-    rows["forward, LoRA bfloat16"] = tried(made.forward)
+    rows["kernels, LoRA float32"] = kernels(workload.forward)
+    workload.lora(torch.bfloat16)
+    rows["forward, LoRA bfloat16"] = tried(workload.forward)
     for backend in BACKENDS:
         with sdpa_kernel(BACKENDS[backend]):
-            rows[f"forward, no LoRA, {backend}"] = tried(made.base)
+            rows[f"forward, no LoRA, {backend}"] = tried(workload.base)
     with sdpa_kernel(SDPBackend.CUDNN_ATTENTION) if not config.tiny else nullcontext():
-        rows["kernels, no LoRA, cudnn"] = kernels(made.base)
+        rows["kernels, no LoRA, cudnn"] = kernels(workload.base)
         for rows_at_once in (2, 4):
-            more = Bench(
-                made.model,
-                made.policy,
-                made.x_t.repeat(rows_at_once, 1, 1, 1, 1),
-                made.t.repeat(rows_at_once),
-                {key: value.repeat(rows_at_once, 1, 1) for key, value in made.condition.items()},
+            more = Workload(
+                workload.model,
+                workload.policy,
+                workload.x_t.repeat(rows_at_once, 1, 1, 1, 1),
+                workload.t.repeat(rows_at_once),
+                {key: value.repeat(rows_at_once, 1, 1) for key, value in workload.condition.items()},
             )
             rows[f"forward of {rows_at_once} clips, no LoRA, cudnn"] = tried(more.base, 2)
             del more
-        rows["forward, LoRA bfloat16, cudnn"] = tried(made.forward)
+        rows["forward, LoRA bfloat16, cudnn"] = tried(workload.forward)
         denoiser.enable_gradient_checkpointing()
-        rows["forward and backward, LoRA bfloat16, checkpointing, cudnn"] = tried(made.both, 2)
-        rows["kernels of forward and backward, cudnn"] = kernels(made.both)
+        rows["forward and backward, LoRA bfloat16, checkpointing, cudnn"] = tried(workload.both, 2)
+        rows["kernels of forward and backward, cudnn"] = kernels(workload.both)
         denoiser.enable_gradient_checkpointing(saving_attention)
-        rows["forward and backward, LoRA bfloat16, attention kept, cudnn"] = tried(made.both, 2)
+        rows["forward and backward, LoRA bfloat16, attention kept, cudnn"] = tried(workload.both, 2)
         denoiser.disable_gradient_checkpointing()
-        rows["forward and backward, LoRA bfloat16, all kept, cudnn"] = tried(made.both, 2)
+        rows["forward and backward, LoRA bfloat16, all kept, cudnn"] = tried(workload.both, 2)
     denoiser.enable_gradient_checkpointing()
-    rows["forward and backward, LoRA bfloat16, checkpointing"] = tried(made.both, 2)
-    made.lora(torch.float32)
-    rows["forward and backward, LoRA float32, checkpointing"] = tried(made.both, 2)
+    rows["forward and backward, LoRA bfloat16, checkpointing"] = tried(workload.both, 2)
+    workload.lora(torch.float32)
+    rows["forward and backward, LoRA float32, checkpointing"] = tried(workload.both, 2)
     return rows
 
 
@@ -324,22 +326,22 @@ def compiled(name: str, config: GpuConfig) -> dict[str, Any]:
     """The same with compiled blocks: sampling, then training with what is kept chosen by hand."""
     from besttake.models.compiled import compile_blocks
 
-    made, rows = bench(name, config), Rows()
-    made.lora(torch.float32 if config.tiny else torch.bfloat16)
-    compile_blocks(made.model.denoiser)
+    workload, rows = make_workload(name, config), Rows()
+    workload.lora(torch.float32 if config.tiny else torch.bfloat16)
+    compile_blocks(workload.model.denoiser)
     with sdpa_kernel(SDPBackend.CUDNN_ATTENTION) if not config.tiny else nullcontext():
         began = time.perf_counter()
-        rows["forward, no LoRA, cudnn"] = tried(made.base)
+        rows["forward, no LoRA, cudnn"] = tried(workload.base)
         rows["seconds to compile it"] = round(time.perf_counter() - began, 1)
-        rows["kernels, no LoRA, cudnn"] = kernels(made.base)
-        rows["forward, LoRA bfloat16, cudnn"] = tried(made.forward)
-        made.model.denoiser.enable_gradient_checkpointing()
+        rows["kernels, no LoRA, cudnn"] = kernels(workload.base)
+        rows["forward, LoRA bfloat16, cudnn"] = tried(workload.forward)
+        workload.model.denoiser.enable_gradient_checkpointing()
         began = time.perf_counter()
-        rows["forward and backward, checkpointing, cudnn"] = tried(made.both, 2)
+        rows["forward and backward, checkpointing, cudnn"] = tried(workload.both, 2)
         rows["seconds to compile that"] = round(time.perf_counter() - began, 1)
-        rows["kernels of forward and backward, cudnn"] = kernels(made.both)
-        made.model.denoiser.disable_gradient_checkpointing()
-        rows["forward and backward, all kept, cudnn"] = tried(made.both, 2)
+        rows["kernels of forward and backward, cudnn"] = kernels(workload.both)
+        workload.model.denoiser.disable_gradient_checkpointing()
+        rows["forward and backward, all kept, cudnn"] = tried(workload.both, 2)
     return rows
 
 
@@ -454,14 +456,14 @@ def run(name: str, config: GpuConfig, limit: float) -> Any:
     try:
         done = subprocess.run(command, env=environment, text=True, stderr=subprocess.PIPE, timeout=limit)
     except subprocess.TimeoutExpired as stopped:
-        told = stopped.stderr or ""
-        return {**figures_in(told if isinstance(told, str) else told.decode()), "stopped": f"after {limit:.0f} s"}
+        output = stopped.stderr or ""
+        return {**figures_in(output if isinstance(output, str) else output.decode()), "stopped": f"after {limit:.0f} s"}
     found = figures_in(done.stderr)
     return found if done.returncode == 0 else {**found, "failed": done.stderr.splitlines()[-12:]}
 
 
 def figures_in(output: str) -> dict[str, Any]:
-    """The last figures that a part has told."""
+    """The last figures that a part has printed."""
     last = [line for line in output.splitlines() if line.startswith("{") and line.endswith("}")][-1:]
     return json.loads(last[0]) if last else {}
 

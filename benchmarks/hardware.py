@@ -53,8 +53,10 @@ def section(recipe: str, plans: list[Plan]) -> str:
         for name, phase in first.phases.items()
     ]
     head = "| phase | TFLOP | seconds | peak GiB | whose |\n| --- | ---: | ---: | ---: | --- |\n"
-    said = "\n".join(verdict(plan) for plan in plans)
-    return f"## {recipe}\n\n{head}" + "\n".join(rows) + f"\n\n{first.card.name}, {times(first)}.\n\n```\n{said}\n```\n"
+    verdicts = "\n".join(verdict(plan) for plan in plans)
+    return (
+        f"## {recipe}\n\n{head}" + "\n".join(rows) + f"\n\n{first.card.name}, {times(first)}.\n\n```\n{verdicts}\n```\n"
+    )
 
 
 def main(config: HardwareConfig) -> None:

@@ -1,9 +1,9 @@
-"""Training runs ended by a signal at random moments: is anything lost beyond the step that was under way?
+"""Training runs killed by signals at random moments: is anything lost beyond the current step?
 
-Every run is ended once, by SIGKILL, SIGTERM or Ctrl-C, somewhere between its start and its end; what it had finished is
-read from its `metrics.jsonl`, and held against its newest checkpoint. It then goes on to its end, and must be, bit for
-bit, the run that was never ended: its metrics, and the adapter. With two processes the launcher is a real `torchrun`:
-SIGKILL hits one of its processes, SIGTERM and Ctrl-C the process group of the launcher.
+Every run is killed once, by SIGKILL, SIGTERM or Ctrl-C, at a random time; its finished steps in `metrics.jsonl` are
+compared with its newest checkpoint. It is then resumed, and metrics and adapter must equal those of an uninterrupted
+run bit for bit. With two processes the launcher is a real `torchrun`: SIGKILL is sent to one of its processes, SIGTERM
+and Ctrl-C to the launcher's process group.
 
     python benchmarks/kills.py --kills 20
 """
@@ -57,10 +57,10 @@ OWN: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class KillsConfig:
-    """End runs at random moments, and see what is lost."""
+    """Kill runs at random moments, and check what is lost."""
 
     kills: int = 20
-    """Of each signal, in each way, over the algorithms in turn."""
+    """Kills per signal and number of processes, distributed over the algorithms."""
     ways: tuple[int, ...] = (1, 2)
     """Numbers of processes."""
     algorithms: tuple[str, ...] = tuple(OWN)
@@ -71,11 +71,11 @@ class KillsConfig:
 
 @dataclass(frozen=True)
 class Kill:
-    """What came of one.
+    """The outcome of one kill.
 
     Attributes:
-        finished, saved: the last step that had been finished, and the step of the newest checkpoint.
-        equal: whether the run that went on is the one that was never ended.
+        finished, saved: the last finished step, and the step of the newest checkpoint.
+        equal: whether the resumed run equals the uninterrupted one.
     """
 
     algorithm: str
@@ -88,7 +88,7 @@ class Kill:
     equal: bool
 
 
-def material(folder: Path) -> None:
+def write_data(folder: Path) -> None:
     clips = write_clips(ClipsConfig(folder / "clips", count=8))
     found = find_clips(str(clips))
     (folder / "prompts.txt").write_text("".join(f"{clip.caption}\n" for clip in found))
@@ -102,7 +102,7 @@ def material(folder: Path) -> None:
 def config_of(name: str, folder: Path, out: Path, save_every: int) -> Any:
     data = {"onlinevpo": folder / "prompts.txt", "offline_dpo": folder / "pairs.jsonl"}
     own = {"reward": RewardConfig("temporal-flicker", normalise="batch")} if name == "onlinevpo" else {}
-    look = ValidationConfig(3, str(folder / "prompts.txt"), 1, ("dynamic-degree",), 1, RolloutOverrides(steps=1))
+    validation = ValidationConfig(3, str(folder / "prompts.txt"), 1, ("dynamic-degree",), 1, RolloutOverrides(steps=1))
     return algorithms()[name].Config(
         data=str(data.get(name, folder / "clips")),
         out=out,
@@ -110,7 +110,7 @@ def config_of(name: str, folder: Path, out: Path, save_every: int) -> Any:
         save_every=save_every,
         policy=PolicyConfig(rank=2, ema_decay=0.5),
         optim=OptimConfig(lr=1e-3, warmup_steps=2, gradient_accumulation_steps=2),
-        validation=look,
+        validation=validation,
         rollout=RolloutConfig(steps=1),
         **OWN[name],
         **own,
@@ -153,7 +153,7 @@ def torchrun(config: Any, processes: int) -> subprocess.Popen:
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
 
 
-def strike(config: Any, number: int, processes: int, after: float, rng: random.Random) -> int:
+def run_and_kill(config: Any, number: int, processes: int, after: float, rng: random.Random) -> int:
     """Start, send a signal so many seconds after training has begun; the exit code of what was started."""
     rank, pid = rng.randrange(processes), config.out.with_suffix
     if processes == 1:
@@ -186,8 +186,8 @@ def to_its_end(config: Any, processes: int) -> None:
     started = fork(config, processes)
     for process in started:
         process.join()
-    said = config.out.with_suffix(".0.log").read_text()
-    assert not any(process.exitcode for process in started), said
+    output = config.out.with_suffix(".0.log").read_text()
+    assert not any(process.exitcode for process in started), output
 
 
 def finished(folder: Path) -> int:
@@ -213,7 +213,7 @@ def same(one: Path, other: Path) -> bool:
     return rows == expected and all(torch.equal(weights[name], theirs[name]) for name in theirs)
 
 
-def struck(name: str, processes: int, kills: int, folder: Path, rng: random.Random) -> Iterator[Kill]:
+def runs_with_kills(name: str, processes: int, kills: int, folder: Path, rng: random.Random) -> Iterator[Kill]:
     """Runs of an algorithm, each ended once by each signal in turn."""
     whole = config_of(name, folder, folder / f"{name}-{processes}", 99)
     to_its_end(whole, processes)
@@ -232,10 +232,10 @@ def struck(name: str, processes: int, kills: int, folder: Path, rng: random.Rand
             out = folder / f"{name}-{processes}-{signal_name}-{number}"
             config = replace(whole, out=out, save_every=every)
             seconds = rng.uniform(0, lasts)
-            code = strike(config, SIGNALS[signal_name], processes, seconds, rng)
-            done, there = finished(out), saved(out)
+            code = run_and_kill(config, SIGNALS[signal_name], processes, seconds, rng)
+            done, checkpoint_step = finished(out), saved(out)
             to_its_end(config, processes)
-            yield Kill(name, processes, signal_name, seconds, code, done, there, same(out, whole.out))
+            yield Kill(name, processes, signal_name, seconds, code, done, checkpoint_step, same(out, whole.out))
             shutil.rmtree(out)
 
 
@@ -256,11 +256,11 @@ def main(config: KillsConfig) -> int:
     rng, found = random.Random(config.seed), []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        material(folder)
+        write_data(folder)
         for processes in config.ways:
             for algorithm in config.algorithms:
                 each = -(-config.kills // len(config.algorithms))
-                for kill in struck(algorithm, processes, each, folder, rng):
+                for kill in runs_with_kills(algorithm, processes, each, folder, rng):
                     found.append(kill)
                     if kill.finished > kill.saved or not kill.equal:
                         print(kill, flush=True)

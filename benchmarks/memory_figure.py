@@ -1,10 +1,10 @@
-"""The paper's memory figure: a DPO step against a reward's gradient through the autoencoder (ReFL), by size of clip.
+"""The paper's memory figure: a DPO step against a reward gradient through the autoencoder (ReFL), by clip size.
 
 Both train Open-Sora 1.2, the paper's model, in bfloat16 with gradient checkpointing and AdamW. The DPO step is ours: a
 winner and a loser, by the split backward. ReFL's is one denoising step with gradient to x_0, which is decoded; the
 reward is the mean of the pixels, so that a critic's own memory would come on top.
 
-    python benchmarks/memory_figure.py                  # counted on an imagined card: no GPU, no weights
+    python benchmarks/memory_figure.py                  # counted on a fake device: no GPU, no weights
     python benchmarks/memory_figure.py --device cuda    # measured, with random weights
     python benchmarks/memory_figure.py --model THUDM/CogVideoX-5b --methods dpo --train lora --sizes 480x720 --frames 49
 """
@@ -65,8 +65,8 @@ def main(config: FigureConfig) -> None:
             print(" | ".join(["---"] * (1 + len(config.frames))))
             for size in config.sizes:
                 height, width = SIZES.get(size) or map(int, size.split("x"))
-                found = (peak(config, method, train, (frames, height, width)) for frames in config.frames)
-                print(f"{size} | " + " | ".join(f"{gib:.1f}" for gib in found), flush=True)
+                peaks = (peak(config, method, train, (frames, height, width)) for frames in config.frames)
+                print(f"{size} | " + " | ".join(f"{gib:.1f}" for gib in peaks), flush=True)
 
 
 def peak(config: FigureConfig, method: str, train: Any, size: Size) -> float:
@@ -75,7 +75,7 @@ def peak(config: FigureConfig, method: str, train: Any, size: Size) -> float:
     device = CARD if counted else torch.device(config.device)
     meter = Meter(CARD, Throughput(find_card("H200"), 0.5))
     with fake_device() if counted else nullcontext(), meter if counted else nullcontext():
-        ready = partial(claimed, meter) if counted else randomise
+        ready = partial(claim_weights, meter) if counted else randomise
         model = skeleton(config.model, torch.bfloat16, ready, config.quantize, device=device)
         how = PolicyConfig(train=train, rank=64, gradient_checkpointing=True, micro_batch_size=1)
         try:
@@ -101,7 +101,7 @@ def peak(config: FigureConfig, method: str, train: Any, size: Size) -> float:
     return most / 2**30
 
 
-def claimed(meter: Meter, name: str, part: nn.Module) -> None:
+def claim_weights(meter: Meter, name: str, part: nn.Module) -> None:
     """The meter sees a part's weights, those in fewer bits too."""
     meter.claim(name, [*part.parameters(), *part.buffers()])
 

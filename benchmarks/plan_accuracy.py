@@ -38,7 +38,7 @@ DRAWN = ("weights", "autoencoder", "text encoder")
 
 @dataclass(frozen=True)
 class AccuracyConfig:
-    """Take a recipe's step, planned and for real."""
+    """Compare a recipe's step as planned and as run."""
 
     recipe: str = "onlinevpo-tiny"
     card: str = "H100"
@@ -119,34 +119,36 @@ def run(config: Any, meter: Any, device: torch.device) -> dict[str, Phase]:
     return dict(meter.phases)
 
 
-def smaller(config: Any, asked: AccuracyConfig) -> Any:
+def smaller(config: Any, settings: AccuracyConfig) -> Any:
     """The recipe with few sampling steps and rows, and a critic that needs no weights."""
     rows = {"prompts_per_step", "clips_per_step", "pairs_per_step"} & vars(config).keys()
-    config = replace(config, rollout=replace(config.rollout, steps=asked.steps), **dict.fromkeys(rows, asked.rows))
+    config = replace(
+        config, rollout=replace(config.rollout, steps=settings.steps), **dict.fromkeys(rows, settings.rows)
+    )
     config = replace(config, validation=replace(config.validation, every=0))
     return replace(config, reward=RewardConfig("motion-smoothness")) if hasattr(config, "reward") else config
 
 
-def main(asked: AccuracyConfig) -> None:
-    config, device = smaller(read_recipe(asked.recipe), asked), torch.device(find_device(asked.device))
-    pace = Throughput(find_card(asked.card), asked.efficiency)
-    planned = measure(config, pace, parts=("step",))
+def main(settings: AccuracyConfig) -> None:
+    config, device = smaller(read_recipe(settings.recipe), settings), torch.device(find_device(settings.device))
+    throughput = Throughput(find_card(settings.card), settings.efficiency)
+    planned = measure(config, throughput, parts=("step",))
     on_gpu = device.type == "cuda"
     if on_gpu:
         found = run(config, Clock(device), device)
     else:
-        with Whole(device, pace) as meter:
+        with Whole(device, throughput) as meter:
             found = run(config, meter, device)
     figures = {name: compared(planned[name], found[name], on_gpu) for name in STEP if name in planned and name in found}
-    show(figures, f"{asked.recipe} on {describe_device(str(device))}")
+    show(figures, f"{settings.recipe} on {describe_device(str(device))}")
     worst = max(abs(row["memory"] - 1) for row in figures.values())
-    print(f"memory is off by {worst:.0%} at most; the aim is {asked.aim:.0%}")
+    print(f"memory is off by {worst:.0%} at most; the aim is {settings.aim:.0%}")
     if on_gpu:
         for row in figures.values():
-            right = asked.efficiency / row["time"]
+            right = settings.efficiency / row["time"]
             print(f"efficiency with which the plan's seconds would be right: about {right:.2f}")
-    if asked.out:
-        asked.out.write_text(json.dumps({"device": describe_device(str(device)), "figures": figures}, indent=1))
+    if settings.out:
+        settings.out.write_text(json.dumps({"device": describe_device(str(device)), "figures": figures}, indent=1))
 
 
 def compared(planned: Phase, found: Phase, on_gpu: bool) -> dict[str, float]:

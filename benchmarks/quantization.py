@@ -1,11 +1,11 @@
-"""A base in fewer bits: how far its predictions are off, what it takes, and what becomes of LoRA's gradients.
+"""Quantized base models: errors of predictions, memory, and effect on LoRA's gradients.
 
     python benchmarks/quantization.py                      # tiny-cogvideox; half a minute
     python benchmarks/quantization.py --model FOLDER       # any model, on a GPU if there is one
 
-Against the same model in bfloat16, on noised takes of its own: the relative error of a prediction, the cosine of the
-gradients of a LoRA that has been moved, bytes of the blocks' weights, and seconds of a forward and backward pass. For
-comparison, what bfloat16 itself changes against float32.
+Compared with the same model in bfloat16, on its own noised samples: relative error of a prediction, cosine of the
+gradients of a perturbed LoRA, size of the blocks' weights, and seconds of a forward and backward pass. For comparison,
+the same for bfloat16 against float32.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def main(config: QuantizationConfig) -> None:
     prompts = read_prompts(config.prompts)[: config.count]
     model = load_model(config.model, device=device)
     clips = generate(model, prompts, RolloutConfig(steps=8, guidance=1.0), decode=False).latents
-    exact = looked_at(Policy(model, PolicyConfig(rank=8)), prompts, clips)
+    exact = measure(Policy(model, PolicyConfig(rank=8)), prompts, clips)
     print(f"{config.model} on {describe_device(device)}, {torch.get_num_threads()} threads\n")
     print(
         "weights | against | error of a prediction | cosine of gradients | MB of the blocks | seconds\n"
@@ -53,7 +53,7 @@ def main(config: QuantizationConfig) -> None:
     before, name = exact, "float32"
     for way, bits in WAYS.items():
         policy = Policy(load_model(config.model, torch.bfloat16, device, bits), PolicyConfig(rank=8))
-        found = looked_at(policy, prompts, clips)
+        found = measure(policy, prompts, clips)
         error = (found["prediction"] - before["prediction"]).norm() / before["prediction"].norm()
         cosine = torch.cosine_similarity(found["gradient"], before["gradient"], 0)
         print(f"{way} | {name} | {error:.4f} | {cosine:.4f} | {megabytes(policy):.2f} | {found['seconds']:.2f}")
@@ -61,17 +61,17 @@ def main(config: QuantizationConfig) -> None:
             before, name = found, way
 
 
-def looked_at(policy: Policy, prompts: list[str], clips: Tensor) -> dict[str, Any]:
-    """Predictions on noised clips, the gradient of a moved LoRA, and the seconds of both."""
+def measure(policy: Policy, prompts: list[str], clips: Tensor) -> dict[str, Any]:
+    """Predictions on noised clips, the gradient of a perturbed LoRA, and the seconds of both."""
     generator, model = torch.Generator().manual_seed(0), policy.model
     with torch.no_grad():
         for weight in policy.trainable.values():
             weight += 0.02 * torch.randn(weight.shape, generator=generator).to(weight)
     noise = torch.randn(clips.shape, generator=generator).to(clips)
     t = model.schedule.sample_times(len(clips), generator).to(clips.device)
-    x_t, told = model.schedule.add_noise(clips, noise, t), model.encode_prompts(prompts)
+    x_t, condition = model.schedule.add_noise(clips, noise, t), model.encode_prompts(prompts)
     began = time.perf_counter()
-    prediction = policy.predict(x_t, t, told).float()
+    prediction = policy.predict(x_t, t, condition).float()
     (prediction - model.schedule.target(clips, noise, t)).square().mean().backward()
     gradient = torch.cat([weight.grad.flatten() for weight in policy.trainable.values() if weight.grad is not None])
     return {"prediction": prediction.detach(), "gradient": gradient, "seconds": time.perf_counter() - began}

@@ -1,7 +1,7 @@
-"""One OnlineVPO step of besttake against a plain one, in one run: same model, same sizes, same machine.
+"""Speed of an OnlineVPO step of besttake against a plain implementation with the same model and sizes.
 
-The plain step is what a first script does: candidates one at a time through the diffusers pipeline (text encoded each
-time), the critic one clip at a time, and four separate forwards in the loss (policy and reference, winner and loser).
+The plain step samples candidates one at a time with the diffusers pipeline (encoding the text each time), scores one
+clip at a time, and uses four separate forward passes in the loss (policy and reference, winner and loser).
 
     python benchmarks/step_time.py --model tiny-cogvideox --repeats 3
 """
@@ -67,13 +67,13 @@ def our_step(
 ):
     model = policy.model
     with watch.part("sampling"):
-        takes = generate(policy, prompts, config.rollout, n=config.candidates, seed=(0, step), decode=False)
+        candidates = generate(policy, prompts, config.rollout, n=config.candidates, seed=(0, step), decode=False)
     with watch.part("decoding"), torch.no_grad():
-        videos = torch.cat([model.decode(part) for part in takes.latents.split(config.rollout.batch)]).clamp(-1, 1)
+        videos = torch.cat([model.decode(part) for part in candidates.latents.split(config.rollout.batch)]).clamp(-1, 1)
     with watch.part("scoring"), torch.no_grad():
-        scores = critic(videos, takes.prompts, model.fps).values[:, 0]
+        scores = critic(videos, candidates.prompts, model.fps).values[:, 0]
     with watch.part("loss"):
-        pairs, _ = best_against_worst(takes, scores)
+        pairs, _ = best_against_worst(candidates, scores)
         generator = torch.Generator().manual_seed(step)
         t = model.schedule.sample_times(len(pairs), generator).to(model.device)
         noise = torch.randn(pairs.clips[:, 0].shape, generator=generator).to(model.device)
@@ -87,7 +87,7 @@ def plain_step(
     model, rollout = policy.model, config.rollout
     frames, height, width = rollout.size(model)
     for i, prompt in enumerate(prompts):
-        takes, scores = [], []
+        candidates, scores = [], []
         for k in range(config.candidates):
             with watch.part("sampling"):
                 latents = model.pipeline(
@@ -106,19 +106,22 @@ def plain_step(
                 video = model.decode(latents).clamp(-1, 1)
             with watch.part("scoring"), torch.no_grad():
                 scores.append(critic(video, [prompt], model.fps).values.item())
-            takes.append(latents)
+            candidates.append(latents)
         with watch.part("loss"):
-            _plain_loss(policy, takes, scores, prompt, step).backward()
+            _plain_loss(policy, candidates, scores, prompt, step).backward()
 
 
-def _plain_loss(policy: Policy, takes: list, scores: list[float], prompt: str, step: int):
+def _plain_loss(policy: Policy, candidates: list, scores: list[float], prompt: str, step: int):
     model, generator = policy.model, torch.Generator().manual_seed(step)
     t = model.schedule.sample_times(1, generator).to(model.device)
-    noise = torch.randn(takes[0].shape, generator=generator).to(model.device)
+    noise = torch.randn(candidates[0].shape, generator=generator).to(model.device)
     condition = model.encode_prompts([prompt])
     errors = []
     for row in (max(range(len(scores)), key=scores.__getitem__), min(range(len(scores)), key=scores.__getitem__)):
-        x_t, target = model.schedule.add_noise(takes[row], noise, t), model.schedule.target(takes[row], noise, t)
+        x_t, target = (
+            model.schedule.add_noise(candidates[row], noise, t),
+            model.schedule.target(candidates[row], noise, t),
+        )
         mine = (policy.predict(x_t, t, condition) - target).square().mean()
         errors.append(mine - (policy.reference.predict(x_t, t, condition) - target).square().mean())
     return -F.logsigmoid(-250.0 * (errors[0] - errors[1]))

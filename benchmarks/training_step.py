@@ -1,15 +1,15 @@
-"""How fast sampling and a DPO step are, against the machine and against peers: pairs an hour of one GPU.
+"""Speed of sampling and of a DPO step relative to the hardware and to other implementations: pairs per hour on one GPU.
 
-One model at its real size with random weights (their values change no time), LoRA, bfloat16. In one run:
+One model at its real size with random weights (which do not affect times), LoRA, bfloat16. In one run:
 
-- the rate of large bfloat16 matrix products, which all else is a share of;
+- the rate of large bfloat16 matrix products, to which all other rates are relative;
 - a few steps of sampling, ours and by diffusers' own pipeline at the same size;
 - the DPO step on a pair, ours and as public scripts write it: a second model for the reference, four forwards, and the
   activations of both clips held until the backward pass;
-- decoding a take; from all of these, pairs an hour.
+- decoding a video; from all of these, pairs per hour.
 
     python benchmarks/training_step.py                              # CogVideoX-2B and -5B, Wan 1.3B; needs a GPU
-    python benchmarks/training_step.py --models tiny-cogvideox --dtype float32 --no-checkpointing --clips-at-once 0
+    python benchmarks/training_step.py --models tiny-cogvideox --dtype float32 --no-checkpointing --micro-batch-size 0
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class SpeedConfig:
     models: tuple[str, ...] = ("THUDM/CogVideoX-2b", "THUDM/CogVideoX-5b", "Wan-AI/Wan2.1-T2V-1.3B-Diffusers")
     candidates: int = 4
     batch: int = 4
-    """Takes denoised at once."""
+    """Videos denoised at once."""
     micro_batch_size: int = 1
     checkpointing: bool = True
     compile: bool = False
@@ -66,7 +66,7 @@ class Timed:
     flops: float
     memory: float = 0.0
 
-    def said(self, rate: float) -> str:
+    def describe(self, rate: float) -> str:
         share, memory = self.flops / self.seconds / rate, f", {self.memory:.1f} GiB" if self.memory else ""
         return f"{self.seconds:.3f} s, {self.flops / 1e12:.3f} TFLOP, {share:.0%} of the rate{memory}"
 
@@ -88,35 +88,33 @@ def measure(source: str, config: SpeedConfig, device: str, rate: float) -> None:
     size, steps = model.default_size(), model.default_steps
     rollout = RolloutConfig(steps=FEW, batch=config.batch, compile=config.compile)
     passes = FEW * (2 if rollout.scale(model) != 1 and not model.embeds_guidance else 1)
-    theirs = timed(lambda: official(model, FEW), config.repeats, device)
+    pipeline_time = timed(lambda: official(model, FEW), config.repeats, device)
     policy = Policy(
         model,
         PolicyConfig(
             rank=config.rank, gradient_checkpointing=config.checkpointing, micro_batch_size=config.micro_batch_size
         ),
     )
-    ours = timed(lambda: shoot(policy, rollout, config.batch), config.repeats, device)
+    our_time = timed(lambda: sample(policy, rollout, config.batch), config.repeats, device)
     latents = torch.randn(1, *model.latent_shape(*size), device=device)
     decode = timed(lambda: model.decode(latents, size[0]), config.repeats, device)
     step = timed(lambda: our_step(policy, latents), config.repeats, device)
-    print(
-        f"{' x '.join(map(str, size))}, {steps} steps, {passes // FEW} passes a step, {config.candidates} takes a pair"
-    )
-    print(f"sampling, {FEW} steps of {config.batch} takes: {ours.said(rate)}")
-    faster = theirs.seconds / ours.seconds * config.batch
-    print(f"the same of one take by diffusers' pipeline: {theirs.said(rate)}; a take of ours is {faster:.2f} x as fast")
-    print(f"decoding a take: {decode.said(rate)}")
-    print(f"a DPO step on a pair: {step.said(rate)}")
+    print(f"{' x '.join(map(str, size))}, {steps} steps, {passes // FEW} passes each, {config.candidates} candidates")
+    print(f"sampling, {FEW} steps of {config.batch} videos: {our_time.describe(rate)}")
+    faster = pipeline_time.seconds / our_time.seconds * config.batch
+    print(f"one video by diffusers' pipeline: {pipeline_time.describe(rate)}; ours is {faster:.2f} x as fast per video")
+    print(f"decoding a video: {decode.describe(rate)}")
+    print(f"a DPO step on a pair: {step.describe(rate)}")
     try:
         reference = copy.deepcopy(model.denoiser).requires_grad_(False)
         plain = timed(lambda: public_step(policy, reference, latents), config.repeats, device)
         faster = plain.seconds / step.seconds
-        print(f"the same as public scripts write it: {plain.said(rate)}; ours is {faster:.2f} x as fast")
+        print(f"the same as public scripts write it: {plain.describe(rate)}; ours is {faster:.2f} x as fast")
     except torch.OutOfMemoryError:
         print("the same as public scripts write it: not enough memory")
-    take = ours.seconds / config.batch / FEW * steps + decode.seconds
-    pairs = 3600 / (config.candidates * take + step.seconds)
-    print(f"pairs an hour: {pairs:.1f} (a take {take:.1f} s; the critic is not counted)")
+    seconds_per_candidate = our_time.seconds / config.batch / FEW * steps + decode.seconds
+    pairs = 3600 / (config.candidates * seconds_per_candidate + step.seconds)
+    print(f"pairs per hour: {pairs:.1f} (a candidate {seconds_per_candidate:.1f} s; the critic is not counted)")
 
 
 def random_model(source: str, dtype: torch.dtype, device: str) -> VideoModel:
@@ -152,8 +150,8 @@ def timed(work: Callable[[], Any], repeats: int, device: str) -> Timed:
     return Timed(fastest, counter.get_total_flops(), memory)
 
 
-def shoot(policy: Policy, rollout: RolloutConfig, takes: int) -> None:
-    generate(policy, [PROMPT], rollout, n=takes, decode=False)
+def sample(policy: Policy, rollout: RolloutConfig, candidates: int) -> None:
+    generate(policy, [PROMPT], rollout, n=candidates, decode=False)
 
 
 def official(model: VideoModel, steps: int) -> None:
@@ -187,10 +185,10 @@ def public_step(policy: Policy, reference: Any, latents: Tensor) -> None:
     noise, gains = torch.randn_like(latents), []
     for clip in (latents, latents.flip(-1)):
         x_t, target = model.schedule.add_noise(clip, noise, t), model.schedule.target(clip, noise, t)
-        mine = (policy.predict(x_t, t, condition).float() - target).square().mean()
+        policy_error = (policy.predict(x_t, t, condition).float() - target).square().mean()
         with torch.no_grad():
-            theirs = (model.predict(reference, x_t, t, condition).float() - target).square().mean()
-        gains.append(mine - theirs)
+            reference_error = (model.predict(reference, x_t, t, condition).float() - target).square().mean()
+        gains.append(policy_error - reference_error)
     (-F.logsigmoid(-250.0 * (gains[0] - gains[1]))).backward()
     for weight in policy.trainable.values():
         weight.grad = None

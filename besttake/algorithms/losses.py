@@ -22,7 +22,7 @@ from besttake.models.policy import Policy
 from besttake.models.sharding import reset_after_failure, reshard_after_recompute
 from besttake.runtime.configuration import require
 from besttake.runtime.distributed import all_gather_rows, shard_rows
-from besttake.runtime.memory import forget
+from besttake.runtime.memory import free_memory
 from besttake.types import Condition, Latent, Time
 
 T = TypeVar("T")
@@ -133,7 +133,7 @@ def _in_the_memory_there_is(policy: Policy, work: Callable[[], T]) -> T:
         clips = policy.oom_micro_batch(error)
         if not clips:
             raise
-        forget(error)
+        free_memory(error)
     reset_after_failure(policy.model.denoiser)
     _drop_what_is_queued(policy.model.device)
     policy.micro_batch_size = clips // 2

@@ -18,7 +18,7 @@ from safetensors.torch import load
 from torch import Tensor
 
 from besttake.data.files import save_tensors
-from besttake.data.prompts import images_of
+from besttake.data.prompts import image_hashes
 from besttake.models.policy import HASH_PREFIX, Policy
 from besttake.runtime.configuration import fingerprint
 from besttake.runtime.distributed import broadcast_from_main, broadcast_tensor_from_main, is_main, raise_on_all
@@ -121,7 +121,7 @@ def negatives_folder(run: Run) -> Path:
 
 def _name(caption: str) -> str:
     """A file name for a caption and, if it has one, its first frame, by what is to be seen in it."""
-    frame = images_of(caption).get("first_frame")
+    frame = image_hashes(caption).get("first_frame")
     return hashlib.sha256((caption + (f"\n{frame}" if frame else "")).encode()).hexdigest()[:16]
 
 

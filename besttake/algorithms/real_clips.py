@@ -89,7 +89,7 @@ def encode_clips(run: Run, clips: Sequence[RealClip], size: RolloutConfig, skip_
 
 def visible_part(file: Path) -> str:
     """A file as two processes see it: its name, its size, and a hash of pieces of it."""
-    return f"{file.name} of {file.stat().st_size} bytes ({content_hash(file, whole=1 << 20)[:8]})"
+    return f"{file.name} of {file.stat().st_size} bytes ({content_hash(file, full_bytes=1 << 20)[:8]})"
 
 
 def check_caption(model: VideoModel, caption: str, clip: Path) -> None:

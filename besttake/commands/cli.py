@@ -120,7 +120,7 @@ def _train(recipe: Any, flags: list[str], command: str) -> None:
 
 def with_flags(config: Any, flags: list[str], command: str) -> Any:
     """A recipe's config with what the flags change; critics that they name come without the weights of the recipe's."""
-    flags = with_new_flags(flags) if is_shipped(config) else flags
+    flags = with_new_flags(flags, type(config)) if is_shipped(config) else flags
     values, _ = plain_values(type(config), flags, command, config)
     return with_values(config, values, names(flags))
 
@@ -232,13 +232,13 @@ def demo(arguments: list[str]) -> None:
 
 
 def generate(arguments: list[str]) -> None:
-    from besttake.commands.generate import GenerateConfig, generate_takes
+    from besttake.commands.generate import GenerateConfig, generate_samples
 
-    generate_takes(from_flags(GenerateConfig, arguments, "besttake generate"))
+    generate_samples(from_flags(GenerateConfig, arguments, "besttake generate"))
 
 
 def score(arguments: list[str]) -> None:
-    """besttake score FOLDER ... | --takes FILE | --benchmark FILE [flags]"""
+    """besttake score FOLDER ... | --samples FILE | --benchmark FILE [flags]"""
     if any(argument.partition("=")[0] == "--benchmark" for argument in arguments):
         _score_benchmark(arguments)
         return
@@ -247,8 +247,8 @@ def score(arguments: list[str]) -> None:
     config = from_flags(ScoreConfig, arguments, "besttake score")
     if config.calibrate:
         found = calibrate_videos(config)
-        print(f"margin {found.margin:.4g}: best and worst of equally good takes differ by less in 95 of 100 prompts")
-        print(f"noise {found.noise:.4g}, spread of the takes {found.spread:.4g}")
+        print(f"margin {found.margin:.4g}: best and worst of equally good videos differ by less for 95 of 100 prompts")
+        print(f"noise {found.noise:.4g}, spread of the videos {found.spread:.4g}")
         print(f"pairs that tie {found.ties:.0%}, pairs that flip {found.flips:.0%}")
         return
     table = Table(*(["folder"] if config.folders else []), "dimension", "videos", "mean", "lowest", "highest")

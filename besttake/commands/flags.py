@@ -1,4 +1,4 @@
-"""Settings from the command line: the same dataclasses as in files, read by tyro, checked by `configuration`."""
+"""Settings from the command line: the same dataclasses as in files, parsed by tyro, validated by `configuration`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tyro.conf import UseAppendAction
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo, StructTypeInfo
 
 from besttake.runtime.configuration import from_dict, parse_yaml
-from besttake.runtime.renamed import new_name
+from besttake.runtime.renamed import RENAMED_FLAGS, new_name
 
 log = logging.getLogger(__name__)
 
@@ -23,22 +23,22 @@ C = TypeVar("C")
 
 
 def from_flags(kind: type[C], arguments: Sequence[str], command: str, default: C | None = None) -> C:
-    """A dataclass from the arguments of a command; those not given are as in `default`.
+    """A dataclass from the arguments of a command; missing ones are taken from `default`.
 
     Raises:
-        ValueError: a flag is given twice, or `from_dict` refuses what they say.
-        SystemExit: with status 2 and a message, an argument is unknown or cannot be read; with 0 after `--help`.
+        ValueError: a flag is given twice, or `from_dict` rejects a value.
+        SystemExit: with status 2 and a message if an argument is unknown or invalid; with 0 after `--help`.
     """
-    return from_dict(kind, plain_values(kind, arguments, command, default)[0])
+    return from_dict(kind, plain_values(kind, with_new_flags(arguments, kind), command, default)[0])
 
 
 def plain_values(
     kind: type, arguments: Sequence[str], command: str, default: Any = None, others: bool = False
 ) -> tuple[dict[str, Any], list[str]]:
-    """What the arguments say, and `default` where they say nothing, as nested plain values; and the arguments left.
+    """The arguments as nested plain values, completed from `default`; and the remaining arguments.
 
     Args:
-        others: leave unknown arguments to another reader, instead of refusing them.
+        others: return unknown arguments instead of rejecting them.
     """
     refuse_repeated(kind, arguments)
     settings: dict[str, Any] = {"prog": command, "registry": _rules(), "return_unknown_args": others}
@@ -48,21 +48,26 @@ def plain_values(
 
 
 def names(arguments: Sequence[str]) -> list[str]:
-    """The settings that the flags among arguments name, as files do: both `--no-tiling` and `--tiling` are `tiling`."""
+    """The names of the settings that the flags set: both `--no-tiling` and `--tiling` are `tiling`."""
     return [name for name, _ in _named(arguments)]
 
 
-def with_new_flags(arguments: Sequence[str]) -> list[str]:
-    """Arguments with flags of former names by those of today, with a warning."""
+def with_new_flags(arguments: Sequence[str], kind: Any) -> list[str]:
+    """Arguments with former names of flags replaced by the current ones, with a warning.
+
+    Args:
+        kind: the dataclass that the flags set; names of its own fields are not replaced.
+    """
+    own = {field.name for field in dataclasses.fields(kind)}
     found = []
     for argument in arguments:
         flag, equals, value = argument.partition("=")
         ((name, _),) = _named([argument]) or [("", "")]
-        today = new_name(name) if name else name
+        today = RENAMED_FLAGS.get(name) or new_name(name) if name and name not in own else name
         if today is None:
-            raise ValueError(f"{flag} is gone; leave it out")
+            raise ValueError(f"{flag} was removed; leave it out")
         if today != name:
-            log.warning("%s is the old name of --%s", flag, today)
+            log.warning("%s was renamed to --%s", flag, today)
             section, dot, last = today.rpartition(".")
             off = "no-" if re.search(r"(^--|\.)no[-_]", flag) else ""
             flag = f"--{section}{dot}{off}{last}"
@@ -71,7 +76,7 @@ def with_new_flags(arguments: Sequence[str]) -> list[str]:
 
 
 def refuse_repeated(kind: type, arguments: Sequence[str]) -> None:
-    """ValueError if a flag is given twice, in whatever spelling, unless its values add up."""
+    """ValueError if a flag is given twice, in any spelling, unless it is one that accumulates values."""
     hints = typing.get_type_hints(kind, include_extras=True)
     given: dict[str, list[str]] = {}
     for name, flag in _named(arguments):
@@ -79,12 +84,12 @@ def refuse_repeated(kind: type, arguments: Sequence[str]) -> None:
     for name, flags in given.items():
         if len(flags) > 1 and UseAppendAction not in getattr(hints.get(name), "__metadata__", ()):
             raise ValueError(
-                f"{name} is given {len(flags)} times ({', '.join(flags)}); give it once, with all its values behind it"
+                f"{name} is given {len(flags)} times ({', '.join(flags)}); give it once, followed by all its values"
             )
 
 
 def _named(arguments: Sequence[str]) -> list[tuple[str, str]]:
-    """Name of the setting, and flag, of every argument that is a flag."""
+    """(name of the setting, flag) of every argument that is a flag."""
     flags = [argument.partition("=")[0] for argument in arguments if re.match("--[A-Za-z]", argument)]
     return [(re.sub(r"(^|\.)no_", r"\1", flag.removeprefix("--").replace("-", "_")), flag) for flag in flags]
 
@@ -95,7 +100,7 @@ def _rules() -> ConstructorRegistry:
 
     @registry.struct_rule
     def plain(info: StructTypeInfo) -> Any:
-        """A dataclass as tyro has it, but left as a dict: it is built, and refused by name, as one from a file is."""
+        """Parse a dataclass into a dict, so that it is built and validated like one from a file."""
         if asking or not dataclasses.is_dataclass(info.type):
             return None
         asking.append(info)
@@ -124,14 +129,14 @@ def _rules() -> ConstructorRegistry:
 
 
 def _mapping(words: list[str], kind: Any) -> Any:
-    """`NAME VALUE` pairs, names alone where each stands for a mapping, or one mapping as YAML writes it in a line."""
+    """A mapping from `NAME VALUE` pairs, from names alone (each an empty mapping), or from one YAML mapping."""
     if len(words) == 1 and words[0].lstrip().startswith("{"):
         return parse_yaml(words[0])
     if kind not in (str, float):
         return _unique(words, words)
     if len(words) % 2:
         raise ValueError(
-            f"{' '.join(words)} are no pairs: a {'number' if kind is float else 'text'} is to follow each name"
+            f"{' '.join(words)} are no pairs; expected a {'number' if kind is float else 'text'} after each name"
         )
     return {name: _value(name, word, kind) for name, word in zip(_unique(words[::2], words), words[1::2], strict=True)}
 

@@ -1,4 +1,4 @@
-"""What the commands beside training do: shoot takes, write clips of the world, train its weights."""
+"""The commands besides training: sample videos, write clips of the small world, pretrain its models."""
 
 from __future__ import annotations
 
@@ -15,130 +15,132 @@ from torch.nn import functional
 
 from besttake.data.cache import versions
 from besttake.data.files import atomic, quick_hash, read_jsonl
-from besttake.data.prompts import images_of, read_prompts
-from besttake.data.video import contact_sheet, enlargement, read_video, write_video
+from besttake.data.prompts import image_hashes, read_prompts
+from besttake.data.video import contact_sheet, read_video, upscale_for, write_video
 from besttake.evaluation.before_after import with_adapter
 from besttake.models import Quantization, VideoModel, load_model
 from besttake.models.policy import weights_hash
 from besttake.runtime.configuration import read_yaml, require, to_dict
 from besttake.runtime.console import progress
 from besttake.runtime.devices import find_device, keep_freed_memory
-from besttake.runtime.embedded import WORLD_CLIPS
+from besttake.runtime.embedded import CLIPS_MARKER
+from besttake.runtime.renamed import rename_files, with_new_keys
 from besttake.sampling.rollout import RolloutConfig, generate
 
-SHEET = 16
-"""Takes on a contact sheet."""
+SHEET_ROWS = 16
+"""Videos on a contact sheet."""
 
 
 @dataclass(frozen=True)
 class GenerateConfig:
-    """Shoot takes of prompts: `NNNNN-K.mp4` and `takes.jsonl` in a folder, and the first of them on `takes.png`.
+    """Sample videos of prompts: writes `NNNNN-K.mp4`, their list `samples.jsonl` and a contact sheet `samples.png`.
 
-    The same command again goes on with the prompts that are left.
+    The same command again continues with the remaining prompts.
     """
 
     prompts: str = "world-train"
-    """File of prompts, one a line, or an embedded list."""
+    """File of prompts, one per line, or an embedded list."""
     model: str = "tiny-cogvideox"
     """Folder or hub id of a diffusers pipeline, or the name of an embedded one; of a family of your own,
     ./my_family.py:FOLDER."""
     adapter: Path | None = None
-    """Folder of what a run has trained: its `adapter/`."""
-    out: Path = Path("takes")
+    """Folder of a trained adapter: a run's `adapter/`."""
+    out: Path = Path("samples")
     n: int = 4
-    """Takes of each prompt."""
+    """Videos per prompt."""
     count: int = 0
-    """Only the first so many prompts; 0 = all."""
+    """Number of prompts to use; 0 = all."""
     seed: int = 0
     device: str = "auto"
     dtype: Literal["float32", "bfloat16"] = "float32"
     quantize: Quantization = "none"
-    """What the weights of the denoiser's blocks are held in instead of `dtype`."""
+    """Quantization of the weights of the denoiser's blocks."""
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
 
     def __post_init__(self):
-        require(self.n >= 1, "n", self.n, "1 take of each prompt, or more")
+        require(self.n >= 1, "n", self.n, "1 or more videos per prompt")
         require(self.count >= 0, "count", self.count, "1 or more, or 0 for all prompts")
 
 
-def generate_takes(config: GenerateConfig) -> Path:
-    """Shoot, write, and list the takes that are not there yet; the path of `takes.jsonl`.
+def generate_samples(config: GenerateConfig) -> Path:
+    """Sample and write the missing videos; returns the path of `samples.jsonl`.
 
     Raises:
-        ValueError: the folder holds takes of other settings, weights or prompts.
+        ValueError: the folder has samples of other settings, weights or prompts.
     """
     prompts = read_prompts(config.prompts)
     prompts = prompts[: config.count] if config.count else prompts
-    listed, batch = config.out / "takes.jsonl", max(1, config.rollout.batch // config.n)
+    listed, batch = config.out / "samples.jsonl", max(1, config.rollout.batch // config.n)
     model = load_model(config.model, getattr(torch, config.dtype), find_device(config.device), config.quantize)
     model.check_prompts(prompts)
     if config.adapter:
         with_adapter(model, config.adapter)
     policy = f"{config.model}{' + ' + str(config.adapter) if config.adapter else ''}"
     fps = model.fps
-    start = _takes_there(config, prompts, {"weights": weights_hash(model.denoiser), **_keys(model, config.adapter)})
+    start = _resume(config, prompts, {"weights": weights_hash(model.denoiser), **_fingerprint(model, config.adapter)})
     with listed.open("a") as rows:
-        for i in progress(range(start, len(prompts), batch), "shooting"):
+        for i in progress(range(start, len(prompts), batch), "sampling"):
             part = prompts[i : i + batch]
             videos = generate(model, part, config.rollout, n=config.n, seed=(config.seed,)).videos.cpu()
             for j, (prompt, videos_of_prompt) in enumerate(zip(part, videos.unflatten(0, (-1, config.n)), strict=True)):
                 files = [f"{i + j:05d}-{k}.mp4" for k in range(config.n)]
                 for file, video in zip(files, videos_of_prompt, strict=True):
-                    write_video(config.out / file, video, fps, upscale=enlargement(video))
+                    write_video(config.out / file, video, fps, upscale=upscale_for(video))
                 size = list(videos.shape[-2:])
-                row = {"prompt": prompt, "takes": files, "policy": policy, "size": size, "fps": fps}
-                row |= {"shown": hashes} if (hashes := images_of(prompt)) else {}
+                row = {"prompt": prompt, "videos": files, "policy": policy, "size": size, "fps": fps}
+                row |= {"shown": hashes} if (hashes := image_hashes(prompt)) else {}
                 rows.write(json.dumps(row) + "\n")
                 rows.flush()
     _contact_sheet(config.out)
-    print(f"{len(prompts) * config.n} takes of {len(prompts)} prompts: {listed}")
+    print(f"{len(prompts) * config.n} videos of {len(prompts)} prompts: {listed}")
     return listed
 
 
-def _keys(model: VideoModel, adapter: Path | None) -> dict[str, str]:
-    """What decides a take besides settings, prompts and the denoiser's weights."""
+def _fingerprint(model: VideoModel, adapter: Path | None) -> dict[str, str]:
+    """Versions and hashes that determine the samples, besides settings, prompts and the denoiser's weights."""
     parts = hashlib.sha256(model.identity(*model.parts.names).encode()).hexdigest()
     return {"parts": parts, "adapter_content": quick_hash(adapter) if adapter else "", **versions()}
 
 
-def _takes_there(config: GenerateConfig, prompts: list[str], keys: dict[str, str]) -> int:
-    """How many prompts an earlier start of the same command has shot; what a kill left half-written is cut off."""
+def _resume(config: GenerateConfig, prompts: list[str], keys: dict[str, str]) -> int:
+    """The number of prompts that an earlier run of the same command finished; an incomplete last line is removed."""
     settings = {key: value for key, value in to_dict(config).items() if key not in ("out", "count", "device")}
     settings |= keys
-    listed, about = config.out / "takes.jsonl", config.out / "takes.yaml"
-    whole, newline, _ = listed.read_text().rpartition("\n") if listed.exists() else ("", "", "")
-    rows = [json.loads(line) for line in whole.splitlines()]
+    rename_files(config.out)
+    listed, about = config.out / "samples.jsonl", config.out / "samples.yaml"
+    complete, newline, _ = listed.read_text().rpartition("\n") if listed.exists() else ("", "", "")
+    rows = [json.loads(line) for line in complete.splitlines()]
     before = read_yaml(about) if rows and about.exists() else {}
-    other = sorted(key for key in {*before, *settings} if before.get(key) != settings.get(key)) if rows else []
-    other += [] if _begins(prompts, rows) else ["the prompts' texts, first frames or sources"]
-    if other:
+    different = sorted(key for key in {*before, *settings} if before.get(key) != settings.get(key)) if rows else []
+    different += [] if _same_prompts(prompts, rows) else ["the prompts' texts, first frames or sources"]
+    if different:
         raise ValueError(
-            f"{config.out} holds takes of other settings, weights or prompts (see its takes.yaml): what differs is "
-            f"{', '.join(other)}; give another --out"
+            f"{config.out} has samples of other settings, weights or prompts (see samples.yaml); different: "
+            f"{', '.join(different)}; give another --out"
         )
     with atomic(about) as part:
         part.write_text(yaml.safe_dump(settings, sort_keys=False))
     with atomic(listed) as part:
-        part.write_text(whole + newline)
+        part.write_text(complete + newline)
     return len(rows)
 
 
-def _begins(prompts: list[str], rows: list[dict]) -> bool:
-    """Whether rows are of the prompts, and of what is shown beside them, in their order, as far as both go."""
+def _same_prompts(prompts: list[str], rows: list[dict]) -> bool:
+    """Whether the rows match the prompts and their images, in order, up to the shorter length."""
     pairs = zip(rows, prompts, strict=False)
-    return all(row["prompt"] == prompt and row.get("shown", {}) == images_of(prompt) for row, prompt in pairs)
+    return all(row["prompt"] == prompt and row.get("shown", {}) == image_hashes(prompt) for row, prompt in pairs)
 
 
 def _contact_sheet(folder: Path) -> None:
-    """`takes.png`: the first takes listed, a row each."""
-    rows = [row for _, row in read_jsonl(folder / "takes.jsonl")]
-    files = [(folder / file, tuple(row["size"])) for row in rows for file in row["takes"]][:SHEET]
-    looks = [_glimpse(read_video(file, size=size)) for file, size in files]
-    contact_sheet(looks, folder / "takes.png", upscale=enlargement(looks[0]))
+    """`samples.png`: the first videos of the list, one per row."""
+    rows = [with_new_keys(row) for _, row in read_jsonl(folder / "samples.jsonl")]
+    files = [(folder / file, tuple(row["size"])) for row in rows for file in row["videos"]][:SHEET_ROWS]
+    thumbnails = [_thumbnail(read_video(file, size=size)) for file, size in files]
+    contact_sheet(thumbnails, folder / "samples.png", upscale=upscale_for(thumbnails[0]))
 
 
-def _glimpse(video: torch.Tensor, frames: int = 16, height: int = 160) -> torch.Tensor:
-    """A video `f c h w` as a contact sheet has room for it: at most so many frames, evenly, and so many pixels high."""
+def _thumbnail(video: torch.Tensor, frames: int = 16, height: int = 160) -> torch.Tensor:
+    """A video `f c h w` reduced for a contact sheet: at most `frames` frames of at most `height` pixels."""
     some = video[:: -(-len(video) // frames)].cpu()
     scale = height / some.shape[-2]
     return functional.interpolate(some, scale_factor=scale, mode="area") if scale < 1 else some
@@ -146,7 +148,7 @@ def _glimpse(video: torch.Tensor, frames: int = 16, height: int = 160) -> torch.
 
 @dataclass(frozen=True)
 class ClipsConfig:
-    """Write clean clips of the world as real data: mp4 files and `metadata.csv`."""
+    """Write clean clips of the small world as real data: mp4 files and `metadata.csv`."""
 
     out: Path = Path("runs/world-clips")
     split: Literal["train", "validation", "test"] = "train"
@@ -155,49 +157,49 @@ class ClipsConfig:
 
 
 def write_clips(config: ClipsConfig) -> Path:
-    """Write the clips, unless they are there; the folder."""
+    """Write the clips unless they exist already; returns the folder."""
     from besttake.world.clips import make_clip
     from besttake.world.physics import FPS
 
     config.out.mkdir(parents=True, exist_ok=True)
-    table, which = config.out / "metadata.csv", config.out / WORLD_CLIPS
-    wanted = json.dumps({"split": config.split, "count": config.count, "seed": config.seed, "versions": versions()})
-    if table.exists() and which.exists() and which.read_text() == wanted:
+    table, marker = config.out / "metadata.csv", config.out / CLIPS_MARKER
+    contents = json.dumps({"split": config.split, "count": config.count, "seed": config.seed, "versions": versions()})
+    if table.exists() and marker.exists() and marker.read_text() == contents:
         return config.out
-    which.unlink(missing_ok=True)
+    marker.unlink(missing_ok=True)
     with atomic(table) as part, part.open("w", newline="") as file:
         rows = csv.writer(file)
         rows.writerow(["path", "caption"])
         for i in range(config.count):
             clip = make_clip(config.seed, i, config.split)
-            write_video(config.out / f"{i:05d}.mp4", clip.video, FPS, upscale=enlargement(clip.video))
+            write_video(config.out / f"{i:05d}.mp4", clip.video, FPS, upscale=upscale_for(clip.video))
             rows.writerow([f"{i:05d}.mp4", str(clip.caption)])
-    which.write_text(wanted)
-    print(f"{config.count} clean clips of the world: {config.out}")
+    marker.write_text(contents)
+    print(f"{config.count} clean clips of the small world: {config.out}")
     return config.out
 
 
 def real_data(data: str) -> str:
-    """Where a recipe's real clips are; those of the embedded "world" are written when first asked for."""
+    """The path of a recipe's real clips; those of the embedded "world" are written at the first call."""
     return str(write_clips(ClipsConfig())) if data == "world" else data
 
 
 @dataclass(frozen=True)
 class PretrainConfig:
-    """Train the embedded weights, part by part; the same command goes on where it stopped."""
+    """Train the embedded weights, part by part; the same command resumes."""
 
     part: Literal["vae", "denoiser", "critic-world", "critic-heldout", "export"]
-    """`export` writes the trained parts of a model into the package."""
+    """The part to train; `export` writes a model's trained parts into the package."""
     family: Literal["tiny-cogvideox", "tiny-wan"] = "tiny-cogvideox"
     out: Path = Path("runs/pretrain")
-    """Where state and loss curves are kept."""
+    """Folder of checkpoints and loss curves."""
     threads: int = 2
     steps: int | None = None
-    """Of the denoiser, all legs together; by default those of `tiny-cogvideox`."""
+    """Total training steps of the denoiser; default: those of `tiny-cogvideox`."""
     start: Path | None = None
-    """Pipeline folder to go on training from, with a fresh optimizer: `besttake/world/weights/tiny-cogvideox`."""
+    """Pipeline folder to continue training from, with a new optimizer: `besttake/world/weights/tiny-cogvideox`."""
     compile: bool = False
-    """Compile the denoiser: a quarter off a step, for a minute at the start and a C++ compiler."""
+    """Compile the denoiser: steps take a quarter less time, after a minute of compilation; needs a C++ compiler."""
 
 
 def pretrain(config: PretrainConfig) -> None:
@@ -209,9 +211,9 @@ def pretrain(config: PretrainConfig) -> None:
     if config.part == "vae":
         pretrain_vae.make_vae(pretrain_vae.VAEConfig(config.family, config.out))
     elif config.part == "denoiser":
-        leg = pretrain_denoiser.DenoiserConfig(config.family, config.out, config.start)
-        leg = replace(leg, steps=config.steps or leg.steps, compile=config.compile)
-        pretrain_denoiser.train_denoiser(leg)
+        training = pretrain_denoiser.DenoiserConfig(config.family, config.out, config.start)
+        training = replace(training, steps=config.steps or training.steps, compile=config.compile)
+        pretrain_denoiser.train_denoiser(training)
     elif config.part == "export":
         export.export(config.family, config.out)
     elif config.part == "critic-world":

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from besttake.evaluation.held_out import chosen_set
+from besttake.evaluation.held_out import evaluation_set_of_run
 from besttake.report.folder import read_run
 from besttake.runtime.console import status
 from besttake.runtime.devices import describe_device, find_device
@@ -27,6 +27,6 @@ def measure_run(folder: Path, config: Any) -> dict[str, Any]:
     run = broadcast_from_main(lambda: read_run(folder))
     about = {"minutes": run.minutes, "hardware": describe_device(device)}
     asked, data = config.evaluation_config, str(run.config.get("data", getattr(config, "data", "")))
-    chosen = broadcast_from_main(lambda: chosen_set(folder, asked.prompts, data, asked.count))
+    chosen = broadcast_from_main(lambda: evaluation_set_of_run(folder, asked.prompts, data, asked.count))
     with status(f"measuring before and after on prompts of {chosen.source}"):
         return evaluate(folder, asked, chosen, about)

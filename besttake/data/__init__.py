@@ -1,1 +1,1 @@
-"""Reading and writing video, prompts, real clips and preference pairs."""
+"""Reading and writing of videos, prompts, real clips, samples, votes and preference pairs."""

@@ -1,6 +1,6 @@
-"""Tensors on disk, keyed on what they were made of: embeddings and latents, made once for all runs.
+"""Tensor cache on disk, keyed by inputs: embeddings and latents, computed once for all runs.
 
-One file for each, written beside its place and then moved there: what a kill leaves is whole, and the next run goes on
+Each entry is one file, written atomically, so that an interrupted run leaves only complete files and the next continues
 from it; any number of processes may share a folder. What was used longest ago makes room.
 """
 
@@ -18,8 +18,8 @@ from safetensors.torch import load
 from torch import Tensor
 
 from besttake import __version__
+from besttake.data.disk_space import DiskSpace
 from besttake.data.files import save_tensors
-from besttake.data.room import DiskSpace
 
 log = logging.getLogger(__name__)
 
@@ -28,26 +28,26 @@ GB = 10**9
 
 @cache
 def versions() -> dict[str, str]:
-    """The versions of what computes: with another of them the same input may give other numbers."""
+    """Versions of the libraries that affect numerical results."""
     return {"besttake": __version__} | {name: version(name) for name in ("av", "diffusers", "torch", "transformers")}
 
 
 class TensorCache:
-    """A folder of named tensors; a key is any number of values that tell, by their `repr`, what was made of what.
+    """A folder of named tensors. A key is any number of values whose `repr` identifies the inputs.
 
-    The `versions` are part of every key.
+    `versions` is part of every key.
     """
 
     def __init__(self, folder: str | Path, limit: int = 50 * GB):
         """
         Args:
-            limit: bytes of disk that the folder may take.
+            limit: bytes that the folder may occupy.
 
         Raises:
             ValueError: the folder cannot be written to.
         """
         self.folder = Path(folder)
-        self._room = DiskSpace(self.folder, limit, ".safetensors")
+        self._disk = DiskSpace(self.folder, limit, ".safetensors")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=self.folder).close()
@@ -55,29 +55,29 @@ class TensorCache:
             raise ValueError(f"the cache {folder} cannot be written to ({error}); give another folder") from error
 
     def read(self, *key: object) -> dict[str, Tensor] | None:
-        """What was written under a key; None if nothing was, or it is damaged."""
+        """The tensors under a key; None if there are none, or the file is damaged."""
         path = self._path(key)
         try:
-            found = load(path.read_bytes())  # at once: another process may be throwing it out
-            self._room.used(path)
-            return found
+            tensors = load(path.read_bytes())  # read at once: another process may delete it
+            self._disk.mark_used(path)
+            return tensors
         except FileNotFoundError:
             return None
         except (OSError, SafetensorError) as error:
-            log.warning("%s is damaged (%s): it is made again", path, error)
+            log.warning("%s is damaged (%s) and will be recomputed", path, error)
             return None
 
     def write(self, tensors: dict[str, Tensor], *key: object) -> None:
-        """Keep tensors under a key, unless they alone would be too much.
+        """Store tensors under a key, unless they exceed the limit.
 
-        Raises OSError if the disk is full; what was there before is untouched.
+        Raises OSError if the disk is full; existing entries are unchanged.
         """
-        kept = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        if not self._room.make(sum(tensor.nbytes for tensor in kept.values()) + 1024):
-            log.warning("the cache %s has no room for tensors as large as these: they are not kept", self.folder)
+        on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        if not self._disk.reserve(sum(tensor.nbytes for tensor in on_cpu.values()) + 1024):
+            log.warning("these tensors exceed the limit of the cache %s and are not stored", self.folder)
             return
         try:
-            save_tensors(self._path(key), kept)
+            save_tensors(self._path(key), on_cpu)
         except (OSError, SafetensorError) as error:
             raise OSError(f"the cache {self.folder} could not be written to: {error}") from error
 

@@ -1,4 +1,4 @@
-"""What is wrong with the items of a set (clips, prompts, pairs, votes), told of all of them at once."""
+"""Validation of a set of items (clips, prompts, pairs, votes): one error that lists all invalid ones."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ log = logging.getLogger(__name__)
 Item = TypeVar("Item")
 Read = TypeVar("Read")
 
-NAMED = 50
-"""Faults that are told one by one; of the others their number."""
+MAX_LISTED = 50
+"""Largest number of faults that an error lists; of the rest it gives the number."""
 
 
 def read_each(
@@ -24,17 +24,17 @@ def read_each(
     skip_bad: bool | None = None,
     advice: str = "Mend or remove them",
 ) -> list[Read]:
-    """What `read` makes of every item, in their order.
+    """Apply `read` to every item, in order, and collect all errors.
 
     Args:
-        read: raises ValueError where an item is no good.
-        what: the items, in the plural, and where they are from: "clips of my_folder".
-        place: what stands before an item's complaint; None: `read` names the item itself.
-        skip_bad: leave out items that are no good, with one warning of all; None: there is no such setting.
-        advice: how to mend them.
+        read: raises ValueError for an invalid item.
+        what: the items in the plural and their source, such as "clips of my_folder".
+        place: names an item in front of its error message; None: the message already names it.
+        skip_bad: leave out invalid items with one warning; None: the caller has no such setting.
+        advice: how to mend the items.
 
     Raises:
-        ValueError: naming the items that are no good, unless `skip_bad`; or none is left.
+        ValueError: lists the invalid items, unless `skip_bad`; or no item is left.
     """
     made, faults, total = [], [], 0
     for item in items:
@@ -47,8 +47,8 @@ def read_each(
         raise ValueError(faults[0])
     if not faults:
         return made
-    more = [f"and {len(faults) - NAMED} more"] if len(faults) > NAMED else []
-    listing = "\n  ".join([f"{len(faults)} of {total} {what} cannot be used:", *faults[:NAMED], *more])
+    more = [f"and {len(faults) - MAX_LISTED} more"] if len(faults) > MAX_LISTED else []
+    listing = "\n  ".join([f"{len(faults)} of {total} {what} cannot be used:", *faults[:MAX_LISTED], *more])
     if skip_bad and made:
         log.warning("skipped: %s", listing)
         return made

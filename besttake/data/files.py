@@ -1,4 +1,4 @@
-"""What all readers and writers share: atomic writing, hashes of content, and text and JSON lines that fail by name."""
+"""File helpers: atomic writing, content hashes, and readers of text and JSON lines whose errors name the file."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from torch import Tensor
 
 from besttake.data.faults import read_each
 
-WHOLE = 1 << 30
-"""Bytes up to which all of a file is hashed."""
+FULL_HASH_BYTES = 1 << 30
+"""Files up to this size in bytes are hashed completely."""
 
-PLACES, PIECE = 64, 1 << 14
-"""How many places of a larger file are looked at, from its first byte to its last, and bytes of each."""
+SAMPLES, SAMPLE_BYTES = 64, 1 << 14
+"""Number of evenly spaced samples hashed of a larger file, and bytes per sample."""
 
-UNREAD = (".bin", ".h5", ".md", ".msgpack", ".onnx")
-"""Endings of files beside safetensors that nothing is read from."""
+IGNORED_SUFFIXES = (".bin", ".h5", ".md", ".msgpack", ".onnx")
+"""Suffixes of files that are ignored in a folder with safetensors."""
 
 
 @contextmanager
 def atomic(path: str | Path) -> Iterator[Path]:
-    """Yields a temporary path beside `path`; once the body is done it becomes `path`, or is removed if the body failed.
+    """Yields a temporary path that replaces `path` when the body succeeds and is removed when it fails.
 
-    Folders on the way are made. Whoever looks at `path` sees the old file or the whole new one, never a part. Whatever
-    writes it (safetensors lets nobody but the owner read its files), its mode is the one that the umask asks for.
+    Parent folders are created. Readers of `path` see the old file or the complete new one. The file gets the mode of
+    the umask, whatever library writes it (safetensors makes its files readable for the owner only).
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # a number of a process alone would do on one machine, and not on several that share a disk
+    # the process id alone is not unique among machines that share a disk
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
         temporary.touch()
@@ -48,14 +48,14 @@ def atomic(path: str | Path) -> Iterator[Path]:
 
 
 def save_tensors(path: str | Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Write a .safetensors, `atomic`; equal tensors and metadata make equal bytes."""
+    """Write a .safetensors atomically; equal tensors and metadata give equal bytes."""
     with atomic(path) as temporary:
         save_file(tensors, temporary, metadata)
         sort_metadata(temporary)
 
 
 def set_file_mode(folder: str | Path) -> None:
-    """Give what other libraries have written to a folder the mode that the umask asks for, and metadata in order."""
+    """Set the mode of all files in a folder according to the umask, and sort the metadata of its safetensors."""
     with atomic(Path(folder) / ".mode") as new:
         mode = new.stat().st_mode
     (Path(folder) / ".mode").unlink()
@@ -67,7 +67,7 @@ def set_file_mode(folder: str | Path) -> None:
 
 
 def sort_metadata(path: Path) -> None:
-    """Put the metadata of a .safetensors in order: safetensors itself writes them in one that changes by the run."""
+    """Sort the metadata of a .safetensors, which safetensors writes in random order."""
     with path.open("r+b") as file:
         length = int.from_bytes(file.read(8), "little")
         head = json.loads(file.read(length))
@@ -75,48 +75,48 @@ def sort_metadata(path: Path) -> None:
         if list(metadata) == sorted(metadata):
             return
         head["__metadata__"] = dict(sorted(metadata.items()))
-        told = json.dumps(head, separators=(",", ":"), ensure_ascii=False).encode().ljust(length)
-        if len(told) == length:  # else another library has written it, with blanks of its own
+        encoded = json.dumps(head, separators=(",", ":"), ensure_ascii=False).encode().ljust(length)
+        if len(encoded) == length:  # otherwise another library has written it, with other blanks
             file.seek(8)
-            file.write(told)
+            file.write(encoded)
 
 
-def content_hash(path: str | Path, whole: int = WHOLE) -> str:
-    """A hash of a file's content, whatever its name and age: of its size and, up to `whole` bytes, of all of it.
+def content_hash(path: str | Path, full_bytes: int = FULL_HASH_BYTES) -> str:
+    """A hash of a file's size and content, independent of its name and time.
 
-    Of a larger file it is of `PLACES` pieces, evenly from the first byte to the last: a film or a network that was
-    encoded or trained anew differs in all of them, while a few bytes changed by hand in between are not seen.
+    Files above `full_bytes` are sampled at `SAMPLES` evenly spaced places: a video that was encoded again, or a network
+    that was trained again, differs in all of them, but a few bytes changed in between are not detected.
     """
     with Path(path).open("rb") as file:
         size = file.seek(0, os.SEEK_END)
-        found = hashlib.sha256(f"{size}\n".encode())
-        if size <= whole:
+        digest = hashlib.sha256(f"{size}\n".encode())
+        if size <= full_bytes:
             file.seek(0)
             while part := file.read(1 << 20):
-                found.update(part)
+                digest.update(part)
         else:
-            for place in range(PLACES):
-                file.seek((size - PIECE) * place // (PLACES - 1))
-                found.update(file.read(PIECE))
-    return found.hexdigest()
+            for sample in range(SAMPLES):
+                file.seek((size - SAMPLE_BYTES) * sample // (SAMPLES - 1))
+                digest.update(file.read(SAMPLE_BYTES))
+    return digest.hexdigest()
 
 
 def quick_hash(folder: str | Path) -> str:
-    """A hash of a folder of weights: names and `content` of the files in it that are read.
+    """A hash of a folder of weights: names and content hashes of the files that are loaded from it.
 
-    Where there are safetensors, other forms of the weights are not read; nor are variants ("model.fp16.safetensors").
+    If there are safetensors, other weight formats are ignored, and so are variants ("model.fp16.safetensors").
     """
     files = sorted(path for path in Path(folder).rglob("[!.]*") if path.is_file())
-    unread = UNREAD if any(path.suffix == ".safetensors" for path in files) else ()
-    found = hashlib.sha256()
+    ignored = IGNORED_SUFFIXES if any(path.suffix == ".safetensors" for path in files) else ()
+    digest = hashlib.sha256()
     for path in files:
-        if path.suffix not in unread and not (path.suffix == ".safetensors" and "." in path.stem):
-            found.update(f"{path.relative_to(folder)} {content_hash(path)}\n".encode())
-    return found.hexdigest()
+        if path.suffix not in ignored and not (path.suffix == ".safetensors" and "." in path.stem):
+            digest.update(f"{path.relative_to(folder)} {content_hash(path)}\n".encode())
+    return digest.hexdigest()
 
 
 def read_text(path: str | Path) -> str:
-    """The text of a UTF-8 file, without a byte order mark. Raises ValueError where it is missing or not UTF-8."""
+    """The text of a UTF-8 file without byte order mark; ValueError if it is missing or not UTF-8."""
     if not Path(path).is_file():
         raise ValueError(f"{path} is not a file")
     try:
@@ -126,10 +126,10 @@ def read_text(path: str | Path) -> str:
 
 
 def read_jsonl(path: str | Path, skip_bad: bool | None = None) -> list[tuple[int, dict[str, Any]]]:
-    """Line number (from 1) and object of every line that is not blank.
+    """(line number from 1, object) of every non-blank line.
 
     Raises:
-        ValueError: naming file and lines that hold no object, unless `skip_bad` (see `read_each`).
+        ValueError: lists the lines that are no JSON object, unless `skip_bad` (see `read_each`).
     """
 
     def read(numbered: tuple[int, str]) -> tuple[int, dict[str, Any]]:
@@ -146,5 +146,5 @@ def read_jsonl(path: str | Path, skip_bad: bool | None = None) -> list[tuple[int
 
 
 def line_of(path: str | Path) -> Callable[[tuple[int, object]], str]:
-    """What names a numbered line of a file."""
+    """A function that names a numbered line of a file."""
     return lambda row: f"{path}, line {row[0]}"

@@ -1,11 +1,11 @@
-"""The layouts in which people keep captioned clips, read into one list of entries.
+"""Common layouts of captioned clips, read into one list of entries.
 
 - `prompt.txt` + `video.txt`: captions and paths, line by line (also `prompts.txt`, `captions.txt` and `videos.txt`);
-- `x.mp4` + `x.txt`: a caption beside each video, in the folder or in folders below it;
-- one `.csv`, `.tsv`, `.jsonl`, `.json` or `.parquet` table with a column of paths and one of captions, as VideoX-Fun's
-  `metadata.json`, musubi-tuner's `.jsonl` and datasets' `metadata.jsonl` have them.
+- `x.mp4` + `x.txt`: a caption file next to each video, in the folder or its subfolders;
+- one `.csv`, `.tsv`, `.jsonl`, `.json` or `.parquet` table with a column of paths and one of captions, such as
+  VideoX-Fun's `metadata.json`, musubi-tuner's `.jsonl` and datasets' `metadata.jsonl`.
 
-Paths are relative to the folder of the file that holds them. Videos are not opened here.
+Paths are relative to the folder of the file that contains them. Videos are not opened here.
 """
 
 from __future__ import annotations
@@ -21,27 +21,29 @@ from typing import Any
 
 from besttake.data.files import read_jsonl, read_text
 
-VIDEOS = (
+VIDEO_SUFFIXES = (
     *(".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".m1v", ".m2v", ".wmv", ".flv", ".ts", ".mts"),
     *(".m2ts", ".3gp", ".mxf", ".h264", ".264", ".h265", ".265", ".hevc", ".y4m", ".gif"),
 )
-TABLES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
-CAPTION_LINES = ("prompt.txt", "prompts.txt", "caption.txt", "captions.txt")
-VIDEO_LINES = ("video.txt", "videos.txt")
-PATHS = ("path", "video", "file", "file_name", "filename", "video_path", "file_path", "video_file")
-CAPTIONS = ("caption", "prompt", "text")
-EXPECTED = (
+TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
+CAPTION_FILES = ("prompt.txt", "prompts.txt", "caption.txt", "captions.txt")
+VIDEO_FILES = ("video.txt", "videos.txt")
+PATH_COLUMNS = ("path", "video", "file", "file_name", "filename", "video_path", "file_path", "video_file")
+CAPTION_COLUMNS = ("caption", "prompt", "text")
+EXPECTED_LAYOUTS = (
     "prompt.txt + video.txt; x.mp4 + x.txt; or one .csv, .tsv, .jsonl, .json or .parquet table of path and caption"
 )
-NOTES = r"(read.?me|licen[cs]e|copying|copyright|notice|notes?|changelog|credits?|citation|authors?|about|info|todo)"
-"""How the names of texts begin that lie beside clips and are no captions."""
+NOT_CAPTIONS = (
+    r"(read.?me|licen[cs]e|copying|copyright|notice|notes?|changelog|credits?|citation|authors?|about|info|todo)"
+)
+"""Beginnings of the names of text files that are no captions."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A clip as listed: its caption may be empty, its file may be missing. `place` is where the caption should be.
+    """A listed clip; its caption may be empty and its file missing. `place` says where the caption should be.
 
-    `fault` says what is wrong with the line or row itself; "" if nothing is.
+    `fault` is the error of the line or row, if any.
     """
 
     path: Path
@@ -51,39 +53,41 @@ class Entry:
 
 
 def find_entries(source: str | Path) -> list[Entry]:
-    """The clips that a folder or a table file lists.
+    """The clips listed by a folder or a table file.
 
     Raises:
-        ValueError: `source` is missing, empty, in no known layout or in several at once; captions and videos differ
-            in number; a table lacks a column.
+        ValueError: `source` is missing, empty, in no known layout or in several; captions and videos differ in number;
+            a table lacks a column.
     """
     source = Path(source)
     if source.is_file():
         return _read_table(source)
     if not source.is_dir():
-        raise ValueError(f"{source} does not exist; expected a folder of clips or a table: {EXPECTED}")
+        raise ValueError(f"{source} does not exist; expected a folder of clips or a table: {EXPECTED_LAYOUTS}")
     files = sorted(file for file in source.iterdir() if file.is_file() and not file.name.startswith("."))
     tables = [file for file in files if _is_table(file)]
     lines = [file for file in files if _is_lines(file)]
     videos, texts = _videos_and_texts(files)
     captioned = {video.stem for video in videos} & {text.stem for text in texts}
 
-    found = [table.name for table in tables]
-    found += [" + ".join(file.name for file in lines)] if lines else []
-    found += ["x.mp4 + x.txt"] if captioned or (videos and not found) else []
-    if len(found) > 1:
-        raise ValueError(f"{source} holds several layouts ({'; '.join(found)}); keep one, or name the table itself")
+    layouts = [table.name for table in tables]
+    layouts += [" + ".join(file.name for file in lines)] if lines else []
+    layouts += ["x.mp4 + x.txt"] if captioned or (videos and not layouts) else []
+    if len(layouts) > 1:
+        raise ValueError(
+            f"{source} has several layouts ({'; '.join(layouts)}); keep one, or give the path of the table"
+        )
     if tables:
         return _read_table(tables[0])
     if lines:
         return _read_lines(source, lines, files)
-    return _read_beside(videos, texts) if found else _read_below(source, files)
+    return _read_caption_files(videos, texts) if layouts else _read_subfolders(source, files)
 
 
 def _is_table(file: Path) -> bool:
-    """A `.json` is one if it lists objects: others, such as a `dataset_info.json`, tell of something else."""
+    """Whether a file is a table; a `.json` only if it is a list of objects (unlike `dataset_info.json`)."""
     if file.suffix.lower() != ".json":
-        return file.suffix.lower() in TABLES
+        return file.suffix.lower() in TABLE_SUFFIXES
     try:
         rows = json.loads(read_text(file))
     except (ValueError, RecursionError):
@@ -92,76 +96,78 @@ def _is_table(file: Path) -> bool:
 
 
 def _is_lines(file: Path) -> bool:
-    return file.name.lower() in CAPTION_LINES + VIDEO_LINES
+    return file.name.lower() in CAPTION_FILES + VIDEO_FILES
 
 
 def _videos_and_texts(files: list[Path]) -> tuple[list[Path], list[Path]]:
-    """Of some files, the videos and the texts that may be captions of one."""
-    videos = [file for file in files if file.suffix.lower() in VIDEOS]
+    """The videos, and the text files that may be their captions."""
+    videos = [file for file in files if file.suffix.lower() in VIDEO_SUFFIXES]
     texts = [file for file in files if file.suffix.lower() == ".txt" and not _is_lines(file)]
     beside = {video.with_suffix("") for video in videos}
     return videos, [
         text
         for text in texts
-        if text.with_suffix("") in beside or not re.match(rf"{NOTES}(\W|_|$)", text.stem, re.IGNORECASE)
+        if text.with_suffix("") in beside or not re.match(rf"{NOT_CAPTIONS}(\W|_|$)", text.stem, re.IGNORECASE)
     ]
 
 
-def _read_below(source: Path, files: list[Path]) -> list[Entry]:
-    """The clips in folders below one that has nothing of its own."""
+def _read_subfolders(source: Path, files: list[Path]) -> list[Entry]:
+    """The clips in the subfolders of a folder without clips."""
     every = (file for file in source.rglob("*") if file.is_file())
     below = sorted(file for file in every if not any(part.startswith(".") for part in file.relative_to(source).parts))
     listed = [str(file.relative_to(source)) for file in below if _is_table(file) or _is_lines(file)]
     videos, texts = _videos_and_texts(below)
     if not listed and videos and texts:
-        return _read_beside(videos, texts)
-    there = listed or [file.name for file in files] or [str(file.relative_to(source)) for file in below]
-    what = f"has no captioned clips (there is {_some(there)})" if there else "is empty"
-    raise ValueError(f"{source} {what}; expected {EXPECTED}{'; name the folder or table itself' if listed else ''}")
+        return _read_caption_files(videos, texts)
+    present = listed or [file.name for file in files] or [str(file.relative_to(source)) for file in below]
+    what = f"has no captioned clips (there is {_first_names(present)})" if present else "is empty"
+    raise ValueError(
+        f"{source} {what}; expected {EXPECTED_LAYOUTS}{'; give the path of the folder or table' if listed else ''}"
+    )
 
 
-def _some(names: list[str], most: int = 5) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+def _first_names(names: list[str], limit: int = 5) -> str:
+    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
 
 
 def _entry(folder: Path, path: str, caption: str, place: str) -> Entry:
     path = path.strip()
     if not path:
         return Entry(folder, caption, place, f"{folder}: {place} has no path of a video")
-    if "\\" in path and not (folder / path).is_file():  # a table that was written on Windows
+    if "\\" in path and not (folder / path).is_file():  # a table written on Windows
         path = path.replace("\\", "/")
     return Entry(folder / path, " ".join(caption.split()), place)
 
 
 def _read_lines(folder: Path, lines: list[Path], files: list[Path]) -> list[Entry]:
-    captions, paths = ([file for file in lines if file.name.lower() in names] for names in (CAPTION_LINES, VIDEO_LINES))
-    for names, there in ((CAPTION_LINES, captions), (VIDEO_LINES, paths)):
-        if not there:
+    captions, paths = ([file for file in lines if file.name.lower() in names] for names in (CAPTION_FILES, VIDEO_FILES))
+    for names, present in ((CAPTION_FILES, captions), (VIDEO_FILES, paths)):
+        if not present:
             others = [file.name for file in files if file.suffix.lower() == ".txt" and file not in lines]
-            near = f" (there is {_some(others)}: rename it if that is what it holds)" if others else ""
-            raise ValueError(f"{folder} has {lines[0].name}, but no {' or '.join(names)} beside it{near}")
-        if len(there) > 1:
-            raise ValueError(f"{folder} has {' and '.join(file.name for file in there)}; keep one of them")
+            hint = f" (there is {_first_names(others)}: rename it if it has them)" if others else ""
+            raise ValueError(f"{folder} has {lines[0].name}, but no {' or '.join(names)} beside it{hint}")
+        if len(present) > 1:
+            raise ValueError(f"{folder} has {' and '.join(file.name for file in present)}; keep one of them")
     place = f"{captions[0].name} + {paths[0].name}"
     captioned, listed = (read_text(file).rstrip().split("\n") for file in (captions[0], paths[0]))
     if len(captioned) != len(listed):
         raise ValueError(
             f"{folder}: {captions[0].name} has {len(captioned)} lines, {paths[0].name} has {len(listed)}; "
-            "expected one each per clip"
+            "expected one line per clip in each"
         )
     rows = enumerate(zip(listed, captioned, strict=True), start=1)
     return [_entry(folder, path, caption, f"line {i} of {place}") for i, (path, caption) in rows]
 
 
-def _read_beside(videos: list[Path], texts: list[Path]) -> list[Entry]:
+def _read_caption_files(videos: list[Path], texts: list[Path]) -> list[Entry]:
     captions = {text.with_suffix(""): text for text in texts}
     entries = []
     for video in videos:
         text = captions.pop(video.with_suffix(""), None)
         caption = read_text(text) if text else ""
         entries.append(_entry(video.parent, video.name, caption, f"{video.stem}.txt is missing or empty"))
-    lost = [Entry(text, "", "", f"{text.parent}: no video beside {text.name}") for text in captions.values()]
-    return entries + lost
+    without_video = [Entry(text, "", "", f"{text.parent}: no video beside {text.name}") for text in captions.values()]
+    return entries + without_video
 
 
 def _read_table(table: Path) -> list[Entry]:
@@ -173,21 +179,21 @@ def _read_table(table: Path) -> list[Entry]:
         ".parquet": _parquet_rows,
     }
     if table.suffix.lower() not in readers:
-        raise ValueError(f"{table}: expected a folder of clips or a table ({', '.join(TABLES)})")
+        raise ValueError(f"{table}: expected a folder of clips or a table ({', '.join(TABLE_SUFFIXES)})")
     rows = readers[table.suffix.lower()](table)
     if not rows:
         raise ValueError(f"{table} has no rows")
     columns = list(dict.fromkeys(key for _, row in rows for key in row if key is not None))
-    path, caption = _column(table, columns, PATHS), _column(table, columns, CAPTIONS)
+    path, caption = _column(table, columns, PATH_COLUMNS), _column(table, columns, CAPTION_COLUMNS)
     return [_row(table, number, row, path, caption) for number, row in rows]
 
 
 def _column(table: Path, columns: list[str], names: tuple[str, ...]) -> str:
     matches = [column for column in columns if column.strip().lower() in names]
     if len(matches) != 1:
-        there = " and ".join(matches) if matches else ", ".join(columns)
+        present = " and ".join(matches) if matches else ", ".join(columns)
         advice = ": rename or remove the other" if matches else ""
-        raise ValueError(f"{table} has the columns {there}; expected exactly one of {', '.join(names)}{advice}")
+        raise ValueError(f"{table} has the columns {present}; expected exactly one of {', '.join(names)}{advice}")
     return matches[0]
 
 
@@ -200,8 +206,13 @@ def _row(table: Path, number: int, row: dict[str, Any], path: str, caption: str)
         if row.get(key) is not None and not isinstance(row[key], str):
             fault = f"{table}, row {number}: {key} is {type(row[key]).__name__}, expected text"
             return Entry(table, "", place, fault)
-    if str(row.get("type")).lower() == "image":  # as VideoX-Fun mixes them
-        return Entry(table, "", place, f"{table}, row {number}: {row[path]} is an image; only clips are taken")
+    if str(row.get("type")).lower() == "image":  # VideoX-Fun mixes images and videos
+        return Entry(
+            table,
+            "",
+            place,
+            f"{table}, row {number}: {row[path]} is an image; remove the row, only videos are supported",
+        )
     return _entry(table.parent, row.get(path) or "", row.get(caption) or "", place)
 
 
@@ -219,7 +230,7 @@ def _json_rows(table: Path) -> list[tuple[int, dict[str, Any]]]:
     try:
         rows = json.loads(read_text(table))
     except (json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"{table}: not JSON ({error}); with an object a line it is a .jsonl") from error
+        raise ValueError(f"{table}: not JSON ({error}); name it .jsonl if it has one object per line") from error
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise ValueError(f"{table}: expected a list of objects [{{...}}, ...]")
     return list(enumerate(rows, start=1))

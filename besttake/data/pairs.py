@@ -1,10 +1,10 @@
-"""Preference pairs on disk: one JSON object a line, whatever made them (ranked takes, real footage, people).
+"""Preference pairs on disk: one JSON object per line, from any source (ranked samples, real clips, people).
 
 {"prompt": "...", "winner": "a.mp4", "losers": ["b.mp4"], "margin": 0.3, "source": "online", "scores": {"world": [...]},
 "policy": "tiny-wan+run3", "policy_step": 40}
 
-Paths are relative to the file. `prompt`, `winner` and `losers` are needed; `chosen` and `rejected`, the field's names,
-are read as `winner` and `losers`.
+Paths are relative to the file. `prompt`, `winner` and `losers` are required; `chosen` and `rejected` are accepted as
+names for `winner` and `losers`.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from besttake.data.files import atomic, line_of, read_jsonl
 
 @dataclass(frozen=True)
 class PreferencePair:
-    """One video preferred to others for a prompt, and where the preference comes from.
+    """A video preferred to others for a prompt, and the source of the preference.
 
     Attributes:
-        winner: video file of the best take.
-        losers: video files of the worst ones, at least one, the winner not among them.
-        margin: how much better, in the units of the score that ranked them; 0 where nobody knows.
+        winner: video file of the preferred video.
+        losers: one or more video files; not the winner.
+        margin: score difference of winner and loser; 0 if unknown.
         source: "online", "real", "offline" or "human".
-        scores: what each critic or dimension gave: the winner's number, then the losers' in order.
-        policy: name of the model and adapter that shot the takes.
-        policy_step: how many updates that adapter had seen; tells how stale the pair is.
+        scores: critic or dimension -> the winner's score, then the losers' in order.
+        policy: name of the model and adapter that generated the videos.
+        policy_step: number of updates of that adapter, which tells how off-policy the pair is.
     """
 
     prompt: str
@@ -49,7 +49,7 @@ ALIASES = {"chosen": "winner", "rejected": "losers"}
 
 
 def write_pairs(path: str | Path, pairs: Iterable[PreferencePair]) -> None:
-    """Writes pairs as JSON lines, paths relative to the file's folder; atomic: the file is whole or as it was.
+    """Write pairs as JSON lines, atomically, with paths relative to the file's folder.
 
     Raises:
         ValueError: a margin or a score is not finite.
@@ -66,14 +66,14 @@ def write_pairs(path: str | Path, pairs: Iterable[PreferencePair]) -> None:
 
 
 def read_pairs(path: str | Path, skip_bad: bool | None = None) -> list[PreferencePair]:
-    """The pairs of a file, every line checked, every video there.
+    """Read and validate the pairs of a file; every video must exist.
 
     Args:
-        skip_bad: leave out lines that are no good, with a warning; None: there is no such setting.
+        skip_bad: leave out invalid lines with a warning; None: the caller has no such setting.
 
     Raises:
-        ValueError: naming file, lines and keys: not JSON, a key missing, unknown or of the wrong type, a number that
-            is not finite, a winner among its losers, a video that does not exist; or a file without pairs.
+        ValueError: lists file, lines and keys: not JSON, a key missing, unknown or of the wrong type, a number that is
+            not finite, a winner among its losers, a missing video; or the file has no pairs.
     """
     rows, folder = read_jsonl(path, skip_bad), Path(path).parent
     pairs = read_each(
@@ -108,15 +108,15 @@ def _pair(row: dict[str, Any], folder: Path) -> PreferencePair:
     if not isinstance(pair.policy, str):
         raise ValueError(f'"policy" is {pair.policy!r}, expected text')
     if type(pair.policy_step) is not int or pair.policy_step < 0:
-        raise ValueError(f'"policy_step" is {pair.policy_step!r}, expected a whole number from 0')
+        raise ValueError(f'"policy_step" is {pair.policy_step!r}, expected a whole number of 0 or more')
     return pair
 
 
 def _field_names(row: dict[str, Any]) -> dict[str, Any]:
-    """The row under our names: aliases replaced, nothing needed missing, nothing unknown."""
+    """The row with aliases replaced; ValueError if a required key is missing or a key is unknown."""
     for alias, name in ALIASES.items():
         if alias in row and name in row:
-            raise ValueError(f'both "{name}" and "{alias}" are given; they mean the same, keep one')
+            raise ValueError(f'both "{name}" and "{alias}" are given; they are the same, keep one')
     row = {ALIASES.get(key, key): value for key, value in row.items()}
     known = PreferencePair.__dataclass_fields__
     unknown = [key for key in row if key not in known]
@@ -149,12 +149,12 @@ def _video(value: object, key: str, folder: Path) -> Path:
     return folder / value
 
 
-def _scores(value: object, takes: int) -> dict[str, list[float]]:
+def _scores(value: object, count: int) -> dict[str, list[float]]:
     if not isinstance(value, dict) or not all(isinstance(column, list) for column in value.values()):
         raise ValueError(f'"scores" is {value!r}, expected {{"name": [winner, loser, ...]}}')
     for name, column in value.items():
-        if len(column) != takes:
+        if len(column) != count:
             raise ValueError(
-                f'"scores" has {len(column)} numbers under "{name}", expected {takes}: winner, then losers'
+                f'"scores" has {len(column)} numbers under "{name}", expected {count}: winner, then losers'
             )
     return {name: [_number(score, f"scores.{name}") for score in column] for name, column in value.items()}

@@ -1,10 +1,10 @@
-"""Pictures as 8-bit RGB, whatever bits, colours or transparency their files hold.
+"""Reading of pictures as 8-bit RGB, from any bit depth, colour mode or transparency.
 
 - Orientation (EXIF) is applied; colour profiles (ICC) are not, as in diffusers' `load_image`.
-- What is transparent is laid over black, here and in videos alike.
-- 16 bits a channel become 8 by dropping the lower ones, as FFmpeg does; floating point is scaled from [0, 1].
-- HDR (PQ, HLG) is refused: its values mean other brightnesses than those of the videos that models have learned from.
-- Of an animation (GIF, WebP, PNG) it is the first picture.
+- Transparent pictures are composited over black, like videos.
+- 16 bits per channel are truncated to 8, like in FFmpeg; floating point is scaled from [0, 1].
+- HDR (PQ, HLG) is rejected: its values do not match the brightness of the videos that models are trained on.
+- Of an animation (GIF, WebP, PNG) the first picture is read.
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, TiffImageFile
 
 HDR = {16: "PQ, smpte2084", 18: "HLG, arib-std-b67"}
-"""Transfer functions of HDR under their numbers in ITU-T H.273, which videos, PNG and AVIF share."""
+"""HDR transfer functions by their number in ITU-T H.273, used by videos, PNG and AVIF."""
 
 HEAD = 1 << 16
-"""Bytes of a file in which its colours are told."""
+"""Number of bytes searched for colour information."""
 
 
 def read_picture(path: str | Path) -> UInt8[np.ndarray, "h w 3"] | None:
-    """A picture, upright; None if the file is no picture by its content, whatever its name.
+    """Read a picture in upright orientation; None if the file's content is no picture.
 
     Raises:
-        ValueError: the file is missing, damaged, HDR, of numbers that have no one reading as brightness (signed or
-            32-bit integers, floating point outside [0, 1]), or larger than Pillow opens.
+        ValueError: the file is missing, damaged, HDR, in an ambiguous number format (signed or 32-bit integers,
+            floating point outside [0, 1]), or larger than Pillow opens.
     """
     if not Path(path).is_file():
         raise ValueError(f"{path} is not a file")
     try:
         Image.init()
-        # Pillow's MPEG is a stub that knows an elementary video stream, and cannot load it
+        # Pillow's MPEG plugin is a stub that identifies elementary video streams but cannot load them
         with Image.open(path, formats=[name for name in Image.OPEN if name != "MPEG"]) as image:
             refuse_hdr(_transfer(path, image.format), "save it as sRGB")
             return _rgb(image)
@@ -45,13 +45,13 @@ def read_picture(path: str | Path) -> UInt8[np.ndarray, "h w 3"] | None:
 
 
 def refuse_hdr(transfer: int, advice: str) -> None:
-    """Raises ValueError, with some advice, if the number of a transfer function is one of HDR's."""
+    """ValueError, with `advice`, if the transfer function is HDR."""
     if transfer in HDR:
-        raise ValueError(f"it is HDR ({HDR[transfer]}), which would come out dull and grey; {advice}")
+        raise ValueError(f"it is HDR ({HDR[transfer]}), which would look dull and grey; {advice}")
 
 
 def over_black(rgba: UInt8[np.ndarray, "h w 4"]) -> UInt8[np.ndarray, "h w 3"]:
-    """A picture with an alpha channel (not premultiplied) as it looks over black."""
+    """Composite a picture with (not premultiplied) alpha over black."""
     return ((rgba[..., :3].astype(np.uint16) * rgba[..., 3:] + 127) // 255).astype(np.uint8)
 
 
@@ -60,7 +60,7 @@ def _rgb(image: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
     upright = ImageOps.exif_transpose(image)
     if upright.mode[0] in "IF":
         grey = _grey(upright, image)
-        if transparency is not None:  # the one value of a PNG that is not to be seen
+        if transparency is not None:  # a PNG's transparent grey value
             grey = np.where(np.asarray(upright) == transparency, 0, grey).astype(np.uint8)
         return np.repeat(grey[..., None], 3, 2)
     if upright.has_transparency_data:
@@ -69,13 +69,13 @@ def _rgb(image: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
 
 
 def _grey(upright: Image.Image, image: Image.Image) -> UInt8[np.ndarray, "h w"]:
-    """The 8 bits of greys that Pillow holds in more (modes I and F); its own conversion makes them white or black."""
+    """8-bit values of Pillow's modes I and F, which its own conversion would clip to black and white."""
     values, bits, inverted = np.asarray(upright), 16, False
     if isinstance(image, TiffImageFile):
         bits, inverted = image.tag_v2[BITSPERSAMPLE][0], image.tag_v2.get(PHOTOMETRIC_INTERPRETATION) == 0
     if upright.mode == "F":
         low, high = values.min(), values.max()
-        if not 0 <= low <= high <= 1:  # nor if one is NaN
+        if not 0 <= low <= high <= 1:  # also false for NaN
             raise ValueError(f"its floating-point values go from {low:g} to {high:g}; expected [0, 1]: scale them")
         grey = (values * 255).round().astype(np.uint8)
     elif upright.mode == "I" and image.format not in ("PNG", "PPM"):
@@ -86,12 +86,12 @@ def _grey(upright: Image.Image, image: Image.Image) -> UInt8[np.ndarray, "h w"]:
 
 
 def _transfer(path: str | Path, kind: str | None) -> int:
-    """The number of the transfer function that a PNG (cICP) or an AVIF (nclx) tells of; 2, unspecified, if none does.
+    """The number of the transfer function in a PNG (cICP) or AVIF (nclx); 2, unspecified, if there is none.
 
-    Pillow passes them over.
+    Pillow does not read them.
     """
     mark, place = {"PNG": (b"cICP", 5), "AVIF": (b"colrnclx", 11)}.get(kind or "", (b"", 0))
     with Path(path).open("rb") as file:
         head = file.read(HEAD).partition(b"IDAT")[0]
-    found = head.find(mark) if mark else -1
-    return head[found + place] if 0 <= found < len(head) - place else 2
+    offset = head.find(mark) if mark else -1
+    return head[offset + place] if 0 <= offset < len(head) - place else 2

@@ -1,4 +1,4 @@
-"""Prompts: read from a file, and dealt to the steps of a run."""
+"""Prompts: reading from files, and batches for the steps of a run."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ Item = TypeVar("Item")
 
 
 def read_prompts(path: str | Path, skip_bad: bool | None = None) -> list[str]:
-    """The prompts of a `.txt` (one per line) or a `.jsonl`, or of an embedded list.
+    """Read the prompts of a `.txt` (one per line), a `.jsonl`, or an embedded list.
 
-    An object of a `.jsonl` has a "prompt" and may have a "first_frame" (an image or video file, for image-to-video)
+    An object of a `.jsonl` has a "prompt" and optionally a "first_frame" (an image or video file, for image-to-video)
     and a "source" (a video file, for video-to-video); paths are relative to the list. Blank lines are skipped.
 
     Args:
-        skip_bad: leave out lines without a prompt or whose file is missing, with a warning; None: there is no such
+        skip_bad: leave out lines without a prompt or with a missing file, with a warning; None: the caller has no such
             setting.
 
     Raises:
-        ValueError: the file is missing, of another kind, without prompts; or naming, unless `skip_bad`, all lines
-            without a prompt or whose file is missing.
+        ValueError: the file is missing, of another type or has no prompts; or, unless `skip_bad`, lists all lines
+            without a prompt or with a missing file.
     """
     path = embedded_prompts(str(path))
     suffix = Path(path).suffix.lower()
@@ -47,24 +47,24 @@ def read_prompts(path: str | Path, skip_bad: bool | None = None) -> list[str]:
     return prompts
 
 
-def images_of(prompt: object) -> dict[str, str]:
-    """What a model is shown beside a prompt's text: "first_frame" and "source", where there are, by their content."""
+def image_hashes(prompt: object) -> dict[str, str]:
+    """Content hashes of a prompt's "first_frame" and "source", if it has them."""
     files = {name: getattr(prompt, name, None) for name in ("first_frame", "source")}
     return {name: content_hash(file) for name, file in files.items() if file}
 
 
 def describe_prompt(item: object) -> str:
-    """A prompt, or another item, as text that two have in common only if they are the same, pictures included."""
-    pictures = images_of(item)
+    """A text that identifies a prompt or another item, including its images."""
+    pictures = image_hashes(item)
     return f"{item!r} with {pictures}" if pictures else repr(item)
 
 
 def prompt_batches(prompts: Sequence[Item], batch: int, seed: int, step: int) -> list[tuple[int, Item]]:
-    """The prompts (or other items) of one step, each with its index in `prompts`.
+    """The batch of prompts (or other items) of one step, as (index, prompt).
 
-    Every epoch deals all prompts once, in an order of its own. The answer depends on the arguments alone, so any step
-    can be asked for, in any process. A batch that straddles two epochs holds no prompt twice, unless there are fewer
-    prompts than two batches.
+    Every epoch uses each prompt once, in a new random order. The result depends only on the arguments, so that every
+    process computes the same batch. A batch across two epochs has no duplicates, unless there are fewer prompts than
+    two batches.
 
     Args:
         batch: prompts per step.
@@ -75,23 +75,23 @@ def prompt_batches(prompts: Sequence[Item], batch: int, seed: int, step: int) ->
     require(batch >= 1, "batch", batch, "1 or more")
     chosen: list[tuple[int, Item]] = []
     for position in range(step * batch, (step + 1) * batch):
-        epoch, place = divmod(position, len(prompts))
-        if not chosen or place == 0:
-            order = _order(len(prompts), batch, seed, epoch)
-        index = int(order[place])
+        epoch, position_in_epoch = divmod(position, len(prompts))
+        if not chosen or position_in_epoch == 0:
+            order = _epoch_order(len(prompts), batch, seed, epoch)
+        index = int(order[position_in_epoch])
         chosen.append((index, prompts[index]))
     return chosen
 
 
-def _order(n: int, batch: int, seed: int, epoch: int) -> np.ndarray:
-    """The shuffle of one epoch; prompts that the first batch has from the epoch before go right behind that batch."""
+def _epoch_order(n: int, batch: int, seed: int, epoch: int) -> np.ndarray:
+    """The order of one epoch; prompts that the first batch already has from the previous epoch follow after it."""
     order = _shuffle(n, seed, epoch)
-    shared = epoch * n % batch
-    if shared == 0 or n < 2 * batch:
+    overlap = epoch * n % batch
+    if overlap == 0 or n < 2 * batch:
         return order
-    before = _shuffle(n, seed, epoch - 1)[-shared:]
+    previous = _shuffle(n, seed, epoch - 1)[-overlap:]
     head, rest = order[:batch], order[batch:]
-    clash = np.isin(head, before)
+    clash = np.isin(head, previous)
     return np.concatenate([head[~clash], head[clash], rest])
 
 
@@ -107,5 +107,5 @@ def _prompt(row: dict[str, Any], folder: Path) -> str:
         if file := row.get(what):
             files[what] = folder / str(file)
             if not files[what].is_file():
-                raise ValueError(f'"{what}" is {files[what]}, and there is no such file')
+                raise ValueError(f'"{what}" is {files[what]}, which does not exist')
     return Prompt(prompt.strip(), **files) if files else prompt.strip()

@@ -1,4 +1,4 @@
-"""Real footage: a folder of captioned clips, checked before anything is trained. `layouts.py` lists how it may lie."""
+"""Real clips with captions, validated before training. `layouts.py` lists the supported layouts."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from besttake.types import Video
 
 @dataclass(frozen=True)
 class RealClip:
-    """A video file, what it shows, and how many seconds it lasts."""
+    """A video file, its caption, and its duration in seconds."""
 
     path: Path
     caption: str
@@ -29,15 +29,15 @@ class RealClip:
 
 
 def find_clips(source: str | Path, *, skip_bad: bool = False) -> list[RealClip]:
-    """The captioned clips of a folder, or of a table file; every video is read through once, undecoded.
+    """The captioned clips of a folder or a table file; every video is read once without decoding.
 
     Args:
         skip_bad: leave out clips without a caption or a readable video, with a warning, instead of failing.
 
     Raises:
-        ValueError: the folder is missing, empty, in no known layout or in several at once; captions and videos differ
-            in number; no clip is left; or, unless `skip_bad`, any caption is empty, any video missing, unreadable,
-            truncated, without frames, HDR or a picture: all of them named in one message.
+        ValueError: the folder is missing, empty, in no known layout or in several; captions and videos differ in
+            number; no clip is left; or, unless `skip_bad`, lists all clips with an empty caption or a video that is
+            missing, unreadable, truncated, without frames, HDR or a picture.
     """
     return read_each(find_entries(source), _clip, f"clips of {source}", skip_bad=skip_bad)
 
@@ -53,51 +53,51 @@ def load_real(
     cache: TensorCache | None = None,
     encoder: str = "",
 ) -> tuple[list[RealClip], Tensor]:
-    """The first `frames` frames of every clip at `fps` and (height, width) `size`, encoded one by one.
+    """Read and encode the first `frames` frames of every clip at `fps` and (height, width) `size`, one by one.
 
     Args:
-        encode: from videos `1 f c h w` to what is kept of them.
-        skip_bad: leave out clips that are too short or cannot be read to there, with a warning, instead of failing.
-        cache: where to look for what was kept of a clip before, and to keep it.
-        encoder: what tells `encode` from another in the cache.
+        encode: maps videos `1 f c h w` to latents.
+        skip_bad: leave out clips that are too short or unreadable, with a warning, instead of failing.
+        cache: cache of encoded clips.
+        encoder: identifies `encode` in the cache's keys.
 
     Returns:
-        The clips that are left, and what was kept of them, in the same order.
+        The remaining clips and their encodings, in the same order.
 
     Raises:
-        ValueError: naming every clip that is too short or cannot be read; no clip is left.
+        ValueError: lists every clip that is too short or unreadable; or no clip is left.
     """
 
     def load(clip: RealClip) -> tuple[RealClip, Tensor]:
         key = ("clip", content_hash(clip.path), fps, frames, size, encoder) if cache else ()
-        made = cache.read(*key) if cache else None
-        if made is None:
-            made = {"clip": encode(read_video(clip.path, fps=fps, frames=frames, size=size)[None])}
+        cached = cache.read(*key) if cache else None
+        if cached is None:
+            cached = {"clip": encode(read_video(clip.path, fps=fps, frames=frames, size=size)[None])}
             if cache:
-                cache.write(made, *key)
-        return clip, made["clip"]
+                cache.write(cached, *key)
+        return clip, cached["clip"]
 
-    advice = "Remove them, or ask for fewer frames"
-    kept, encoded = zip(*read_each(clips, load, "clips", skip_bad=skip_bad, advice=advice), strict=True)
-    return list(kept), torch.cat(encoded)
+    advice = "Remove them, or use fewer frames"
+    loaded, encoded = zip(*read_each(clips, load, "clips", skip_bad=skip_bad, advice=advice), strict=True)
+    return list(loaded), torch.cat(encoded)
 
 
 def _clip(entry: Entry) -> RealClip:
     if entry.fault:
         raise ValueError(entry.fault)
     if not entry.path.is_file():
-        raise ValueError(f"{entry.path} is not a file{_near(entry.path)}")
+        raise ValueError(f"{entry.path} is not a file{_similar_file(entry.path)}")
     if not entry.caption:
         raise ValueError(f"{entry.path} has no caption ({entry.place})")
     return RealClip(entry.path, entry.caption, probe(entry.path).duration)
 
 
-def _near(path: Path) -> str:
-    """The file of almost that name, where there is one: in other case, or of another kind."""
-    near = [name for name in _names(path.parent) if Path(name).stem.lower() == path.stem.lower()]
+def _similar_file(path: Path) -> str:
+    """A hint at a file whose name differs only in case or suffix, if there is one."""
+    near = [name for name in _file_names(path.parent) if Path(name).stem.lower() == path.stem.lower()]
     return f"; there is {path.with_name(near[0])}" if near else ""
 
 
 @functools.lru_cache(maxsize=4)
-def _names(folder: Path) -> list[str]:
+def _file_names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []

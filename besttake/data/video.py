@@ -1,7 +1,7 @@
-"""Video files: read by time, cut to size without distortion, written so that a browser plays them.
+"""Video files: reading by time, cropping and resizing without distortion, writing for browsers.
 
-Colour matrix and range are taken from the file, BT.601 and limited where it tells none, as FFmpeg does; what is
-transparent is laid over black; HDR is refused.
+Colour matrix and range are taken from the file, by default BT.601 and limited, as in FFmpeg; transparent videos are
+composited over black; HDR is rejected.
 
 Inside the library a video is float `f c h w` in [-1, 1]; in a file it is uint8 `f h w c`.
 """
@@ -31,28 +31,28 @@ from besttake.data.files import atomic
 from besttake.data.picture import over_black, read_picture, refuse_hdr
 from besttake.runtime.configuration import require
 
-SLACK = 5e-4
-"""Seconds. Matroska rounds a frame's time to the millisecond: a frame due half of one later is on screen already."""
+TIME_TOLERANCE = 5e-4
+"""Tolerance in seconds: Matroska rounds a frame's time to the millisecond."""
 
-QUALITY = "12"
-"""x264's constant rate factor: no difference to be seen, and little to be measured."""
+CRF = "12"
+"""x264's constant rate factor: visually lossless."""
 
 TONE_MAPPING = (
     "zscale=t=linear:npl=100,format=gbrpf32le,zscale=p=bt709,tonemap=hable:desat=0,"
     "zscale=t=bt709:m=bt709:r=limited,format=yuv420p"
 )
-"""FFmpeg's filters from HDR to what every screen shows."""
+"""FFmpeg's filters for converting HDR to SDR."""
 
 HEIC = ("heic", "heix", "heim", "heis", "mif1")
-"""Brands of the pictures that phones take, in a video's container."""
+"""Container brands of HEIC pictures, which use a video container."""
 
 BT709 = 1
-"""The number of BT.709 in H.264's tables of matrices, primaries and transfers."""
+"""The number of BT.709 in H.264's tables of matrices, primaries and transfer functions."""
 
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """Width and height in pixels as displayed (turned upright), mean frames per second, frame count, seconds."""
+    """Width and height in pixels as displayed (rotation applied), mean frames per second, frame count, seconds."""
 
     width: int
     height: int
@@ -67,7 +67,7 @@ def to_uint8(video: Float[Tensor, "*b c h w"]) -> UInt8[Tensor, "*b h w c"]:
 
 
 def to_float(frames: UInt8[Tensor, "*b h w c"]) -> Float[Tensor, "*b c h w"]:
-    """From 0..255, channels last, to float32 in [-1, 1], channels first; `to_uint8` undoes it exactly."""
+    """From 0..255, channels last, to float32 in [-1, 1], channels first; `to_uint8` is its exact inverse."""
     return frames.movedim(-1, -3).float() / 127.5 - 1
 
 
@@ -79,15 +79,15 @@ def read_video(
     size: tuple[int, int] | None = None,
     start_seconds: float = 0.0,
 ) -> Float[Tensor, "f c h w"]:
-    """A clip of a video file as float32 in [-1, 1].
+    """Read a clip of a video file as float32 in [-1, 1].
 
     Args:
-        fps: frame k of the clip is the one on screen at `start_seconds + k / fps`, whatever the file's own rate,
-            constant or not. None: the file's frames as they come.
-        frames: length of the clip. None: to the end of the file.
-        size: (height, width): cut from the centre at this aspect ratio, then resized with antialiasing. None: as
-            displayed, so turned upright and with square pixels.
-        start_seconds: where the clip starts, from the file's first frame.
+        fps: frame k of the clip is the one displayed at `start_seconds + k / fps`, for any constant or variable rate of
+            the file. None: all frames of the file.
+        frames: number of frames. None: to the end of the file.
+        size: (height, width): cropped from the centre to this aspect ratio, then resized with antialiasing. None: as
+            displayed, with rotation applied and square pixels.
+        start_seconds: start of the clip, relative to the file's first frame.
 
     Raises:
         ValueError: the file is missing, unreadable, truncated, without frames, HDR, or too short for the clip.
@@ -99,7 +99,7 @@ def read_video(
     duration = 0.0
     with _opened(path) as (container, stream):
         for frame, duration in _timeline(container, stream):
-            copies = _copies(len(clip), fps, start_seconds, duration)
+            copies = _due_frames(len(clip), fps, start_seconds, duration)
             if copies:
                 clip += [_picture(frame, stream, size)] * copies
             if frames is not None and len(clip) >= frames:
@@ -107,46 +107,46 @@ def read_video(
     if frames is not None and len(clip) < frames:
         raise ValueError(_too_short(path, duration, len(clip), frames, fps, start_seconds))
     if not clip:
-        raise ValueError(f"{path} lasts {duration:.3f} s: it has no frame at {start_seconds:g} s")
+        raise ValueError(f"{path} lasts {duration:.3f} s and has no frame at {start_seconds:g} s")
     return to_float(torch.stack(clip[:frames]))
 
 
 def check_length(path: str | Path, seconds: float, fps: float, frames: int) -> None:
-    """ValueError if a file that lasts so long is too short for a clip, without reading it.
+    """ValueError if a file of `seconds` is too short for a clip of `frames` at `fps`, without reading it.
 
-    Where it is a matter of one frame, only reading tells: that passes.
+    A file that may be one frame too short passes: only reading it tells.
     """
-    if seconds + 1 / fps + SLACK <= (frames - 1) / fps:
-        raise ValueError(_too_short(path, seconds, _copies(0, fps, 0.0, seconds), frames, fps, 0.0))
+    if seconds + 1 / fps + TIME_TOLERANCE <= (frames - 1) / fps:
+        raise ValueError(_too_short(path, seconds, _due_frames(0, fps, 0.0, seconds), frames, fps, 0.0))
 
 
 def read_frame(path: str | Path, size: tuple[int, int]) -> Float[Tensor, "c h w"]:
-    """An image, or the first frame of a video, cut and resized to (height, width) as `read_video` does; in [-1, 1].
+    """Read an image, or the first frame of a video, cropped and resized to (height, width); float32 in [-1, 1].
 
-    The file's content says which it is.
+    The file's content decides which it is.
 
     Raises:
-        ValueError: the file is missing, unreadable as either, or HDR.
+        ValueError: the file is missing, neither a readable image nor video, or HDR.
     """
     picture = read_picture(path)
     if picture is not None:
-        return to_float(_fitted(picture, size, 1.0))
+        return to_float(_crop_and_resize(picture, size, 1.0))
     try:
         return read_video(path, frames=1, size=size)[0]
     except ValueError as error:
-        raise ValueError(f"{error}; nor is it an image of a kind that Pillow reads") from error
+        raise ValueError(f"{error}; nor is it an image that Pillow can read") from error
 
 
 def write_video(path: str | Path, video: Tensor, fps: float, upscale: int = 1) -> None:
-    """Writes an H.264 mp4 that browsers play; atomic: the file appears whole or not at all.
+    """Write an H.264 mp4 that browsers play, atomically.
 
     Args:
         video: float `f c h w` in [-1, 1], or uint8 `f h w c`. An odd height or width is padded by one pixel (the
             edge repeated), since 4:2:0 video has even sides.
-        upscale: every pixel becomes a square of this many; a video of 32 x 32 wants 8 to be looked at.
+        upscale: factor by which every pixel is repeated; 8 is good for viewing a video of 32 x 32.
 
     Raises:
-        ValueError: the shape, the type or a number is not as above.
+        ValueError: shape, type or a number is not as above.
     """
     pixels = _pixels(video)
     if pixels.ndim != 4 or pixels.shape[-1] != 3 or 0 in pixels.shape:
@@ -160,7 +160,7 @@ def write_video(path: str | Path, video: Tensor, fps: float, upscale: int = 1) -
         atomic(path) as temporary,
         av.open(str(temporary), "w", format="mp4", options={"movflags": "faststart"}) as out,
     ):
-        stream = out.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001), options={"crf": QUALITY})
+        stream = out.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001), options={"crf": CRF})
         stream.height, stream.width = pixels.shape[1:3]
         stream.pix_fmt = "yuv420p"
         context = stream.codec_context
@@ -173,13 +173,13 @@ def write_video(path: str | Path, video: Tensor, fps: float, upscale: int = 1) -
         out.mux(stream.encode())
 
 
-def enlargement(video: Tensor, width: int = 256) -> int:
-    """The `upscale` that brings a small video to a width that a codec, which halves colour's, does not spoil."""
+def upscale_for(video: Tensor, width: int = 256) -> int:
+    """The `upscale` factor that brings a small video to about `width` pixels, against blur by 4:2:0 subsampling."""
     return max(1, width // video.shape[-1])
 
 
 def probe(path: str | Path) -> VideoInfo:
-    """What a file holds, found by reading all of it and decoding its first frame.
+    """Size, rate and length of a video file, by reading all of it and decoding its first frame.
 
     Raises:
         ValueError: the file is missing, unreadable, truncated, without frames or HDR.
@@ -202,7 +202,7 @@ def probe(path: str | Path) -> VideoInfo:
 
 
 def contact_sheet(videos: Tensor | Sequence[Tensor], path: str | Path, upscale: int = 1) -> None:
-    """Writes a PNG with one row per video, its frames from left to right; shorter videos leave their row's end black.
+    """Write a PNG with one row per video and its frames from left to right; short rows end in black.
 
     Args:
         videos: `b f c h w` in [-1, 1], or a sequence of `f c h w` of one height and width; uint8 `f h w c` as well.
@@ -233,7 +233,7 @@ def _enlarge(pixels: np.ndarray, upscale: int) -> np.ndarray:
 
 @contextmanager
 def _opened(path: str | Path) -> Iterator[tuple[InputContainer, VideoStream]]:
-    """A file and its video stream; whatever FFmpeg or the body says against it is a ValueError with its name."""
+    """Open a file and its video stream; errors of FFmpeg or the body become a ValueError that names the file."""
     if not Path(path).is_file():
         raise ValueError(f"{path} is not a file")
     if Path(path).stat().st_size == 0:
@@ -247,7 +247,9 @@ def _opened(path: str | Path) -> Iterator[tuple[InputContainer, VideoStream]]:
             stream.thread_type = "AUTO"
             if stream.codec_context is None:
                 raise _BrokenError("it is truncated, or of a codec that FFmpeg does not know")
-            _refuse_hdr(stream.codec_context.color_trc)  # of the container; some codecs' frames tell nothing
+            _refuse_hdr(
+                stream.codec_context.color_trc
+            )  # of the container, since some codecs' frames have no such information
             yield container, stream
     except av.FFmpegError as error:
         raise ValueError(f"{path} cannot be read as a video: {error.strerror} (is it truncated?)") from error
@@ -260,22 +262,22 @@ def _refuse_hdr(transfer: int) -> None:
 
 
 def _refuse_picture(container: InputContainer) -> None:
-    """FFmpeg reads pictures too, some of them wrongly: floating point as integers, one tile of a HEIC for the whole."""
+    """Reject pictures, some of which FFmpeg misreads: floating point as integers, one tile of a HEIC as the whole."""
     kind = container.format.name.removesuffix("_pipe")
-    if kind != container.format.name and kind != "webp":  # which may be an animation
+    if kind != container.format.name and kind != "webp":  # WebP may be an animation
         raise _BrokenError(f"it is a picture ({kind}); save it as PNG or JPEG")
     if container.metadata.get("major_brand") in HEIC:
         raise _BrokenError("it is a picture (heic); save it as PNG or JPEG")
 
 
 class _BrokenError(Exception):
-    """What is wrong with a file, for `_opened` to put the name to."""
+    """A fault of a file, to which `_opened` adds the file's name."""
 
 
 def _packets(container: InputContainer, stream: VideoStream) -> Iterator[av.Packet]:
-    """The packets of `stream`; at the end of the file, asks whether it came before the length its header tells.
+    """The packets of `stream`; raises at the end if the file is shorter than its header says.
 
-    The other streams are read along: the header's length is that of the longest.
+    All streams are read, since the header's length is that of the longest one.
     """
     end = 0.0
     for packet in container.demux():
@@ -286,30 +288,34 @@ def _packets(container: InputContainer, stream: VideoStream) -> Iterator[av.Pack
             end = max(end, float((time + (packet.duration or 0)) * packet.time_base))
         if packet.stream is stream:
             yield packet
-    told = ((container.start_time or 0) + (container.duration or 0)) / av.time_base
-    if end < told - max(0.1, 2 / _rate(stream)):
-        raise _BrokenError(f"it is truncated, its header tells of {told:.3f} s, the frames end at {end:.3f} s")
+    header_end = ((container.start_time or 0) + (container.duration or 0)) / av.time_base
+    if end < header_end - max(0.1, 2 / _rate(stream)):
+        raise _BrokenError(
+            f"it is truncated: by its header it lasts {header_end:.3f} s, but the frames end at {end:.3f} s"
+        )
 
 
 def _timeline(container: InputContainer, stream: VideoStream) -> Iterator[tuple[av.VideoFrame, float]]:
-    """Frames in the order shown, each with the second (from the first frame) at which it leaves the screen."""
-    held, held_time, first_time, decoder = None, 0.0, 0.0, _decoder(stream)
+    """Frames in display order, each with the time (in seconds from the first frame) at which its display ends."""
+    previous, previous_time, first_time, decoder = None, 0.0, 0.0, _decoder(stream)
     for packet in _packets(container, stream):
         for frame in decoder.decode(packet):
-            time = frame.time if frame.time is not None else held_time + 1 / _rate(stream)
-            if held is None:
+            time = frame.time if frame.time is not None else previous_time + 1 / _rate(stream)
+            if previous is None:
                 first_time = time
             else:
-                yield held, time - first_time
-            held, held_time = frame, time
-    if held is None:
+                yield previous, time - first_time
+            previous, previous_time = frame, time
+    if previous is None:
         raise _BrokenError("it has no frames")
-    length = float(held.duration * held.time_base) if held.duration and held.time_base else 1 / _rate(stream)
-    yield held, held_time - first_time + length
+    length = (
+        float(previous.duration * previous.time_base) if previous.duration and previous.time_base else 1 / _rate(stream)
+    )
+    yield previous, previous_time - first_time + length
 
 
 def _decoder(stream: VideoStream) -> VideoCodecContext:
-    """What decodes a stream: FFmpeg's own VP8 and VP9 pass over the alpha that a WebM has beside the picture."""
+    """The decoder of a stream: libvpx for WebM with alpha, which FFmpeg's own VP8 and VP9 decoders ignore."""
     codec = {"vp8": "libvpx", "vp9": "libvpx-vp9"}.get(stream.codec_context.name)
     if codec is None or stream.metadata.get("alpha_mode") != "1":
         return stream.codec_context
@@ -318,30 +324,30 @@ def _decoder(stream: VideoStream) -> VideoCodecContext:
     return decoder
 
 
-def _too_short(path: str | Path, duration: float, there: int, frames: int, fps: float | None, start: float) -> str:
+def _too_short(path: str | Path, duration: float, available: int, frames: int, fps: float | None, start: float) -> str:
     needed = f"{frames} frames" + (f" at {fps:g} fps" if fps else "") + f" from {start:g} s"
     seconds = f", which need more than {start + (frames - 1) / fps:.3f} s" if fps else ""
-    return f"{path} is too short: it lasts {duration:.3f} s and gives {there} of {needed}{seconds}"
+    return f"{path} is too short: it lasts {duration:.3f} s and has {available} of {needed}{seconds}"
 
 
 def _rate(stream: VideoStream) -> float:
-    """Frames a second; FFmpeg takes elementary streams for 25, and only their decoder knows what they tell."""
+    """Frames a second; FFmpeg assumes 25 for elementary streams, whose rate only the decoder knows."""
     decoded = stream.codec_context.framerate if stream.container.format.name in ("h264", "hevc") else None
     return float(decoded or stream.average_rate or stream.guessed_rate or 25)
 
 
-def _copies(k: int, fps: float | None, start: float, leaves: float) -> int:
-    """How many frames of the clip, from the k-th on, are due before a frame leaves the screen."""
+def _due_frames(k: int, fps: float | None, start: float, leaves: float) -> int:
+    """The number of clip frames, from the k-th on, that are due before the display of a file's frame ends."""
     if fps is None:
-        return int(leaves > start + SLACK)
+        return int(leaves > start + TIME_TOLERANCE)
     copies = 0
-    while start + (k + copies) / fps + SLACK < leaves:
+    while start + (k + copies) / fps + TIME_TOLERANCE < leaves:
         copies += 1
     return copies
 
 
 def _picture(frame: av.VideoFrame, stream: VideoStream, size: tuple[int, int] | None) -> UInt8[Tensor, "h w 3"]:
-    """A frame upright, with square pixels, cut to the aspect ratio of `size` and resized to it."""
+    """A frame with rotation applied and square pixels, cropped to the aspect ratio of `size` and resized to it."""
     _refuse_hdr(frame.color_trc)
     if frame.format.has_palette or any(component.is_alpha for component in frame.format.components):
         rgb = over_black(frame.to_ndarray(format="rgba"))
@@ -353,11 +359,11 @@ def _picture(frame: av.VideoFrame, stream: VideoStream, size: tuple[int, int] | 
     if quarters % 2:
         pixel = 1 / pixel
     height, width = rgb.shape[:2]
-    return _fitted(rgb, size or (height, round(width * pixel)), pixel)
+    return _crop_and_resize(rgb, size or (height, round(width * pixel)), pixel)
 
 
-def _fitted(rgb: np.ndarray, size: tuple[int, int], pixel: float) -> UInt8[Tensor, "h w 3"]:
-    """A picture, its pixels `pixel` times as wide as high, cut to the aspect ratio of `size` and resized to it."""
+def _crop_and_resize(rgb: np.ndarray, size: tuple[int, int], pixel: float) -> UInt8[Tensor, "h w 3"]:
+    """Crop a picture, whose pixels have the aspect ratio `pixel`, to the aspect ratio of `size`, and resize it."""
     height, width = rgb.shape[:2]
     aspect = size[1] / size[0] / pixel
     cut_height = min(height, max(1, round(width / aspect)))
@@ -367,7 +373,7 @@ def _fitted(rgb: np.ndarray, size: tuple[int, int], pixel: float) -> UInt8[Tenso
     if cut.shape[:2] == size:
         return cut
     pixels = cut.movedim(-1, 0)[None].float()
-    if cut_height % size[0] == cut_width % size[1] == 0:  # the mean of whole pixels: undoes `upscale`
+    if cut_height % size[0] == cut_width % size[1] == 0:  # the mean of whole pixels inverts `upscale`
         resized = F.interpolate(pixels, size, mode="area")
     else:
         resized = F.interpolate(pixels, size, mode="bicubic", antialias=True)

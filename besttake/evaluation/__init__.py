@@ -1,1 +1,1 @@
-"""What is measured of a trained model, one file each."""
+"""Evaluation of trained models and of critics."""

@@ -1,6 +1,6 @@
-"""Does a critic rank like people? Critics side by side on a benchmark of human votes, as in OnlineVPO's Table 2.
+"""Agreement of critics with human votes: a comparison of critics on a benchmark, like OnlineVPO's Table 2.
 
-Every file is scored once by every critic, and the scores are kept: the same command again goes on where it stopped.
+Scores are cached: every critic scores every file once, and the same command again resumes.
 """
 
 from __future__ import annotations
@@ -29,49 +29,49 @@ from besttake.runtime.console import progress
 from besttake.runtime.devices import find_device
 from besttake.types import Reward
 
-DEFAULT = "world"
-"""The critic that is asked where none is named."""
+DEFAULT_CRITIC = "world"
+"""The critic that is used if none is given."""
 
 CHANCE = "chance"
-"""The row of a critic that says nothing."""
+"""Name of the row for an uninformative critic."""
 
 Scores = dict[str, float]
-"""What a critic says of a take, by dimension."""
+"""A critic's scores of a video, by dimension."""
 
 
 @dataclass(frozen=True)
 class AgreementConfig:
-    """Compare critics with what people chose: a table of who finds their best take, and a plot of it.
+    """Compare critics with human votes: a table and a plot of how often each finds the preferred video.
 
-    The same command again goes on with the files that are left. A critic that was trained again since is another one.
+    The same command again scores only the remaining files. A critic with new weights is scored anew.
     """
 
     benchmark: Path
-    """Votes: a .jsonl, a VideoAlign table (.csv), or VideoDPO's pair.json; see `besttake/data/votes.py`."""
+    """Votes file: a .jsonl, a VideoAlign table (.csv), or VideoDPO's pair.json; see `besttake/data/votes.py`."""
     reward: UseAppendAction[tuple[str, ...]] = ()
-    """A critic's name, a folder with its config.json, a judge's .yaml file, or a file of your own, ./my_critic.py; once
-    for each. By default `world`."""
+    """Critic: a name, ./my_critic.py, a folder with its config.json, or a judge's .yaml file; repeat the flag. Default:
+    `world`."""
     weights: dict[str, float] = field(default_factory=dict)
-    """Weight of each dimension that counts, of critics that have several; empty = all of them, equally."""
+    """Dimension -> weight, for critics with several dimensions; empty = all dimensions equally."""
     question: str = ""
-    """Which column of a VideoAlign table: VQ, MQ, TA or Overall."""
+    """Column of a VideoAlign table: VQ, MQ, TA or Overall."""
     out: Path = Path("agreement")
-    """Folder of the scores, the table and the plot."""
+    """Folder for the scores, the table and the plot."""
     draws: int = 1000
-    """Of the bootstrap."""
+    """Number of bootstrap samples."""
     seed: int = 0
     device: str = "auto"
 
     def __post_init__(self):
         if len(set(self.reward)) < len(self.reward):
-            raise ValueError(f"reward is {', '.join(self.reward)}; expected critics, each of them once")
+            raise ValueError(f"reward is {', '.join(self.reward)}; expected each critic once")
         if self.draws < 1:
-            raise ValueError(f"draws is {self.draws}; the bootstrap needs one or more, 1000 are usual")
+            raise ValueError(f"draws is {self.draws}; expected 1 or more, usually 1000")
 
 
 @dataclass(frozen=True)
-class Judged:
-    """A ballot beside a critic's scores of its takes: higher is better, `best` are the indices people chose."""
+class ScoredVote:
+    """A vote with a critic's scores of its candidates (higher is better); `best`: indices of the preferred ones."""
 
     prompt: str
     scores: Sequence[float]
@@ -79,13 +79,13 @@ class Judged:
 
 
 @dataclass(frozen=True)
-class Agreement:
-    """How well one critic agrees with people.
+class CriticAgreement:
+    """Agreement of one critic with the votes.
 
     Attributes:
-        figures: name -> value with its 95 % interval: "recall@1", "MRR", "pairwise accuracy", ...
-        against_best: how much lower (below 0) the leading figure is than the best critic's, on the same draws of
-            prompts; None for the best critic itself, and for chance.
+        figures: name -> value with 95 % confidence interval: "recall@1", "MRR", "pairwise accuracy", ...
+        against_best: difference of the leading figure to the best critic's (negative = lower), on the same bootstrap
+            samples; None for the best critic itself, and for chance.
     """
 
     critic: str
@@ -93,102 +93,109 @@ class Agreement:
     against_best: Interval | None = None
 
 
-def measure_agreement(config: AgreementConfig) -> list[Agreement]:
-    """Read the votes, score what is not scored yet, compare; the best critic first, chance last.
+def measure_agreement(config: AgreementConfig) -> list[CriticAgreement]:
+    """Read the votes, score the files that are not cached, and compare; the best critic first, chance last.
 
-    A critic of several dimensions is there as a whole, weighted, and by each of its dimensions.
+    A critic with several dimensions has one row for their weighted sum and one for each dimension.
 
     Raises:
-        ValueError: the votes cannot be read, there is no such critic, or it cannot score a file.
+        ValueError: the votes cannot be read, a critic is unknown, or it cannot score a file.
     """
-    ballots = read_votes(config.benchmark, config.question)
+    votes = read_votes(config.benchmark, config.question)
     device = find_device(config.device)
-    judged: dict[str, list[Judged]] = {}
-    for name in config.reward or (DEFAULT,):
+    scored_votes: dict[str, list[ScoredVote]] = {}
+    for name in config.reward or (DEFAULT_CRITIC,):
         reward = load_reward(name, device)
-        several = len(reward.dimensions) > 1
-        weights = parse_weights(reward, config.weights if several else {})
-        said = score_benchmark(ballots, reward, name, config.out / "scores.jsonl")
-        judged[name] = [_judged(ballot, scores, weights) for ballot, scores in zip(ballots, said, strict=True)]
-        for dimension in reward.dimensions if several else ():
-            alone = {dimension: 1.0}
-            judged[f"{name}, {dimension}"] = [_judged(*row, alone) for row in zip(ballots, said, strict=True)]
-        del reward  # the next one may need its memory
-    return compare(judged, config.draws, config.seed)
+        has_dimensions = len(reward.dimensions) > 1
+        weights = parse_weights(reward, config.weights if has_dimensions else {})
+        scores_of_votes = score_benchmark(votes, reward, name, config.out / "scores.jsonl")
+        scored_votes[name] = [
+            _scored_vote(vote, scores, weights) for vote, scores in zip(votes, scores_of_votes, strict=True)
+        ]
+        for dimension in reward.dimensions if has_dimensions else ():
+            single = {dimension: 1.0}
+            scored_votes[f"{name}, {dimension}"] = [
+                _scored_vote(*row, single) for row in zip(votes, scores_of_votes, strict=True)
+            ]
+        del reward  # frees memory for the next one
+    return compare(scored_votes, config.draws, config.seed)
 
 
-def _judged(ballot: Vote, scores: Sequence[Scores], weights: Mapping[str, float]) -> Judged:
+def _scored_vote(vote: Vote, scores: Sequence[Scores], weights: Mapping[str, float]) -> ScoredVote:
     total = [sum(weight * score[dimension] for dimension, weight in weights.items()) for score in scores]
-    return Judged(ballot.prompt, total, ballot.best)
+    return ScoredVote(vote.prompt, total, vote.best)
 
 
-def score_benchmark(ballots: Sequence[Vote], reward: Reward, name: str, kept: Path) -> list[list[Scores]]:
-    """A critic's scores of the takes of every ballot; those that `kept` (a .jsonl) lacks are added to it one by one.
+def score_benchmark(votes: Sequence[Vote], reward: Reward, name: str, cache_file: Path) -> list[list[Scores]]:
+    """A critic's scores of the candidates of every vote; missing ones are computed and appended to `cache_file`.
 
-    A score holds for a critic's name and what decides its scores, a file's content, the size it is looked at, and a
-    prompt.
+    Scores are keyed by the critic's name and identity, the file's content, the size and the prompt.
 
     Raises:
-        ValueError: naming all takes that cannot be read or scored, once the others' scores are kept.
+        ValueError: lists all files that cannot be read or scored, after the others' scores are stored.
     """
-    known = _read_kept(kept)
-    who = hashlib.sha256(json.dumps([identity(reward), versions()], sort_keys=True).encode()).hexdigest()[:16]
+    known = _read_cache(cache_file)
+    critic_hash = hashlib.sha256(json.dumps([identity(reward), versions()], sort_keys=True).encode()).hexdigest()[:16]
     files = {
-        take: content_hash(take) if take.is_file() else ""
-        for take in {take for ballot in ballots for take in ballot.candidates}
+        video_file: content_hash(video_file) if video_file.is_file() else ""
+        for video_file in {video_file for vote in votes for video_file in vote.candidates}
     }
     keys = [
-        [json.dumps([name, who, files[take], ballot.size, ballot.prompt]) for take in ballot.candidates]
-        for ballot in ballots
+        [json.dumps([name, critic_hash, files[video_file], vote.size, vote.prompt]) for video_file in vote.candidates]
+        for vote in votes
     ]
-    todo = {
-        key: (ballot, take)
-        for ballot, row in zip(ballots, keys, strict=True)
-        for take, key in zip(ballot.candidates, row, strict=True)
+    missing = {
+        key: (vote, video_file)
+        for vote, row in zip(votes, keys, strict=True)
+        for video_file, key in zip(vote.candidates, row, strict=True)
         if key not in known
     }
-    with kept.open("a", encoding="utf-8") as file:
+    with cache_file.open("a", encoding="utf-8") as file:
 
         def score(item: tuple[str, tuple[Vote, Path]]) -> None:
             known[item[0]] = _score(reward, *item[1])
             file.write(json.dumps({"key": item[0], "scores": known[item[0]]}) + "\n")
             file.flush()
 
-        read_each(progress(todo.items(), f"{name} scores"), score, "takes")
+        read_each(progress(missing.items(), f"{name} scores"), score, "videos")
     return [[known[key] for key in row] for row in keys]
 
 
-def _score(reward: Reward, ballot: Vote, take: Path) -> Scores:
-    video = read_video(take, size=ballot.size)
+def _score(reward: Reward, vote: Vote, video_file: Path) -> Scores:
+    video = read_video(video_file, size=vote.size)
     try:
         with torch.no_grad():
-            score = score_checked(reward, video[None], [ballot.prompt], probe(take).fps)
+            score = score_checked(reward, video[None], [vote.prompt], probe(video_file).fps)
     except ValueError as error:
-        raise ValueError(f"{take}: {error}") from error
+        raise ValueError(f"{video_file}: {error}") from error
     return {dimension: float(score[dimension][0]) for dimension in reward.dimensions}
 
 
-def _read_kept(kept: Path) -> dict[str, Scores]:
-    """What an earlier start has scored; a line that a kill left half-written is cut off."""
-    whole, newline, _ = kept.read_text(encoding="utf-8").rpartition("\n") if kept.exists() else ("", "", "")
-    with atomic(kept) as part:
-        part.write_text(whole + newline, encoding="utf-8")
+def _read_cache(cache_file: Path) -> dict[str, Scores]:
+    """The scores of earlier runs; an incomplete last line is removed."""
+    complete, newline, _ = (
+        cache_file.read_text(encoding="utf-8").rpartition("\n") if cache_file.exists() else ("", "", "")
+    )
+    with atomic(cache_file) as part:
+        part.write_text(complete + newline, encoding="utf-8")
     try:
-        rows = [json.loads(line) for line in whole.splitlines()]
+        rows = [json.loads(line) for line in complete.splitlines()]
         return {row["key"]: dict(row["scores"]) for row in rows}
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{kept} holds no scores ({error!r}); remove it, or give another --out") from error
+        raise ValueError(f"{cache_file} has no scores ({error!r}); remove it, or give another --out") from error
 
 
-def compare(judged: Mapping[str, Sequence[Judged]], draws: int = 1000, seed: int = 0) -> list[Agreement]:
-    """Critics, each with the same ballots, side by side: the best by the leading figure first, chance last.
+def compare(
+    scored_votes: Mapping[str, Sequence[ScoredVote]], draws: int = 1000, seed: int = 0
+) -> list[CriticAgreement]:
+    """Compare critics on the same votes: sorted by the leading figure, chance last.
 
-    Groups of three takes or more are led by recall@1, and have recall@3 and the MRR; pairs by the pairwise accuracy.
-    Ballots on which all takes are best count only where ties do.
+    The leading figure is recall@1 for groups of three or more candidates (with recall@3 and MRR), and the pairwise
+    accuracy for pairs. Votes in which all candidates are best count only for figures with ties.
     """
-    first = next(iter(judged.values()))
-    prompts = list(dict.fromkeys(ballot.prompt for ballot in first))
-    known = {name: statistics(ballots, prompts) for name, ballots in judged.items()}
+    first = next(iter(scored_votes.values()))
+    prompts = list(dict.fromkeys(vote.prompt for vote in first))
+    known = {name: statistics(votes, prompts) for name, votes in scored_votes.items()}
     leading = next(iter(statistics(first, prompts)))
     rows = {name: _intervals(figures, len(prompts), draws, seed) for name, figures in known.items()}
     order = sorted(rows, key=lambda name: -rows[name][leading].value)
@@ -200,8 +207,8 @@ def compare(judged: Mapping[str, Sequence[Judged]], draws: int = 1000, seed: int
         return ranking.paired_bootstrap(known[name][leading], best, len(prompts), draws, seed)
 
     return [
-        *(Agreement(name, rows[name], against_best(name)) for name in order),
-        Agreement(CHANCE, _chance(first, prompts)),
+        *(CriticAgreement(name, rows[name], against_best(name)) for name in order),
+        CriticAgreement(CHANCE, _chance_figures(first, prompts)),
     ]
 
 
@@ -209,57 +216,59 @@ def _intervals(figures: dict[str, Statistic], n: int, draws: int, seed: int) -> 
     return {name: ranking.bootstrap(statistic, n, draws, seed) for name, statistic in figures.items()}
 
 
-def statistics(judged: Sequence[Judged], prompts: Sequence[str]) -> dict[str, Statistic]:
-    """Each figure as a function of how often every prompt counts."""
-    asked = [ballot for ballot in judged if len(ballot.best) < len(ballot.scores)]
-    largest = max((len(ballot.scores) for ballot in asked), default=2)
+def statistics(scored_votes: Sequence[ScoredVote], prompts: Sequence[str]) -> dict[str, Statistic]:
+    """Each figure as a function of the prompts' bootstrap weights."""
+    decisive = [vote for vote in scored_votes if len(vote.best) < len(vote.scores)]
+    largest = max((len(vote.scores) for vote in decisive), default=2)
     figures: dict[str, Statistic] = {}
     if largest > 2:
         for k in (1, 3)[: 1 + (largest > 3)]:
-            values = [ranking.recall(ballot.scores, ballot.best, k) for ballot in asked]
-            figures[f"recall@{k}"] = _mean(values, asked, prompts)
-        figures["MRR"] = _mean([ranking.reciprocal_rank(b.scores, b.best) for b in asked], asked, prompts)
-        figures["Kendall tau-b"] = _mean([ranking.kendall_tau_b(b.scores, relevance(b)) for b in asked], asked, prompts)
-    pairs, where = _pairs(judged, prompts)
-    figures["pairwise accuracy"] = lambda weights: ranking.accuracy(pairs, weights[where])
+            values = [ranking.recall(vote.scores, vote.best, k) for vote in decisive]
+            figures[f"recall@{k}"] = _mean(values, decisive, prompts)
+        figures["MRR"] = _mean([ranking.reciprocal_rank(b.scores, b.best) for b in decisive], decisive, prompts)
+        figures["Kendall tau-b"] = _mean(
+            [ranking.kendall_tau_b(b.scores, relevance(b)) for b in decisive], decisive, prompts
+        )
+    pairs, prompt_index = _pairs(scored_votes, prompts)
+    figures["pairwise accuracy"] = lambda weights: ranking.accuracy(pairs, weights[prompt_index])
     if (pairs[:, 0] == 0).any():
-        figures["accuracy with ties"] = lambda weights: ranking.accuracy_with_ties(pairs, weights[where])[0]
+        figures["accuracy with ties"] = lambda weights: ranking.accuracy_with_ties(pairs, weights[prompt_index])[0]
     return figures
 
 
-def relevance(ballot: Judged) -> list[float]:
-    """1 for the takes that people chose, 0 for the others. With few chosen of many, tau-b cannot reach 1."""
-    return [float(take in ballot.best) for take in range(len(ballot.scores))]
+def relevance(vote: ScoredVote) -> list[float]:
+    """1 for the preferred candidates, 0 for the others. With few preferred ones of many, tau-b cannot reach 1."""
+    return [float(index in vote.best) for index in range(len(vote.scores))]
 
 
-def _mean(values: Sequence[float], ballots: Sequence[Judged], prompts: Sequence[str]) -> Statistic:
-    """The mean over ballots, as a function of how often each prompt counts."""
+def _mean(values: Sequence[float], votes: Sequence[ScoredVote], prompts: Sequence[str]) -> Statistic:
+    """The mean over votes, as a function of the prompts' bootstrap weights."""
     place, sums, counts = {p: i for i, p in enumerate(prompts)}, np.zeros(len(prompts)), np.zeros(len(prompts))
-    for value, ballot in zip(values, ballots, strict=True):
-        sums[place[ballot.prompt]] += value
-        counts[place[ballot.prompt]] += 1
+    for value, vote in zip(values, votes, strict=True):
+        sums[place[vote.prompt]] += value
+        counts[place[vote.prompt]] += 1
     return ranking.ratio(sums, counts)
 
 
-def _pairs(judged: Sequence[Judged], prompts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """All that people compared, (p, 2), and the prompt of each pair, (p,)."""
+def _pairs(scored_votes: Sequence[ScoredVote], prompts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """All compared pairs (p, 2), and the prompt index of each pair (p,)."""
     place = {prompt: i for i, prompt in enumerate(prompts)}
-    parts = [ranking.comparisons(ballot.scores, ballot.best) for ballot in judged]
-    where = [np.full(len(part), place[ballot.prompt]) for part, ballot in zip(parts, judged, strict=True)]
-    return np.concatenate(parts), np.concatenate(where)
+    parts = [ranking.compared_pairs(vote.scores, vote.best) for vote in scored_votes]
+    prompt_index = [np.full(len(part), place[vote.prompt]) for part, vote in zip(parts, scored_votes, strict=True)]
+    return np.concatenate(parts), np.concatenate(prompt_index)
 
 
-def _chance(judged: Sequence[Judged], prompts: Sequence[str]) -> dict[str, Interval]:
-    """What a coin would get; of the accuracy with ties nothing is said: it would depend on the coin's own."""
-    silent = [Judged(ballot.prompt, [0.0] * len(ballot.scores), ballot.best) for ballot in judged]
-    known = {name: statistic(np.ones(len(prompts))) for name, statistic in statistics(silent, prompts).items()}
+def _chance_figures(scored_votes: Sequence[ScoredVote], prompts: Sequence[str]) -> dict[str, Interval]:
+    """Chance level of each figure, except the accuracy with ties, for which it is not defined."""
+    constant = [ScoredVote(vote.prompt, [0.0] * len(vote.scores), vote.best) for vote in scored_votes]
+    known = {name: statistic(np.ones(len(prompts))) for name, statistic in statistics(constant, prompts).items()}
     known |= {"pairwise accuracy": 0.5}
     known.pop("accuracy with ties", None)
     return {name: Interval(value, value, value) for name, value in known.items()}
 
 
-def markdown(rows: Sequence[Agreement]) -> str:
-    """The table: figures with their 95 % intervals, and how far each critic's leading one is from the best critic's."""
+def markdown(rows: Sequence[CriticAgreement]) -> str:
+    """A Markdown table: figures with 95 % intervals, and the difference of the leading one to the best critic's."""
     columns = list(rows[0].figures)
     head = ["critic", *columns, f"{columns[0]}, against the best"]
     lines = [f"| {' | '.join(head)} |", "| --- " * len(head) + "|"]

@@ -1,4 +1,4 @@
-"""A run's videos before and after training: the same prompts, the same noise, and critics that did not train it."""
+"""Evaluation of a run before and after training: the same prompts and noise, scored by held-out critics."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from besttake.data.files import atomic
-from besttake.data.video import enlargement, write_video
+from besttake.data.video import upscale_for, write_video
 from besttake.models import Size, VideoModel, load_model
 from besttake.rewards import load_reward
 from besttake.rewards.checks import score_checked
@@ -34,18 +34,18 @@ Items = TypeVar("Items", Tensor, list[str], list[int])
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """How a run is looked at when it is over."""
+    """How a finished run is evaluated."""
 
     prompts: str | None = None
-    """File of prompts, one a line, or an embedded list; by default world-test where the data are the embedded world's,
-    and a tenth of yours, which is then not trained on."""
+    """File of prompts, one per line, or an embedded list; default: world-test for data of the embedded world, else a
+    tenth of the run's own prompts, which is then held out of training."""
     count: int = 128
-    """How many of them are shot at most, one video each."""
+    """Largest number of prompts; one video is sampled for each."""
     seed: int = 777
     shown: int = 12
-    """How many of the videos the report shows."""
+    """Number of videos in the report."""
     rewards: tuple[str, ...] = ()
-    """Critics to ask; by default the analytic ones, and for clips of the embedded world its own two as well."""
+    """Critics; default: the analytic ones, and for the embedded world also its own two."""
     rollout: RolloutOverrides = field(default_factory=RolloutOverrides)
 
     def __post_init__(self):
@@ -54,17 +54,17 @@ class EvaluateConfig:
 
 
 ANALYTIC = ("dynamic-degree", "temporal-flicker", "motion-smoothness")
-"""Critics of any clip."""
+"""Default critics for any clips."""
 
-Found = dict[str, Any]
-"""What was found of some clips, by name: tensors, arrays and lists with a row for each clip, or more of the same."""
+Measurements = dict[str, Any]
+"""Measurements of clips by name: tensors, arrays or lists with one row per clip, or nested dicts of these."""
 
 
 def check_evaluation(config: EvaluateConfig, model: VideoModel, prompts: list[str], trained: Size) -> None:
-    """Find out before a training, not after it, that its result could not be measured; raises ValueError.
+    """Check before the training that its result can be evaluated; ValueError if not.
 
-    Critics are shown a clip of noise: one whose weights are missing, or that cannot take clips of this size, says so.
-    A clip of another size than is `trained` on is shot in one step.
+    Every critic scores a clip of noise, so that missing weights or an unsupported size are detected. If the size
+    differs from `trained`, the training size, one clip is sampled in one step.
     """
     rollout = config.rollout.over(RolloutConfig())
     size = rollout.size(model)
@@ -72,30 +72,30 @@ def check_evaluation(config: EvaluateConfig, model: VideoModel, prompts: list[st
     try:
         model.check_prompts(prompts)
     except ValueError as error:
-        raise ValueError(f"{error} (evaluation.prompts are what it is measured on)") from error
+        raise ValueError(f"{error} (in evaluation.prompts)") from error
     if size != trained and prompts:
         try:
             generate(model, prompts[:1], replace(rollout, steps=1))
         except RuntimeError as error:
             if out_of_memory(error):
                 raise
-            raise ValueError(f"evaluation.rollout: {model.source} shoots no clips of {size} ({error})") from error
+            raise ValueError(f"evaluation.rollout: {model.source} cannot sample clips of {size} ({error})") from error
     noise = 2 * torch.rand(1, size[0], 3, *size[1:], generator=torch.Generator().manual_seed(0)) - 1
     for name in config.rewards or ANALYTIC:
         score_checked(load_reward(name, str(model.device)), noise, [*prompts, "noise"][:1], model.fps, abstentions=True)
 
 
 def trained_model(run: Path) -> VideoModel:
-    """The model a run has trained, from its folder.
+    """Load the trained model of a run folder.
 
     Raises:
-        ValueError: the folder holds no finished run, or its adapter is broken or of another model.
+        ValueError: the folder has no finished run, or its adapter is broken or of another model.
     """
     return with_adapter(base_model(run), run / "adapter")
 
 
 def base_model(run: Path) -> VideoModel:
-    """The model a run started from, where and in the precision it was trained, and in tiles if it was."""
+    """Load the base model of a run, with the run's device, dtype, quantization and tiling."""
     config = read_yaml(run / "config.yaml")
     dtype, bits = getattr(torch, config["dtype"]), config.get("quantize", "none")
     model = load_model(config["model"], dtype, find_device(config["device"]), bits)
@@ -105,7 +105,7 @@ def base_model(run: Path) -> VideoModel:
 
 
 def with_adapter(model: VideoModel, adapter: Path) -> VideoModel:
-    """The model with what was trained: LoRA weights, or whole denoisers under their names (`transformer/`)."""
+    """Load trained weights into the model: LoRA, or full denoisers (folder `transformer/`)."""
     try:
         if (adapter / "transformer").is_dir():
             for name, denoiser in model.denoisers.items():
@@ -113,7 +113,7 @@ def with_adapter(model: VideoModel, adapter: Path) -> VideoModel:
                 setattr(model.pipeline, name, trained.to(denoiser.device, denoiser.dtype).eval())
         else:
             if not any(adapter.glob("*.safetensors")):
-                raise ValueError("there are no weights in it; has the run finished?")
+                raise ValueError("it has no weights; has the run finished?")
             model.load_lora(adapter)
             check_loaded(model, adapter)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
@@ -122,100 +122,100 @@ def with_adapter(model: VideoModel, adapter: Path) -> VideoModel:
 
 
 def whole_denoiser(folder: Path, cls: Any) -> Any:
-    """A fully trained denoiser; ValueError if it is of another class."""
+    """Load a fully trained denoiser; ValueError if it is of another class."""
     saved = cls.load_config(folder).get("_class_name")
     if saved != cls.__name__:
-        raise ValueError(f"it is a {saved}, the model has a {cls.__name__}")
+        raise ValueError(f"it is a {saved}, expected a {cls.__name__}")
     return cls.from_pretrained(folder)
 
 
 def check_loaded(model: VideoModel, adapter: Path) -> None:
-    """ValueError unless every weight of the LoRA has found its place in the model."""
-    here: set[str] = set()
+    """ValueError unless the model has loaded every weight of the LoRA."""
+    loaded_names: set[str] = set()
     for denoiser in model.denoisers.values():
         for name in getattr(denoiser, "peft_config", {}):
-            here |= get_peft_model_state_dict(denoiser, adapter_name=name).keys()
+            loaded_names |= get_peft_model_state_dict(denoiser, adapter_name=name).keys()
     for path in adapter.glob("*.safetensors"):
         with safe_open(path, "pt") as file:
-            homeless = sorted(key for key in file.keys() if key.removeprefix("transformer.") not in here)  # noqa: SIM118
-        if homeless:
-            raise ValueError(f"{len(homeless)} of its weights are of another model, such as {homeless[0]}")
+            unmatched = sorted(key for key in file.keys() if key.removeprefix("transformer.") not in loaded_names)  # noqa: SIM118
+        if unmatched:
+            raise ValueError(f"{len(unmatched)} of its weights do not match the model, such as {unmatched[0]}")
 
 
 def sample_videos(model: VideoModel, prompts: list[str], config: EvaluateConfig) -> Video:
-    """A video of each prompt, on the CPU; the device holds no more than a batch of them."""
+    """Sample one video per prompt, in batches; returns all of them on the CPU."""
     model.check_prompts(prompts)
     rollout = config.rollout.over(RolloutConfig())
     parts = batches(prompts, rollout.batch)
     return torch.cat([generate(model, part, rollout, seed=(config.seed,)).videos.cpu() for part in parts])
 
 
-class Critics:
-    """Critics of any clips. One is on the device at a time; the others wait on the CPU."""
+class CriticMeasures:
+    """Scores of critics. Only one critic is on the device at a time; the others are offloaded to the CPU."""
 
     def __init__(self, names: Sequence[str], fps: float, device: str = "cpu"):
         self.fps, self.rewards = fps, {name: load_reward(name, device) for name in names}
         for reward in self.rewards.values():
             offload_reward(reward)
 
-    def measure(self, videos: Video, prompts: list[str]) -> Found:
-        """The scores (b, d) of each critic; not a number where it abstains."""
-        found: Found = {}
+    def measure(self, videos: Video, prompts: list[str]) -> Measurements:
+        """The scores (b, d) of each critic; NaN where it abstains."""
+        measurements: Measurements = {}
         for name, reward in self.rewards.items():
             with on_device(reward):
                 score = score_checked(reward, videos, prompts, self.fps, abstentions=True)
-            found[name] = torch.where(scored_mask(score)[:, None], score.values, torch.nan).cpu()
-        return found
+            measurements[name] = torch.where(scored_mask(score)[:, None], score.values, torch.nan).cpu()
+        return measurements
 
-    def columns(self, found: Found) -> dict[str, np.ndarray]:
-        """The score of each clip, by "reward/critic/dimension"."""
-        return {name: values.numpy() for name, values in self._each(found, lambda scores: scores.T).items()}
+    def columns(self, measurements: Measurements) -> dict[str, np.ndarray]:
+        """The scores of all clips, by "reward/critic/dimension"."""
+        return {name: values.numpy() for name, values in self._each(measurements, lambda scores: scores.T).items()}
 
-    def means(self, found: Found) -> dict[str, float]:
-        """The mean score of each dimension; without those of a critic that has scored no clip."""
-        means = self._each(found, lambda scores: scores[~scores[:, 0].isnan()].mean(0))
+    def means(self, measurements: Measurements) -> dict[str, float]:
+        """The mean score of each dimension, without critics that abstained on all clips."""
+        means = self._each(measurements, lambda scores: scores[~scores[:, 0].isnan()].mean(0))
         return {name: float(mean) for name, mean in means.items() if mean.isfinite()}
 
-    def _each(self, found: Found, of: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+    def _each(self, measurements: Measurements, of: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
         return {
             f"reward/{name}/{dimension}": value
             for name, reward in self.rewards.items()
-            for dimension, value in zip(reward.dimensions, of(found[name]), strict=True)
+            for dimension, value in zip(reward.dimensions, of(measurements[name]), strict=True)
         }
 
 
-def joined(parts: Sequence[Found]) -> Found:
-    """What was found of several batches of clips, as of one."""
+def concat_measurements(parts: Sequence[Measurements]) -> Measurements:
+    """Concatenate the measurements of several batches."""
     first = parts[0]
-    return {name: _joined([part[name] for part in parts]) for name in first}
+    return {name: _concat([part[name] for part in parts]) for name in first}
 
 
-def _joined(parts: Sequence[Any]) -> Any:
+def _concat(parts: Sequence[Any]) -> Any:
     match parts[0]:
         case Tensor():
             return torch.cat(list(parts))
         case np.ndarray():
             return np.concatenate(parts)
         case dict():
-            return joined(parts)
+            return concat_measurements(parts)
     return list(chain(*parts))
 
 
 def batches(items: Items, size: int = 32) -> list[Items]:
-    """Videos or prompts, `size` of them at a time."""
+    """Split videos or prompts into batches of `size`."""
     return [items[start : start + size] for start in range(0, len(items), size)]
 
 
-def write_shown(folder: Path, rows: Sequence[int], clips: Video, shown: int, fps: float) -> None:
-    """The first `shown` clips of an evaluation as `NN.mp4`; `rows` are the numbers of these."""
+def write_examples(folder: Path, rows: Sequence[int], clips: Video, shown: int, fps: float) -> None:
+    """Write those of the clips that are among the first `shown` of an evaluation as `NN.mp4`; `rows`: their numbers."""
     folder.mkdir(parents=True, exist_ok=True)
     for row, clip in zip(rows, clips, strict=True):
         if row < shown:
-            write_video(folder / f"{row:02d}.mp4", clip, fps, upscale=enlargement(clip))
+            write_video(folder / f"{row:02d}.mp4", clip, fps, upscale=upscale_for(clip))
 
 
 def write_values(path: Path, prompts: Sequence[str], columns: Mapping[str, Mapping[str, np.ndarray]]) -> None:
-    """A table of what was measured of each clip: `before`, `after` and `real` of a prompt a line each."""
+    """Write a table of each clip's measurements, with one line each for `before`, `after` and `real` of a prompt."""
     names = list(dict.fromkeys(name for column in columns.values() for name in column))
     with path.open("w", newline="", encoding="utf-8") as file:
         rows = csv.writer(file)
@@ -226,6 +226,6 @@ def write_values(path: Path, prompts: Sequence[str], columns: Mapping[str, Mappi
 
 
 def write_summary(run: Path, summary: dict[str, Any]) -> None:
-    """`summary.json`: "before", "after", "real", each name -> number, and "about"."""
+    """Write `summary.json`: "before", "after", "real" (each name -> number), and "about"."""
     with atomic(run / "summary.json") as part:
         part.write_text(json.dumps(summary, indent=1))

@@ -1,7 +1,7 @@
-"""What a run is measured on: the prompts of a file, or some of its own data, a part of which is not trained on for it.
+"""The evaluation set of a run: the prompts of a file, or a held-out part of the run's own data.
 
-It is chosen once, before the first step, and written into the run's folder: a resumed run trains on the same data, and
-a report measures on the same prompts, whatever has become of the files.
+It is chosen once before the first step and stored in the run folder, so that a resumed run trains on the same data and
+an evaluation uses the same prompts, even if the files have changed.
 """
 
 from __future__ import annotations
@@ -28,25 +28,25 @@ log = logging.getLogger(__name__)
 
 Item = TypeVar("Item")
 
-SHARE = 0.1
-"""Of a user's prompts, clips or pairs: so many are held out of training."""
+HELD_OUT_FRACTION = 0.1
+"""Fraction of a user's prompts, clips or pairs that is held out of training."""
 
-LEAST = 8
-"""Where it would be fewer, none is held out: so few tell nothing, and a small set is not to spare."""
+MIN_HELD_OUT = 8
+"""If fewer would be held out, none are: the set is too small for that."""
 
 FILE = "evaluation_set.json"
 
 
 @dataclass(frozen=True)
 class EvaluationSet:
-    """What a run is measured on.
+    """The evaluation set of a run.
 
     Attributes:
-        source: the file or list that the prompts are of.
-        prompts: none twice; each with its first frame where the model is shown one.
-        clips: the real clip of each prompt, where the run learns from real clips of its user's; otherwise none.
-        trained_on: how many of the prompts are trained on as well; None where nobody has counted.
-        held_out: texts of the run's own data that are left out of training.
+        source: the file or list of the prompts.
+        prompts: prompts without duplicates; with first frame for image-to-video models.
+        clips: the real clip of each prompt, if the run trains on the user's real clips; otherwise empty.
+        trained_on: number of prompts that are also trained on; None if unknown.
+        held_out: texts of the run's own data that are held out of training.
     """
 
     source: str
@@ -66,127 +66,127 @@ def evaluation_set(
     size: Size,
     spare: bool = True,
 ) -> EvaluationSet:
-    """The prompts of a file or list; or, if there is none, some of the run's own data.
+    """Choose the evaluation set: the prompts of a file or list, or else some of the run's own data.
 
-    A tenth of them is held out of training, at most `count`; where that would be fewer than 8, none is, and some that
-    are trained on are taken.
+    A tenth of the data, at most `count`, is held out of training. If that would be fewer than 8, none are held out, and
+    prompts that are trained on are used.
 
     Args:
         listed: the file or list.
         items: the run's data: prompts, `RealClip`s or `PreferencePair`s.
-        size: frames, height and width, which a real clip must have.
-        spare: whether any may be held out; a run that has begun with all of them goes on with all.
+        size: frames, height and width that a real clip must provide.
+        spare: whether data may be held out; false for a resumed run that started without.
 
     Raises:
-        ValueError: the file is missing or broken, or all its lines are one prompt.
+        ValueError: the file is missing or broken, or has fewer than two different prompts.
     """
     if listed:
         prompts = distinct(read_prompts(listed))[:count]
         if len(prompts) < 2:
-            raise ValueError(f"evaluation.prompts: {listed} holds a single prompt; expected at least 2 that differ")
+            raise ValueError(f"evaluation.prompts: {listed} has a single prompt; expected 2 or more different ones")
         return EvaluationSet(listed, prompts, trained_on=len(set(prompts) & {text_of(item) for item in items}))
     texts = {text_of(item) for item in items}
-    tenth = min(count, int(SHARE * len(texts)))
-    held_out = spare and tenth >= LEAST
-    chosen = examples(items, tenth if held_out else count, seed, model, size)
+    held_out_count = min(count, int(HELD_OUT_FRACTION * len(texts)))
+    held_out = spare and held_out_count >= MIN_HELD_OUT
+    chosen = examples(items, held_out_count if held_out else count, seed, model, size)
     prompts, clips = [prompt for prompt, _ in chosen], [clip for _, clip in chosen if clip]
     if held_out:
-        log.info("%d of %d prompts of %s are held out of training, to measure on", len(prompts), len(texts), data)
+        log.info("%d of %d prompts of %s are held out of training for evaluation", len(prompts), len(texts), data)
         return EvaluationSet(data, prompts, clips, 0, [str(prompt) for prompt in prompts])
-    log.info("%d prompts of %s will be measured on, which are trained on: there are few", len(prompts), data)
+    log.info("evaluating on %d training prompts of %s: too few to hold any out", len(prompts), data)
     return EvaluationSet(data, prompts, clips, len(prompts))
 
 
 def examples(
     items: Sequence[Any], count: int, seed: int, model: VideoModel, size: Size
 ) -> list[tuple[str, Path | None]]:
-    """Prompts of a run's own data in an order of their own, none twice, each with its real clip if it has one.
+    """Random prompts of a run's own data without duplicates, each with its real clip if it has one.
 
-    What cannot be shot or read is passed over: training, which is to see all of it, says what is wrong with it.
+    Invalid items are skipped: training, which reads all of them, reports the errors.
     """
     found: list[tuple[str, Path | None]] = []
-    seen: set[str] = set()
-    for place in np.random.default_rng(seed).permutation(len(items)):
-        item = items[place]
+    used: set[str] = set()
+    for index in np.random.default_rng(seed).permutation(len(items)):
+        item = items[index]
         if len(found) == count:
             break
-        if text_of(item) in seen:
+        if text_of(item) in used:
             continue
-        prompt, clip = shown(item, model), item.path if isinstance(item, RealClip) else None
+        prompt, clip = conditioned_prompt(item, model), item.path if isinstance(item, RealClip) else None
         try:
             model.check_prompts([prompt])
             if clip:
                 read_video(clip, fps=model.fps, frames=size[0], size=size[1:])
         except ValueError:
             continue
-        seen.add(text_of(item))
+        used.add(text_of(item))
         found.append((prompt, clip))
     return found
 
 
-def left_to_train_on(items: Sequence[Item], held_out: Sequence[str]) -> list[Item]:
-    """The data without the items with these texts."""
+def without_held_out(items: Sequence[Item], held_out: Sequence[str]) -> list[Item]:
+    """The data without the held-out items."""
     texts = set(held_out)
     return [item for item in items if text_of(item) not in texts]
 
 
-def chosen_set(run: Path, named: str | None, data: str, count: int) -> EvaluationSet:
-    """What a finished run is measured on: what was chosen when it began, or the prompts of another file or list.
+def evaluation_set_of_run(run: Path, named: str | None, data: str, count: int) -> EvaluationSet:
+    """The evaluation set of a finished run: the stored one, or the prompts of another file or list.
 
     Args:
         named: `evaluation.prompts`.
 
     Raises:
-        ValueError: a file is missing or broken, or nothing was chosen.
+        ValueError: a file is missing or broken, or there is no evaluation set.
     """
-    before, family = read_set(run), embedded_family(data)
-    if before and not before.prompts:
-        before = None
-    if named is None and before and (before.source == data or count <= len(before.prompts)):
-        return _first(before, count)
-    listed = named or (before.source if before else family and f"{family}-test")
+    stored, family = read_set(run), embedded_family(data)
+    if stored and not stored.prompts:
+        stored = None
+    if named is None and stored and (stored.source == data or count <= len(stored.prompts)):
+        return _truncate(stored, count)
+    listed = named or (stored.source if stored else family and f"{family}-test")
     if not listed:
-        raise ValueError(f"{run} does not tell which prompts it is measured on; name them with --prompts")
+        raise ValueError(f"{run} has no evaluation set; give prompts with --prompts")
     prompts = distinct(read_prompts(listed))[:count]
-    if before and set(prompts) <= set(before.prompts):
-        return replace(_first(before, len(prompts)), source=listed, prompts=prompts, clips=[])
+    if stored and set(prompts) <= set(stored.prompts):
+        return replace(_truncate(stored, len(prompts)), source=listed, prompts=prompts, clips=[])
     return EvaluationSet(listed, prompts)
 
 
-def _first(chosen: EvaluationSet, count: int) -> EvaluationSet:
-    """Some of it; how many of them are trained on is known if none or all are."""
+def _truncate(chosen: EvaluationSet, count: int) -> EvaluationSet:
+    """The first `count` prompts; `trained_on` stays known if none or all are trained on."""
     known = {0: 0, len(chosen.prompts): count}
     trained_on = known.get(chosen.trained_on or 0) if count < len(chosen.prompts) else chosen.trained_on
     return replace(chosen, prompts=chosen.prompts[:count], clips=chosen.clips[:count], trained_on=trained_on)
 
 
 def distinct(prompts: Sequence[str]) -> list[str]:
-    """The prompts, none twice: from the same noise it would be the same video."""
+    """The prompts without duplicates, whose videos would be equal."""
     return list(dict.fromkeys(prompts))
 
 
 def text_of(item: Any) -> str:
-    """What an item of a run's data says: of a prompt, a real clip or a pair."""
+    """The text of a prompt, a real clip or a pair."""
     if isinstance(item, RealClip):
         return item.caption
     return item.prompt if isinstance(item, PreferencePair) else item
 
 
-def shown(item: Any, model: VideoModel) -> str:
-    """An item's prompt: an image-to-video model is shown how its clip begins."""
+def conditioned_prompt(item: Any, model: VideoModel) -> str:
+    """An item's prompt, for image-to-video models with its clip as first frame."""
     clip = item.path if isinstance(item, RealClip) else item.winner if isinstance(item, PreferencePair) else None
     return Prompt(text_of(item), first_frame=clip) if clip and model.needs_first_frame else text_of(item)
 
 
 def write_set(folder: Path, chosen: EvaluationSet) -> None:
-    """`evaluation_set.json` in a run's folder."""
+    """Write `evaluation_set.json` into a run folder."""
     rows = list(_rows(chosen))
     with atomic(folder / FILE) as part:
         part.write_text(json.dumps({**vars(chosen), "clips": len(chosen.clips), "prompts": rows}, indent=1))
 
 
 def read_set(folder: Path) -> EvaluationSet | None:
-    """What `write_set` wrote; None if it has not.
+    """Read `evaluation_set.json`; None if there is none.
 
     Raises:
         ValueError: the file is broken.
@@ -195,21 +195,21 @@ def read_set(folder: Path) -> EvaluationSet | None:
     if not file.exists():
         return None
     try:
-        told = json.loads(read_text(file))
-        prompts = [_prompt(row) for row in told["prompts"]]
-        clips = [Path(row["clip"]) for row in told["prompts"] if "clip" in row]
-        return EvaluationSet(told["source"], prompts, clips, told["trained_on"], told["held_out"])
+        content = json.loads(read_text(file))
+        prompts = [_prompt(row) for row in content["prompts"]]
+        clips = [Path(row["clip"]) for row in content["prompts"] if "clip" in row]
+        return EvaluationSet(content["source"], prompts, clips, content["trained_on"], content["held_out"])
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{file} is broken ({error!r}); remove it, and name what to measure on (--prompts)") from error
+        raise ValueError(f"{file} is broken ({error!r}); remove it and give --prompts") from error
 
 
 def _rows(chosen: EvaluationSet) -> Iterator[dict[str, str]]:
-    for place, prompt in enumerate(chosen.prompts):
+    for index, prompt in enumerate(chosen.prompts):
         row = {"prompt": str(prompt)}
         if isinstance(prompt, Prompt):
             files = {"first_frame": prompt.first_frame, "source": prompt.source}
             row |= {name: str(file.resolve()) for name, file in files.items() if file}
-        yield row | ({"clip": str(chosen.clips[place].resolve())} if chosen.clips else {})
+        yield row | ({"clip": str(chosen.clips[index].resolve())} if chosen.clips else {})
 
 
 def _prompt(row: dict[str, str]) -> str:

@@ -1,14 +1,14 @@
-"""How well scores find what people liked best: numbers in, numbers out.
+"""Ranking metrics: how well scores predict human preferences.
 
-Ties, everywhere the same:
-    of scores, where places count (recall, MRR): every order of the equals is as likely, and the mean over all of them
-        is given (McSherry and Najork 2008), so a critic that says nothing is at chance.
-    of people: left out of the plain accuracy; in the one with ties a critic is right to call them ties.
-    of scores, in the accuracies: wrong wherever people preferred one. So do VideoAlign (Liu et al. 2025) and, for ties
-        that are asked for, Deutsch et al. 2023.
+Treatment of ties:
+    equal scores, in rank metrics (recall, MRR): the mean over all orders of the equal ones (McSherry and Najork 2008),
+        so that an uninformative critic is at chance level.
+    human ties: excluded from the plain accuracy; in the accuracy with ties, a critic is right if it ties too.
+    equal scores, in accuracies: wrong if people preferred one, as in VideoAlign (Liu et al. 2025) and, for the accuracy
+        with ties, Deutsch et al. 2023.
 
-Uncertainty is a percentile bootstrap (Efron 1979) over prompts, never over single votes: those of one prompt go along
-with each other.
+Confidence intervals are percentile bootstraps (Efron 1979) over prompts, not over votes, since the votes of one prompt
+are correlated.
 """
 
 from __future__ import annotations
@@ -24,31 +24,31 @@ from numpy import ndarray
 from besttake.runtime.configuration import require
 
 Statistic = Callable[[ndarray], float]
-"""A number from how often each prompt counts, (n,); NaN where it is not defined, as of no votes at all."""
+"""A number as a function of bootstrap weights (n,) of the prompts; NaN if it is not defined, such as without votes."""
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A value, and the ends of its confidence interval."""
+    """A value with its confidence interval."""
 
     value: float
     low: float
     high: float
 
 
-def places(scores: Sequence[float], best: Sequence[int]) -> list[tuple[int, float]]:
-    """The places from 1 that the first of the best takes may have when scores descend, and how likely each is.
+def rank_probabilities(scores: Sequence[float], best: Sequence[int]) -> list[tuple[int, float]]:
+    """Possible ranks (from 1) of the first preferred candidate by descending score, with their probabilities.
 
     Args:
-        scores: of n takes.
-        best: indices of the r best.
+        scores: scores of n candidates.
+        best: indices of the r preferred ones.
 
     Raises:
-        ValueError: a score is not finite, or there is no best take.
+        ValueError: a score is not finite, or `best` is empty.
     """
     values = np.asarray(scores, float)
     require(bool(np.isfinite(values).all()), "scores", list(scores), "finite numbers")
-    require(bool(best), "best", list(best), "one take or more")
+    require(bool(best), "best", list(best), "one index or more")
     top = values[list(best)].max()
     above, equal = int((values > top).sum()), int((values == top).sum())
     r = int((values[list(best)] == top).sum())
@@ -56,19 +56,19 @@ def places(scores: Sequence[float], best: Sequence[int]) -> list[tuple[int, floa
 
 
 def recall(scores: Sequence[float], best: Sequence[int], k: int = 1) -> float:
-    """Recall@k: the chance that a best take is among the k highest scores."""
-    return sum(chance for place, chance in places(scores, best) if place <= k)
+    """Recall@k: the probability that a preferred candidate is among the k highest scores."""
+    return sum(chance for rank, chance in rank_probabilities(scores, best) if rank <= k)
 
 
 def reciprocal_rank(scores: Sequence[float], best: Sequence[int]) -> float:
-    """One over the place of the first best take; its mean over prompts is the MRR."""
-    return sum(chance / place for place, chance in places(scores, best))
+    """Reciprocal rank of the first preferred candidate; its mean over prompts is the MRR."""
+    return sum(chance / rank for rank, chance in rank_probabilities(scores, best))
 
 
-def comparisons(scores: Sequence[float], best: Sequence[int]) -> Float[ndarray, "p 2"]:
-    """Every pair that people compared: 1 where they preferred the first or 0 for a tie, and how much higher it scored.
+def compared_pairs(scores: Sequence[float], best: Sequence[int]) -> Float[ndarray, "p 2"]:
+    """All compared pairs: column 0 is 1 if people preferred the first, 0 for a tie; column 1 is the score difference.
 
-    A best take is preferred to each that is not; two best ones tie; the others were not compared.
+    A best candidate is preferred to each that is not; two best ones tie; the others were not compared.
     """
     rest = [i for i in range(len(scores)) if i not in best]
     rows = [(1.0, scores[i] - scores[j]) for i in best for j in rest]
@@ -77,20 +77,20 @@ def comparisons(scores: Sequence[float], best: Sequence[int]) -> Float[ndarray, 
 
 
 def accuracy(pairs: Float[ndarray, "p 2"], weights: Float[ndarray, "p"] | None = None) -> float:
-    """The share of pairs whose preferred take scores higher; ties of people do not count, equal scores are wrong.
+    """The fraction of pairs whose preferred candidate scores higher, without human ties; equal scores are wrong.
 
-    As "without ties" in VideoAlign's benchmark. NaN where there is no such pair.
+    Called "without ties" in VideoAlign's benchmark. NaN if there is no such pair.
     """
     weights = np.ones(len(pairs)) if weights is None else weights
-    asked = weights * (pairs[:, 0] != 0)
-    return _share((asked * (pairs[:, 0] * pairs[:, 1] > 0)).sum(), asked.sum())
+    counted = weights * (pairs[:, 0] != 0)
+    return _ratio((counted * (pairs[:, 0] * pairs[:, 1] > 0)).sum(), counted.sum())
 
 
 def accuracy_with_ties(pairs: Float[ndarray, "p 2"], weights: Float[ndarray, "p"] | None = None) -> tuple[float, float]:
-    """The share of pairs, ties among them, on which critic and people agree; and the threshold this takes.
+    """The fraction of pairs, ties included, on which critic and people agree; and the tie threshold.
 
-    The critic calls a tie what differs by no more than the threshold. That is chosen to agree best on these very votes,
-    0 or one of the differences (tie calibration, Deutsch et al. 2023, section 5), so it flatters a little.
+    Score differences up to the threshold count as ties of the critic. The threshold is optimised on the same votes
+    (tie calibration, Deutsch et al. 2023, section 5), so the value is slightly optimistic.
     """
     if not len(pairs):
         return float("nan"), 0.0
@@ -100,23 +100,23 @@ def accuracy_with_ties(pairs: Float[ndarray, "p 2"], weights: Float[ndarray, "p"
     gap, weights, human, critic = gap[order], weights[order], pairs[order, 0], pairs[order, 1]
     right = np.cumsum(weights * (human * critic > 0))
     tied = np.cumsum(weights * (human == 0))
-    agreed = tied + right[-1] - right  # of a threshold at each gap
+    agreed = tied + right[-1] - right  # for a threshold at each gap
     last = np.append(np.diff(gap) > 0, True)  # equal gaps tie together
     thresholds, agreed = gap[last], agreed[last]
     if gap[0] > 0:
         thresholds, agreed = np.append(0.0, thresholds), np.append(right[-1], agreed)
     chosen = int(agreed.argmax())
-    return _share(agreed[chosen], weights.sum()), float(thresholds[chosen])
+    return _ratio(agreed[chosen], weights.sum()), float(thresholds[chosen])
 
 
 def kendall_tau_b(a: Sequence[float], b: Sequence[float]) -> float:
-    """Kendall's tau-b of two rankings, in [-1, 1] (Kendall 1945); 0 where one of them is all ties, and so says nothing.
+    """Kendall's tau-b of two rankings, in [-1, 1] (Kendall 1945); 0 if one of them is all ties.
 
     Raises:
         ValueError: they differ in length.
     """
     if len(a) != len(b):
-        raise ValueError(f"{len(a)} and {len(b)} numbers; expected one of each for every take")
+        raise ValueError(f"{len(a)} and {len(b)} numbers; expected equally many")
     upper = np.triu_indices(len(a), 1)
     first, second = (np.sign(np.subtract.outer(x, x))[upper] for x in (np.asarray(a, float), np.asarray(b, float)))
     untied = np.abs(first).sum() * np.abs(second).sum()
@@ -124,44 +124,44 @@ def kendall_tau_b(a: Sequence[float], b: Sequence[float]) -> float:
 
 
 def ratio(sums: Float[ndarray, "n"], counts: Float[ndarray, "n"]) -> Statistic:
-    """The mean of what each prompt adds up to, over how many it adds up."""
-    return lambda weights: _share(weights @ sums, weights @ counts)
+    """The weighted mean over prompts: sums over counts."""
+    return lambda weights: _ratio(weights @ sums, weights @ counts)
 
 
 def bootstrap(statistic: Statistic, n: int, draws: int = 1000, seed: int = 0, level: float = 0.95) -> Interval:
-    """A statistic of n prompts, and where it lies in that share of the draws of n prompts with replacement.
+    """A statistic of n prompts with its percentile bootstrap interval at confidence `level`.
 
-    The draws depend on n, their number and the seed alone: two critics are seen on the same ones.
+    The bootstrap samples depend only on n, `draws` and `seed`, so that critics are compared on the same samples.
     """
-    drawn = np.array([statistic(weights) for weights in resamples(n, draws, seed)])
-    drawn = drawn[np.isfinite(drawn)]
+    values = np.array([statistic(weights) for weights in resamples(n, draws, seed)])
+    values = values[np.isfinite(values)]
     value = statistic(np.ones(n))
-    if not len(drawn):
+    if not len(values):
         return Interval(value, value, value)
-    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
     return Interval(value, float(low), float(high))
 
 
 def paired_bootstrap(
     first: Statistic, second: Statistic, n: int, draws: int = 1000, seed: int = 0, level: float = 0.95
 ) -> Interval:
-    """How much higher the first statistic is, both on the same draws of prompts (Koehn 2004).
+    """The difference of two statistics on the same bootstrap samples (Koehn 2004).
 
-    An interval without 0 tells the two apart, also where their own intervals overlap.
+    They differ significantly if the interval excludes 0, even if their own intervals overlap.
     """
     return bootstrap(lambda weights: first(weights) - second(weights), n, draws, seed, level)
 
 
 def resamples(n: int, draws: int, seed: int) -> Float[ndarray, "draws n"]:
-    """How often each of n prompts is in each draw of n.
+    """Bootstrap weights: how often each of n prompts occurs in each sample of n.
 
     Raises:
-        ValueError: there is no prompt, or no draw.
+        ValueError: `n` or `draws` is below 1.
     """
-    require(n >= 1, "n", n, "a prompt or more")
+    require(n >= 1, "n", n, "1 or more")
     require(draws >= 1, "draws", draws, "1 or more")
     return np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), draws).astype(float)
 
 
-def _share(part: float, whole: float) -> float:
+def _ratio(part: float, whole: float) -> float:
     return float(part / whole) if whole else float("nan")

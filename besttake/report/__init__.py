@@ -1,4 +1,4 @@
-"""What people look at when a run is done: one self-contained page."""
+"""The report of a run: one self-contained HTML page."""
 
 from besttake.report.page import write_report
 

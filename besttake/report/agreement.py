@@ -1,6 +1,6 @@
-"""Critics beside people, to look at: a table in Markdown and a plot of dots with their intervals, one SVG file.
+"""Report on the agreement of critics with human votes: a Markdown table and an SVG dot plot with intervals.
 
-The plot is sharp on a phone and on paper, follows the reader's dark mode, and needs no script.
+The plot scales, follows the reader's dark mode, and needs no script.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from html import escape
 import numpy as np
 
 from besttake.data.files import atomic
-from besttake.evaluation.agreement import CHANCE, Agreement, AgreementConfig, markdown, measure_agreement
+from besttake.evaluation.agreement import CHANCE, AgreementConfig, CriticAgreement, markdown, measure_agreement
 from besttake.evaluation.ranking import Interval
 
 PANELS = 3
-"""Figures that are plotted: the leading ones."""
+"""Number of figures in the plot, from the leading one on."""
 
 PANEL, GAP, TOP, ROW, LETTER = 190, 34, 98, 32, 7.6
-"""Pixels: a panel's width, what is between panels, the headings, a critic's row, a letter of its name."""
+"""Pixels: width of a panel, gap between panels, height of the headings, height of a row, width of a letter."""
 
 STYLE = """
   text { font: 14px system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; fill: #1c1f24; }
@@ -35,23 +35,23 @@ STYLE = """
 
 
 def report_agreement(config: AgreementConfig) -> str:
-    """Measure, and write `agreement.md` and `agreement.svg` into `config.out`; the table.
+    """Measure the agreement, write `agreement.md` and `agreement.svg` into `config.out`, and return the table.
 
     Raises:
-        ValueError: as `measure_agreement`.
+        ValueError: see `measure_agreement`.
     """
     rows = measure_agreement(config)
-    table, title = markdown(rows), f"What people chose in {config.benchmark.name}"
+    table, title = markdown(rows), f"Agreement with human votes in {config.benchmark.name}"
     for name, text in (("agreement.md", table), ("agreement.svg", dots(title, rows))):
         with atomic(config.out / name) as part:
             part.write_text(text, encoding="utf-8")
     return table
 
 
-def dots(title: str, rows: Sequence[Agreement], note: str = "dots with 95 % intervals; dotted: chance") -> str:
-    """An SVG: a row a critic, a panel a figure, each value a dot on the line of its interval.
+def dots(title: str, rows: Sequence[CriticAgreement], note: str = "dots with 95 % intervals; dotted: chance") -> str:
+    """An SVG with one row per critic and one panel per figure; each value is a dot on the line of its interval.
 
-    Figures are shares, from 0 to 1; the row of `CHANCE` is drawn as a dotted line through all the others.
+    Figures are in [0, 1]; the row `CHANCE` is drawn as a dotted line.
     """
     critics = [row for row in rows if row.critic != CHANCE]
     chance = next((row.figures for row in rows if row.critic == CHANCE), {})
@@ -68,7 +68,7 @@ def dots(title: str, rows: Sequence[Agreement], note: str = "dots with 95 % inte
     )
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
-        f'role="img" aria-label="{escape(_said(title, critics, figures))}"><style>{STYLE}</style>'
+        f'role="img" aria-label="{escape(_description(title, critics, figures))}"><style>{STYLE}</style>'
         f'<rect class="paper" width="{width}" height="{height}" rx="12"/>'
         f'<text class="title" x="24" y="34">{escape(title)}</text>'
         f'<text class="soft" x="24" y="54">{escape(note)}</text>'
@@ -99,7 +99,7 @@ def _panel(left: float, name: str, values: Sequence[Interval], chance: Interval 
     return "".join(marks)
 
 
-def _said(title: str, critics: Sequence[Agreement], figures: Sequence[str]) -> str:
-    """The plot in words, for those who do not see it."""
+def _description(title: str, critics: Sequence[CriticAgreement], figures: Sequence[str]) -> str:
+    """The plot as text, for screen readers."""
     rows = [f"{row.critic} {', '.join(f'{name} {row.figures[name].value:.2f}' for name in figures)}" for row in critics]
     return f"{title}: {'; '.join(rows)}."

@@ -1,7 +1,7 @@
-"""A line chart as HTML: the lines an SVG stretched over the plot, the words around it plain text that keeps its size.
+"""Line charts as HTML: the lines are an SVG stretched over the plot, the labels are HTML text of fixed size.
 
-So it is sharp on a phone and on paper, and readable without JavaScript; a script only adds the values under the
-pointer, from the numbers in `data-chart`.
+A chart scales to phones and paper and is readable without JavaScript; a script only shows the values under the pointer,
+from the numbers in `data-chart`.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from besttake.report.folder import Points
 from besttake.report.measures import number
 
 MOST_POINTS = 400
-"""More points than this are thinned evenly: a plot has no more pixels to show them."""
+"""Longer curves are thinned evenly to this many points, the resolution of a plot."""
 
-FEW = 12
-"""So few points are joined as they are, each with a dot; more are smoothed."""
+FEW_POINTS = 12
+"""Curves up to this many points are drawn unsmoothed with a dot for each; longer noisy ones are smoothed."""
 
 
 @dataclass(frozen=True)
 class Line:
-    """Points with a name, and the CSS class that gives them their colour.
+    """A named curve, and the CSS class of its colour.
 
-    `noisy` points are shown faint, under a smoothed line, where there are more than a few.
+    Points of a `noisy` curve are drawn faintly under a smoothed line, unless they are few.
     """
 
     name: str
@@ -38,14 +38,14 @@ class Line:
 
 @dataclass(frozen=True)
 class Level:
-    """A horizontal line to compare with."""
+    """A horizontal reference line."""
 
     name: str
     value: float
 
 
 def chart(title: str, lines: Sequence[Line], note: str = "", level: Level | None = None, big: bool = False) -> Markup:
-    """A figure, its texts escaped; "" where there is not one point to draw."""
+    """A chart as HTML figure, its texts escaped; "" without points."""
     lines = [line for line in lines if line.points]
     if not lines:
         return Markup()
@@ -65,7 +65,7 @@ def chart(title: str, lines: Sequence[Line], note: str = "", level: Level | None
         f'<figure class="chart{" big" if big else ""}" data-chart="{escape(json.dumps(data))}">'
         f"<figcaption><b>{escape(title)}</b>{f'<small>{escape(note)}</small>' if note else ''}"
         f"{f'<ul>{legend}</ul>' if len(lines) > 1 or level else ''}</figcaption>"
-        f'<div class="plot" tabindex="0" role="img" aria-label="{escape(_said(title, lines, level))}">'
+        f'<div class="plot" tabindex="0" role="img" aria-label="{escape(_description(title, lines, level))}">'
         f"{_axes(x_ticks, y_ticks, box)}"
         '<svg viewBox="0 0 1000 1000" preserveAspectRatio="none" aria-hidden="true">'
         f"{_grid(y_ticks, box)}{_level(level, box)}{drawn}</svg></div></figure>"
@@ -73,7 +73,7 @@ def chart(title: str, lines: Sequence[Line], note: str = "", level: Level | None
 
 
 def ticks(low: float, high: float, count: int, whole: bool = False) -> list[float]:
-    """About `count` round numbers that enclose low and high; only whole ones, and within them, for an axis of steps."""
+    """About `count` round numbers that enclose [low, high]; with `whole`, whole numbers within it (for steps)."""
     if low == high:
         return [low] if whole else ticks(low - abs(low) * 0.1 - (low == 0), high + abs(high) * 0.1 + (high == 0), count)
     rough = (high - low) / count
@@ -86,7 +86,7 @@ def ticks(low: float, high: float, count: int, whole: bool = False) -> list[floa
 
 
 def smoothed(points: Points) -> Points:
-    """Each value the mean of those around it, weighed by a Gaussian whose width is a thirtieth of the curve."""
+    """Smooth with a Gaussian whose standard deviation is a thirtieth of the curve."""
     width = max(1.0, len(points) / 30)
     reach = math.ceil(3 * width)
     values = [y for _, y in points]
@@ -99,7 +99,7 @@ def smoothed(points: Points) -> Points:
 
 
 def thinned(points: Points, most: int = MOST_POINTS) -> Points:
-    """At most so many of the points, evenly, the last one always."""
+    """At most `most` evenly chosen points, including the last one."""
     if len(points) <= most:
         return points
     return [points[round(i * (len(points) - 1) / (most - 1))] for i in range(most)]
@@ -116,7 +116,7 @@ class _Box:
         return (value - self.left) / (self.right - self.left)
 
     def y(self, value: float) -> float:
-        """From the top, as the screen counts."""
+        """Measured from the top, like screen coordinates."""
         return (self.high - value) / (self.high - self.low)
 
     def at(self, x: float, y: float) -> str:
@@ -124,19 +124,19 @@ class _Box:
 
 
 def _draw(line: Line, box: _Box) -> str:
-    smooth = line.noisy and len(line.points) > FEW
+    smooth = line.noisy and len(line.points) > FEW_POINTS
     points = thinned(smoothed(line.points)) if smooth else thinned(line.points)
     path = "M" + "L".join(box.at(x, y) for x, y in points)
-    marks = thinned(line.points) if smooth or len(line.points) <= 2 * FEW else []
-    dots = "".join(f"M{box.at(x, y)}h.01" for x, y in marks)  # a round cap on next to no length is a dot
+    marks = thinned(line.points) if smooth or len(line.points) <= 2 * FEW_POINTS else []
+    dots = "".join(f"M{box.at(x, y)}h.01" for x, y in marks)  # a round cap on a line of almost no length is a dot
     points_drawn = f'<path class="{"raw" if smooth else "dots"}" d="{dots}"/>' if dots else ""
     return f'<g class="{line.colour}">{points_drawn}<path class="line" d="{path}"/></g>'
 
 
 def _hover(line: Line) -> list[list[float | str]]:
-    """x, y and the words for y of every point that the pointer can find."""
+    """x, y and the label of y for every point of the pointer script."""
     points = thinned(line.points)
-    mean = dict(smoothed(line.points)) if line.noisy and len(line.points) > FEW else {}
+    mean = dict(smoothed(line.points)) if line.noisy and len(line.points) > FEW_POINTS else {}
     return [[x, y, number(y) + (f" (smoothed {number(mean[x])})" if x in mean else "")] for x, y in points]
 
 
@@ -156,11 +156,11 @@ def _axes(x_ticks: Sequence[float], y_ticks: Sequence[float], box: _Box) -> str:
     return f'<div class="axes" aria-hidden="true">{up}{across}</div>'
 
 
-def _said(title: str, lines: Sequence[Line], level: Level | None) -> str:
-    """The chart in words, for those who do not see it."""
+def _description(title: str, lines: Sequence[Line], level: Level | None) -> str:
+    """The chart as text, for screen readers."""
     parts = []
     for line in lines:
-        curve = smoothed(line.points) if line.noisy and len(line.points) > FEW else line.points
+        curve = smoothed(line.points) if line.noisy and len(line.points) > FEW_POINTS else line.points
         (first, start), (last, end) = curve[0], curve[-1]
         parts.append(f"{line.name} from {number(start)} at step {first:g} to {number(end)} at step {last:g}")
     return f"{title}: {'; '.join(parts)}" + (f"; {level.name}: {number(level.value)}" if level else "") + "."

@@ -13,7 +13,7 @@ from besttake.data.video import read_video, to_uint8
 from besttake.report.folder import COLUMNS, RunFolder
 
 MOST_CLIPS = 16
-"""Videos of one column that a page holds."""
+"""Largest number of prompts with clips in a page."""
 
 
 @dataclass(frozen=True)
@@ -50,9 +50,9 @@ def clip_cards(run: RunFolder) -> tuple[list[Card], list[str]]:
         if clips:
             cards.append(Card(_caption(run, index), clips))
     if len(numbers) > MOST_CLIPS:
-        remarks.append(f"The first {MOST_CLIPS} of {len(numbers)} prompts are shown; the others lie in evaluation/.")
-    shown = [column for column in COLUMNS if run.clips[column]]
-    missing = [column for column in COLUMNS[:2] if column not in shown]
+        remarks.append(f"The first {MOST_CLIPS} of {len(numbers)} prompts are shown; the others are in evaluation/.")
+    available = [column for column in COLUMNS if run.clips[column]]
+    missing = [column for column in COLUMNS[:2] if column not in available]
     if cards and missing:
         remarks.append(f"There are no clips from {' or '.join(missing)} training in the run folder.")
     return cards, remarks
@@ -72,7 +72,7 @@ def _clip(file: Path, column: str, number: int) -> Clip:
 
 
 def _poster(file: Path) -> str:
-    """The first frame, for before the video plays, and for paper."""
+    """The first frame, shown before the video plays and in print."""
     picture = io.BytesIO()
     Image.fromarray(to_uint8(read_video(file, frames=1))[0].numpy()).save(picture, format="JPEG", quality=80)
     return _uri("image/jpeg", picture.getvalue())

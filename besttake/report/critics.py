@@ -1,4 +1,4 @@
-"""What the critics said over a run: the one it learned from, and those that only watched."""
+"""Scores of the training critic and the validation critics over a run."""
 
 from __future__ import annotations
 
@@ -11,48 +11,48 @@ HELDOUT = "heldout"
 
 
 def trained_critic(run: RunFolder) -> str | None:
-    """The name of the critic the run learned from, if its config names one."""
+    """The name of the training critic, if the config names a single one."""
     return str(run.critic["name"]) if run.critic else None
 
 
 def panel_critics(run: RunFolder) -> list[str]:
-    """The names of the critics the run learned from, if there were several."""
+    """The names of the training critics, if there are several."""
     section = run.config.get("reward")
     critics = section.get("critics") if isinstance(section, dict) else None
     return [str(name) for name in critics] if isinstance(critics, dict) else []
 
 
-def watching_critics(run: RunFolder) -> list[str]:
-    """Critics that looked at the run's fixed prompts, in the order in which they were logged."""
+def validation_critics(run: RunFolder) -> list[str]:
+    """The validation critics, in the order of their first metrics."""
     return list(dict.fromkeys(name.split("/")[1] for name in run.names if name.startswith("eval/")))
 
 
-def looks(run: RunFolder, critic: str) -> Points:
-    """What a critic said of the fixed prompts at each look: one number of its dimensions."""
+def validation_scores(run: RunFolder, critic: str) -> Points:
+    """A critic's score at each validation pass, combined over its dimensions."""
     weights = _weights(run) if critic == trained_critic(run) else {}
     head = f"eval/{critic}/"
     columns = {name.removeprefix(head): dict(run.points(name)) for name in run.names if name.startswith(head)}
-    found = []
+    points = []
     for step in sorted(set().union(*columns.values())):
         value = combined({name: column[step] for name, column in columns.items() if step in column}, weights)
         if value is not None:
-            found.append((step, value))
-    return found
+            points.append((step, value))
+    return points
 
 
 def trained_reward(run: RunFolder) -> tuple[float, float] | None:
-    """The critic the run learned from, before and after: by the summary, or else by its first and last look."""
+    """The training critic's score before and after, from the summary or from the first and last validation pass."""
     if not run.critic:
         return None
     before, after = (_in_summary(run, column) for column in ("before", "after"))
     if before is not None and after is not None:
         return before, after
-    seen = looks(run, trained_critic(run) or "")
-    return (seen[0][1], seen[-1][1]) if len(seen) > 1 else None
+    validation = validation_scores(run, trained_critic(run) or "")
+    return (validation[0][1], validation[-1][1]) if len(validation) > 1 else None
 
 
 def combined(scores: Mapping[str, float], weights: Mapping[str, float]) -> float | None:
-    """One number of a critic's dimensions, all of them equally without weights; None where a weighed one is missing."""
+    """A critic's dimensions combined by `weights`, default equally; None if a weighted dimension is missing."""
     if not scores or not set(weights) <= set(scores):
         return None
     weights = weights or dict.fromkeys(scores, 1 / len(scores))

@@ -1,4 +1,4 @@
-"""Which curves of a run are drawn, and what each of them tells."""
+"""The charts of a run."""
 
 from __future__ import annotations
 
@@ -8,64 +8,75 @@ from collections.abc import Sequence
 from markupsafe import Markup
 
 from besttake.report.chart import MOST_POINTS, Level, Line, chart
-from besttake.report.critics import HELDOUT, looks, panel_critics, trained_critic, watching_critics
+from besttake.report.critics import HELDOUT, panel_critics, trained_critic, validation_critics, validation_scores
 from besttake.report.folder import RunFolder
 from besttake.report.verdict import values
 
 PAIRWISE = "dpo/implicit_accuracy"
-"""Logged by the algorithms that learn from pairs."""
+"""Metric of the algorithms that learn from pairs."""
 
 DYNAMIC = "dynamic-degree"
 
 
 def reward_charts(run: RunFolder) -> list[Markup]:
-    """The critic the run learned from, the held-out one, and whatever other critic watched."""
+    """Charts of the training critic, the held-out critic, and the other validation critics."""
     trained, panel = trained_critic(run), panel_critics(run)
-    others = [critic for critic in watching_critics(run) if critic not in (trained, HELDOUT, DYNAMIC)]
-    watching = [_watching(run, critic, "trained on" if critic in panel else "not trained on") for critic in others]
-    charts = [_trained(run, trained)] if trained else [_panel(run, panel)] if panel else watching
-    charts.append(_watching(run, HELDOUT, "never trained on", _real(run, "heldout_reward")))
-    charts += watching if trained or panel else []
+    others = [critic for critic in validation_critics(run) if critic not in (trained, HELDOUT, DYNAMIC)]
+    validation = [_validation(run, critic, "trained on" if critic in panel else "not trained on") for critic in others]
+    charts = [_trained(run, trained)] if trained else [_panel(run, panel)] if panel else validation
+    charts.append(_validation(run, HELDOUT, "never trained on", _real(run, "heldout_reward")))
+    charts += validation if trained or panel else []
     return [drawn for drawn in charts if drawn]
 
 
 def training_charts(run: RunFolder) -> list[Markup]:
-    """Small charts of what happened to the policy."""
-    half = Level("chance", 0.5)
-    equal = Level("ln 2: no preference yet", math.log(2)) if run.points(PAIRWISE) and not _negatives(run) else None
-    long = len(run.points("dpo/reference_distance")) > MOST_POINTS
+    """Small charts of the training metrics."""
+    chance = Level("chance", 0.5)
+    no_preference = (
+        Level("ln 2: no preference yet", math.log(2)) if run.points(PAIRWISE) and not _several_negatives(run) else None
+    )
+    many = len(run.points("dpo/reference_distance")) > MOST_POINTS
     charts = [
         _chart(
             run,
             "Winner and loser error",
-            "Should fall for winners; losers' may rise",
+            "The winner's should fall; the loser's may rise",
             ["dpo/winner_error", "dpo/loser_error"],
         ),
         _chart(
             run,
             "Winner and loser gain",
-            "Over the reference; above 0 = better at it",
+            "Improvement over the reference; above 0 is better",
             ["dpo/winner_gain", "dpo/loser_gain"],
         ),
-        _chart(run, "Margin", "By how much the winner is preferred", ["dpo/margin"], Level("none", 0.0)),
-        _chart(run, "Implicit accuracy", "Share of pairs the policy ranks rightly", ["dpo/implicit_accuracy"], half),
+        _chart(run, "Margin", "Implicit reward difference of winner and loser", ["dpo/margin"], Level("none", 0.0)),
+        _chart(
+            run,
+            "Implicit accuracy",
+            "Fraction of pairs that the policy ranks correctly",
+            ["dpo/implicit_accuracy"],
+            chance,
+        ),
         _chart(
             run,
             "Drift",
-            "Distance of policy and reference; falls at each refresh",
+            "Distance of the policy from the reference; falls at each refresh",
             ["dpo/reference_distance"],
-            noisy=long,
+            noisy=many,
         ),
         chart(
             "Dynamic degree",
-            [Line("dynamic degree", looks(run, DYNAMIC))],
-            "Of the fixed prompts' clips; falls when motion freezes",
+            [Line("dynamic degree", validation_scores(run, DYNAMIC))],
+            "Of the validation clips; falls if motion freezes",
         ),
         _chart(
-            run, "Ties", "Prompts of a step whose takes score alike, or nearly", ["pairs/ties", "pairs/below_margin"]
+            run,
+            "Ties",
+            "Prompts of a step whose candidates score equally, or within the margin",
+            ["pairs/ties", "pairs/below_margin"],
         ),
-        _chart(run, "Score spread", "Best minus worst take of a prompt", ["pairs/score_spread"]),
-        _chart(run, "Loss", "", ["train/loss"], equal),
+        _chart(run, "Score spread", "Best minus worst candidate of a prompt", ["pairs/score_spread"]),
+        _chart(run, "Loss", "", ["train/loss"], no_preference),
         _chart(run, "Gradient norm", "Before clipping", ["train/grad_norm"]),
         _chart(run, "Learning rate", "", ["train/lr"], noisy=False),
     ]
@@ -74,20 +85,20 @@ def training_charts(run: RunFolder) -> list[Markup]:
 
 def _trained(run: RunFolder, critic: str) -> Markup:
     lines = [
-        Line("fixed prompts", looks(run, critic), "one"),
-        Line("each step's own takes", run.points("reward/mean"), "two", noisy=True),
+        Line("fixed prompts", validation_scores(run, critic), "one"),
+        Line("samples of each step", run.points("reward/mean"), "two", noisy=True),
     ]
-    return chart(f"Training critic: {critic}", lines, "What the run learns from", big=True)
+    return chart(f"Training critic: {critic}", lines, "The training reward", big=True)
 
 
 def _panel(run: RunFolder, critics: Sequence[str]) -> Markup:
-    lines = [Line("together", run.points("reward/mean"), "two", noisy=True)]
-    return chart(f"Training critics: {', '.join(critics)}", lines, "What the run learns from", big=True)
+    lines = [Line("combined", run.points("reward/mean"), "two", noisy=True)]
+    return chart(f"Training critics: {', '.join(critics)}", lines, "The training reward", big=True)
 
 
-def _watching(run: RunFolder, critic: str, word: str, level: Level | None = None) -> Markup:
+def _validation(run: RunFolder, critic: str, word: str, level: Level | None = None) -> Markup:
     title = "Held-out critic" if critic == HELDOUT else f"Critic: {critic}"
-    return chart(title, [Line("fixed prompts", looks(run, critic))], word.capitalize(), level, big=True)
+    return chart(title, [Line("fixed prompts", validation_scores(run, critic))], word.capitalize(), level, big=True)
 
 
 def _real(run: RunFolder, name: str) -> Level | None:
@@ -106,7 +117,7 @@ def _chart(
     return chart(title, lines, note, level)
 
 
-def _negatives(run: RunFolder) -> bool:
-    """Whether a winner has several losers, so that the loss starts at a multiple of ln 2."""
+def _several_negatives(run: RunFolder) -> bool:
+    """Whether there are several losers per winner, so that the loss does not start at ln 2."""
     negatives = run.config.get("negatives", 1)
     return isinstance(negatives, int) and negatives > 1

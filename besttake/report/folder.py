@@ -1,4 +1,4 @@
-"""What a run folder holds, as the report reads it; what is missing is empty, what is broken is an error."""
+"""Reading of a run folder for the report: missing files give empty values, broken files errors."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ COLUMNS = ("before", "after", "real")
 
 Numbers = dict[str, float]
 Points = list[tuple[float, float]]
-"""(step, value), in the order of the steps."""
+"""(step, value) pairs in the order of the steps."""
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """A run.
+    """The contents of a run folder.
 
     Attributes:
-        config: `config.yaml`, its first key `algorithm`.
-        rows: of `metrics.jsonl`.
-        summary: finite numbers by column (`before`, `after`, `real`) and name; None before the run is evaluated.
+        config: `config.yaml`, with the key `algorithm`.
+        rows: rows of `metrics.jsonl`.
+        summary: finite numbers by column (`before`, `after`, `real`) and name; None if the run is not evaluated.
         about: how the summary was measured.
-        prompts: of the evaluation's clips, by number.
-        clips: column -> number -> mp4.
-        q_values: of a test of each measure's change; empty where there was none.
+        prompts: prompts of the evaluation's clips.
+        clips: column -> index -> mp4.
+        q_values: q-value of each measure's change; empty if not tested.
     """
 
     path: Path
@@ -44,33 +44,33 @@ class RunFolder:
     q_values: Numbers = field(default_factory=dict)
 
     def points(self, name: str) -> Points:
-        """What was logged under a name."""
+        """The logged values of a metric."""
         return sorted((row["step"], row[name]) for row in self.rows if _is_number(row.get(name)))
 
     @property
     def names(self) -> list[str]:
-        """What was logged, in the order in which it came."""
+        """The names of the logged metrics, in order of appearance."""
         return list(dict.fromkeys(name for row in self.rows for name in row))
 
     @property
     def steps_done(self) -> int:
-        """Training steps behind the last row; a row of a look is written before its step, one of training after."""
+        """Finished training steps; validation rows are written before their step, training rows after it."""
         return max((int(row["step"]) + ("train/loss" in row or "train/skipped" in row) for row in self.rows), default=0)
 
     @property
     def minutes(self) -> float:
-        """Training time behind the last row."""
+        """Training time up to the last row."""
         return max((row["minutes"] for row in self.rows if _is_number(row.get("minutes"))), default=0.0)
 
     @property
     def critic(self) -> dict[str, Any] | None:
-        """The section of the config that names the critic the run learned from, if it learned from a single one."""
+        """The config section of the training critic, if there is a single one."""
         section = self.config.get("reward")
         return section if isinstance(section, dict) and "name" in section and not section.get("critics") else None
 
     @property
     def alarms(self) -> list[tuple[int, str]]:
-        """What the guard said, and at which step."""
+        """Alarms of the reward-hacking guard, with their steps."""
         return [(int(row["step"]), str(alarm)) for row in self.rows for alarm in row.get("alarms", [])]
 
 
@@ -81,8 +81,8 @@ def read_run(path: Path) -> RunFolder:
     """
     path = Path(path)
     if not (path / "config.yaml").is_file():
-        what = "holds no config.yaml" if path.is_dir() else "is no folder"
-        raise ValueError(f"{path} {what}; expected a run folder, as `besttake train ... --out` makes it")
+        what = "has no config.yaml" if path.is_dir() else "is no folder"
+        raise ValueError(f"{path} {what}; expected a run folder of `besttake train ... --out`")
     config = read_yaml(path / "config.yaml")
     if "algorithm" not in config:
         raise ValueError(f"{path / 'config.yaml'} has no key 'algorithm'; expected the config of a training run")
@@ -102,13 +102,13 @@ def read_run(path: Path) -> RunFolder:
 
 
 def trained_on(config: dict[str, Any]) -> str | None:
-    """The name of the critic that a run with this `config.yaml` learned from."""
+    """The name of the training critic in a `config.yaml`."""
     section = config.get("reward")
     return section.get("name") if isinstance(section, dict) else None
 
 
 def _read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The rows that have a step; a last line that is cut short (the run goes on, or was killed) is left out."""
+    """The rows with a step; an incomplete last line (of a running or killed run) is ignored."""
     lines = [line for line in read_text(path).split("\n") if line.strip()] if path.exists() else []
     rows = []
     for number, line in enumerate(lines, start=1):
@@ -124,7 +124,7 @@ def _read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def _read_json(path: Path, kind: type) -> Any:
-    """The content of a file, None where there is no file."""
+    """The content of a JSON file; None if there is no file."""
     if not path.exists():
         return None
     try:
@@ -132,7 +132,9 @@ def _read_json(path: Path, kind: type) -> Any:
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is not JSON ({error}); evaluate the run again") from error
     if not isinstance(content, kind):
-        raise ValueError(f"{path} holds a {type(content).__name__}, expected a {kind.__name__}; evaluate the run again")
+        raise ValueError(
+            f"{path} contains a {type(content).__name__}, expected a {kind.__name__}; evaluate the run again"
+        )
     return content
 
 
@@ -142,14 +144,14 @@ def _about(summary: dict[str, Any] | None) -> dict[str, Any]:
 
 
 def _numbers(column: Any, critic: str | None) -> Numbers:
-    """The finite numbers of a column; what the critic that was trained on says goes under `training_reward/`."""
+    """The finite numbers of a column; the training critic's scores are renamed to `training_reward/`."""
     values = column if isinstance(column, dict) else {}
     return {shown_name(name, critic): float(value) for name, value in values.items() if _is_number(value)}
 
 
 def _q_values(changes: Any, critic: str | None) -> Numbers:
     values = changes if isinstance(changes, dict) else {}
-    return _numbers({name: told.get("q") for name, told in values.items() if isinstance(told, dict)}, critic)
+    return _numbers({name: test.get("q") for name, test in values.items() if isinstance(test, dict)}, critic)
 
 
 def _clips(folder: Path) -> dict[int, Path]:

@@ -1,4 +1,4 @@
-"""What the numbers of `summary.json` mean: their names in words, where they should go, and how a change reads."""
+"""The measures in `summary.json`: labels, directions of improvement, and formatting of changes."""
 
 from __future__ import annotations
 
@@ -8,27 +8,27 @@ from typing import Any, Literal
 
 from besttake.evaluation.paired import LEVEL
 
-SAME = 0.02
-"""Changes of a smaller share of the value are none."""
+SAME_FRACTION = 0.02
+"""Smaller relative changes count as none."""
 
-NEAR = 0.1
-"""Within so much of the real clips' value counts as theirs."""
+NEAR_FRACTION = 0.1
+"""Relative difference to real clips that counts as equal."""
 
 MINUS, DASH = "\N{MINUS SIGN}", "\N{EN DASH}"
 
 Aim = Literal["lower", "higher", "real"]
 Change = Literal["better", "worse", "same", "unknown"]
 Values = Any
-"""A number, or an array of numbers."""
+"""A number or an array."""
 
 
 @dataclass(frozen=True)
 class Measure:
-    """A measure in words.
+    """Label and properties of a measure.
 
     Attributes:
-        aim: `real` = the nearer to real clips, the better.
-        share: a number in [0, 1] that reads as a percentage.
+        aim: direction of improvement; `real` = closer to real clips is better.
+        share: whether it is a fraction in [0, 1], displayed as a percentage.
     """
 
     label: str
@@ -52,23 +52,23 @@ KNOWN = {
 }
 
 MAIN = ("flawed_share", "heldout_reward", "frechet_distance")
-"""What says whether the videos got better."""
+"""The main measures of video quality."""
 
 GUARDS = ("dynamic_degree", "object_area")
-"""What a policy that games its critic lets go."""
+"""Measures that deteriorate under reward hacking."""
 
 FLAWS = ("share/",)
-"""Prefix under which the share of clips with one flaw is written."""
+"""Prefix of the fraction of clips with one flaw."""
 
 TRAINED = "training_reward"
-"""Prefix of what the critic says that was trained on."""
+"""Prefix of the training critic's scores."""
 
 ASKED = "reward/"
-"""Prefix of what another critic says."""
+"""Prefix of other critics' scores."""
 
 
 def measure_of(name: str) -> Measure:
-    """What a name of `summary.json` means; for one that nobody knows, real clips are the measure."""
+    """The measure of a name in `summary.json`; unknown ones are compared with real clips."""
     if name in KNOWN:
         return KNOWN[name]
     head, _, tail = name.rpartition("/")
@@ -84,7 +84,7 @@ def measure_of(name: str) -> Measure:
 
 
 def aim_of(name: str, real: float | None) -> Aim | None:
-    """Where a number should go; without real clips a critic's is to rise, and nothing is known of other measures."""
+    """Direction of improvement; without real clips, critics' scores should rise, and other measures have none."""
     aim = measure_of(name).aim
     if aim == "real" and real is None:
         return "higher" if name.startswith(ASKED) else None
@@ -92,10 +92,10 @@ def aim_of(name: str, real: float | None) -> Aim | None:
 
 
 def gain_of(name: str, real: float | None, critic: str | None = None) -> Callable[[Values, Values], Values] | None:
-    """How much better a measure is after than before, as a function of both; None if nothing says which way is better.
+    """The improvement of a measure as a function of its values before and after; None without a direction.
 
     Args:
-        critic: the one that was trained on, if it was.
+        critic: the training critic, if any.
     """
     match aim_of(shown_name(name, critic), real):
         case "higher":
@@ -108,7 +108,7 @@ def gain_of(name: str, real: float | None, critic: str | None = None) -> Callabl
 
 
 def shown_name(name: str, critic: str | None) -> str:
-    """A measure's name in reports: what the critic says that was trained on goes under `training_reward/`."""
+    """A measure's name in reports: the training critic's scores are renamed to `training_reward/`."""
     return name.replace(f"reward/{critic}/", f"{TRAINED}/", 1)
 
 
@@ -120,26 +120,26 @@ def change(
     clips: int | None = None,
     q_value: float | None = None,
 ) -> Change:
-    """Whether `after` is better than `before`, by more than chance.
+    """Whether `after` is significantly better or worse than `before`.
 
     Args:
-        q_value: of a test of the clips in pairs: what chance might do is the same. To be better, a change must be
-            more than a trifle too. Summaries without a test go by the latter alone, and of a share of `clips` by two
-            standard errors, as if they were of other prompts.
+        q_value: q-value of a paired test; insignificant changes are "same". A change must also exceed a minimum to be
+            better. Without a test only this minimum applies, and for fractions of `clips` two standard errors of
+            independent samples.
     """
     gain = gain_of(name, real)
     if before is None or after is None or gain is None:
         return "unknown"
-    better: float = gain(before, after)
-    if q_value is not None and (q_value > LEVEL or better < 0):
+    improvement: float = gain(before, after)
+    if q_value is not None and (q_value > LEVEL or improvement < 0):
         return "same" if q_value > LEVEL else "worse"
     measure = measure_of(name)
     if measure.aim == "real" and real is not None:
         return _against_real(before, after, real)
-    least = SAME * max(abs(before), abs(after))
+    smallest = SAME_FRACTION * max(abs(before), abs(after))
     if measure.share and q_value is None:
-        least = max(least, 2 * _standard_error(before, after, clips))
-    return "same" if abs(better) <= least else "better" if better > 0 else "worse"
+        smallest = max(smallest, 2 * _standard_error(before, after, clips))
+    return "same" if abs(improvement) <= smallest else "better" if improvement > 0 else "worse"
 
 
 def _standard_error(before: float, after: float, clips: int | None) -> float:
@@ -148,14 +148,14 @@ def _standard_error(before: float, after: float, clips: int | None) -> float:
 
 
 def _against_real(before: float, after: float, real: float) -> Change:
-    was, now = abs(before - real), abs(after - real)
-    if abs(now - was) <= SAME * abs(real) or max(was, now) <= NEAR * abs(real):
+    old, new = abs(before - real), abs(after - real)
+    if abs(new - old) <= SAME_FRACTION * abs(real) or max(old, new) <= NEAR_FRACTION * abs(real):
         return "same"
-    return "better" if now < was else "worse"
+    return "better" if new < old else "worse"
 
 
 def number(value: float, digits: int = 3) -> str:
-    """A number for people: so many significant digits, a true minus, no exponent while it can be helped."""
+    """Format a number with `digits` significant digits, a true minus sign, and an exponent only if necessary."""
     if value == 0:
         return "0"
     if abs(value) >= 1e5 or abs(value) < 1e-3:
@@ -169,7 +169,7 @@ def number(value: float, digits: int = 3) -> str:
 
 
 def shown(name: str, value: float | None) -> str:
-    """A value with its unit; a dash where there is none."""
+    """Format a value with its unit; a dash if it is missing."""
     if value is None:
         return DASH
     measure = measure_of(name)
@@ -177,12 +177,12 @@ def shown(name: str, value: float | None) -> str:
 
 
 def difference(name: str, before: float | None, after: float | None) -> str:
-    """How much it changed: points of a share, per cent of what counts from 0, plainly what may be negative."""
+    """Format a change: percentage points of fractions, per cent of non-negative measures, otherwise the difference."""
     if before is None or after is None:
         return DASH
     delta = after - before
     if measure_of(name).share:
-        points = round(100 * after) - round(100 * before)  # of the figures that stand beside it
+        points = round(100 * after) - round(100 * before)  # of the displayed values
         return _signed(str(abs(points)), points) + (" point" if abs(points) == 1 else " points")
     if before > 0 and after >= 0 and measure_of(name).aim != "higher":
         return _signed(f"{abs(delta) / before:.0%}", delta)

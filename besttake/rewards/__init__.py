@@ -1,6 +1,6 @@
-"""Critics, one file each: videos and prompts in, scores out. A new critic is one new file with a `load`.
+"""Critics (reward models): videos and prompts in, scores out. A new critic is one new file with a `load` function.
 
-It may lie in `critics/`, in a file or module of the user's own, or in an installed package (see docs/extending.md).
+The file may be in `critics/`, a file or module of the user's own, or in an installed package (see docs/extending.md).
 """
 
 from __future__ import annotations
@@ -49,20 +49,20 @@ def load_reward(
     name_or_path: str | Path,
     device: str = "cpu",
     path: str | Path | None = None,
-    looks: Mapping[str, Any] | None = None,
+    frame_settings: Mapping[str, Any] | None = None,
     **settings: Any,
 ) -> Reward:
-    """The critic of a name ("world", "temporal-flicker"), or the one that a folder's `config.json` names.
+    """Load a critic by its name ("world", "temporal-flicker"), or from a folder whose `config.json` names it.
 
     A name may also be the URL of a served critic, or several of them with commas between; the .yaml file of a judge;
     or a file or module of the user's own, with what makes the critic in it: "./my_critic.py" (its `load` or `make`),
     "./my_critic.py:make", "my_package.critic:make".
 
     Args:
-        path: folder or hub id of the critic's weights; by default those it was published with. Of a judge with a name
-            ("videoscore2"), the URL that its model is served at.
-        looks: `frames` and `aggregate`, for image critics; the others let them be.
-        settings: what the critic's own `load` takes besides, such as VideoAlign's `num_frames`.
+        path: folder or hub id of the critic's weights; default: the published weights. For a named judge
+            ("videoscore2"), the URL at which its model is served.
+        frame_settings: `frames` and `aggregate` for image critics; other critics ignore them.
+        settings: further arguments of the critic's own `load`, such as VideoAlign's `num_frames`.
 
     Raises:
         ValueError: there is no such critic, its files are broken, it has no such setting, or it is no `Reward`.
@@ -71,41 +71,41 @@ def load_reward(
         from besttake.rewards.remote.client import Remote
 
         if path or settings:
-            raise ValueError(f"critic {name_or_path} is served elsewhere: give its path and settings there, not here")
+            raise ValueError(f"critic {name_or_path} is remote; pass its path and settings to the server instead")
         return Remote(str(name_or_path))
     name, folder = find_critic(name_or_path)
     load = _factory(name)
-    takes = inspect.signature(load).parameters
-    if unknown := sorted(settings.keys() - takes.keys()):
-        there = ", ".join(takes.keys() - {"path", "device"}) or "none"
-        raise ValueError(f"critic {name_or_path} has no setting {', '.join(unknown)}; there are {there}")
-    given = {**(looks or {}), "device": device, "path": folder or path}
-    if path and "path" not in takes:
+    parameters = inspect.signature(load).parameters
+    if unknown := sorted(settings.keys() - parameters.keys()):
+        known = ", ".join(parameters.keys() - {"path", "device"}) or "none"
+        raise ValueError(f"critic {name_or_path} has no setting {', '.join(unknown)}; its settings: {known}")
+    given = {**(frame_settings or {}), "device": device, "path": folder or path}
+    if path and "path" not in parameters:
         raise ValueError(f"critic {name_or_path} takes no path, and {path} is given; leave it out")
-    reward = load(**{key: value for key, value in given.items() if key in takes} | settings)
+    reward = load(**{key: value for key, value in given.items() if key in parameters} | settings)
     return _complete(reward, name) if is_users(name) else reward
 
 
 def find_critic(name_or_path: str | Path) -> tuple[str, Path | None]:
-    """The module of a critic that is no URL, and the folder or file that it was named by, if it was.
+    """Resolve the name or path of a local critic: its module, and its folder or file if a path was given.
 
     Raises:
-        ValueError: there is no such critic.
+        ValueError: the critic is unknown.
     """
-    place = Path(name_or_path)
+    path = Path(name_or_path)
     if split_name(str(name_or_path)):
         _factory(str(name_or_path))
         return str(name_or_path), None
-    if place.suffix in (".yaml", ".yml"):
-        return "judge", place
-    folder = place if (place / "config.json").is_file() else None
-    name = _named_in(folder) if folder else str(name_or_path)
+    if path.suffix in (".yaml", ".yml"):
+        return "judge", path
+    folder = path if (path / "config.json").is_file() else None
+    name = _critic_name(folder) if folder else str(name_or_path)
     module = _module_name(name)
     if module not in critic_names():
         known = ", ".join(critic.replace("_", "-") for critic in critic_names())
         raise ValueError(
-            f"there is no critic {name!r}; there are {known}, or a folder with a critic's config.json, the .yaml file "
-            "of a judge, the URL of a served critic, or a file of your own: ./my_critic.py"
+            f"unknown critic {name!r}; expected one of {known}, a folder with a critic's config.json, a judge's .yaml "
+            "file, the URL of a served critic, or a file of your own: ./my_critic.py"
         )
     return module, folder
 
@@ -147,8 +147,8 @@ def _module_name(name: str) -> str:
     return name.replace("-", "_").replace(" ", "_")
 
 
-def _named_in(folder: Path) -> str:
+def _critic_name(folder: Path) -> str:
     try:
         return str(json.loads((folder / "config.json").read_text())["critic"])
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{folder / 'config.json'} does not name its critic: {error!r}") from error
+        raise ValueError(f"{folder / 'config.json'} does not name a critic (key 'critic'): {error!r}") from error

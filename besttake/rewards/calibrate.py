@@ -1,4 +1,4 @@
-"""How large a difference of scores must be before it is more than the critic's own noise."""
+"""Critic calibration: how large a score difference must be to exceed the critic's own noise."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from besttake.runtime.configuration import require
 from besttake.types import FPS, Video
 
 DRAWS = 20_000
-"""Groups of equally good takes that are imagined; the margin's own error is then about 1 %."""
+"""Simulated groups of equally good candidates; the sampling error of the margin is then about 1 %."""
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """What the scores of some takes, each scored again and again, tell of a critic.
+    """Noise statistics of a critic, estimated from repeated scores of the same videos.
 
     Attributes:
-        margin: best and worst of a group of equally good takes differ by more only as often as the level says.
-        noise: standard deviation of a take's score from one time to the next.
-        spread: standard deviation of the takes' mean scores, the noise that is left in them taken off.
-        ties: share of pairs of takes that score alike to the last digit, the first time.
-        flips: share of pairs of takes, and of pairs of times, whose order is not the same both times.
+        margin: threshold that best minus worst of a group of equally good candidates exceeds with probability `level`.
+        noise: standard deviation of one video's score over the repeats.
+        spread: standard deviation of the videos' mean scores, corrected for the remaining noise.
+        ties: fraction of video pairs with exactly equal scores in the first repeat.
+        flips: fraction of (video pair, repeat pair) combinations in which the two repeats order the videos differently.
     """
 
     margin: float
@@ -44,10 +44,12 @@ def repeat_scores(
     grain: float = 1.0,
     seed: int = 0,
 ) -> Float[Tensor, "times b"]:
-    """Scores of the same takes, with other grain on them each time: what nobody sees should change no order.
+    """Score the same videos several times, each time with new imperceptible noise, which should not change the order.
 
     Args:
-        grain: standard deviation in grey levels of 255; 0 for a critic that answers at random, as a judge may.
+        times: number of repeats.
+        grain: standard deviation of the noise in grey levels (of 255); 0 for a critic that is random itself, such as a
+            sampling judge.
     """
     generator = torch.Generator().manual_seed(seed)
     scores = []
@@ -57,32 +59,32 @@ def repeat_scores(
     return torch.stack(scores)
 
 
-def calibrate(scores: Float[Tensor, "times b"], takes: int = 2, level: float = 0.05, seed: int = 0) -> Calibration:
-    """The margin below which an order of takes is chance.
+def calibrate(scores: Float[Tensor, "times b"], candidates: int = 2, level: float = 0.05, seed: int = 0) -> Calibration:
+    """Estimate the margin below which the order of candidates is chance.
 
-    The differences of each take's scores from their mean are the critic's noise; groups of `takes` draws of it are
-    takes that are equally good, and the margin is what their best and worst differ by no more than in 1 - `level`
-    of the groups. The more takes there are to choose from, the larger it is: the best of eight is often a lucky one.
+    Each video's deviations from its mean score are the critic's noise. A group of `candidates` samples of this noise
+    simulates equally good candidates; the margin is the 1 - `level` quantile of best minus worst over such groups. It
+    grows with the number of candidates: the best of eight is often just lucky.
 
     Args:
-        scores: of the same takes, each time they were scored; twice at least.
-        takes: of each prompt, from which the best and the worst will be paired.
-        level: how often chance may pass the margin.
+        scores: repeated scores of the same videos; at least two repeats.
+        candidates: number of candidates of each prompt among which the best and worst will be paired.
+        level: probability with which chance may exceed the margin.
 
     Raises:
-        ValueError: there are too few scores, or the level is none.
+        ValueError: fewer than two repeats, videos or candidates, or `level` is not between 0 and 1.
     """
     times, b = scores.shape
     require(times >= 2, "times", times, "2 or more")
     require(b >= 2, "videos", b, "2 or more")
-    require(takes >= 2, "takes", takes, "2 or more of each prompt")
-    require(0 < level < 1, "level", level, "a share between 0 and 1")
+    require(candidates >= 2, "candidates", candidates, "2 or more of each prompt")
+    require(0 < level < 1, "level", level, "a fraction between 0 and 1")
     scores = scores.double()
     mean = scores.mean(0)
-    residuals = (scores - mean) * (times / (times - 1)) ** 0.5  # undoes what their own mean took off
+    residuals = (scores - mean) * (times / (times - 1)) ** 0.5  # corrects for subtracting the sample mean
     generator = torch.Generator().manual_seed(seed)
-    drawn = residuals.flatten()[torch.randint(residuals.numel(), (DRAWS, takes), generator=generator)]
-    margin = (drawn.amax(1) - drawn.amin(1)).quantile(1 - level).item()
+    groups = residuals.flatten()[torch.randint(residuals.numel(), (DRAWS, candidates), generator=generator)]
+    margin = (groups.amax(1) - groups.amin(1)).quantile(1 - level).item()
     noise = residuals.square().mean().sqrt().item()
     spread = (mean.var() - noise**2 / times).clamp(min=0).sqrt().item()
     order = (scores[:, :, None] - scores[:, None, :]).sign()[:, *torch.triu_indices(b, b, 1)]

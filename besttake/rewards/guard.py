@@ -1,13 +1,13 @@
-"""A look-out for reward hacking: the critic that is trained on rises while critics that only watch fall.
+"""Detection of reward hacking: the training critic's scores rise while those of held-out critics fall.
 
-The rule, for each series that watches, over the last looks at the policy: it falls (Mann-Kendall test, one-sided), by
-more than a share of the critic's range (Theil-Sen slope), and the trained reward rises over the whole window (the same
-test). Ranks know no outliers; the test's variance is widened where neighbours resemble each other; the level is shared
-among all that watch. OnlineVPO (arXiv 2412.15159) reports a dynamic degree that falls while the reward rises.
+The rule, for each held-out series over the last validation passes: it falls (one-sided Mann-Kendall test) by more than
+a fraction of the critic's range (Theil-Sen slope), and the training reward rises over the whole window (same test).
+Rank tests are robust to outliers; the test's variance is corrected for autocorrelation, and its level for the number of
+series (Bonferroni). OnlineVPO (arXiv 2412.15159) reports a dynamic degree that falls while the reward rises.
 
-Measured on runs of 50 looks whose reward rises, with three critics that watch and no `least`: 5 % of those where the
-critics are nothing but noise raise an alarm, 31 % where that noise has an autocorrelation of .5. A critic that begins
-to fall by the deviation of its noise at each look is found in all runs, nine looks later.
+Measured on simulated runs of 50 validation passes with a rising reward, three held-out critics and `least` 0: 5 % of
+the runs raise a false alarm where the critics are white noise, 31 % where that noise has an autocorrelation of .5. A
+critic that starts to fall by one standard deviation of its noise per pass is detected in all runs, nine passes later.
 """
 
 from __future__ import annotations
@@ -23,47 +23,47 @@ from besttake.runtime.configuration import require
 from besttake.types import Reward
 
 REWARD = "reward/mean"
-"""What algorithms log the trained reward under, at every step."""
+"""Metric name of the training reward, logged at every step."""
 
-FEWEST = 4
-"""Looks without which nothing is a trend."""
+MIN_POINTS = 4
+"""Fewest validation passes from which a trend is estimated."""
 
-MOST = 50
-"""Means that the rewards of a window's steps are taken together to: neighbouring steps are no independent witnesses."""
+MAX_POINTS = 50
+"""The per-step rewards of a window are averaged into at most this many points: neighbouring steps are correlated."""
 
 Points = Sequence[tuple[float, float]]
-"""(step, value), in the order of the steps."""
+"""(step, value) pairs in the order of the steps."""
 
 
 @dataclass(frozen=True)
 class GuardConfig:
-    """When a run is held to please its critic rather than to get better."""
+    """When to report reward hacking."""
 
     watch: tuple[str, ...] = ()
-    """Critics of the monitor that watch; none = all of them that are not trained on."""
+    """Validation critics to monitor; default: all that are not trained on."""
     window: int = 16
-    """The last looks, in which a trend is sought, and in half as many; about eight are needed to tell anything."""
+    """Number of validation passes tested for a trend (and half as many); about eight are needed to detect anything."""
     chance: float = 0.01
-    """How often noise may look like a fall at a look, all critics together."""
+    """False-alarm probability of one validation pass, over all critics."""
     least: float = 0.02
-    """A fall below this share of the critic's range is let pass, however sure it is."""
+    """Smallest drop that counts, as a fraction of the critic's range."""
     stop: bool = False
-    """End the run at an alarm, with a checkpoint; the same command with `stop` off goes on."""
+    """Stop the run with a checkpoint at an alarm; rerun the command with `stop` off to continue."""
 
     def __post_init__(self):
-        if self.window < FEWEST:
-            raise ValueError(f"window is {self.window}; no trend is to be seen in fewer than {FEWEST} looks")
-        require(0 < self.chance < 0.5, "chance", self.chance, "a probability above 0 and below a half")
-        require(0 <= self.least < 1, "least", self.least, "a share of a critic's range, in [0, 1)")
+        if self.window < MIN_POINTS:
+            raise ValueError(f"window is {self.window}; expected {MIN_POINTS} validation passes or more")
+        require(0 < self.chance < 0.5, "chance", self.chance, "a probability between 0 and 0.5")
+        require(0 <= self.least < 1, "least", self.least, "a fraction of a critic's range, in [0, 1)")
 
 
 @dataclass(frozen=True)
 class Trend:
-    """How a series moves.
+    """The trend of a series.
 
     Attributes:
-        slope: per step, the median of the slopes between all pairs of points (Theil 1950; Sen 1968).
-        rising, falling: the chance that noise without a trend rises, or falls, as clearly.
+        slope: change per step: the median of the slopes between all pairs of points (Theil 1950; Sen 1968).
+        rising, falling: one-sided p-values of a rise and of a fall.
     """
 
     slope: float
@@ -73,13 +73,13 @@ class Trend:
 
 @dataclass(frozen=True)
 class Alarm:
-    """A watching critic that fell while the trained reward rose.
+    """A held-out metric that fell while the training reward rose.
 
     Attributes:
-        step: of the last look.
-        since: step of the first look of the window.
-        rise, fall: by how much from `since` to `step`; the rise at its rate over the whole window.
-        chance: that noise falls as clearly.
+        step: step of the last validation pass.
+        since: step of the first validation pass in the window.
+        rise, fall: change of the reward and of the metric from `since` to `step`, by their slopes.
+        chance: p-value of the fall.
     """
 
     name: str
@@ -91,16 +91,16 @@ class Alarm:
 
     def __str__(self) -> str:
         return (
-            f"from step {self.since} to {self.step} the trained reward rose by {self.rise:.3g} while {self.name} fell "
-            f"by {self.fall:.3g} (chance: {self.chance:.1g}): the policy may be learning to please its critic"
+            f"from step {self.since} to {self.step} the training reward rose by {self.rise:.3g} while {self.name} fell "
+            f"by {self.fall:.3g} (p = {self.chance:.1g}): possible reward hacking"
         )
 
 
 def trend(points: Points) -> Trend:
-    """The Theil-Sen slope and the Mann-Kendall test (Mann 1945; Kendall 1975) of two points or more.
+    """Theil-Sen slope and Mann-Kendall test (Mann 1945; Kendall 1975) of two or more points.
 
-    Ties are counted in the variance. Where what is left of neighbours after the slope resembles one another, with
-    autocorrelation r > 0, the variance is taken (1 + r) / (1 - r) times (Yue and Wang 2004).
+    The variance accounts for ties. If the detrended series has autocorrelation r > 0, the variance is multiplied by
+    (1 + r) / (1 - r) (Yue and Wang 2004).
     """
     steps, values = np.array(points, dtype=float).T
     n = len(values)
@@ -114,95 +114,95 @@ def trend(points: Points) -> Trend:
         return Trend(slope, 1.0, 1.0)
     r = _autocorrelation(values - slope * steps)
     z = math.sqrt(variance * (1 + r) / (1 - r))
-    # a step of S from one order to the next is 2: half of it is the correction for continuity
-    return Trend(slope, _above((s - 1) / z), _above((-s - 1) / z))
+    # S changes in steps of 2; half a step is the continuity correction
+    return Trend(slope, _upper_tail((s - 1) / z), _upper_tail((-s - 1) / z))
 
 
-def looks_hacked(
+def detect_hacking(
     reward: Points,
-    watching: Mapping[str, Points],
+    metrics: Mapping[str, Points],
     config: GuardConfig,
     ranges: Mapping[str, tuple[float, float]] | None = None,
 ) -> list[Alarm]:
-    """The critics that fell, over the last `config.window` looks or half as many, while the trained reward rose.
+    """Alarms for metrics that fell over the last `config.window` points, or half as many, while the reward rose.
 
     Args:
-        reward: of the training steps.
-        watching: what each critic that watches said at each look.
-        ranges: of the watching critics; where one is not known, any fall counts that is no chance.
+        reward: training reward by step.
+        metrics: held-out metrics, each with one point per validation pass.
+        ranges: (lowest, highest) value of each metric; without a range any significant fall counts.
     """
     alarms = []
-    for name, looks in watching.items():
+    for name, points in metrics.items():
         low, high = (ranges or {}).get(name, (0.0, 0.0))
-        windows = [looks[-n:] for n in (config.window // 2, config.window)]
-        falls = [_fall(window) for window in windows if len(window) >= FEWEST]
+        windows = [points[-n:] for n in (config.window // 2, config.window)]
+        falls = [_falling_trend(window) for window in windows if len(window) >= MIN_POINTS]
         falls = [fall for fall in falls if fall.fall >= config.least * (high - low)]
-        fell = min(falls, key=lambda fall: fall.chance, default=None)
-        if fell is None or fell.chance >= config.chance / (len(windows) * len(watching)):
+        alarm = min(falls, key=lambda fall: fall.chance, default=None)
+        if alarm is None or alarm.chance >= config.chance / (len(windows) * len(metrics)):
             continue
-        steps = thinned([(step, value) for step, value in reward if windows[-1][0][0] <= step <= fell.step])
-        rose = trend(steps) if len(steps) >= FEWEST else None
-        if rose and rose.rising < config.chance:
-            alarms.append(replace(fell, name=name, rise=rose.slope * (fell.step - fell.since)))
+        steps = thinned([(step, value) for step, value in reward if windows[-1][0][0] <= step <= alarm.step])
+        rise = trend(steps) if len(steps) >= MIN_POINTS else None
+        if rise and rise.rising < config.chance:
+            alarms.append(replace(alarm, name=name, rise=rise.slope * (alarm.step - alarm.since)))
     return alarms
 
 
-def _fall(looks: Points) -> Alarm:
-    """How a series fell, whatever the reward did."""
-    since, step = int(looks[0][0]), int(looks[-1][0])
-    fell = trend(looks)
-    return Alarm("", step, since, 0.0, -fell.slope * (step - since), fell.falling)
+def _falling_trend(points: Points) -> Alarm:
+    """The fall of a series, regardless of the reward."""
+    since, step = int(points[0][0]), int(points[-1][0])
+    falling = trend(points)
+    return Alarm("", step, since, 0.0, -falling.slope * (step - since), falling.falling)
 
 
 class RewardHackingGuard:
-    """Hears every row that a run logs, and says when it is being gamed.
+    """Observes every logged row of a run and reports reward hacking.
 
-    It keeps nothing that `metrics.jsonl` does not hold: a resumed run lets it hear the old rows again.
+    Its state follows from the rows of `metrics.jsonl`: a resumed run passes the old rows again.
     """
 
     def __init__(self, config: GuardConfig, ranges: Mapping[str, tuple[float, float]]):
         """
         Args:
-            ranges: of the columns that watch; see `watching`.
+            ranges: metric name -> (lowest, highest) value of each metric to monitor; see `guarded_metrics`.
         """
         self.config, self.ranges = config, ranges
         self._reward: list[tuple[float, float]] = []
-        self._looks: dict[str, list[tuple[float, float]]] = {name: [] for name in ranges}
-        self._rung: dict[str, int] = {}
+        self._points: dict[str, list[tuple[float, float]]] = {name: [] for name in ranges}
+        self._last_alarm: dict[str, int] = {}
 
     def observe(self, row: Mapping[str, Any]) -> list[Alarm]:
-        """Take a row into account; the alarms that a look raises, for each fall of a critic once."""
+        """Add a logged row; returns new alarms, one per fall of a metric."""
         if REWARD in row and math.isfinite(row[REWARD]):
             self._reward.append((row["step"], row[REWARD]))
-        seen = [name for name in self.ranges if name in row]
-        for name in seen:
-            looks = self._looks[name]
-            if not looks or looks[-1][0] < row["step"]:  # a run that ends on a look sees it again when it goes on
-                looks.append((row["step"], row[name]))
-        if not seen:
+        logged = [name for name in self.ranges if name in row]
+        for name in logged:
+            points = self._points[name]
+            if not points or points[-1][0] < row["step"]:  # a resumed run may repeat its last validation
+                points.append((row["step"], row[name]))
+        if not logged:
             return []
-        alarms = looks_hacked(self._reward, self._looks, self.config, self.ranges)
-        new = [alarm for alarm in alarms if alarm.since >= self._rung.get(alarm.name, alarm.since)]
-        self._rung |= {alarm.name: alarm.step for alarm in new}
+        alarms = detect_hacking(self._reward, self._points, self.config, self.ranges)
+        new = [alarm for alarm in alarms if alarm.since >= self._last_alarm.get(alarm.name, alarm.since)]
+        self._last_alarm |= {alarm.name: alarm.step for alarm in new}
         return new
 
 
-def observed_rewards(
+def guarded_metrics(
     rewards: Sequence[Reward], trained: Sequence[str], config: GuardConfig
 ) -> dict[str, tuple[float, float]]:
-    """The columns of `metrics.jsonl` that watch, and their ranges: of the monitor's critics, those not trained on.
+    """The metrics to monitor, with their ranges: those of validation critics that are not trained on.
 
     Raises:
-        ValueError: a critic is to watch that the monitor does not ask, or that is trained on.
+        ValueError: `config.watch` names a critic that is not a validation critic, or that is trained on.
     """
-    there = [reward.name for reward in rewards if reward.name not in trained]
+    watchable = [reward.name for reward in rewards if reward.name not in trained]
     for name in config.watch:
-        if name not in there:
+        if name not in watchable:
             raise ValueError(
-                f"guard.watch names {name!r}; it must be one of validation.rewards that is not trained on: "
-                f"{', '.join(there) or 'there is none'}"
+                f"guard.watch names {name!r}; expected critics of validation.rewards that are not trained on: "
+                f"{', '.join(watchable) or 'none'}"
             )
-    chosen = config.watch or there
+    chosen = config.watch or watchable
     return {
         f"eval/{reward.name}/{dimension}": reward.card.ranges[dimension]
         for reward in rewards
@@ -211,8 +211,8 @@ def observed_rewards(
     }
 
 
-def thinned(points: Points, most: int = MOST) -> Points:
-    """At most so many points: the means of as many stretches of the series, about equally long."""
+def thinned(points: Points, most: int = MAX_POINTS) -> Points:
+    """Reduce a series to at most `most` points by averaging segments of about equal length."""
     if len(points) <= most:
         return points
     parts = np.array_split(np.array(points, dtype=float), most)
@@ -224,15 +224,15 @@ def _pairs_weight(n: Any) -> Any:
 
 
 def _autocorrelation(values: np.ndarray) -> float:
-    """Of neighbours, between 0 and .9; from ten values on, a short series' bias, -(1 + 4 r) / n, is off."""
-    away, n = values - values.mean(), len(values)
-    power = float((away**2).sum())
-    if power <= 1e-18 * float((values**2).sum()):  # nothing is left but rounding
+    """Lag-1 autocorrelation, clamped to [0, .9]; from ten values on corrected for its bias -(1 + 4 r) / n."""
+    centred, n = values - values.mean(), len(values)
+    power = float((centred**2).sum())
+    if power <= 1e-18 * float((values**2).sum()):  # only rounding errors
         return 0.0
-    r = float((away[1:] * away[:-1]).sum()) / power
+    r = float((centred[1:] * centred[:-1]).sum()) / power
     return min(max((r * n + 1) / (n - 4) if n >= 10 else r, 0.0), 0.9)
 
 
-def _above(z: float) -> float:
-    """The chance that a standard normal number is larger."""
+def _upper_tail(z: float) -> float:
+    """P(Z > z) of a standard normal variable."""
     return 0.5 * math.erfc(z / math.sqrt(2))

@@ -1,4 +1,4 @@
-"""Scores brought to one scale: among the candidates of a prompt, or by their running mean and deviation."""
+"""Score normalisation: within the candidates of each prompt, or by running mean and standard deviation."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 EPSILON = 1e-4
-"""Added to a deviation that is divided by, as Flow-GRPO does: candidates that score alike stay alike."""
+"""Added to the standard deviation before dividing, as in Flow-GRPO: equal scores stay equal."""
 
-MEMORY = 1024
-"""Videos after which the running mean and deviation begin to forget the oldest."""
+MAX_COUNT = 1024
+"""Largest count of the running statistics: beyond this many videos, old ones decay exponentially."""
 
 
 def within_prompts(
     values: Float[Tensor, "b d"], prompts: Sequence[str], scored: Bool[Tensor, "b"]
 ) -> Float[Tensor, "b d"]:
-    """Every column to mean 0 and deviation 1 among the candidates of each prompt; a candidate alone becomes 0.
+    """Normalise each column to mean 0 and deviation 1 within the candidates of each prompt; a single one becomes 0.
 
     Args:
-        scored: rows that count; the others become 0.
+        scored: mask of rows with a score; the other rows become 0.
     """
     result = torch.zeros_like(values)
     for prompt in dict.fromkeys(prompts):
@@ -34,11 +34,11 @@ def within_prompts(
 
 
 class RunningNormaliser:
-    """Mean and deviation of everything that went by: Chan, Golub and LeVeque 1979, equation 2.1, in float64.
+    """Running mean and standard deviation (Chan, Golub and LeVeque 1979, equation 2.1), in float64.
 
     Attributes:
-        count: rows seen, at most `MEMORY`: so the mean follows critics' scores as the policy gets better.
-        mean, square: of each column; `square` is the mean squared distance from the mean.
+        count: rows seen, at most `MAX_COUNT`, so that the statistics follow the scores of an improving policy.
+        mean, square: mean and (population) variance of each column.
     """
 
     def __init__(self, columns: int):
@@ -47,17 +47,17 @@ class RunningNormaliser:
         self.square = torch.zeros(columns, dtype=torch.float64)
 
     def __call__(self, values: Float[Tensor, "b d"], scored: Bool[Tensor, "b"]) -> Float[Tensor, "b d"]:
-        """Take the rows that are there into account, then normalise by all that was seen."""
-        self._see(values[scored].detach().double().cpu())
+        """Update with the scored rows, then normalise all rows."""
+        self._update(values[scored].detach().double().cpu())
         deviation = self.square.sqrt().to(values) + EPSILON
         return (values - self.mean.to(values)) / deviation
 
-    def _see(self, new: Float[Tensor, "b d"]) -> None:
+    def _update(self, new: Float[Tensor, "b d"]) -> None:
         if not len(new):
             return
         total = self.count + len(new)
-        step = new.mean(0) - self.mean
+        shift = new.mean(0) - self.mean
         self.square = (self.count * self.square + len(new) * new.var(0, correction=0)) / total
-        self.square = self.square + step.square() * self.count * len(new) / total**2
-        self.mean = self.mean + step * len(new) / total
-        self.count = total.clamp(max=MEMORY)
+        self.square = self.square + shift.square() * self.count * len(new) / total**2
+        self.mean = self.mean + shift * len(new) / total
+        self.count = total.clamp(max=MAX_COUNT)

@@ -1,4 +1,4 @@
-"""Critics that take turns with the model: while nobody asks them, their networks wait on the CPU."""
+"""CPU offloading of critics: their networks are on the GPU only while they score."""
 
 from __future__ import annotations
 
@@ -12,34 +12,34 @@ from torch import nn
 
 from besttake.types import Reward
 
-_homes: WeakKeyDictionary[nn.Module, torch.device] = WeakKeyDictionary()
-"""The devices of networks that wait on the CPU."""
+_devices: WeakKeyDictionary[nn.Module, torch.device] = WeakKeyDictionary()
+"""Original devices of offloaded networks."""
 
 
 def offload_reward(reward: Reward) -> None:
-    """Let a critic's networks wait on the CPU from now on."""
+    """Offload a critic's networks to the CPU; `on_device` brings them back while they are used."""
     for network in _networks(reward):
         weight = next(network.parameters(), None)
         if weight is not None:
-            _homes.setdefault(network, weight.device)
+            _devices.setdefault(network, weight.device)
             network.to("cpu")
 
 
 @contextmanager
 def on_device(reward: Reward) -> Iterator[None]:
-    """Within this context a critic's networks are on their device, if they have been sent away."""
-    waiting = {network: _homes[network] for network in _networks(reward) if network in _homes}
+    """Context in which an offloaded critic's networks are on their original device."""
+    offloaded = {network: _devices[network] for network in _networks(reward) if network in _devices}
     try:
-        for network, home in waiting.items():
-            network.to(home)
+        for network, device in offloaded.items():
+            network.to(device)
         yield
     finally:
-        for network in waiting:
+        for network in offloaded:
             network.to("cpu")
 
 
 def _networks(reward: Any) -> list[nn.Module]:
-    """A critic's networks, or those of the critic that it is around."""
+    """A critic's networks, including those of a critic that it wraps."""
     if isinstance(reward, nn.Module):
         return [reward]
     inside = [part for part in vars(reward).values() if isinstance(part, nn.Module)]

@@ -1,8 +1,8 @@
-"""Several critics as one: sums and products of their dimensions, normalised alike, or votes on pairs of candidates.
+"""Panel of critics: a weighted sum or product of their dimensions, or votes on pairs of candidates.
 
-Critics have different scales: one from 1 to 5, another from .2 to .3. So a dimension can be normalised among the
-candidates of each prompt (as GRPO's advantages are, arXiv 2402.03300) or by its running mean and deviation. And they
-err in different ways: two candidates that all critics order alike, each by more than its noise, make a good pair.
+Critics have different scales, such as 1 to 5 or .2 to .3, so each dimension can be normalised within the candidates of
+each prompt (like GRPO's advantages, arXiv 2402.03300) or by its running mean and standard deviation. Critics also make
+different errors: two candidates that all critics order alike, each beyond its noise margin, make a reliable pair.
 """
 
 from __future__ import annotations
@@ -32,67 +32,66 @@ Normalise = Literal["none", "prompt", "batch"]
 
 @dataclass(frozen=True)
 class RewardConfig:
-    """Which critic, or critics, rank the takes, and by what."""
+    """Critics that rank the candidates, and how their scores are combined."""
 
     name: str = "world"
-    """A critic's name, a file of your own (./my_critic.py), a judge's .yaml file, or the URL of a served critic
-    (several with commas between)."""
+    """Critic: a name, ./my_critic.py, a judge's .yaml file, or the URL of a served critic (several separated by
+    commas)."""
     weights: dict[str, float] = field(default_factory=dict)
-    """Weight of each of the critic's dimensions that counts; empty = all of them, equally."""
+    """Dimension -> weight; empty = all dimensions of the critic equally."""
     critics: dict[str, dict[str, float]] = field(default_factory=dict)
-    """Several critics instead of `name`, each with the weights of its dimensions."""
+    """Several critics instead of `name`: critic -> weights of its dimensions."""
     combine: Combine = "sum"
-    """One number of all: the weighted sum, or the product with weights as exponents; or a vote on every pair."""
+    """Combine all dimensions by weighted sum, by product (weights as exponents), or by a vote on every pair."""
     normalise: Normalise = "none"
-    """Each dimension to mean 0 and deviation 1: among the takes of a prompt, or by its running mean and deviation."""
+    """Normalise each dimension: within the candidates of a prompt, or by running mean and deviation ("batch")."""
     margins: dict[str, float] = field(default_factory=dict)
-    """By how much each critic must prefer a take for its vote to count; see `besttake score --calibrate`."""
+    """Score difference below which a critic's vote is a tie, per critic; see `besttake score --calibrate`."""
     judges: dict[str, JudgeConfig] = field(default_factory=dict)
-    """Generative critics by the names that `name` or `critics` calls them by."""
+    """Configurations of generative judges, by the names used in `name` or `critics`."""
     paths: dict[str, str] = field(default_factory=dict)
-    """Folder or hub id of each critic's weights; by default those published. Of a judge, the URL of its server."""
+    """Folder or hub id of each critic's weights; default: the published ones. For a judge, the URL of its server."""
     settings: dict[str, dict[str, float]] = field(default_factory=dict)
-    """What single critics take besides, such as {videoalign: {num_frames: 8}}."""
+    """Further settings of single critics, such as {videoalign: {num_frames: 8}}."""
     frames: int = 8
-    """How many frames of a clip image critics look at."""
+    """Frames per video that image critics score."""
     aggregate: Literal["mean", "min", "segments"] = "mean"
-    """One number of those frames' scores: their mean, the worst, or InstructVideo's weights of segments."""
+    """How frame scores become one video score: mean, worst frame, or InstructVideo's segment weights."""
     cache: Path | None = None
-    """Folder where scores are kept, for takes that are scored again; none = nowhere."""
+    """Folder of the score cache; none = no cache."""
     cache_limit: float = LIMIT / GB
-    """GB of disk that it may take, of all critics together; what was used longest ago makes room."""
+    """Largest size of the score cache in GB, over all critics; the least recently used scores are removed."""
 
     def __post_init__(self):
         if self.frames < 1:
-            raise ValueError(f"frames is {self.frames}; an image critic looks at one frame or more")
+            raise ValueError(f"frames is {self.frames}; expected 1 or more")
         if self.critics and self.weights:
-            raise ValueError(f"weights is {self.weights} beside critics; give each critic its own weights")
+            raise ValueError(f"weights ({self.weights}) and critics are both given; put the weights under each critic")
         if self.critics and self.name != RewardConfig.name:
-            raise ValueError(f"name is {self.name!r} beside critics; add it to the critics, or leave it out")
+            raise ValueError(f"name ({self.name!r}) and critics are both given; add it to critics, or leave it out")
         if self.margins and self.combine != "vote":
-            raise ValueError(f"margins are of votes, and combine is {self.combine}; use the algorithm's margin")
+            raise ValueError(f"margins need combine: vote, but combine is {self.combine}; use the algorithm's margin")
         for key in ("margins", "judges", "paths", "settings"):
             if unknown := sorted(getattr(self, key).keys() - self.chosen.keys()):
                 raise ValueError(f"{key} names {', '.join(unknown)}; the critics are {', '.join(self.chosen)}")
 
     @property
     def chosen(self) -> Mapping[str, Mapping[str, float]]:
-        """The weights of every critic that is trained on."""
+        """Every training critic with the weights of its dimensions."""
         return self.critics or {self.name: self.weights}
 
 
 @dataclass(frozen=True)
 class PanelScores:
-    """A panel's scores of `b` videos.
+    """Scores of `b` videos by a panel.
 
     Attributes:
-        values: float32 (b, k), higher is better: a column for each voter; one column where critics are combined.
-        scored: which videos every critic has scored; rows of `values` of the others are 0 and mean nothing.
-        margins: float32 (k,): differences within it are no preference of that voter.
-        metrics: numbers to log. "reward/mean" is the mean of the weighted sum before it is normalised, since normalised
-            scores are 0 on average however good the videos are; each of several critics has its own.
-            "reward/abstained" counts the videos without a score, where there are any; judges count answers, tokens and
-            cost.
+        values: float32 (b, k), higher is better: one column per voting critic, or a single combined column.
+        scored: bool (b,), videos that every critic scored; the other rows of `values` are 0 and must be ignored.
+        margins: float32 (k,): score differences up to the margin are ties of that column.
+        metrics: numbers to log. "reward/mean" is the mean of the weighted sum before normalisation, since normalised
+            scores always average 0; with several critics, "reward/NAME" is each critic's mean. "reward/abstained"
+            counts the videos without a score, if any. Judges add counts of answers and tokens, and cost.
     """
 
     values: Float[Tensor, "b k"]
@@ -102,15 +101,15 @@ class PanelScores:
 
     @classmethod
     def of(cls, scores: Float[Tensor, "b"]) -> PanelScores:
-        """Those of a single voter who scores every video."""
-        everyone = torch.ones(len(scores), dtype=torch.bool, device=scores.device)
+        """The scores of a single critic that scored every video."""
+        all_scored = torch.ones(len(scores), dtype=torch.bool, device=scores.device)
         return cls(
-            scores[:, None], everyone, torch.zeros(1, device=scores.device), {"reward/mean": scores.mean().item()}
+            scores[:, None], all_scored, torch.zeros(1, device=scores.device), {"reward/mean": scores.mean().item()}
         )
 
 
 class Panel:
-    """Critics with the weights of their dimensions, asked together."""
+    """Several critics, each with the weights of its dimensions, called as one."""
 
     def __init__(
         self,
@@ -121,74 +120,78 @@ class Panel:
     ):
         """
         Raises:
-            ValueError: a critic has no such dimension, or a weight is none.
+            ValueError: a dimension is unknown, or a weight is not a finite number.
         """
         self.critics = {name: (reward, parse_weights(reward, weights)) for name, (reward, weights) in critics.items()}
         self.combine, self.normalise = combine, normalise
         self.margins = [(margins or {}).get(name, 0.0) for name in critics] if combine == "vote" else [0.0]
-        self.running = {name: RunningNormaliser(len(weights)) for name, (_, weights) in self.critics.items()}
+        self.normalisers = {name: RunningNormaliser(len(weights)) for name, (_, weights) in self.critics.items()}
 
     @property
     def rewards(self) -> list[Reward]:
-        """The critics themselves."""
+        """The critics."""
         return [reward for reward, _ in self.critics.values()]
 
     def __call__(self, videos: Video, prompts: list[str], fps: float = FPS) -> PanelScores:
         """
         Args:
-            videos: of several processes, those of this one's `share` of the prompts; the ballots are of all of them.
+            videos: videos of this process's rows (`shard_rows`) of the prompts; the scores returned are of all rows.
 
         Raises:
-            ValueError: a critic fails, or a product is taken of numbers that are not positive.
+            ValueError: a critic fails, or `combine` is "product" and a score is not positive.
         """
         scores = {name: score_shard(reward, videos, prompts, fps) for name, (reward, _) in self.critics.items()}
         scored = torch.stack([scored_mask(score) for score in scores.values()]).all(0)
-        raw, parts = {}, []
+        raw, columns = {}, []
         for name, score in scores.items():
             weights = self.critics[name][1]
             values = torch.stack([score[dimension] for dimension in weights], 1)
             raw[name] = weighted_sum(values, weights)
-            parts.append(self._part(name, self._normalised(name, values, prompts, scored), scored))
-        values = torch.stack(parts, 1)
+            columns.append(self._column(name, self._normalise(name, values, prompts, scored), scored))
+        values = torch.stack(columns, 1)
         if self.combine != "vote":
             values = values.prod(1, True) if self.combine == "product" else values.sum(1, True)
         values = torch.where(scored[:, None], values, 0)
-        plain = self.combine == "product" and self.normalise == "none"
-        reward = values[:, 0] if plain else torch.stack(list(raw.values())).sum(0)
+        unnormalised = self.combine == "product" and self.normalise == "none"
+        reward = values[:, 0] if unnormalised else torch.stack(list(raw.values())).sum(0)
         return PanelScores(values, scored, values.new_tensor(self.margins), self._metrics(reward, raw, scored))
 
     def state(self) -> dict[str, Tensor]:
-        """What a checkpoint must keep: running means and deviations, if the panel normalises by them."""
+        """State for checkpoints: the running statistics of `normalise: batch`."""
         if self.normalise != "batch":
             return {}
-        return {f"{name}/{what}": value for name, seen in self.running.items() for what, value in vars(seen).items()}
+        return {
+            f"{name}/{what}": value
+            for name, normaliser in self.normalisers.items()
+            for what, value in vars(normaliser).items()
+        }
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from what `state` gave."""
+        """Restore what `state` returned."""
         for key, value in state.items():
             name, _, what = key.rpartition("/")
-            setattr(self.running[name], what, value.clone())
+            setattr(self.normalisers[name], what, value.clone())
 
-    def _normalised(
+    def _normalise(
         self, name: str, values: Float[Tensor, "b d"], prompts: Sequence[str], scored: Bool[Tensor, "b"]
     ) -> Float[Tensor, "b d"]:
         if self.normalise == "prompt":
             return within_prompts(values, prompts, scored)
         if self.normalise == "batch":
-            return self.running[name](values, scored)
+            return self.normalisers[name](values, scored)
         return values
 
-    def _part(self, name: str, values: Float[Tensor, "b d"], scored: Bool[Tensor, "b"]) -> Float[Tensor, "b"]:
-        """One number of a critic's dimensions."""
+    def _column(self, name: str, values: Float[Tensor, "b d"], scored: Bool[Tensor, "b"]) -> Float[Tensor, "b"]:
+        """A critic's dimensions combined into one score."""
         weights = self.critics[name][1]
         if self.combine != "product":
             return weighted_sum(values, weights)
-        if self.normalise != "none":  # a normalised score may be negative; the share of a bell curve below it is not
+        if self.normalise != "none":  # normalised scores may be negative, their normal CDF is not
             return weighted_sum(torch.special.log_ndtr(values), weights).exp()
         values = torch.where(scored[:, None], values, 1)
         if (values <= 0).any():
             raise ValueError(
-                f"critic {name} scored {values.min().item():g}, and a product needs numbers above 0; "
+                f"critic {name} returned the score {values.min().item():g}; combine: product needs scores above 0: "
                 "set reward.normalise, or combine: sum"
             )
         return weighted_sum(values.log(), weights).exp()
@@ -208,25 +211,25 @@ class Panel:
 
 
 def weighted_sum(values: Float[Tensor, "b d"], weights: Mapping[str, float]) -> Float[Tensor, "b"]:
-    """The sum of the columns, each with its weight."""
+    """The weighted sum of the columns."""
     columns = zip(values.T, weights.values(), strict=True)
     return torch.stack([weight * column for column, weight in columns]).sum(0)
 
 
 def load_panel(config: RewardConfig, device: str = "cpu") -> Panel:
-    """The critics of a recipe.
+    """Load the critics of a recipe.
 
     Raises:
-        ValueError: there is no such critic, or it has no such dimension.
+        ValueError: a critic or a dimension is unknown.
     """
     critics: dict[str, tuple[Reward, Mapping[str, float]]] = {}
-    looks = {"frames": config.frames, "aggregate": config.aggregate}
+    frame_settings = {"frames": config.frames, "aggregate": config.aggregate}
     for name, weights in config.chosen.items():
         if name in config.judges:
             reward: Reward = Judge(config.judges[name], name)
         else:
             settings = config.settings.get(name, {})
-            reward = load_reward(name, device, config.paths.get(name), looks, **settings)
+            reward = load_reward(name, device, config.paths.get(name), frame_settings, **settings)
         if config.cache:
             reward = CachedReward(reward, config.cache, int(config.cache_limit * GB))
         critics[name] = reward, weights

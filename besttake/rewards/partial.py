@@ -1,4 +1,4 @@
-"""Scores with holes: a critic may abstain, and an abstention is no number."""
+"""Partial scores: a critic may abstain on some videos."""
 
 from __future__ import annotations
 
@@ -13,18 +13,17 @@ from besttake.types import Score
 
 @dataclass(frozen=True)
 class PartialScore(Score):
-    """What a critic says of `b` videos when it would not score all of them.
+    """Scores of `b` videos by a critic that abstained on some of them.
 
     Attributes:
-        given: which videos have a score. The other rows of `values` are 0 and mean nothing: whoever reads `values`
-            reads `given` first.
+        scored: which videos have a score; the other rows of `values` are 0 and must be ignored.
     """
 
     scored: Bool[Tensor, "b"]
 
 
 def scored_mask(score: Score) -> Bool[Tensor, "b"]:
-    """Which videos have a score: all of them, unless the critic abstained."""
+    """Mask of the videos that have a score: all True unless the critic abstained."""
     if isinstance(score, PartialScore):
         return score.scored.to(score.values.device)
     return torch.ones(len(score.values), dtype=torch.bool, device=score.values.device)

@@ -1,4 +1,4 @@
-"""What the two critic networks of the small world share: where their weights lie, and how a prompt becomes numbers."""
+"""Shared code of the two embedded critic networks: weight files, and prompts as word ids."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from besttake.data.files import save_tensors
 from besttake.types import Video
 
 EMBEDDED_WEIGHTS = Path(__file__).parent.parent / "world" / "weights"
-"""A folder of the package, not a room: `world` trains the critics and stands above them."""
+"""A data folder of the package; the module `world`, which trains the critics, imports this one."""
 
 UNKNOWN = 1
-"""The id of every word that was not in training; 0 is padding."""
+"""Id of words unknown from training; 0 is padding."""
 
 
 def word_ids(prompts: Sequence[str], words: Sequence[str], length: int) -> Tensor:
-    """Prompts as ids (b, length), cut or padded with 0; case and punctuation do not count."""
+    """Prompts as word ids (b, length), truncated or padded with 0; case and punctuation are ignored."""
     known = {word: i + 2 for i, word in enumerate(words)}
     ids = torch.zeros(len(prompts), length, dtype=torch.long)
     for row, prompt in enumerate(prompts):
-        found = [known.get(word, UNKNOWN) for word in re.findall(r"[a-z0-9]+", prompt.lower())][:length]
-        ids[row, : len(found)] = torch.tensor(found, dtype=torch.long)
+        ids_of_prompt = [known.get(word, UNKNOWN) for word in re.findall(r"[a-z0-9]+", prompt.lower())][:length]
+        ids[row, : len(ids_of_prompt)] = torch.tensor(ids_of_prompt, dtype=torch.long)
     return ids
 
 
@@ -45,13 +45,13 @@ def check_videos(name: str, videos: Video, prompts: Sequence[str], least_frames:
         raise ValueError(f"critic {name}: {shape[0]} videos but {len(prompts)} prompts; give one prompt for each video")
     if shape[1] < least_frames:
         raise ValueError(
-            f"critic {name}: videos have {shape[1]} frames, it needs {least_frames} or more; the first is that of "
+            f"critic {name}: videos have {shape[1]} frames, expected {least_frames} or more; the first prompt is "
             f"{prompts[0]!r}"
         )
 
 
 def write_critic(folder: Path, module: nn.Module, config: dict) -> None:
-    """Weights as float16 safetensors, and `config.json`."""
+    """Write a critic: weights as float16 safetensors, and `config.json`."""
     folder.mkdir(parents=True, exist_ok=True)
     state = {key: value.half() if value.is_floating_point() else value for key, value in module.state_dict().items()}
     save_tensors(folder / "model.safetensors", {key: value.contiguous() for key, value in state.items()})
@@ -61,7 +61,7 @@ def write_critic(folder: Path, module: nn.Module, config: dict) -> None:
 def read_config(folder: Path, critic: str) -> dict:
     """
     Raises:
-        ValueError: there is no readable config, or it belongs to another critic.
+        ValueError: the config is missing, unreadable, or of another critic.
     """
     path = folder / "config.json"
     if not path.is_file():
@@ -71,20 +71,20 @@ def read_config(folder: Path, critic: str) -> dict:
     except ValueError as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
     if not isinstance(config, dict) or config.get("critic") != critic:
-        found = config.get("critic") if isinstance(config, dict) else None
-        raise ValueError(f"{path} is of critic {found!r}, expected {critic!r}")
+        ids_of_prompt = config.get("critic") if isinstance(config, dict) else None
+        raise ValueError(f"{path} is of critic {ids_of_prompt!r}, expected {critic!r}")
     return config
 
 
 def read_weights(folder: Path, module: nn.Module) -> None:
-    """Fill `module` with the weights in `folder`.
+    """Load the weights in `folder` into `module`.
 
     Raises:
-        ValueError: they are missing, truncated, or of another network.
+        ValueError: the weights are missing, truncated, or of another network.
     """
     path = folder / "model.safetensors"
     try:
         state = {key: value.float() if value.is_floating_point() else value for key, value in load_file(path).items()}
         module.load_state_dict(state)
     except (OSError, SafetensorError, RuntimeError) as error:
-        raise ValueError(f"the weights in {path} cannot be used: {error}") from error
+        raise ValueError(f"the weights in {path} cannot be loaded: {error}") from error

@@ -1,4 +1,4 @@
-"""Several critics as one, whose dimensions are those of all: what they say stands side by side, and is not summed."""
+"""Several critics as one whose dimensions are the union of all, without combining them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from besttake.types import FPS, CriticCard, Reward, Score, Video
 
 
 class SideBySide:
-    """Each dimension is called `critic/dimension`; the critics are on their device one after the other."""
+    """Concatenated critics with dimensions named `critic/dimension`; only one is on the device at a time."""
 
     differentiable = False
 
@@ -28,7 +28,7 @@ class SideBySide:
             offload_reward(reward)
 
     def __call__(self, videos: Video, prompts: list[str], fps: float = FPS) -> Score:
-        """As each critic's own."""
+        """Scores of all critics, concatenated."""
         parts = []
         for reward in self.critics.values():
             with on_device(reward):

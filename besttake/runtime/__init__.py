@@ -1,1 +1,1 @@
-"""What everything stands on: settings, devices, processes, signals, the console, and the files that come along."""
+"""Runtime: settings, devices, processes, signals, console output, and embedded files."""

@@ -1,4 +1,4 @@
-"""Configuration: frozen dataclasses beside the code that uses them, YAML in files, checked before any work starts."""
+"""Configuration: frozen dataclasses next to the code that uses them, read from YAML and validated before any work."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import yaml
 from besttake.runtime.plugins import place_of
 from besttake.runtime.renamed import with_old_names
 
-C = TypeVar("C")
+ConfigT = TypeVar("ConfigT")
 
 NOT_IDENTITY = (
     *("steps", "minutes", "out", "save_every", "device", "cache", "cache_limit", "tiling", "offload_idle", "parallel"),
@@ -27,26 +27,26 @@ NOT_IDENTITY = (
     *("policy.gradient_checkpointing", "policy.micro_batch_size", "policy.halve_on_oom", "policy.offload"),
     *("policy.reference_device", "rollout.batch", "rollout.compile", "reward.cache_limit"),
 )
-"""Fields in which a resumed run may differ from the one it resumes: how long, where and in how much memory it runs."""
+"""Settings in which a resumed run may differ from the original: duration, location, memory use."""
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file; ValueError if there is none, or YAML 1.1 reads a value otherwise than people do."""
+    """The mapping in a YAML file; ValueError if it has none, or a value is ambiguous in YAML 1.1."""
     try:
         content = parse_yaml(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{path} holds {type(content).__name__}, expected 'key: value' lines")
+        raise ValueError(f"{path} contains {type(content).__name__}, expected 'key: value' lines")
     return content
 
 
 def parse_yaml(text: str) -> Any:
-    """What YAML text stands for.
+    """Parse YAML text.
 
     Raises:
-        ValueError: it is no YAML, a key is given twice, or a value has two readings: `1:30` is 90 to YAML 1.1, `010`
-            is 8, and `no` is false.
+        ValueError: invalid YAML, a duplicate key, or a value that is ambiguous in YAML 1.1: `1:30` is 90, `010` is 8,
+            and `no` is false.
     """
     try:
         loader = yaml.SafeLoader(text)
@@ -56,7 +56,7 @@ def parse_yaml(text: str) -> Any:
         _refuse_ambiguous(node, "")
         return loader.construct_document(node)
     except (yaml.YAMLError, RecursionError) as error:
-        raise ValueError(str(error) or "it is no YAML") from error
+        raise ValueError(str(error) or "invalid YAML") from error
 
 
 def _refuse_ambiguous(node: yaml.Node, key: str) -> None:
@@ -78,36 +78,36 @@ def _refuse_ambiguous(node: yaml.Node, key: str) -> None:
         and (reading := _other_reading(node.tag.rpartition(":")[2], node.value))
     ):
         line = node.start_mark.line + 1
-        raise ValueError(f"'{key}' in line {line} is {node.value}, which YAML takes for {reading}, or text in quotes")
+        raise ValueError(f"'{key}' in line {line} is {node.value}, which YAML reads as {reading}, or quote it as text")
 
 
 def _other_reading(kind: str, text: str) -> str:
-    """What YAML 1.1 makes of a plain value that people mean otherwise, and what to write instead; "" for all others."""
+    """The surprising YAML 1.1 reading of a plain value, and what to write instead; "" if there is none."""
     if kind in ("int", "float") and ":" in text:
-        return "a number to the base of 60; write a plain number"
+        return "a base-60 number; write a plain number"
     if kind == "int" and re.fullmatch(r"[-+]?0[0-9_]+", text):
-        return "a number to the base of 8; leave out the leading 0"
+        return "an octal number; leave out the leading 0"
     if kind == "bool" and text.lower() not in ("true", "false"):
         return "true or false; write one of these"
     return ""
 
 
-def from_dict(kind: type[C], values: dict[str, Any], where: str = "") -> C:
-    """A dataclass from plain values, nested ones included.
+def from_dict(kind: type[ConfigT], values: dict[str, Any], where: str = "") -> ConfigT:
+    """Build a dataclass, with nested ones, from plain values.
 
     Args:
-        where: what stands before its keys in messages, such as "validation.rollout.".
+        where: prefix of its keys in error messages, such as "validation.rollout.".
 
     Raises:
-        ValueError: a key is unknown (the nearest known one is named), a value has the wrong type, a number is not
-            finite, or the dataclass refuses it; by its full name.
+        ValueError: names a key that is unknown (with the nearest known one), has the wrong type, is not finite, or is
+            rejected by the dataclass.
     """
     hints = typing.get_type_hints(kind)
     known = [f.name for f in dataclasses.fields(kind)]  # type: ignore[arg-type]
     for key in values:
         if key not in known:
             near = difflib.get_close_matches(str(key), known, 1)
-            advice = f"; did you mean '{near[0]}'?" if near else f"; there are {', '.join(known)}"
+            advice = f"; did you mean '{near[0]}'?" if near else f"; known keys: {', '.join(known)}"
             raise ValueError(f"unknown key '{where}{key}'{advice}")
     given = {key: _convert(hints[key], value, f"{where}{key}") for key, value in values.items()}
     try:
@@ -118,14 +118,14 @@ def from_dict(kind: type[C], values: dict[str, Any], where: str = "") -> C:
     return config
 
 
-def require(fine: bool, name: str, value: Any, expected: str) -> None:
-    """ValueError naming a setting, what it is and what was expected, unless it is fine."""
-    if not fine:
+def require(valid: bool, name: str, value: Any, expected: str) -> None:
+    """ValueError with a setting's name, its value and what was expected, unless it is valid."""
+    if not valid:
         raise ValueError(f"{name} is {value!r}; expected {expected}")
 
 
 def check_finite(config: Any, where: str = "") -> None:
-    """ValueError naming a setting that is infinite or NaN, anywhere in a dataclass."""
+    """ValueError if a setting anywhere in a dataclass is infinite or NaN."""
     if dataclasses.is_dataclass(config):
         for f in dataclasses.fields(config):
             check_finite(getattr(config, f.name), f"{where}.{f.name}".lstrip("."))
@@ -140,28 +140,28 @@ def _convert(hint: Any, value: Any, key: str) -> Any:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if dataclasses.is_dataclass(hint):
         if not isinstance(value, dict):
-            raise _wrong(key, value, "a mapping")
+            raise _type_error(key, value, "a mapping")
         return from_dict(hint, value, f"{key}.")  # type: ignore[arg-type]
     if origin is typing.Literal:
         if value not in arguments:
-            raise _wrong(key, value, "one of " + ", ".join(map(str, arguments)))
+            raise _type_error(key, value, "one of " + ", ".join(map(str, arguments)))
         return value
     if origin in (types.UnionType, typing.Union):
         return None if value is None else _convert(next(a for a in arguments if a is not type(None)), value, key)
     if origin is tuple:
         if not isinstance(value, (list, tuple)):
-            raise _wrong(key, value, "a list")
+            raise _type_error(key, value, "a list")
         kinds = arguments[:1] * len(value) if arguments[1:] == (...,) else arguments
         if len(kinds) != len(value):
-            raise _wrong(key, value, f"a list of {len(kinds)}")
+            raise _type_error(key, value, f"a list of {len(kinds)}")
         return tuple(
             _convert(kind, item, f"{key}[{i}]") for i, (kind, item) in enumerate(zip(kinds, value, strict=True))
         )
     if origin is dict:
         if isinstance(value, list) and typing.get_origin(arguments[1]) is dict:
-            value = {name: {} for name in value}  # critics, each with all its dimensions
+            value = {name: {} for name in value}  # critics without weights: all their dimensions
         if not isinstance(value, dict):
-            raise _wrong(key, value, "a mapping")
+            raise _type_error(key, value, "a mapping")
         return {_convert(arguments[0], k, key): _convert(arguments[1], v, f"{key}.{k}") for k, v in value.items()}
     return _plain(hint, value, key)
 
@@ -170,23 +170,23 @@ def _plain(hint: type, value: Any, key: str) -> Any:
     if hint is Path and isinstance(value, (str, Path)):
         return Path(value)
     if hint is float and isinstance(value, str) and re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+", value):
-        value = float(value)  # YAML takes 1e-4 for text and 1.0e-4 for a number
+        value = float(value)  # YAML reads 1e-4 as text and 1.0e-4 as a number
     if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
         try:
             return float(value)
         except OverflowError as error:
-            raise _wrong(key, value, "a finite number") from error
+            raise _type_error(key, value, "a finite number") from error
     if isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
         return value
-    raise _wrong(key, value, {int: "a whole number", float: "a number", bool: "true or false"}.get(hint, "text"))
+    raise _type_error(key, value, {int: "a whole number", float: "a number", bool: "true or false"}.get(hint, "text"))
 
 
-def _wrong(key: str, value: Any, expected: str) -> ValueError:
+def _type_error(key: str, value: Any, expected: str) -> ValueError:
     return ValueError(f"'{key}' is {value!r} ({type(value).__name__}), expected {expected}")
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """A dataclass as plain values, as YAML and JSON hold them."""
+    """A dataclass as plain values for YAML and JSON."""
 
     def plain(value: Any) -> Any:
         if isinstance(value, dict):
@@ -199,7 +199,7 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 
 def flattened(values: Mapping[str, Any], head: str = "") -> dict[str, Any]:
-    """A mapping of mappings as one, with dotted names."""
+    """A nested mapping as a flat one with dotted names."""
     flat: dict[str, Any] = {}
     for name, value in values.items():
         flat |= flattened(value, f"{head}{name}.") if isinstance(value, dict) and value else {head + name: value}
@@ -207,7 +207,7 @@ def flattened(values: Mapping[str, Any], head: str = "") -> dict[str, Any]:
 
 
 def to_yaml(config: Any, **first: Any) -> str:
-    """A dataclass as YAML, keys in their order, behind the keys in `first`."""
+    """A dataclass as YAML with its keys in order, after the keys in `first`."""
     return yaml.safe_dump({**first, **to_dict(config)}, sort_keys=False, allow_unicode=True)
 
 
@@ -223,7 +223,7 @@ def is_shipped(config: Any) -> bool:
 
 
 def write_config(config: Any, path: Path) -> None:
-    """Write `config.yaml`, which `besttake train` takes as a recipe."""
+    """Write `config.yaml`, which `besttake train` accepts as a recipe."""
     part = path.with_suffix(".part")
     part.write_text(to_yaml(config, algorithm=algorithm_of(config)), encoding="utf-8")
     part.replace(path)
@@ -243,8 +243,8 @@ def fingerprint(config: Any) -> str:
         return hashlib.sha256(text.encode()).hexdigest()[:16]
     values = with_old_names(values, algorithm_of(config))
     if algorithm_of(config) in ("onlinevpo", "offline_dpo") and values.get("skip_bad") is False:
-        del values["skip_bad"]  # which these had not at first: their older checkpoints resume
+        del values["skip_bad"]  # did not exist at first: older checkpoints resume
     if values.get("reference_warmup") is False or values.get("reference") != "ema":
-        values.pop("reference_warmup", None)  # which RealDPO had not at first
+        values.pop("reference_warmup", None)  # did not exist at first
     text = json.dumps([algorithm_of(config), values], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

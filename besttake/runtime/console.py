@@ -1,4 +1,4 @@
-"""What commands say on the terminal, letter by letter: a name with [brackets] or :colons: is no markup."""
+"""Terminal output without markup, so that names with [brackets] or :colons: are printed unchanged."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ err = Console(markup=False, emoji=False, highlight=False, stderr=True)
 
 
 def progress(items: Iterable[Item], doing: str) -> Iterator[Item]:
-    """The items, with a bar on standard error."""
+    """Iterate over the items with a progress bar on standard error."""
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
     with Progress(*columns, console=err) as bar:
         yield from bar.track(items, description=doing)
 
 
 def status(doing: str) -> Status:
-    """Within this context standard error says what is being done."""
+    """Context that shows a status line on standard error."""
     return err.status(Text(doing))
 
 

@@ -1,4 +1,4 @@
-"""Where tensors live: the device asked for, what to call it, and how its memory is kept."""
+"""Devices: choosing one, describing it, and memory settings."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import torch
 
 
 def find_device(name: str) -> str:
-    """The device asked for, "auto" resolved; ValueError if this machine has no such device.
+    """Resolve a device name ("auto" included); ValueError if this machine has no such device.
 
-    Of several processes on a machine each has a GPU of its own.
+    With several processes on a machine, each gets its own GPU.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -22,30 +22,30 @@ def find_device(name: str) -> str:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(
-            f"device '{name}' is not there ({str(error).splitlines()[0]}); give cpu, cuda or auto"
+            f"device '{name}' is not available ({str(error).splitlines()[0]}); give cpu, cuda or auto"
         ) from error
     return name
 
 
 def check_dtype(dtype: torch.dtype, device: str) -> None:
-    """ValueError if a device computes in a dtype by emulation only, as GPUs before Ampere do in bfloat16."""
+    """ValueError if a device only emulates a dtype, like bfloat16 on GPUs before Ampere."""
     half = device.startswith("cuda") and dtype == torch.bfloat16
     if half and not torch.cuda.is_bf16_supported(including_emulation=False):
         raise ValueError(
-            f"{describe_device(device)} does not compute in bfloat16 but by emulation, many times slower; "
-            "give dtype float32, or a newer GPU"
+            f"{describe_device(device)} only emulates bfloat16, which is many times slower; "
+            "set dtype float32, or use a newer GPU"
         )
 
 
 def describe_device(name: str) -> str:
-    """The device in words, for whoever reads a figure."""
+    """The name of the device's hardware."""
     if name.startswith("cuda"):
         return torch.cuda.get_device_name(name)
     return f"{os.cpu_count()} CPU cores ({platform.machine()})"
 
 
 def keep_freed_memory() -> None:
-    """Have glibc keep the memory that tensors free: on a CPU a training step is a quarter faster for it."""
+    """Make glibc keep freed memory, which makes training steps on a CPU a quarter faster."""
     try:
         libc = ctypes.CDLL("libc.so.6")
     except OSError:

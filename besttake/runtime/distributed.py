@@ -1,10 +1,9 @@
-"""Many processes as one: each runs the same lines, works on its share of the rows, and hears what the others found.
+"""Distributed execution: every process runs the same program on its shard of the rows, and results are gathered.
 
-`torchrun` and `accelerate launch` start the processes; one alone is a group of one, in which nothing here does
-anything. Rows (the takes of a rollout, the clips of a loss) are shared out evenly, and what a process found of its own
-is gathered, so that everything after it is the same on every process. Where rows do not come out even, the last is
-done again and left out: every process makes as many passes through the network as every other, which it must where the
-weights are sharded.
+`torchrun` and `accelerate launch` start the processes; in a single process the functions here do nothing. Rows (the
+videos of a rollout, the clips of a loss) are split evenly, and each process's results are gathered, so that all later
+computation is the same on every process. If the rows do not divide evenly, the last one is computed repeatedly and the
+copies dropped: every process needs the same number of forward passes when the weights are sharded.
 """
 
 from __future__ import annotations
@@ -33,14 +32,14 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class ParallelConfig:
-    """How the processes share the work. Each has its own takes and clips; this is what they have together."""
+    """Parallelism beyond data parallelism, by which each process works on its own rows."""
 
     shard: int = 1
-    """Processes that hold one copy of the weights between them (FSDP2); 1 = each holds all of them."""
+    """Processes over which the weights are sharded (FSDP2); 1 = no sharding."""
     context: int = 1
-    """Processes that have each clip together, a stretch of its tokens each, for clips too long for one (Wan alone)."""
+    """Processes over which the tokens of each clip are split (context parallelism), for long clips (Wan only)."""
     timeout: float = 10.0
-    """Minutes that a process waits for the others before it gives up."""
+    """Minutes to wait for the other processes before giving up."""
 
     def __post_init__(self):
         require(self.shard >= 1, "shard", self.shard, "1 or more")
@@ -49,20 +48,21 @@ class ParallelConfig:
 
 
 EVALUATION_PARALLEL = ParallelConfig(timeout=24 * 60)
-"""Every process has a whole model, and waits for the others as long as a whole share of an evaluation may take."""
+"""For evaluation: no sharding, and a timeout as long as one process's part of an evaluation may take."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """The processes, as one of them sees them.
+    """The process groups of this process.
 
     Attributes:
-        rank, size: the number of this process, from 0, and how many there are.
-        words: a group for what the processes tell each other, apart from that of tensors: the two cannot be mixed up
-            when one process fails where the others do not.
-        last_words: the same for when a process has failed or is to end, and others may wait for it in `words`.
-        copies: a mesh of (copies of the weights, processes that hold one between them).
-        clips: a mesh of (shares of the rows, 1, processes that have one together).
+        rank, size: the rank of this process and the number of processes.
+        control_group: group for control messages, separate from that of tensors, so that they are not mixed up if only
+            one process fails.
+        failure_group: group used when a process has failed or is ending, while others may be waiting in
+            `control_group`.
+        copies: mesh (replicas of the weights, shards of one replica).
+        clips: mesh (row shards, 1, context-parallel processes of one row shard).
     """
 
     config: ParallelConfig
@@ -78,22 +78,22 @@ _group: Group | None = None
 
 
 class OtherProcessError(RuntimeError):
-    """Another process has failed; the message says which, and how."""
+    """Another process has failed; the message says which one and why."""
 
 
 def init_processes(config: ParallelConfig, device: str) -> None:
-    """Become one of the processes that the launcher has started, unless this is done already.
+    """Initialise the process group of the launcher's processes, unless it is initialised already.
 
     Raises:
-        ValueError: their number is no multiple of `config.shard` and `config.context`.
+        ValueError: the number of processes is no multiple of `config.shard` and `config.context`.
     """
     global _group
     size = int(os.environ.get("WORLD_SIZE", "1"))
     for name, some in (("shard", config.shard), ("context", config.context)):
         if size % some:
-            there = "is 1 process" if size == 1 else f"are {size} processes"
+            processes = "is 1 process" if size == 1 else f"are {size} processes"
             raise ValueError(
-                f"parallel.{name} is {some}, but there {there}: start a multiple of {some} "
+                f"parallel.{name} is {some}, but there {processes}: start a multiple of {some} "
                 f"(torchrun --nproc-per-node {some} -m besttake train ...), or set it to 1"
             )
     if size == 1 or (_group and _group.config == config):
@@ -103,24 +103,24 @@ def init_processes(config: ParallelConfig, device: str) -> None:
         if on_gpu := device.startswith("cuda"):
             torch.cuda.set_device(device)
         dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=wait)
-    words, last_words = (dist.new_group(backend="gloo", timeout=wait) for _ in range(2))
-    _group = make_group(config, torch.device(device).type, words, last_words)
+    control, failure = (dist.new_group(backend="gloo", timeout=wait) for _ in range(2))
+    _group = make_group(config, torch.device(device).type, control, failure)
     if not is_main():
-        logging.getLogger("besttake").setLevel(logging.ERROR)  # what process 0 says is enough
+        logging.getLogger("besttake").setLevel(logging.ERROR)  # only process 0 logs
 
 
-def make_group(config: ParallelConfig, kind: str, words: dist.ProcessGroup, last_words: dist.ProcessGroup) -> Group:
-    """The processes that there are, on devices of a kind."""
+def make_group(config: ParallelConfig, kind: str, control: dist.ProcessGroup, failure: dist.ProcessGroup) -> Group:
+    """The process groups and meshes for devices of a kind."""
     rank, size = dist.get_rank(), dist.get_world_size()
     copies = init_device_mesh(kind, (size // config.shard, config.shard), mesh_dim_names=("replicate", "shard"))
     clips = init_device_mesh(
         kind, (size // config.context, 1, config.context), mesh_dim_names=("rows", "ring", "ulysses")
     )  # the last two are diffusers' names
-    return Group(config, rank, size, words, last_words, copies, clips)
+    return Group(config, rank, size, control, failure, copies, clips)
 
 
 def end_processes() -> None:
-    """Be a process alone again, once all have come to this line."""
+    """Destroy the process group after a barrier."""
     global _group
     if _group:
         barrier()
@@ -129,27 +129,27 @@ def end_processes() -> None:
 
 
 def is_main() -> bool:
-    """Whether this is the process that writes the run's files and speaks for all: process 0."""
+    """Whether this is process 0, which writes the run's files and logs."""
     return _group is None or _group.rank == 0
 
 
 def control_group() -> dist.ProcessGroup | None:
-    """The group for what is no tensor of the work."""
+    """The group for control messages; None in a single process."""
     return _group.control_group if _group else None
 
 
 def is_single_process() -> bool:
-    """Whether there is no other process, which would have to do whatever this one does."""
+    """Whether there is only one process."""
     return _group is None
 
 
 def shard_mesh() -> DeviceMesh | None:
-    """The mesh over which weights are sharded; None if every process holds all of them."""
+    """The mesh over which weights are sharded; None without sharding."""
     return _group.copies if _group and _group.config.shard > 1 else None
 
 
 def local_mesh(device: str) -> DeviceMesh:
-    """A mesh of this process and no other."""
+    """A mesh of this process only."""
     if _group is None and not dist.is_initialized():
         backend = "nccl" if device.startswith("cuda") else "gloo"
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
@@ -157,7 +157,7 @@ def local_mesh(device: str) -> DeviceMesh:
 
 
 def context_mesh() -> DeviceMesh | None:
-    """The mesh over which a clip's tokens are split, as diffusers takes it; None if every process has whole clips."""
+    """The context-parallel mesh in diffusers' format; None without context parallelism."""
     return _group.clips["ring", "ulysses"] if _group and _group.config.context > 1 else None
 
 
@@ -165,44 +165,44 @@ def context_mesh() -> DeviceMesh | None:
 
 
 def shard_rows(rows: int) -> list[int]:
-    """The rows that are this process's: a stretch of them, in which the last of all may come more than once."""
+    """The consecutive rows of this process; the last of all rows may be repeated, so that shards have equal length."""
     if _group is None:
         return list(range(rows))
-    mine, shares = _row_shard()
-    each = -(-rows // shares)
-    return [min(row, rows - 1) for row in range(mine * each, (mine + 1) * each)]
+    shard, shards = _row_shard()
+    each = -(-rows // shards)
+    return [min(row, rows - 1) for row in range(shard * each, (shard + 1) * each)]
 
 
 def own_rows(rows: int) -> list[int]:
-    """The rows that are this process's and no other's; there may be none."""
-    mine, shares = _row_shard() if _group else (0, 1)
-    each = -(-rows // shares)
-    return list(range(rows))[mine * each : (mine + 1) * each]
+    """The consecutive rows of this process without repetition; possibly none."""
+    shard, shards = _row_shard() if _group else (0, 1)
+    each = -(-rows // shards)
+    return list(range(rows))[shard * each : (shard + 1) * each]
 
 
 def shard_items(items: Sequence[T]) -> list[T]:
-    """Of several processes, this one's share of items that one of them makes and all find on disk; by itself, none."""
+    """This process's part of items that one process makes and all others read from disk; empty in a single process."""
     return [] if _group is None else [items[i] for i in dict.fromkeys(shard_rows(len(items)))]
 
 
 def divides_evenly(rows: int) -> bool:
-    """Whether every process has as many of these rows as any other."""
+    """Whether the rows divide evenly among the processes."""
     return _group is None or rows % _row_shard()[1] == 0
 
 
 def all_gather_rows(own: Tensor, rows: int) -> Tensor:
-    """All `rows`, on every process, of what each has of its `share`; a gradient flows to the own ones alone."""
+    """Gather each process's `shard_rows` into all `rows` on every process; the gradient flows to the own rows only."""
     if _group is None:
         return own
-    mine, shares = _row_shard()
-    parts = [torch.empty_like(own, memory_format=torch.contiguous_format) for _ in range(shares)]
+    shard, shards = _row_shard()
+    parts = [torch.empty_like(own, memory_format=torch.contiguous_format) for _ in range(shards)]
     dist.all_gather(parts, own.detach().contiguous(), group=_group.clips.get_group("rows"))
-    parts[mine] = own
+    parts[shard] = own
     return torch.cat(parts)[:rows]
 
 
 def any_process(true: Tensor) -> bool:
-    """Whether it is true for one of the processes that have to run the same networks; by itself, whether it is true."""
+    """Whether it is true on any process if the weights are sharded; otherwise whether it is true here."""
     if shard_mesh() is None:
         return bool(true)
     found = true.to(torch.int)
@@ -211,11 +211,11 @@ def any_process(true: Tensor) -> bool:
 
 
 def backward(loss: Tensor, parameters: Sequence[nn.Parameter]) -> None:
-    """Add the gradient of a loss of gathered rows to `parameters`, the same on every process.
+    """Backpropagate a loss of gathered rows, adding the same gradient to `parameters` on every process.
 
-    Each process has the gradient by its own rows, or its own tokens of them, and their sum is that of the loss. It is
-    summed here, once for all rows, rather than by DDP's hooks, which take one backward pass for each forward pass.
-    Sharded parameters were summed by FSDP2 on the way.
+    Each process computes the gradient of its own rows (or tokens); their sum is the gradient of the loss. It is reduced
+    here once for all rows, since DDP's hooks need one backward pass per forward pass. FSDP2 reduces the gradients of
+    sharded parameters itself.
     """
     if _group is None:
         loss.backward()
@@ -223,7 +223,7 @@ def backward(loss: Tensor, parameters: Sequence[nn.Parameter]) -> None:
     whole = [parameter for parameter in parameters if not isinstance(parameter, DTensor)]
     if not is_main():
         for parameter in whole:
-            parameter.grad = None  # the sum of earlier losses, which counts once
+            parameter.grad = None  # the sum of earlier losses must count only once
     loss.backward()
     used = torch.tensor([parameter.grad is not None for parameter in whole], dtype=torch.int)
     dist.all_reduce(used, dist.ReduceOp.MAX)
@@ -236,19 +236,19 @@ def backward(loss: Tensor, parameters: Sequence[nn.Parameter]) -> None:
         work.wait()
 
 
-# Words ---------------------------------------------------------------------------------------------------------------
+# Control messages -----------------------------------------------------------------------------------------------------
 
 
 def barrier() -> None:
-    """Wait until every process is here."""
+    """Wait for all processes."""
     _all_gather(None)
 
 
 @contextmanager
-def failure_group(said: Any, seconds: float = 10.0) -> Iterator[bool]:
-    """Within this context processes speak apart from what they may have been saying: one has failed, or is to end.
+def failure_group(value: Any, seconds: float = 10.0) -> Iterator[bool]:
+    """Context in which control messages use the failure group: a process has failed or is ending.
 
-    Yields whether every process comes to this line, within so many seconds, and says the same.
+    Yields whether all processes enter within `seconds` with an equal `value`.
     """
     global _group
     if _group is None:
@@ -258,7 +258,7 @@ def failure_group(said: Any, seconds: float = 10.0) -> Iterator[bool]:
     try:
         dist.monitored_barrier(group.failure_group, timedelta(seconds=seconds), wait_all_ranks=True)
         _group = replace(group, control_group=group.failure_group)
-        agreed = len({repr(told) for told in _all_gather(said)}) == 1
+        agreed = len({repr(given) for given in _all_gather(value)}) == 1
     except RuntimeError:
         agreed = False
     try:
@@ -269,26 +269,26 @@ def failure_group(said: Any, seconds: float = 10.0) -> Iterator[bool]:
 
 @contextmanager
 def raise_on_all() -> Iterator[None]:
-    """What every process does by itself, a critic asked, say: where it fails for one, it fails for all.
+    """Context in which an error on one process, such as of a critic, is raised on all.
 
     Raises:
-        OtherProcessError: on the processes that were well.
+        OtherProcessError: on the processes without an error of their own.
     """
     failure = None
     try:
         yield
     except Exception as error:
         failure = error
-    heard = _all_gather(failure and f"{type(failure).__name__}: {failure}")
+    gathered = _all_gather(failure and f"{type(failure).__name__}: {failure}")
     if failure:
         raise failure
-    for number, complaint in enumerate(heard):
+    for number, complaint in enumerate(gathered):
         if complaint:
-            raise OtherProcessError(f"process {number} has failed, so all stop: {complaint}")
+            raise OtherProcessError(f"process {number} failed: {complaint}")
 
 
 def broadcast_from_main(make: Callable[[], T]) -> T:
-    """What process 0 makes, on every process; where it fails there, it fails on all."""
+    """Call `make` on process 0 and return the result on every process; an error is raised on all."""
     made = None
     with raise_on_all():
         if is_main():
@@ -297,7 +297,7 @@ def broadcast_from_main(make: Callable[[], T]) -> T:
 
 
 def broadcast_tensor_from_main(make: Callable[[], Tensor | None]) -> Tensor | None:
-    """As `led`, of a tensor, on the CPU of every process; or None."""
+    """Like `broadcast_from_main` for a tensor or None; the result is on the CPU."""
     made = None
     with raise_on_all():
         if is_main():
@@ -312,7 +312,7 @@ def broadcast_tensor_from_main(make: Callable[[], Tensor | None]) -> Tensor | No
 
 @contextmanager
 def single_process() -> Iterator[None]:
-    """Within this context a process works by itself: it shares nothing out, and waits for no other."""
+    """Context in which this process acts as a single process, without communication."""
     global _group
     group, _group = _group, None
     try:
@@ -322,67 +322,69 @@ def single_process() -> Iterator[None]:
 
 
 def all_gather_dict(own: Mapping[K, T]) -> dict[K, T]:
-    """What each process has found of its own, by a name or number for it, as one dict on every process."""
+    """Merge the dicts of all processes into one on every process."""
     return {name: value for found in _all_gather(dict(own)) for name, value in found.items()}
 
 
-def check_equal(said: Mapping[str, Any], place: int = 0) -> None:
-    """ValueError on every process unless all say the same; it names the processes that differ, and in what.
+def check_equal(values: Mapping[str, Any], position: int = 0) -> None:
+    """ValueError on every process unless the values are equal on all; it names the processes and the difference.
 
     Args:
-        said: what is said, by a name for it.
-        place: only processes of the same place have to agree.
+        values: values by name.
+        position: only processes with the same position are compared.
     """
-    heard = _all_gather((place, dict(said)))
-    first = dict(reversed(heard))
-    for name in said:
-        others = [number for number, (where, told) in enumerate(heard) if told.get(name) != first[where].get(name)]
+    gathered = _all_gather((position, dict(values)))
+    first = dict(reversed(gathered))
+    for name in values:
+        others = [
+            number for number, (position, given) in enumerate(gathered) if given.get(name) != first[position].get(name)
+        ]
         if others:
-            where, told = heard[others[0]]
+            position, given = gathered[others[0]]
             raise ValueError(
-                f"the processes do not agree on {name}: it is {first[where].get(name)!r} on process "
-                f"{heard.index((where, first[where]))}, {told.get(name)!r} on {', '.join(map(str, others))}"
+                f"the processes do not agree on {name}: it is {first[position].get(name)!r} on process "
+                f"{gathered.index((position, first[position]))}, {given.get(name)!r} on {', '.join(map(str, others))}"
             )
 
 
 def check_equal_items(what: str, items: Iterable[str]) -> None:
-    """ValueError on every process unless all have the same items in the same order; it names the first that differs.
+    """ValueError on every process unless all have the same items in the same order; it names the first difference.
 
     Args:
-        what: the items, in a word.
-        items: what each of them is, with everything that must be the same.
+        what: what the items are, for the message.
+        items: a text for each item with everything that must be equal.
     """
     if _group is None:
         return
-    told = list(items)
-    hashes = _all_gather(hashlib.sha256(repr(told).encode()).hexdigest())
+    given = list(items)
+    hashes = _all_gather(hashlib.sha256(repr(given).encode()).hexdigest())
     others = [number for number, hash in enumerate(hashes) if hash != hashes[0]]
     if not others:
         return
-    heard = _all_gather(told if _group.rank in (0, others[0]) else None)
-    pairs = enumerate(itertools.zip_longest(heard[0], heard[others[0]], fillvalue="missing"), start=1)
-    place, (first, other) = next((place, pair) for place, pair in pairs if pair[0] != pair[1])
+    gathered = _all_gather(given if _group.rank in (0, others[0]) else None)
+    pairs = enumerate(itertools.zip_longest(gathered[0], gathered[others[0]], fillvalue="missing"), start=1)
+    position, (first, other) = next((position, pair) for position, pair in pairs if pair[0] != pair[1])
     raise ValueError(
-        f"the processes do not agree on {what}: number {place} is {first} on process 0, {other} on "
+        f"the processes do not agree on {what}: number {position} is {first} on process 0, {other} on "
         f"{', '.join(map(str, others))}"
     )
 
 
 def all_reduce_counts(counts: Mapping[str, float]) -> dict[str, float]:
-    """Numbers that each process has counted, summed over all."""
-    heard = _all_gather(counts)
-    return {name: sum(told[name] for told in heard) for name in counts}
+    """Sum the counts of all processes."""
+    gathered = _all_gather(counts)
+    return {name: sum(given[name] for given in gathered) for name in counts}
 
 
 def weight_shard() -> int:
-    """Which part of the weights this process holds; processes of the same place hold the same."""
+    """The index of this process's weight shard; processes with the same index have the same weights."""
     return _group.rank % _group.config.shard if _group else 0
 
 
 def bit_checksum(tensors: Sequence[Tensor]) -> str:
-    """A few characters that two sets of tensors share only if they are equal, as far as sums of their bits tell.
+    """A short checksum of the bits of tensors.
 
-    They are of whole numbers, and so exact: the last bit of one weight among many counts, and NaN is equal to itself.
+    It sums integers exactly, so that the last bit of any weight counts, and NaN equals itself.
     """
     own = [tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors]
     sums = [int(tensor.detach().float().contiguous().view(torch.int32).sum()) for tensor in own]
@@ -390,28 +392,28 @@ def bit_checksum(tensors: Sequence[Tensor]) -> str:
 
 
 def describe_lost_process(error: BaseException) -> str | None:
-    """What to say of an error, if it is that another process is gone or silent."""
+    """A message for an error caused by a lost or unresponsive process; None for other errors."""
     message = str(error).lower()
     signs = ("gloo", "nccl", "connection", "socket", "broken pipe", "timed out", "timeout")
     if _group is None or not any(sign in message for sign in signs):
         return None
     return (
-        f"process {_group.rank} has lost the others: one of them has died, or has said nothing for "
-        f"{_group.config.timeout:g} minutes (parallel.timeout); its own words, or the launcher's, tell more\n"
+        f"process {_group.rank} lost the connection to the others: one of them died, or did not respond for "
+        f"{_group.config.timeout:g} minutes (parallel.timeout); see its own output or the launcher's\n"
         f"({str(error).splitlines()[0]})"
     )
 
 
 def _row_shard() -> tuple[int, int]:
-    """Which of the shares of the rows is this process's, and how many there are."""
+    """The index of this process's row shard, and the number of row shards."""
     assert _group
     return _group.rank // _group.config.context, _group.size // _group.config.context
 
 
-def _all_gather(said: Any) -> list[Any]:
-    """What every process says, by its number."""
+def _all_gather(value: Any) -> list[Any]:
+    """The values of all processes, by rank."""
     if _group is None:
-        return [said]
-    heard: list[Any] = [None] * _group.size
-    dist.all_gather_object(heard, said, group=_group.control_group)
-    return heard
+        return [value]
+    gathered: list[Any] = [None] * _group.size
+    dist.all_gather_object(gathered, value, group=_group.control_group)
+    return gathered

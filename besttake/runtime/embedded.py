@@ -1,4 +1,4 @@
-"""Names of what the package ships: tiny models and lists of prompts, by name instead of by path."""
+"""Embedded files of the package: tiny models and lists of prompts, by name instead of path."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from pathlib import Path
 
 FOLDER = Path(__file__).parents[1] / "world"
 PROMPTS = (FOLDER / "prompts", Path(__file__).parents[1] / "recipes" / "prompts")
-WORLD_CLIPS = "which.json"
-"""What a folder of the small world's clips is told by."""
+CLIPS_MARKER = "which.json"
+"""File that marks a folder of the small world's clips."""
 
 
 def embedded_model(name: str) -> str:
-    """The folder of an embedded model ("tiny-cogvideox", "tiny-wan"); any other name or path is given back as it is."""
+    """The folder of an embedded model ("tiny-cogvideox", "tiny-wan"); other names or paths are returned unchanged."""
     folder = FOLDER / "weights" / name
     return str(folder) if "/" not in name and (folder / "model_index.json").exists() else name
 
@@ -20,7 +20,7 @@ def embedded_model(name: str) -> str:
 def embedded_prompts(name: str) -> str:
     """The file of an embedded list of prompts, or `name` itself.
 
-    "world-train", "world-validation" and "world-test" are of the small world; "everyday-..." of what people do.
+    "world-train", "world-validation" and "world-test" are of the small world, "everyday-..." of everyday scenes.
     """
     for folder in PROMPTS:
         if "/" not in name and (folder / f"{name}.txt").exists():
@@ -29,12 +29,12 @@ def embedded_prompts(name: str) -> str:
 
 
 def embedded_family(data: str, texts: Collection[str] = ()) -> str | None:
-    """The family of embedded lists, "world" or "everyday", that a run's data are of; None if they are a user's.
+    """The family of embedded lists, "world" or "everyday", of a run's data; None if the data are a user's.
 
-    That is where the data are named so ("world", "everyday-train"), lie in a folder that `besttake world clips` wrote,
-    or where all their texts are in the family's list of training prompts, as those of takes of it are.
+    It is recognised by the name ("world", "everyday-train"), by a folder written by `besttake world clips`, or if all
+    texts are in the family's list of training prompts, like those of samples for it.
     """
-    if data == "world" or (Path(data) / WORLD_CLIPS).is_file():
+    if data == "world" or (Path(data) / CLIPS_MARKER).is_file():
         return "world"
     for file in sorted(file for folder in PROMPTS for file in folder.glob("*-train.txt")):
         family = file.stem.removesuffix("-train")

@@ -1,4 +1,4 @@
-"""Memory that runs out: told from other faults, and what to do about it."""
+"""Out-of-memory errors: detection, advice, and cleaning up after them."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ import sys
 
 ADVICE = (
     "lower the batch sizes (--policy.micro_batch_size 1, --rollout.batch 1), or turn on policy.gradient_checkpointing, "
-    "tiling, quantize, optim.use_8bit_adam or policy.offload; `besttake plan` tells what each of them brings"
+    "tiling, quantize, optim.use_8bit_adam or policy.offload; `besttake plan` shows what each of them saves"
 )
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that there is not enough memory, of a GPU or of the machine."""
+    """Whether an error means that a GPU or the machine is out of memory."""
     named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"  # torch's own
     return named or "DefaultCPUAllocator" in str(error)
 
 
-def forget(error: BaseException) -> None:
-    """Give back what a failed computation holds: the tensors in its frames, and what PyTorch has set aside."""
+def free_memory(error: BaseException) -> None:
+    """Free the memory of a failed computation: the tensors in its stack frames, and PyTorch's cache."""
     error.__traceback__ = None
     torch = sys.modules.get("torch")
     if torch and torch.cuda.is_available():

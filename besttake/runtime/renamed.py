@@ -1,9 +1,10 @@
-"""Settings and metrics by their former names: the table by which old recipes, runs and checkpoints still work."""
+"""Former names of settings, metrics and files: one table that keeps old recipes, runs and checkpoints working."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 log = logging.getLogger(__name__)
@@ -27,6 +28,9 @@ RENAMED = {
 }
 """Settings, old to new; those of `rollout` also within `validation` and `evaluation`."""
 
+RENAMED_FLAGS = {"takes": "samples"}
+"""Flags of `besttake score`, old to new."""
+
 REMOVED: dict[str, Any] = {
     "preview_at": 0.0,
     "preview_keeps": 3,
@@ -34,7 +38,7 @@ REMOVED: dict[str, Any] = {
     "rollout.decoded": None,
     "rollout.shared": 0.0,
 }
-"""Settings that are gone, and the value by which each was off."""
+"""Removed settings, each with the value that disabled it."""
 
 RENAMED_METRICS = {
     "loss": "train/loss",
@@ -56,12 +60,18 @@ RENAMED_METRICS = {
 }
 """Columns of `metrics.jsonl`, old to new; `monitor/...` is now `eval/...`."""
 
+RENAMED_FILES = {"takes.jsonl": "samples.jsonl", "takes.yaml": "samples.yaml", "takes.png": "samples.png"}
+"""Files that `besttake generate` writes, old to new."""
+
+RENAMED_KEYS = {"takes": "videos"}
+"""Keys of a line of `samples.jsonl` or of a votes file, old to new."""
+
 
 def with_new_names(values: Mapping[str, Any], source: str) -> dict[str, Any]:
-    """A recipe's values by the names of today, with one warning of all that were older.
+    """A recipe's values by their current names, with one warning that lists the former names.
 
     Raises:
-        ValueError: a setting that is gone is not off, or a setting is given by both of its names.
+        ValueError: a removed setting is not disabled, or a setting is given by both of its names.
     """
     flat, old = dict(_flattened(values)), []
     new: dict[str, Any] = {}
@@ -69,21 +79,21 @@ def with_new_names(values: Mapping[str, Any], source: str) -> dict[str, Any]:
         today = new_name(name)
         if today is None:
             if value != _off(name) and name != "preview_keeps":
-                raise ValueError(f"{source}: '{name}' is gone, and {value!r} is not its default; leave it out")
-            old.append(f"{name} (gone)")
+                raise ValueError(f"{source}: '{name}' is {value!r}, but this setting was removed; leave it out")
+            old.append(f"{name} (removed)")
             continue
         if today != name:
             if today in flat:
-                raise ValueError(f"{source}: '{name}' is the old name of '{today}', and both are given; keep one")
+                raise ValueError(f"{source}: '{today}' is given twice, also by its former name '{name}'; keep one")
             old.append(f"{name} -> {today}")
         new[today] = value
     if old:
-        log.warning("%s has settings by their old names: %s", source, ", ".join(old))
+        log.warning("%s uses former names of settings: %s", source, ", ".join(old))
     return _nested(new)
 
 
 def new_name(name: str) -> str | None:
-    """A dotted setting's name today; None if it is gone."""
+    """The current name of a dotted setting; None if it was removed."""
     section, _, rest = name.partition(".")
     if section in ("monitor", "validation", "evaluation") and rest:
         inner = rest if not rest.startswith("rollout.") else new_name(rest)
@@ -92,7 +102,7 @@ def new_name(name: str) -> str | None:
 
 
 def with_old_names(values: Mapping[str, Any], algorithm: str) -> dict[str, Any]:
-    """A config's values by their first names, by which a run's identity is hashed: old checkpoints stay its own."""
+    """A config's values by their original names, from which a run is hashed, so that old checkpoints resume."""
     flat = {_old_name(name): value for name, value in _flattened(values)}
     for name, off in REMOVED.items():
         if (name.startswith("rollout.") and "rollout" in values) or (
@@ -111,12 +121,24 @@ def _old_name(name: str) -> str:
 
 
 def with_new_metrics(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row of `metrics.jsonl` by the names of today."""
+    """A row of `metrics.jsonl` by its current names."""
 
     def today(name: str) -> str:
         return f"eval/{name[8:]}" if name.startswith("monitor/") else RENAMED_METRICS.get(name, name)
 
     return {today(name): value for name, value in row.items()}
+
+
+def with_new_keys(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A line of `samples.jsonl` or of a votes file by its current keys."""
+    return {RENAMED_KEYS.get(key, key): value for key, value in row.items()}
+
+
+def rename_files(folder: Path) -> None:
+    """Rename the files that an earlier version's `besttake generate` wrote to their current names."""
+    for old, new in RENAMED_FILES.items():
+        if (folder / old).exists() and not (folder / new).exists():
+            (folder / old).rename(folder / new)
 
 
 def _off(name: str) -> Any:

@@ -21,7 +21,7 @@ from besttake.models.compiled import compile_blocks
 from besttake.models.policy import Policy, UntrainedPolicy
 from besttake.runtime.configuration import require
 from besttake.runtime.distributed import all_gather_rows, is_single_process, shard_rows
-from besttake.runtime.memory import forget, out_of_memory
+from besttake.runtime.memory import free_memory, out_of_memory
 from besttake.sampling.denoise import (
     Guidance,
     SchedulerStep,
@@ -220,7 +220,7 @@ def sample_rows(
             except (RuntimeError, MemoryError) as error:
                 if not out_of_memory(error) or len(batch) == 1 or not is_single_process():
                     raise
-                forget(error)
+                free_memory(error)
                 model.max_batch = len(batch) // 2
                 log.warning("memory has run out with %d videos at once: from now on %d", len(batch), model.max_batch)
     return sampled

@@ -29,16 +29,16 @@ from besttake.evaluation.held_out import (
     EvaluationSet,
     evaluation_set,
     examples,
-    left_to_train_on,
     read_set,
     text_of,
+    without_held_out,
     write_set,
 )
 from besttake.models import load_model
 from besttake.models.policy import HASH_PREFIX, Policy, legacy_weights_hash, weights_hash
 from besttake.models.sharding import check_tokens, full_tensor
 from besttake.rewards.cache import weights_of
-from besttake.rewards.guard import Alarm, RewardHackingGuard, observed_rewards
+from besttake.rewards.guard import Alarm, RewardHackingGuard, guarded_metrics
 from besttake.rewards.offloading import offload_reward
 from besttake.runtime import interruption
 from besttake.runtime.configuration import check_finite, flattened, to_dict
@@ -102,7 +102,7 @@ class Run:
         self._offload(critics)
         self.model = self._load_model(device)
         self.chosen = broadcast_from_main(lambda: self._choose(data, resumed=bool(found)))
-        self.data = left_to_train_on(data, self.chosen.held_out)
+        self.data = without_held_out(data, self.chosen.held_out)
         with raise_on_all():
             size = config.rollout_config.size(self.model)
             check_evaluation(config.evaluation_config, self.model, self.chosen.prompts, size)
@@ -250,7 +250,7 @@ class Run:
         if before and before.source == (listed or self.source):
             return before
         held_out, size = before.held_out if before else [], config.rollout.over(RolloutConfig()).size(self.model)
-        left, spare = left_to_train_on(data, held_out), not resumed
+        left, spare = without_held_out(data, held_out), not resumed
         chosen = evaluation_set(listed, self.source, left, config.count, config.seed, self.model, size, spare)
         chosen = replace(chosen, held_out=chosen.held_out or held_out)
         write_set(self.folder, chosen)
@@ -271,7 +271,7 @@ class Run:
         config = self.config.validation.guard
         trained = [critic.name for critic in critics]
         trained += list(self.config.reward.chosen) if hasattr(self.config, "reward") else []
-        return RewardHackingGuard(config, observed_rewards(self.validator.rewards, trained, config))
+        return RewardHackingGuard(config, guarded_metrics(self.validator.rewards, trained, config))
 
     def _offload(self, critics: Iterable[Reward]) -> None:
         for critic in critics if self.config.offload_idle else ():

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from besttake.data.disk_space import format_bytes
 from besttake.data.prompts import describe_prompt, read_prompts
-from besttake.data.room import format_bytes
-from besttake.data.video import enlargement, write_video
+from besttake.data.video import upscale_for, write_video
 from besttake.evaluation.before_after import ANALYTIC
 from besttake.models.policy import Policy
 from besttake.rewards import load_reward
@@ -98,7 +98,7 @@ class Validator:
             target.mkdir(parents=True, exist_ok=True)
             for i, video in zip(shard_rows(len(self.prompts)), rollout.videos, strict=True):
                 if i < self.config.samples:
-                    write_video(target / f"{i:02d}.mp4", video, fps, upscale=enlargement(video))
+                    write_video(target / f"{i:02d}.mp4", video, fps, upscale=upscale_for(video))
         if is_main() and self.config.keep:
             self._forget(step)
         row = {}

@@ -1,6 +1,5 @@
-"""The embedded default: a small world of captioned clips with true physics, known flaws, and models trained on it.
+"""The small world: embedded captioned clips with exact physics and known flaws, and tiny models trained on them.
 
-It is there so that every recipe runs in minutes on two CPU cores, through the same code path, with a ground truth
-against which "the videos got better" is *measured*. Real models need none of it; `evaluate` knows their clips when it
-sees them, and leaves the measuring to critics.
+With it, every recipe runs in minutes on two CPU cores through the same code path as a real model, and improvements are
+measured against a ground truth. Real models do not use it: `evaluate` scores their clips by critics only.
 """

@@ -1,8 +1,8 @@
-"""The two tiny base models as folders that `DiffusionPipeline.from_pretrained` loads: real classes, tiny sizes.
+"""The two tiny base models: diffusers' own classes at tiny sizes, loadable by `DiffusionPipeline.from_pretrained`.
 
-`tiny-cogvideox` is a CogVideoX (v-prediction, zero terminal SNR), `tiny-wan` a Wan (rectified flow); both shoot
-clips of 32 x 32 pixels at 8 frames a second. The text encoder is a frozen random T5: telling a hundred words
-apart needs no more.
+`tiny-cogvideox` is a CogVideoX (v-prediction, zero terminal SNR), `tiny-wan` a Wan (rectified flow); both generate
+clips of 32 x 32 pixels at 8 frames a second. The text encoder is a frozen random T5, which suffices to distinguish a
+hundred words.
 """
 
 from __future__ import annotations
@@ -34,22 +34,22 @@ from besttake.world.physics import WIDTH
 SPECIAL = ("<pad>", "</s>", "<unk>")
 
 WORDS = 24
-"""Tokens of the longest prompt; the world's own captions have at most 16."""
+"""Longest prompt in tokens; the world's own captions have at most 16."""
 
-SPACE = 4
+SPATIAL_FACTOR = 4
 """Pixels per latent, in both autoencoders."""
 
 FRAMES = {"tiny-cogvideox": physics.FRAMES, "tiny-wan": physics.FRAMES + 1}
-"""Of a clip: Wan's autoencoder reads the first frame alone, then four at a time."""
+"""Frames of a clip: Wan's autoencoder encodes the first frame alone, then four at a time."""
 
 FAMILIES = tuple(FRAMES)
 
-SHOT = {"sample_steps": 16, "sample_guidance": 1.0}
-"""How the embedded models shoot unless they are told otherwise."""
+SAMPLING_DEFAULTS = {"sample_steps": 16, "sample_guidance": 1.0}
+"""Default sampling settings of the embedded models."""
 
 
 def build(family: str, seed: int = 0) -> CogVideoXPipeline | WanPipeline:
-    """The pipeline of one family with random weights, the same for the same seed."""
+    """The pipeline of a family with random weights, deterministic in `seed`."""
     if family not in FAMILIES:
         raise ValueError(f"family is {family!r}, expected one of {', '.join(FAMILIES)}")
     torch.manual_seed(seed)
@@ -59,7 +59,7 @@ def build(family: str, seed: int = 0) -> CogVideoXPipeline | WanPipeline:
 def _cogvideox() -> CogVideoXPipeline:
     text_encoder = _text_encoder(T5Config, T5EncoderModel)
     vae: Any = cogvideox_vae()
-    vae.register_to_config(sample_fps=physics.FPS, **SHOT)
+    vae.register_to_config(sample_fps=physics.FPS, **SAMPLING_DEFAULTS)
     return CogVideoXPipeline(
         tokenizer=tokenizer(),
         text_encoder=text_encoder,
@@ -72,8 +72,8 @@ def _cogvideox() -> CogVideoXPipeline:
             time_embed_dim=128,
             text_embed_dim=64,
             num_layers=5,
-            sample_width=WIDTH // SPACE,
-            sample_height=WIDTH // SPACE,
+            sample_width=WIDTH // SPATIAL_FACTOR,
+            sample_height=WIDTH // SPATIAL_FACTOR,
             sample_frames=FRAMES["tiny-cogvideox"],
             patch_size=2,
             patch_size_t=2,
@@ -99,7 +99,11 @@ def _cogvideox() -> CogVideoXPipeline:
 def _wan() -> WanPipeline:
     vae: Any = wan_vae()
     vae.register_to_config(
-        sample_frames=FRAMES["tiny-wan"], sample_height=WIDTH, sample_width=WIDTH, sample_fps=physics.FPS, **SHOT
+        sample_frames=FRAMES["tiny-wan"],
+        sample_height=WIDTH,
+        sample_width=WIDTH,
+        sample_fps=physics.FPS,
+        **SAMPLING_DEFAULTS,
     )
     return WanPipeline(
         tokenizer=tokenizer(),
@@ -124,12 +128,12 @@ def _wan() -> WanPipeline:
 
 
 def cogvideox_vae() -> AutoencoderKLLTXVideo:
-    """An autoencoder that cuts frames into patches of 4 x 4 pixels: sharp after minutes of training on a CPU.
+    """An autoencoder on patches of 4 x 4 pixels, which is sharp after minutes of training on a CPU.
 
-    CogVideoX's own class works at full resolution and takes hours for the same; its pipeline takes either. Time is
-    not compressed here; the denoiser, as CogVideoX 1.5's, takes two frames a token.
+    CogVideoX's own class works at full resolution and would need hours; its pipeline accepts both. Time is not
+    compressed; the denoiser, like CogVideoX 1.5's, has two frames per token.
     """
-    width, blocks = 32, 3  # the pipeline reads the factor in space, 4, off the number of blocks
+    width, blocks = 32, 3  # the pipeline derives the spatial factor, 4, from the number of blocks
     return AutoencoderKLLTXVideo(
         latent_channels=12,
         block_out_channels=(width,) * blocks,
@@ -143,28 +147,28 @@ def cogvideox_vae() -> AutoencoderKLLTXVideo:
         downsample_type=("conv",) * blocks,
         upsample_residual=(False,) * blocks,
         upsample_factor=(1,) * blocks,
-        patch_size=SPACE,
+        patch_size=SPATIAL_FACTOR,
         encoder_causal=False,
         decoder_causal=False,
-        spatial_compression_ratio=SPACE,
+        spatial_compression_ratio=SPATIAL_FACTOR,
         temporal_compression_ratio=1,
     )
 
 
 def wan_vae() -> AutoencoderKLWan:
-    """Wan's own class with one stage, which cuts frames into patches of 4 x 4 pixels and leaves time as it is."""
+    """Wan's own class with one stage on patches of 4 x 4 pixels, without temporal compression."""
     return AutoencoderKLWan(
         base_dim=32,
         z_dim=12,
         dim_mult=[1],
         num_res_blocks=1,
         temperal_downsample=[],
-        in_channels=3 * SPACE**2,
-        out_channels=3 * SPACE**2,
-        patch_size=SPACE,
+        in_channels=3 * SPATIAL_FACTOR**2,
+        out_channels=3 * SPATIAL_FACTOR**2,
+        patch_size=SPATIAL_FACTOR,
         latents_mean=[0.0] * 12,
         latents_std=[1.0] * 12,
-        scale_factor_spatial=SPACE,
+        scale_factor_spatial=SPATIAL_FACTOR,
         scale_factor_temporal=1,
     )
 
@@ -190,7 +194,7 @@ def _text_encoder(config_class, model_class):
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
-    """One token per word, padded and closed with `</s>` as T5 does."""
+    """A tokenizer with one token per word, padding and `</s>` like T5."""
     ids = {word: i for i, word in enumerate([*SPECIAL, *vocabulary()])}
     backend = Tokenizer(WordLevel(ids, unk_token="<unk>"))
     backend.pre_tokenizer = Whitespace()

@@ -1,7 +1,7 @@
-"""What can happen in the small world, said in words: the caption grammar and its three splits.
+"""The small world's captions: their grammar and the three splits.
 
-A caption is compositional, "a small red ball bounces on a dark background", and parses back into its parts, so that
-whatever a model shoots for it can be compared with what was asked.
+A caption is compositional, "a small red ball bounces on a dark background", and can be parsed into its parts, so that
+a model's samples can be compared with it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 SIZES = {"small": 4.5, "large": 6.2}
-"""Radius in pixels of the disc whose area the shape has."""
+"""Radius in pixels of the disc with the shape's area."""
 
 COLOURS = {
     "red": (0.90, 0.12, 0.12),
@@ -25,7 +25,7 @@ COLOURS = {
 }
 SHAPES = ("ball", "square", "triangle", "ring")
 BACKGROUNDS = {"dark": 0.14, "grey": 0.45, "light": 0.86}
-"""Backgrounds are neutral greys: colour belongs to the objects alone."""
+"""Brightness of the backgrounds, which are neutral greys: only objects have colour."""
 
 MOTIONS = {
     "bounces": "bounces",
@@ -41,13 +41,13 @@ MOTIONS = {
     "thrown right": "is thrown to the right",
     "hits": "hits",
 }
-"""Name of the motion -> its words in a caption."""
+"""Motion -> its words in a caption."""
 
 SPLITS = ("train", "validation", "test")
 
 
 def vocabulary() -> list[str]:
-    """Every word of the captions."""
+    """All words of the captions."""
     sentences = [*SIZES, *COLOURS, *SHAPES, *BACKGROUNDS, *MOTIONS.values(), "a on background"]
     return list(dict.fromkeys(word for sentence in sentences for word in sentence.split()))
 
@@ -64,7 +64,7 @@ class Body:
 
 @dataclass(frozen=True)
 class Caption:
-    """One sentence of the world: a body, its motion, the background, and for a collision the body that is hit."""
+    """A caption: a body, its motion, the background, and for a collision the body that is hit."""
 
     body: Body
     motion: str
@@ -81,25 +81,25 @@ class Caption:
 
     @property
     def split(self) -> str:
-        """Train, validation or test, decided by colour, shape and motion together: whole combinations are held out."""
+        """Train, validation or test, by the combination of colour, shape and motion: combinations are held out."""
         key = f"{self.body.colour} {self.body.shape} {self.motion}"
         bucket = hashlib.sha256(key.encode()).digest()[0] % 10
         return {0: "validation", 1: "test"}.get(bucket, "train")
 
     @staticmethod
     def parse(text: str) -> Caption:
-        """The caption a sentence stands for.
+        """Parse a sentence.
 
         Raises:
-            ValueError: the sentence is not of this world's grammar.
+            ValueError: the sentence does not follow the grammar.
         """
-        complaint = f"{text!r} is not a caption of the small world; one looks like '{next(every_caption())}'"
-        head, found, background = text.removesuffix(" background").rpartition(" on a ")
-        if not found or background not in BACKGROUNDS:
+        complaint = f"{text!r} is not a caption of the small world; expected one like '{next(every_caption())}'"
+        head, separator, background = text.removesuffix(" background").rpartition(" on a ")
+        if not separator or background not in BACKGROUNDS:
             raise ValueError(complaint)
         for motion, words in MOTIONS.items():
-            subject, found, target = head.partition(f" {words}")
-            if not found or bool(target) != (motion == "hits"):
+            subject, separator, target = head.partition(f" {words}")
+            if not separator or bool(target) != (motion == "hits"):
                 continue
             body, other = _parse_body(subject), _parse_body(target.strip()) if target else None
             if body and bool(other) == bool(target):
@@ -116,7 +116,7 @@ def _parse_body(text: str) -> Body | None:
 
 
 def every_caption():
-    """All captions with one body, in a fixed order (a ball or a ring that spins cannot be seen to: left out)."""
+    """All captions with one body, in a fixed order, without spinning balls and rings, whose motion is invisible."""
     for size, colour, shape, motion, background in itertools.product(SIZES, COLOURS, SHAPES, MOTIONS, BACKGROUNDS):
         if motion != "hits" and _visible(shape, motion):
             yield Caption(Body(size, colour, shape), motion, background)
@@ -127,7 +127,7 @@ def _visible(shape: str, motion: str) -> bool:
 
 
 def sample_caption(rng: np.random.Generator, split: str | None = None) -> Caption:
-    """A caption drawn uniformly over motions and attributes, from one split or from all of them."""
+    """Sample a caption uniformly over motions and attributes, from one split or from all."""
     if split not in (None, *SPLITS):
         raise ValueError(f"split is {split!r}, expected one of {', '.join(SPLITS)} or None")
     while True:
@@ -147,7 +147,7 @@ def _sample_body(rng: np.random.Generator) -> Body:
 
 
 def prompts(split: str, n: int, seed: int = 0) -> list[str]:
-    """`n` prompts of one split, all different as long as there are enough, deterministic in `seed`."""
+    """`n` prompts of one split, deterministic in `seed`; without duplicates if there are enough."""
     rng = np.random.default_rng([seed, SPLITS.index(split)])
     chosen: dict[str, None] = {}
     for _ in range(50 * n):

@@ -1,4 +1,4 @@
-"""Captioned clips of the world, in memory or as a folder: the same seed gives the same clips, to the bit."""
+"""Captioned clips of the world, deterministic in the seed to the bit."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from torch import Tensor
 
 from besttake.world.captions import Caption, sample_caption
 from besttake.world.film import make_film, render
-from besttake.world.flaws import WEB, spoil
+from besttake.world.flaws import PRETRAINING_MIX, add_flaws
 from besttake.world.physics import FRAMES
 
 
 @dataclass(frozen=True)
 class Clip:
-    """Frames `f c h w` in [-1, 1], what they show, and the flaws they have (empty = clean)."""
+    """Frames `f c h w` in [-1, 1], their caption, and their flaws with severities (empty = clean)."""
 
     video: Tensor
     caption: Caption
@@ -24,19 +24,24 @@ class Clip:
 
 
 def make_clip(
-    seed: int, index: int, split: str | None = "train", flawed_share: float = 0.0, mix=WEB, frames: int = FRAMES
+    seed: int,
+    index: int,
+    split: str | None = "train",
+    flawed_share: float = 0.0,
+    mix=PRETRAINING_MIX,
+    frames: int = FRAMES,
 ) -> Clip:
-    """Clip `index` of the stream `seed`; independent of every other clip."""
+    """Clip `index` of the stream `seed`; independent of other clips."""
     rng = np.random.default_rng([seed, index])
     return film_clip(sample_caption(rng, split), rng, flawed_share, mix, frames)
 
 
 def film_clip(
-    caption: Caption, rng: np.random.Generator, flawed_share: float = 0.0, mix=WEB, frames: int = FRAMES
+    caption: Caption, rng: np.random.Generator, flawed_share: float = 0.0, mix=PRETRAINING_MIX, frames: int = FRAMES
 ) -> Clip:
-    """A clip of a given caption."""
+    """Render a clip of a caption."""
     film = make_film(caption, rng, frames)
-    flaws = spoil(film, rng, mix) if rng.random() < flawed_share else {}
+    flaws = add_flaws(film, rng, mix) if rng.random() < flawed_share else {}
     return Clip(render(film, rng), caption, flaws)
 
 

@@ -1,4 +1,4 @@
-"""Put what was trained into the package: a pipeline folder in half precision, with the loss curves beside it."""
+"""Export of trained models into the package: a pipeline folder in half precision, with loss curves."""
 
 from __future__ import annotations
 
@@ -15,13 +15,15 @@ from besttake.world.pretrain_denoiser import load_parts
 
 
 def export(family: str, out: Path) -> Path:
-    """Write `weights/<family>`, which `DiffusionPipeline.from_pretrained` loads, and the lists of prompts."""
+    """Write `weights/<family>`, loadable by `DiffusionPipeline.from_pretrained`, and the lists of prompts."""
     target = FOLDER / "weights" / family
     model = load_parts(family, out, denoiser=True)
     shutil.rmtree(target, ignore_errors=True)
     model.pipeline.to(torch.float16)
     model.pipeline.save_pretrained(target)
-    settings = target / "text_encoder" / "config.json"  # diffusers loads all else in float32, transformers as is said
+    settings = (
+        target / "text_encoder" / "config.json"
+    )  # transformers loads in the dtype of the config, diffusers in float32
     settings.write_text(settings.read_text().replace('"dtype": "float16"', '"dtype": "float32"'))
     for part in ("vae", "denoiser"):
         rows = [json.loads(line) for line in (out / family / part / "log.jsonl").read_text().splitlines()]
@@ -32,7 +34,7 @@ def export(family: str, out: Path) -> Path:
 
 
 def write_prompts(count: int = 512) -> None:
-    """The lists of prompts `world-train`, `world-validation` and `world-test`."""
+    """Write the lists of prompts `world-train`, `world-validation` and `world-test`."""
     (FOLDER / "prompts").mkdir(exist_ok=True)
     for split in SPLITS:
         lines = prompts(split, count if split == "train" else count // 4)

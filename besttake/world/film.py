@@ -1,6 +1,6 @@
-"""A scene as data: bodies with everything that can change over time, and the renderer that turns it into frames.
+"""Films: a scene description with time-dependent bodies, and its renderer.
 
-Flaws (see `flaws.py`) edit a `Film` before it is rendered, so that a melting ball is drawn as crisply as a whole one.
+Flaws (see `flaws.py`) edit a `Film` before rendering, so that a melting ball is rendered as sharply as an intact one.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from besttake.world.physics import FLOOR, FRAMES, PIVOT, WIDTH, simulate
 
 @dataclass
 class Actor:
-    """One body in time. Arrays are (frames,) unless noted; `wobble` bends the outline as it melts (0 = true shape)."""
+    """One body over time. Arrays are (frames,) unless noted; `wobble` deforms the outline (0 = true shape)."""
 
     body: Body
     position: np.ndarray  # (frames, 2), x and y in pixels
@@ -30,10 +30,10 @@ class Actor:
 
 @dataclass
 class Film:
-    """A clip before rendering. `gain` scales the brightness of a frame; the others below are flaws of the pixels.
+    """A clip before rendering. `gain` scales the brightness of each frame; the fields below are flaws of the pixels.
 
-    `overlay` is added to all of them, broadcast to (frames, h, w, 3).
-    `warp` (frames, n, n, 2) bends the bodies: how far they are moved, in pixels, at n x n points of the frame.
+    `overlay` is added to the pixels, broadcast to (frames, h, w, 3).
+    `warp` (frames, n, n, 2) deforms the bodies: displacements in pixels at n x n points of the frame.
     """
 
     caption: Caption
@@ -61,7 +61,7 @@ def make_film(caption: Caption, rng: np.random.Generator, frames: int = FRAMES) 
 
 
 def render(film: Film, rng: np.random.Generator | None = None) -> Tensor:
-    """Frames of a film: float32 `f c h w` in [-1, 1], antialiased. `rng` feeds the pixel noise, if the film has any."""
+    """Render a film to float32 `f c h w` in [-1, 1], antialiased. `rng` is used for pixel noise, if there is any."""
     yy, xx = np.meshgrid(np.arange(WIDTH) + 0.5, np.arange(WIDTH) + 0.5, indexing="ij")
     level = BACKGROUNDS[film.caption.background]
     ground = np.where(yy > FLOOR, level * 0.7, level + 0.06 * (0.5 - yy / WIDTH))
@@ -102,7 +102,7 @@ def coverage(actor: Actor, xx: np.ndarray, yy: np.ndarray) -> np.ndarray:
 
 
 def _signed_distance(shape: str, x: np.ndarray, y: np.ndarray, radius: np.ndarray) -> np.ndarray:
-    """Negative inside. Each shape has about the area of a disc of `radius`, a ring two thirds of it."""
+    """Signed distance, negative inside. Shapes have about the area of a disc of `radius`, a ring two thirds of it."""
     if shape == "ball":
         return np.hypot(x, y) - radius
     if shape == "ring":
@@ -121,24 +121,24 @@ def _draw_string(frames: np.ndarray, actor: Actor, xx: np.ndarray, yy: np.ndarra
         (along**2).sum(1)[:, None, None] + 1e-6
     )
     t = np.clip(t, 0, 1)
-    away = np.hypot(xx - pivot[0] - t * along[:, 0, None, None], yy - pivot[1] - t * along[:, 1, None, None])
-    cover = (np.clip(1.0 - away, 0, 1) * actor.opacity[:, None, None])[..., None]
+    distance = np.hypot(xx - pivot[0] - t * along[:, 0, None, None], yy - pivot[1] - t * along[:, 1, None, None])
+    cover = (np.clip(1.0 - distance, 0, 1) * actor.opacity[:, None, None])[..., None]
     frames[:] = frames * (1 - cover) + cover * (0.75 if level < 0.5 else 0.25)
 
 
 def _between_points(values: np.ndarray) -> np.ndarray:
-    """Values (f, n, n, c) at n x n points, the outer ones at the edges, interpolated to every pixel (f, h, w, c)."""
+    """Interpolate values (f, n, n, c) at n x n points, including the edges, to every pixel (f, h, w, c)."""
     place = np.linspace(0, values.shape[1] - 1, WIDTH)
     hat = np.clip(1 - np.abs(place[:, None] - np.arange(values.shape[1])), 0, 1)
     return np.einsum("yi,xj,fijc->fyxc", hat, hat, values, optimize=True)
 
 
 def _blur(frames: np.ndarray, radius: np.ndarray) -> np.ndarray:
-    """A three-tap blur in both directions, applied as often as the frame's radius says (fractions blend)."""
+    """A three-tap blur in both directions, repeated `radius` times per frame (fractions are blended)."""
     for _ in range(int(np.ceil(radius.max()))):
         padded = np.pad(frames, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
         rows = (padded[:, :-2] + 2 * padded[:, 1:-1] + padded[:, 2:]) / 4
         soft = (rows[:, :, :-2] + 2 * rows[:, :, 1:-1] + rows[:, :, 2:]) / 4
-        share = np.clip(radius, 0, 1)[:, None, None, None]
-        frames, radius = frames * (1 - share) + soft * share, radius - 1
+        blend = np.clip(radius, 0, 1)[:, None, None, None]
+        frames, radius = frames * (1 - blend) + soft * blend, radius - 1
     return frames

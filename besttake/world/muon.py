@@ -1,6 +1,6 @@
-"""Muon (Jordan et al. 2024), as `torch.optim.Muon` with `match_rms_adamw`, in the precision the processor has.
+"""Muon (Jordan et al. 2024), like `torch.optim.Muon` with `match_rms_adamw`, in the CPU's fastest precision.
 
-PyTorch's own always computes in bfloat16, which takes 30 times as long on a processor without it.
+PyTorch's version always computes in bfloat16, which is 30 times slower on CPUs without support for it.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum whose every update is made orthogonal; for matrices only, each stepped as far as AdamW would."""
+    """Momentum with orthogonalised updates, for matrices only; step sizes match AdamW's RMS."""
 
     def __init__(self, parameters: Iterable[Tensor], lr: float, momentum: float = 0.95, weight_decay: float = 0.01):
         super().__init__(parameters, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]  # no closure that is called again
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]  # closures are not supported
         for group in self.param_groups:
             for parameter in group["params"]:
                 average = self.state[parameter].setdefault("momentum_buffer", torch.zeros_like(parameter))
@@ -34,7 +34,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonal(matrix: Tensor, steps: int = 5) -> Tensor:
-    """About the nearest matrix with all singular values 1 (.7 to 1.2): a quintic Newton-Schulz iteration."""
+    """Approximate orthogonalisation (singular values .7 to 1.2) by a quintic Newton-Schulz iteration."""
     a, b, c = COEFFICIENTS
     x = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
     x = (x / x.norm().clamp_min(1e-7)).to(fastest_dtype())

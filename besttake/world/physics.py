@@ -1,9 +1,9 @@
-"""How bodies move: one law per motion, in pixels and frames, exact where mechanics has a closed form.
+"""Motion of bodies: one law per motion, in pixels and frames, exact if mechanics has a closed form.
 
-The frame is 32 x 32 pixels with y downwards; the floor lies at y = 28. One gravity holds everywhere, but for the
-pendulum, which swings within two seconds. What a motion is free in (start, speed, phase ...) are dials in [0, 1]; the
-laws take thousands of settings at once, as a search for the true track nearest to a measured one needs it. Films are
-staged: of what the laws allow they show a part, so that a small model can learn it.
+The frame has 32 x 32 pixels with y downwards and the floor at y = 28. Gravity is the same everywhere except for the
+pendulum, which swings faster. The free parameters of a motion (start, speed, phase ...) are dials in [0, 1]; the laws
+are vectorised over thousands of dials, for the search of the true track nearest to a measured one. Films use only a
+part of the dials' range, so that a small model can learn them.
 """
 
 from __future__ import annotations
@@ -33,29 +33,29 @@ DIALS = {
     "thrown": 4,
     "hits": 3,
 }
-"""How many each motion has."""
+"""Number of dials of each motion."""
 
 
 @dataclass
 class Track:
-    """Where one body is: `position` (frames, 2) as x, y in pixels, `angle` (frames,) in radians."""
+    """Track of one body: `position` (frames, 2) as x, y in pixels, `angle` (frames,) in radians."""
 
     position: np.ndarray
     angle: np.ndarray
 
 
 def half_height(shape: str, size: str) -> float:
-    """From the centre of a resting body down to the floor it stands on, in pixels."""
+    """Distance in pixels from the centre of a resting body to the floor."""
     return SIZES[size] * {"ball": 1.0, "ring": 1.12, "square": 0.886, "triangle": 0.778}[shape]
 
 
 def extent(bodies: tuple[Body, ...]) -> np.ndarray:
-    """Half height of each body, and how far from a wall its centre stays: (bodies, 2)."""
+    """Half height of each body, and the minimum distance of its centre to a wall: (bodies, 2)."""
     return np.array([(half_height(body.shape, body.size), SIZES[body.size] * 1.25) for body in bodies])
 
 
 def simulate(caption: Caption, rng: np.random.Generator, frames: int = FRAMES) -> list[Track]:
-    """True motion for a caption, one track per body; what is free of it comes from `rng`."""
+    """True motion for a caption, one track per body, with random dials."""
     motion = caption.motion.split()[0]
     dials = _staged(motion, rng.random((1, DIALS[motion])))
     angle = np.zeros(frames)
@@ -63,13 +63,13 @@ def simulate(caption: Caption, rng: np.random.Generator, frames: int = FRAMES) -
         angle = rng.uniform(0.18, 0.3) * rng.choice([-1, 1]) * np.arange(frames)
     (positions,) = true_tracks(caption.motion, dials, extent(tuple(caption.bodies))[None], frames)
     if motion == "swings":
-        away = positions[0] - PIVOT
-        angle = -np.arctan2(away[:, 0], away[:, 1])
+        offset = positions[0] - PIVOT
+        angle = -np.arctan2(offset[:, 0], offset[:, 1])
     return [Track(position, angle) for position in positions]
 
 
 def _staged(motion: str, dials: np.ndarray) -> np.ndarray:
-    """Dials (n, d) of films: a circle begins at its top, a pendulum at rest, a floating body slowly in the middle."""
+    """Dials (n, d) for films: circles start at the top, pendulums at rest, floating bodies slowly in the middle."""
     if motion == "circles":
         dials[:, 1] = 0.75
     elif motion == "swings":
@@ -119,7 +119,7 @@ def _thrown(dials, radius, reach, sign, t):
 
 
 def _ballistic(start, velocity, radius, reach, restitution, friction, t):
-    """Free fall above the floor, walls that reflect; `friction` slows a body while it touches the floor."""
+    """Free fall above the floor with reflecting walls; `friction` slows a body that touches the floor."""
     (x, y), (vx, vy), floor, dt = start, velocity, FLOOR - radius, 1 / SUBSTEPS
     rows = []
     for step in range((len(t) - 1) * SUBSTEPS + 1):
@@ -167,7 +167,7 @@ def _floats(dials, radius, reach, sign, t):
     low, high = np.stack([reach, reach], -1)[:, None], np.stack([WIDTH - reach, FLOOR - reach], -1)[:, None]
     velocity = (speed * np.stack([np.cos(heading), np.sin(heading)])).T[:, None]
     straight = _between(dials[2:].T[:, None], low, high) + velocity * t[:, None]
-    folded = (straight - low) % (2 * (high - low))  # reflection at the walls is a fold of the straight line
+    folded = (straight - low) % (2 * (high - low))  # reflection at the walls folds the straight line
     return low + np.minimum(folded, 2 * (high - low) - folded)
 
 
@@ -182,8 +182,8 @@ def _hits(dials, extents, t):
         if step % SUBSTEPS == 0:
             rows.append(x)
         x = x + v * dt
-        meet = (x[1] - x[0] < touch) & (v[0] > v[1])
-        v = np.where(meet, 2 * (mass * v).sum(0) / mass.sum(0) - v, v)
+        collide = (x[1] - x[0] < touch) & (v[0] > v[1])
+        v = np.where(collide, 2 * (mass * v).sum(0) / mass.sum(0) - v, v)
         inside = np.minimum(np.maximum(x, reach), WIDTH - reach)
         x, v = inside, np.where(inside == x, v, -v)
     x = np.stack(rows, -1)  # (bodies, n, frames)

@@ -1,4 +1,4 @@
-"""The precision in which a processor computes fastest."""
+"""The fastest floating-point precision of the CPU."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import torch
 
 
 def fastest_dtype() -> torch.dtype:
-    """bfloat16 on processors that multiply in it; elsewhere, where it is ten times slower, float32."""
+    """bfloat16 on CPUs with native support; otherwise float32, since bfloat16 would be ten times slower."""
     return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else torch.float32
 
 
 def mixed_precision() -> torch.autocast:
-    """Autocast to bfloat16, where that is fastest."""
+    """Autocast to bfloat16 if that is fastest."""
     return torch.autocast("cpu", torch.bfloat16, enabled=fastest_dtype() == torch.bfloat16)

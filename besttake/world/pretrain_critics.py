@@ -1,9 +1,9 @@
-"""Training of the two critics, on clips made as they are needed.
+"""Training of the two critics on clips that are rendered on the fly.
 
-The `world` critic learns from synthetic degradations (OnlineVPO, section 3.2): a step sees groups of takes of one
-prompt, films of it whose flaws, severities and agreement with the caption are known, and learns to order them. The
-`heldout` critic learns to predict clean clips and never sees a flaw. Both see their clips slightly soft and grainy at
-random, good and bad alike, so that the traces of an autoencoder are no flaw to them.
+The `world` critic learns from synthetic degradations (OnlineVPO, section 3.2): each step has groups of candidates of
+one prompt with known flaws, severities and agreement with the caption, and the critic learns to rank them. The
+`heldout` critic learns to predict clean clips and never sees a flaw. Clips are randomly blurred and noisy for both, so
+that the artefacts of an autoencoder do not count as flaws.
 
     besttake world pretrain --part critic-world
 """
@@ -46,63 +46,63 @@ from besttake.world.training_log import TrainingLog, load_state, save_state
 
 @dataclass(frozen=True)
 class WorldCriticConfig:
-    """Settings of the training critic; the defaults are the ones of the shipped weights."""
+    """Training settings of the training critic; the defaults are those of the embedded weights."""
 
     out: Path = Path("runs/pretrain/critic-world")
     weights: Path = EMBEDDED_WEIGHTS / "critic-world"
     steps: int = 2000
     groups: int = 8
-    """Prompts in a step."""
+    """Prompts per step."""
     candidates: int = 4
-    """Films of each prompt."""
+    """Films per prompt."""
     lr: float = 2e-3
     calibration: int = 256
-    """Clips that the scores are standardised on."""
+    """Clips for standardising the scores."""
     seed: int = 21
 
 
 @dataclass(frozen=True)
 class HeldoutCriticConfig:
-    """Settings of the held-out critic; the defaults are the ones of the shipped weights."""
+    """Training settings of the held-out critic; the defaults are those of the embedded weights."""
 
     out: Path = Path("runs/pretrain/critic-heldout")
     weights: Path = EMBEDDED_WEIGHTS / "critic-heldout"
     steps: int = 1100
     batch: int = 16
-    """Clips in a step."""
+    """Clips per step."""
     frames: int = 8
-    """Frames predicted of each of them."""
+    """Predicted frames per clip."""
     lr: float = 2e-3
     calibration: int = 256
-    """Clips that the score is standardised on; four times as many for the features."""
+    """Clips for standardising the score; four times as many for the features."""
     seed: int = 31
 
 
 def train_world_critic(config: WorldCriticConfig) -> QualityNetwork:
-    """Train (or go on training) the training critic; state and log in `config.out`, weights in `config.weights`."""
+    """Train or resume the training critic; state and log are in `config.out`, weights in `config.weights`."""
     torch.manual_seed(config.seed)
     network = QualityNetwork(len(vocabulary()))
 
     def loss_of(step: int) -> Tensor:
         batch = graded_batch(config.seed, step, config.groups, config.candidates)
         with mixed_precision():
-            found = network.judge(codec_like(batch.videos, step), _ids(batch.asked))
-        ranking = ranking_loss(found.scores, batch.qualities, config.candidates)
-        seen = 0.5 * words_loss(found.seen, _ids(batch.shown))
-        return ranking + seen + 10 * places_loss(found.positions, batch.places)
+            output = network.assess(codec_like(batch.videos, step), _ids(batch.captions))
+        ranking = ranking_loss(output.scores, batch.qualities, config.candidates)
+        words = 0.5 * words_loss(output.word_logits, _ids(batch.shown_captions))
+        return ranking + words + 10 * positions_loss(output.positions, batch.places)
 
     _train(network, loss_of, config)
     with torch.no_grad():
         clean, mixed = (_world_scores(network, config.calibration, share) for share in (0.0, 0.5))
     facts = {"mean": clean.mean(0).tolist(), "std": mixed.std(0).tolist(), "dimensions": DIMENSIONS}
-    _ship(network, "world", facts, config)
+    _write_weights(network, "world", facts, config)
     return network
 
 
-def train_heldout_critic(config: HeldoutCriticConfig) -> heldout.Expectation:
-    """Train (or go on training) the held-out critic; state and log in `config.out`, weights in `config.weights`."""
+def train_heldout_critic(config: HeldoutCriticConfig) -> heldout.HeldoutNetwork:
+    """Train or resume the held-out critic; state and log are in `config.out`, weights in `config.weights`."""
     torch.manual_seed(config.seed)
-    network = heldout.Expectation(len(vocabulary()))
+    network = heldout.HeldoutNetwork(len(vocabulary()))
 
     def loss_of(step: int) -> Tensor:
         videos, clips = make_batch(config.seed, step * config.batch, config.batch, "train")
@@ -115,7 +115,7 @@ def train_heldout_critic(config: HeldoutCriticConfig) -> heldout.Expectation:
         fit_features(network, 4 * config.calibration)
         clean, mixed = (_heldout_surprise(network, config.calibration, share) for share in (0.0, 0.5))
     facts = {"mean": clean.mean(0).tolist(), "std": mixed.std(0).tolist(), "dimensions": heldout.DIMENSIONS}
-    _ship(network, "heldout", facts, config)
+    _write_weights(network, "heldout", facts, config)
     return network
 
 
@@ -137,8 +137,8 @@ def _train(network: nn.Module, loss_of: Callable[[int], Tensor], config) -> None
             save_state(config.out, network, optimizer, step + 1)
 
 
-def _ship(network: nn.Module, critic: str, facts: dict, config) -> None:
-    """Weights, config and loss curve into the folder that the package ships."""
+def _write_weights(network: nn.Module, critic: str, facts: dict, config) -> None:
+    """Write weights, config and loss curve into the package's folder."""
     settings = {key: value for key, value in asdict(config).items() if key not in ("out", "weights")}
     write_critic(config.weights, network, {"critic": critic, "words": vocabulary(), **facts, "training": settings})
     rows = [json.loads(line) for line in (config.out / "log.jsonl").read_text().splitlines()]
@@ -150,7 +150,7 @@ def _ids(captions: list[Caption]) -> Tensor:
 
 
 def codec_like(videos: Tensor, seed: int) -> Tensor:
-    """Each video `b f c h w` a little soft (Gaussian, up to 0.6 pixels) and grainy (up to 0.03), two thirds of them."""
+    """Blur (Gaussian, up to 0.6 pixels) and noise (up to 0.03) on two thirds of the videos `b f c h w`."""
     generator, b = torch.Generator().manual_seed(seed), len(videos)
     sigma = 0.6 * torch.rand(b, generator=generator) * (torch.rand(b, generator=generator) < 0.67)
     grain = 0.03 * torch.rand(b, 1, 1, 1, 1, generator=generator) * (sigma > 0).view(-1, 1, 1, 1, 1)
@@ -158,7 +158,7 @@ def codec_like(videos: Tensor, seed: int) -> Tensor:
 
 
 def soften(videos: Tensor, sigma: Tensor, grain: Tensor | float, generator: torch.Generator) -> Tensor:
-    """Videos `b f c h w`, each blurred by its own `sigma` (b,), in pixels, and with noise of deviation `grain`."""
+    """Blur each of the videos `b f c h w` by its `sigma` (b,) in pixels, and add noise of deviation `grain`."""
     b, f, c, h, w = videos.shape
     taps = torch.exp(-0.5 * (torch.arange(-2, 3) / sigma.clamp(min=0.05)[:, None]) ** 2)
     taps = (taps / taps.sum(1, keepdim=True)).repeat_interleave(f * c, 0)
@@ -170,7 +170,7 @@ def soften(videos: Tensor, sigma: Tensor, grain: Tensor | float, generator: torc
 
 # --- the training critic -----------------------------------------------------------------------------------------
 
-BLAME = {
+FLAW_PENALTY = {
     "visual quality": {
         "blur": 1.0,
         "noise": 1.0,
@@ -192,13 +192,13 @@ BLAME = {
         "recolour": 0.7,
     },
 }
-"""How much each flaw, at severity 1, takes from a dimension."""
+"""Penalty of each flaw at severity 1, by dimension."""
 
-OFTEN = {"stray": 0.25, "mesh": 0.2}
-"""How often a flaw comes, where that is not 0.11."""
+FLAW_PROBABILITY = {"stray": 0.25, "mesh": 0.2}
+"""Probability of a flaw, if not 0.11."""
 
-FAR = 5.0
-"""Pixels; a body farther from its path is no worse."""
+MAX_DISTANCE = 5.0
+"""Distance to the true path, in pixels, at which the penalty saturates."""
 
 SHARPNESS = 8.0
 """A difference of 0.25 in quality is preferred with probability sigmoid(2) = 0.88."""
@@ -206,57 +206,65 @@ SHARPNESS = 8.0
 
 @dataclass(frozen=True)
 class GradedBatch:
-    """Videos `b f c h w`, the captions they were asked for and the ones they show, and what is true of them.
+    """Videos `b f c h w`, their prompts' captions, the captions that they show, and labels.
 
-    That is their qualities (b, dimensions), and where their bodies are, (b, f, bodies, 2), NaN where one is not.
+    Labels are the qualities (b, dimensions), and the bodies' positions (b, f, bodies, 2), NaN if invisible.
     """
 
     videos: Tensor
-    asked: list[Caption]
-    shown: list[Caption]
+    captions: list[Caption]
+    shown_captions: list[Caption]
     qualities: Tensor
     places: Tensor
 
 
-def graded_batch(seed: int, step: int, groups: int, takes: int, split: str = "train") -> GradedBatch:
-    """Films of known quality, `takes` of each of `groups` prompts side by side."""
+def graded_batch(seed: int, step: int, groups: int, candidates: int, split: str = "train") -> GradedBatch:
+    """Films of known quality: `candidates` consecutive ones for each of `groups` prompts."""
     rng = np.random.default_rng([seed, step])
-    rows = [row for _ in range(groups) for row in _group(rng, takes, split)]
-    videos, asked, shown, graded, where = zip(*rows, strict=True)
+    rows = [row for _ in range(groups) for row in _group(rng, candidates, split)]
+    videos, captions, shown, graded, where = zip(*rows, strict=True)
     truth = torch.tensor(graded, dtype=torch.float32)
-    return GradedBatch(torch.stack(videos), list(asked), list(shown), truth, torch.stack(where))
+    return GradedBatch(torch.stack(videos), list(captions), list(shown), truth, torch.stack(where))
 
 
-def _group(rng: np.random.Generator, takes: int, split: str) -> list[tuple]:
-    """Takes of one caption; in half of the groups they share one track, so that only flaws tell them apart."""
+def _group(rng: np.random.Generator, candidates: int, split: str) -> list[tuple]:
+    """Candidates of one caption; half of the groups have a common track, so that they differ only in flaws."""
     caption = sample_caption(rng, split)
-    shared = make_film(caption, rng) if rng.random() < 0.5 else None
+    common_film = make_film(caption, rng) if rng.random() < 0.5 else None
     rows = []
-    for _ in range(takes):
+    for _ in range(candidates):
         shown, swaps = _swapped(caption, rng) if rng.random() < 0.25 else (caption, 0)
-        film = deepcopy(shared) if shared and shown == caption else make_film(shown, rng)
+        film = deepcopy(common_film) if common_film and shown == caption else make_film(shown, rng)
         true = deepcopy(film)
-        severities, moved = spoil_any(film, rng)
-        away = distance(film, true)
+        severities, motion_left = add_any_flaws(film, rng)
+        distance_to_path = distance(film, true)
         if rng.random() < 0.02:
-            swaps, moved, away = 4, 0.0, FAR
+            swaps, motion_left, distance_to_path = 4, 0.0, MAX_DISTANCE
             for actor in film.actors:
                 actor.opacity = 0 * actor.opacity
         if shown.motion != caption.motion:
-            away = max(away, FAR / 2)
-        rows.append((render(film, rng), caption, shown, qualities(severities, moved, swaps, away), places(film)))
+            distance_to_path = max(distance_to_path, MAX_DISTANCE / 2)
+        rows.append(
+            (
+                render(film, rng),
+                caption,
+                shown,
+                qualities(severities, motion_left, swaps, distance_to_path),
+                body_positions(film),
+            )
+        )
     return rows
 
 
-def places(film: Film) -> Tensor:
-    """Where the bodies are, (f, bodies, 2): the frame is from -1 to 1; one body is there twice, NaN where unseen."""
+def body_positions(film: Film) -> Tensor:
+    """Positions (f, bodies, 2) in [-1, 1]; a single body is repeated, and positions are NaN if invisible."""
     actors = (film.actors * BODIES)[:BODIES]
-    there = [np.where(actor.opacity[:, None] > 0.5, actor.position, np.nan) for actor in actors]
-    return torch.tensor(np.stack(there, 1), dtype=torch.float32) * 2 / WIDTH - 1
+    visible = [np.where(actor.opacity[:, None] > 0.5, actor.position, np.nan) for actor in actors]
+    return torch.tensor(np.stack(visible, 1), dtype=torch.float32) * 2 / WIDTH - 1
 
 
 def distance(film: Film, true: Film) -> float:
-    """Root mean square distance of the worse body to its true path, in pixels; an angle counts at the radius."""
+    """Root mean square distance of the worse body to its true path, in pixels, including rotation at its radius."""
     worst = 0.0
     for one, other in zip(film.actors, true.actors, strict=True):
         turned = SIZES[one.body.size] * (one.angle - other.angle)
@@ -264,41 +272,43 @@ def distance(film: Film, true: Film) -> float:
     return worst
 
 
-def spoil_any(film: Film, rng: np.random.Generator) -> tuple[dict[str, float], float]:
-    """Flaws of any severity, in place; their severities, and the share of motion that is left.
+def add_any_flaws(film: Film, rng: np.random.Generator) -> tuple[dict[str, float], float]:
+    """Add flaws of any severity in place; returns the severities and the remaining fraction of motion.
 
-    Each comes or not whatever the others do: otherwise one that is seen would speak against those that are not.
+    Flaws are sampled independently; otherwise one visible flaw would be evidence against the others.
     """
-    names = sorted((name for name in FLAWS if rng.random() < OFTEN.get(name, 0.11)), key=lambda name: name != "freeze")
-    due, moved, severities = path_length(film), 1.0, {}
+    names = sorted(
+        (name for name in FLAWS if rng.random() < FLAW_PROBABILITY.get(name, 0.11)), key=lambda name: name != "freeze"
+    )
+    due, motion_left, severities = path_length(film), 1.0, {}
     for name in names:
         severities[name] = float(rng.uniform(0.02, 1))
         FLAWS[name](film, severities[name], rng)
-        if name == "freeze":  # the first of them: jitter and jumps are no motion that was due
-            moved = path_length(film) / max(due, 1e-6)
-    return severities, moved
+        if name == "freeze":  # the first one: jitter and jumps do not count as motion
+            motion_left = path_length(film) / max(due, 1e-6)
+    return severities, motion_left
 
 
 def path_length(film: Film) -> float:
-    """How far the bodies travel and turn, in pixels."""
+    """Length of the bodies' paths and rotations, in pixels."""
     travel = sum(np.linalg.norm(np.diff(actor.position, axis=0), axis=1).sum() for actor in film.actors)
     turn = sum(SIZES[actor.body.size] * np.abs(np.diff(actor.angle)).sum() for actor in film.actors)
     return float(travel + turn)
 
 
-def qualities(severities: dict[str, float], moved: float, swaps: int, away: float) -> list[float]:
-    """The true quality of a film in each of the critic's dimensions, about 0 (as it should be) to -2.
+def qualities(severities: dict[str, float], motion_left: float, swaps: int, distance_to_path: float) -> list[float]:
+    """The true quality of a film in each of the critic's dimensions, from 0 (perfect) to about -2.
 
-    From the severity of its flaws, the share of its motion that is left, how many attributes are another caption's,
-    and how many pixels it is away from its true path.
+    Computed from the severities of its flaws, the remaining fraction of motion, the number of wrong attributes, and the
+    distance to the true path.
     """
-    blamed = [-sum(blame.get(name, 0) * s for name, s in severities.items()) for blame in BLAME.values()]
-    aligned = -(0.5 * (swaps > 0) + 0.5 * swaps) - 0.5 * (1 - moved)
-    return [*blamed, moved - 1, aligned, -2 * min(away, FAR) / FAR]
+    blamed = [-sum(blame.get(name, 0) * s for name, s in severities.items()) for blame in FLAW_PENALTY.values()]
+    aligned = -(0.5 * (swaps > 0) + 0.5 * swaps) - 0.5 * (1 - motion_left)
+    return [*blamed, motion_left - 1, aligned, -2 * min(distance_to_path, MAX_DISTANCE) / MAX_DISTANCE]
 
 
 def _swapped(caption: Caption, rng: np.random.Generator) -> tuple[Caption, int]:
-    """A caption that differs in one to three attributes, and in how many."""
+    """A caption that differs in one to three attributes, and the number of these."""
     fields = {"size": list(SIZES), "colour": list(COLOURS), "shape": list(SHAPES), "background": list(BACKGROUNDS)}
     if caption.motion != "hits":
         fields["motion"] = [m for m in MOTIONS if m not in ("hits", "spins")]
@@ -310,25 +320,25 @@ def _swapped(caption: Caption, rng: np.random.Generator) -> tuple[Caption, int]:
     return replace(caption, body=body, motion=now["motion"], background=now["background"]), len(names)
 
 
-def ranking_loss(scores: Tensor, targets: Tensor, takes: int) -> Tensor:
-    """Bradley-Terry with soft labels over all pairs of a batch; pairs within a prompt count as much as all others."""
+def ranking_loss(scores: Tensor, targets: Tensor, candidates: int) -> Tensor:
+    """Bradley-Terry loss with soft labels: mean over all pairs of a batch, plus mean over pairs within a prompt."""
     preferred = torch.sigmoid(SHARPNESS * (targets[:, None] - targets[None]))
     loss = F.binary_cross_entropy_with_logits(scores[:, None] - scores[None], preferred, reduction="none").mean(-1)
-    group = torch.arange(len(scores)) // takes
+    group = torch.arange(len(scores)) // candidates
     within = (group[:, None] == group[None]) & ~torch.eye(len(scores), dtype=torch.bool)
     return loss.mean() + loss[within].mean()
 
 
-def words_loss(seen: Tensor, ids: Tensor) -> Tensor:
-    """Whether each word of the shown caption, and no other, is seen; teaches what the words look like."""
-    truth = torch.zeros_like(seen).scatter(1, ids, 1.0)
-    return F.binary_cross_entropy_with_logits(seen[:, 2:], truth[:, 2:])
+def words_loss(word_logits: Tensor, ids: Tensor) -> Tensor:
+    """Auxiliary loss: predict which words describe the video."""
+    truth = torch.zeros_like(word_logits).scatter(1, ids, 1.0)
+    return F.binary_cross_entropy_with_logits(word_logits[:, 2:], truth[:, 2:])
 
 
-def places_loss(found: Tensor, true: Tensor) -> Tensor:
-    """Smooth L1 between positions (b, f, bodies, 2), where there is a body."""
-    there = true.isfinite()
-    return F.smooth_l1_loss(found[there], true[there], beta=0.1)
+def positions_loss(predicted: Tensor, true: Tensor) -> Tensor:
+    """Smooth L1 loss of positions (b, f, bodies, 2) of visible bodies."""
+    visible = true.isfinite()
+    return F.smooth_l1_loss(predicted[visible], true[visible], beta=0.1)
 
 
 def _world_scores(network: QualityNetwork, n: int, flawed_share: float) -> Tensor:
@@ -340,7 +350,7 @@ def _world_scores(network: QualityNetwork, n: int, flawed_share: float) -> Tenso
 # --- the held-out critic -----------------------------------------------------------------------------------------
 
 
-def expectation_loss(network: heldout.Expectation, videos: Tensor, ids: Tensor, frames: int, seed: int) -> Tensor:
+def expectation_loss(network: heldout.HeldoutNetwork, videos: Tensor, ids: Tensor, frames: int, seed: int) -> Tensor:
     """Gaussian negative log-likelihood of frames given earlier ones, and of the clips' statistics given captions."""
     generator = torch.Generator().manual_seed(seed)
     b, f = videos.shape[:2]
@@ -353,13 +363,13 @@ def expectation_loss(network: heldout.Expectation, videos: Tensor, ids: Tensor, 
     weight = 0.3 + torch.maximum(heldout.saturation(target), heldout.saturation(videos[row, t - horizon])).clamp(max=1)
     of_frames = (weight * ((target - mean).square().mean(1, keepdim=True) / variance + variance.log())).mean()
     expected, log_variance = network.expected_statistics(caption)
-    seen = heldout.statistics(videos.float())
-    of_whole = ((seen - expected.float()).square() * torch.exp(-log_variance.float()) + log_variance.float()).mean()
+    observed = heldout.statistics(videos.float())
+    of_whole = ((observed - expected.float()).square() * torch.exp(-log_variance.float()) + log_variance.float()).mean()
     return of_frames + 0.5 * of_whole
 
 
-def fit_features(network: heldout.Expectation, n: int) -> None:
-    """Set the projection of the bottleneck to its principal directions on clean clips, each of variance 1 there."""
+def fit_features(network: heldout.HeldoutNetwork, n: int) -> None:
+    """Set the projection of the bottleneck to the whitened principal components of clean clips."""
     videos, clips = make_batch(8765, 0, n, "train")
     videos, ids = codec_like(videos, 2), _ids([clip.caption for clip in clips])
     pairs = zip(videos.split(32), ids.split(32), strict=True)
@@ -370,7 +380,7 @@ def fit_features(network: heldout.Expectation, n: int) -> None:
     network.feature_projection.copy_(directions[: heldout.FEATURES].T * scale)
 
 
-def _heldout_surprise(network: heldout.Expectation, n: int, flawed_share: float) -> Tensor:
+def _heldout_surprise(network: heldout.HeldoutNetwork, n: int, flawed_share: float) -> Tensor:
     videos, clips = make_batch(4321, 0, n, "train", flawed_share)
     videos, ids = codec_like(videos, 3), _ids([clip.caption for clip in clips])
     return torch.cat([network.surprise(*part) for part in zip(videos.split(32), ids.split(32), strict=True)])

@@ -1,7 +1,7 @@
-"""Training of the tiny base models, as web-trained models are: on captioned clips of which a good share is flawed.
+"""Pretraining of the tiny base models on captioned clips, many of them flawed, like web data.
 
-Plain diffusion loss on the schedule that sampling and preference learning use. Matrices are trained with Muon, the
-rest with AdamW; what is kept is a moving average. The bank of clips grows while the training goes on.
+Plain diffusion loss on the schedule that sampling and preference learning use. Matrices are trained with Muon, other
+parameters with AdamW; the exported weights are an exponential moving average. Clips are rendered during training.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from besttake.world.muon import Muon
 from besttake.world.precision import mixed_precision
 from besttake.world.training_log import TrainingLog, load_state, save_state
 
-EMPHASIS = {
+MOTION_WEIGHTS = {
     "circles": 2.0,
     "swings": 2.0,
     "floats": 2.0,
@@ -34,54 +34,56 @@ EMPHASIS = {
     "slides": 0.5,
     "thrown": 0.5,
 }
-"""How often clips of a motion are drawn, relative to the others: those that go round and back are learned last."""
+"""Relative sampling frequency of each motion: periodic motions are learned last."""
 
 
 @dataclass(frozen=True)
 class DenoiserConfig:
-    """Settings of a base model's training; the defaults are those of `tiny-cogvideox`."""
+    """Training settings of a base model; the defaults are those of `tiny-cogvideox`."""
 
     family: str = "tiny-cogvideox"
     out: Path = Path("runs/pretrain")
     start: Path | None = None
-    """Pipeline folder of an earlier leg to go on from: its autoencoder, its denoiser, and its count of steps."""
+    """Pipeline folder of an earlier training to continue: its autoencoder, denoiser and step count."""
     steps: int = 41_000
     batch: int = 24
-    """Clips a step, in each process."""
+    """Clips per step and process."""
     lr: float = 2e-3
-    """Muon's, scaled to AdamW's; AdamW takes half."""
+    """Muon's learning rate, scaled like AdamW's; AdamW uses half of it."""
     decay: float = 0.35
-    """Last share of the steps, over which the learning rate falls to zero."""
+    """Last fraction of the steps, in which the learning rate falls to zero."""
     average: float = 0.998
     flawed_share: float = 0.3
     uncaptioned_share: float = 0.1
-    """Share of clips trained without their caption, for classifier-free guidance."""
+    """Fraction of clips trained without caption, for classifier-free guidance."""
     first_clips: int = 1024
     clips_per_step: int = 2
-    """Clips the bank starts with, and grows by."""
+    """Clips in the buffer at the start, and new clips per step."""
     bank: int = 10_000
-    """Clips it holds; the oldest are forgotten."""
+    """Capacity of the buffer in clips; the oldest are dropped."""
     save_every: int = 200
     seed: int = 23
     compile: bool = False
-    """Fuse what lies between the matrix products: a quarter off a step, for a minute at first and a C++ compiler."""
+    """Compile the denoiser: steps take a quarter less time, after a minute of compilation; needs a C++ compiler."""
 
 
 def train_denoiser(config: DenoiserConfig) -> None:
-    """Train, or go on training, one base model on the latents of its trained autoencoder."""
-    torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)  # on a CPU too; else attention is cast to float32
+    """Train or resume one base model on the latents of its autoencoder."""
+    torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(
+        True
+    )  # also on CPUs, where attention would be cast to float32
     folder = config.out / config.family / "denoiser"
     if config.start and not (folder / "state.pt").exists():
-        begin_from(config.start, config)
+        start_from_pipeline(config.start, config)
     model = load_parts(config.family, config.out)
-    denoiser, bank = model.denoiser.train().requires_grad_(True), Bank(model, config)
+    denoiser, bank = model.denoiser.train().requires_grad_(True), ClipBuffer(model, config)
     optimizer = _Optimizers(denoiser, config)
     if config.compile:
         denoiser.compile(dynamic=False)
-    average = {name: p.detach().clone() for name, p in denoiser.named_parameters()}
+    ema = {name: p.detach().clone() for name, p in denoiser.named_parameters()}
     done = load_state(folder, denoiser, optimizer)
     if done:
-        average = torch.load(folder / "state.pt", weights_only=True)["average"]
+        ema = torch.load(folder / "state.pt", weights_only=True)["average"]
     log = TrainingLog(folder, config.steps, done)
     for step in range(done, config.steps):
         generator = torch.Generator().manual_seed(config.seed * 10_000_019 + step)
@@ -92,15 +94,15 @@ def train_denoiser(config: DenoiserConfig) -> None:
         optimizer.step(learning_rate(step, config))
         decay = min(config.average, (step + 1) / (step + 10))
         for name, parameter in denoiser.named_parameters():
-            average[name].lerp_(parameter.detach(), 1 - decay)
+            ema[name].lerp_(parameter.detach(), 1 - decay)
         log.add(step + 1, loss=loss.item())
         if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
             log.write(step + 1, clips=float(len(bank)))
-            save_state(folder, denoiser, optimizer, step + 1, average=average)
+            save_state(folder, denoiser, optimizer, step + 1, average=ema)
 
 
-def begin_from(start: Path, config: DenoiserConfig) -> None:
-    """Write the states that an earlier leg would have left, but for its optimizer's, of which nothing is shipped."""
+def start_from_pipeline(start: Path, config: DenoiserConfig) -> None:
+    """Write the training state of an exported pipeline, with a new optimizer."""
     pipeline, out = DiffusionPipeline.from_pretrained(start, dtype=torch.float32), config.out / config.family
     for part in ("vae", "denoiser"):
         (out / part).mkdir(parents=True, exist_ok=True)
@@ -108,18 +110,18 @@ def begin_from(start: Path, config: DenoiserConfig) -> None:
         (out / part / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     save_state(out / "vae", pipeline.vae, None, 0)
     denoiser = pipeline.transformer.requires_grad_(True)
-    average = {name: parameter.detach().clone() for name, parameter in denoiser.named_parameters()}
-    save_state(out / "denoiser", denoiser, _Optimizers(denoiser, config), rows[-1]["step"], average=average)
+    ema = {name: parameter.detach().clone() for name, parameter in denoiser.named_parameters()}
+    save_state(out / "denoiser", denoiser, _Optimizers(denoiser, config), rows[-1]["step"], average=ema)
 
 
 def learning_rate(step: int, config: DenoiserConfig) -> float:
-    """A factor: linear warm-up over 200 steps, constant, then linear to zero."""
+    """Factor on the learning rate: linear warm-up over 200 steps, constant, then linear decay to zero."""
     left = (config.steps - step) / (config.decay * config.steps)
     return min(1.0, (step + 1) / 200, left)
 
 
 def diffusion_loss(model: VideoModel, latents: Tensor, text: Tensor, generator: torch.Generator) -> Tensor:
-    """Mean squared error of the prediction at training times."""
+    """Mean squared error of the prediction at sampled times."""
     t = training_times(model.schedule, len(latents), generator)
     noise = torch.randn(latents.shape, generator=generator)
     x_t, target = model.schedule.add_noise(latents, noise, t), model.schedule.target(latents, noise, t)
@@ -129,17 +131,17 @@ def diffusion_loss(model: VideoModel, latents: Tensor, text: Tensor, generator: 
 
 
 def training_times(schedule: Schedule, n: int, generator: torch.Generator, bend: float = 0.5) -> Tensor:
-    """One random time from each of `n` parts of the schedule's times, narrower in the middle: shapes are decided there.
+    """Stratified random times, denser in the middle of the schedule, where shapes are decided.
 
-    The density in the middle is 1 / (1 - bend) times the schedule's own, at the ends 1 / (1 + bend) times.
+    Relative to the schedule's own density, it is 1 / (1 - bend) in the middle and 1 / (1 + bend) at the ends.
     """
     even = torch.linspace(0, 1, n + 1, dtype=torch.float64)
     edges = (even + bend * (2 * torch.pi * even).sin() / (2 * torch.pi)).clamp(0, 1)
     return schedule.times(torch.lerp(edges[:-1], edges[1:], torch.rand(n, generator=generator).double()).float())
 
 
-class Bank:
-    """Latents and text embeddings of the newest clips of a stream."""
+class ClipBuffer:
+    """Buffer of latents and text embeddings of the newest clips of a stream."""
 
     def __init__(self, model: VideoModel, config: DenoiserConfig):
         self.model, self.config = model, config
@@ -154,7 +156,7 @@ class Bank:
 
     @torch.no_grad()
     def grow_to(self, n: int, batch: int = 32) -> None:
-        """Film, encode and keep clips up to the `n`th, at least half a batch at a time; forget those too old."""
+        """Render and encode clips up to the `n`th, at least half a batch at a time, and drop the oldest."""
         seed, size = self.config.seed, self.config.bank
         self.made = max(self.made, n - size)
         while self.made + batch // 2 <= n:
@@ -164,13 +166,13 @@ class Bank:
             with mixed_precision():
                 self.latents += list(self.model.encode(videos).half())
             self.texts += list(self.model.embed([str(clip.caption) for clip in clips])["text"].half())
-            self.weights += [EMPHASIS.get(clip.caption.motion.split()[0], 1.0) for clip in clips]
+            self.weights += [MOTION_WEIGHTS.get(clip.caption.motion.split()[0], 1.0) for clip in clips]
             self.made += count
         for kept in (self.latents, self.texts, self.weights):
             del kept[:-size]
 
     def draw(self, config: DenoiserConfig, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """A batch of latents and text embeddings, some of them of the empty caption."""
+        """Sample a batch of latents and text embeddings, some with the empty caption."""
         rows = torch.multinomial(torch.tensor(self.weights), config.batch, True, generator=generator).tolist()
         text = torch.stack([self.texts[i].float() for i in rows])
         without = torch.rand(config.batch, generator=generator) < config.uncaptioned_share
@@ -180,7 +182,7 @@ class Bank:
 
 
 class _Optimizers:
-    """Muon on the matrices of the blocks, AdamW on everything else; looks like one optimizer to be saved."""
+    """Muon for the matrices of the blocks, AdamW for all other parameters, with a common state dict."""
 
     def __init__(self, denoiser: nn.Module, config: DenoiserConfig):
         inside = {n: p for n, p in denoiser.named_parameters() if "blocks" in n and p.ndim == 2 and min(p.shape) > 16}
@@ -206,21 +208,21 @@ class _Optimizers:
 
 
 def load_parts(family: str, out: Path, denoiser: bool = False) -> VideoModel:
-    """The model of a family with its trained autoencoder, latents scaled to unit variance, and its trained denoiser."""
+    """Load a family's model with its autoencoder, latents scaled to unit variance, and optionally its denoiser."""
     pipeline: Any = build(family)
     state = torch.load(out / family / "vae" / "state.pt", weights_only=True)
     pipeline.vae.load_state_dict(state["module"])
     model = next(f for f in model_classes() if type(pipeline).__name__ in f.pipelines)(pipeline, family)
     set_latent_scale(model)
     if denoiser:
-        average = torch.load(out / family / "denoiser" / "state.pt", weights_only=True)["average"]
-        model.denoiser.load_state_dict(average, strict=False)
+        ema = torch.load(out / family / "denoiser" / "state.pt", weights_only=True)["average"]
+        model.denoiser.load_state_dict(ema, strict=False)
     return model
 
 
 @torch.no_grad()
 def set_latent_scale(model: VideoModel) -> None:
-    """Write into the autoencoder's config what brings its latents to mean 0 and deviation 1 (CogVideoX: deviation)."""
+    """Write the latents' normalisation constants into the autoencoder's config (for CogVideoX only the scale)."""
     vae = model.pipeline.vae
     latents = vae.encode(make_batch(5, 0, 64, frames=model.default_size()[0])[0].transpose(1, 2)).latent_dist.mode()
     if "latents_mean" in vae.config and vae.config.latents_mean is not None:

@@ -1,4 +1,4 @@
-"""Making of the tiny autoencoders: the best linear codec of the world's patches, found without training."""
+"""The tiny autoencoders: the optimal linear codec of the world's patches, computed without training."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from besttake.world.training_log import TrainingLog, save_state
 
 @dataclass(frozen=True)
 class VAEConfig:
-    """What an autoencoder is made from."""
+    """Settings of an autoencoder."""
 
     family: str = "tiny-cogvideox"
     out: Path = Path("runs/pretrain")
@@ -26,7 +26,7 @@ class VAEConfig:
 
 
 def make_vae(config: VAEConfig) -> Any:
-    """Make the autoencoder of one family; state and log lie in `config.out / family / vae`."""
+    """Make the autoencoder of a family; state and log are in `config.out / family / vae`."""
     torch.manual_seed(config.seed)
     folder, vae = config.out / config.family / "vae", VAES[config.family]()
     start_as_linear_codec(vae, make_batch(config.seed, 10**7, config.clips, None, config.flawed_share)[0])

@@ -1,8 +1,8 @@
-"""From pixels to bodies: what each body of a caption covers in each frame, where it is, how it is turned.
+"""Segmentation of a clip into the caption's bodies: their coverage, position and rotation in each frame.
 
-Backgrounds and strings are neutral, so colour alone tells a body from the rest: a pixel's chroma (its colour minus its
-grey) is the body's chroma times the share of the pixel that the body covers, whatever the light. Nothing here knows
-the film a clip was rendered from.
+Backgrounds and strings are neutral, so bodies are identified by colour alone: a pixel's chroma (its colour minus its
+grey) is the body's chroma times the covered fraction of the pixel, independent of brightness. The film that a clip was
+rendered from is not used.
 """
 
 from __future__ import annotations
@@ -16,32 +16,32 @@ from besttake.world.film import Actor, coverage
 from besttake.world.physics import WIDTH
 
 BODY = 0.3
-"""A pixel belongs to a body when it and its neighbours have this share of the body's chroma."""
+"""A pixel belongs to a body if it and its neighbours have this fraction of the body's chroma."""
 
 GONE = 0.3
-"""A body with less than this share of its area in a frame has no place of its own there; its neighbours' are used."""
+"""A body with less than this fraction of its area in a frame has no position there; it is interpolated."""
 
 TURN = {"square": np.pi / 2, "triangle": 2 * np.pi / 3}
-"""After how much of a turn a shape looks the same; the others look the same always."""
+"""Rotation after which a shape looks the same; other shapes are rotationally symmetric."""
 
 ANGLES = 12
-"""Angles tried within a turn."""
+"""Number of angles tried within one such rotation."""
 
 YY, XX = np.meshgrid(np.arange(WIDTH) + 0.5, np.arange(WIDTH) + 0.5, indexing="ij")
 
 
 @dataclass(frozen=True)
-class Seen:
-    """One body as the pixels show it. Arrays lead with the frames."""
+class ObservedBody:
+    """One body as observed in the pixels. The first axis of arrays is the frame."""
 
     body: Body
-    cover: np.ndarray  # (f, h, w): share of each pixel it covers, in [0, 1] but for noise
+    cover: np.ndarray  # (f, h, w): covered fraction of each pixel, in [0, 1] except for noise
     hue: np.ndarray  # (f, 3): unit direction of its chroma
-    strength: np.ndarray  # (f,): its chroma within, as a share of what the caption's colour has, at even light
+    strength: np.ndarray  # (f,): its chroma relative to the caption's colour, corrected for brightness
     position: np.ndarray  # (f, 2): x and y in pixels
     angle: np.ndarray  # (f,): in radians, within one `TURN`
-    template: np.ndarray  # (f, h, w): the caption's shape and size at that place and angle, as far as it is in sight
-    full_area: float  # pixels the caption's body covers when all of it is in sight
+    template: np.ndarray  # (f, h, w): visible part of the caption's shape and size at that position and angle
+    full_area: float  # pixels covered by the caption's body if completely visible
 
     @property
     def area(self) -> np.ndarray:
@@ -55,19 +55,19 @@ class Seen:
 
 @dataclass(frozen=True)
 class Scene:
-    """A clip taken apart: its bodies in the caption's order, and the pixels (f, h, w) well away from all of them."""
+    """A segmented clip: its bodies in the caption's order, and the background pixels (f, h, w) far from all of them."""
 
-    bodies: tuple[Seen, ...]
+    bodies: tuple[ObservedBody, ...]
     backdrop: np.ndarray
-    gain: np.ndarray  # (f,): the light of each frame relative to the clip's
+    gain: np.ndarray  # (f,): brightness of each frame relative to the clip's
 
 
 def segment(frames: np.ndarray, caption: Caption) -> Scene:
-    """Takes a clip apart.
+    """Segment a clip.
 
     Args:
         frames: (f, h, w, 3) in [0, 1].
-        caption: which bodies to look for.
+        caption: names the bodies.
     """
     chroma = frames - frames.mean(-1, keepdims=True)
     soft = smooth(chroma)
@@ -75,12 +75,12 @@ def segment(frames: np.ndarray, caption: Caption) -> Scene:
     coloured = np.linalg.norm(soft, axis=-1) > BODY * min(np.linalg.norm(chroma_of(name)) for name in COLOURS)
     backdrop = ~dilate(coloured, 3)
     gain = _gain(frames.mean(-1), backdrop)
-    bodies: list[Seen] = []
+    bodies: list[ObservedBody] = []
     in_sight = np.ones(frames.shape[:3])
     for i in reversed(range(len(caption.bodies))):  # the last is drawn in front
-        seen = _see(chroma, soft, owner == i, gain, caption.bodies[i], in_sight)
-        in_sight = in_sight * (1 - seen.template)
-        bodies.insert(0, seen)
+        observed = _observe(chroma, soft, owner == i, gain, caption.bodies[i], in_sight)
+        in_sight = in_sight * (1 - observed.template)
+        bodies.insert(0, observed)
     return Scene(tuple(bodies), backdrop, gain)
 
 
@@ -99,7 +99,7 @@ def smooth(image: np.ndarray) -> np.ndarray:
 
 
 def dilate(mask: np.ndarray, by: int) -> np.ndarray:
-    """A mask (f, h, w) grown by so many pixels, as a square."""
+    """Dilate a mask (f, h, w) by a square of `by` pixels in each direction."""
     for _ in range(by):
         for axis in (1, 2):
             wide = np.pad(mask, [(1, 1) if a == axis else (0, 0) for a in range(3)]).swapaxes(axis, 0)
@@ -108,7 +108,7 @@ def dilate(mask: np.ndarray, by: int) -> np.ndarray:
 
 
 def render(body: Body, position: np.ndarray, angle: np.ndarray, scale: np.ndarray | float = 1.0) -> np.ndarray:
-    """The coverage (n, h, w) of a body at n places (n, 2) and angles (n,)."""
+    """The coverage (n, h, w) of a body at n positions (n, 2) and angles (n,)."""
     one = np.ones(len(position))
     return coverage(Actor(body, position, angle, one * scale, one, 0 * one, one[:, None]), XX, YY)
 
@@ -119,7 +119,7 @@ def overlap(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def best_angle(cover: np.ndarray, body: Body, position: np.ndarray, scale: np.ndarray | float = 1.0):
-    """The angle (f,) at which a body fits covers (f, h, w) best, and how well: intersection over union (f,)."""
+    """The best-fitting angle (f,) of a body for coverages (f, h, w), and the intersection over union (f,)."""
     turn, frames = TURN.get(body.shape, 0.0), len(cover)
     angles = np.arange(ANGLES) * turn / ANGLES if turn else np.zeros(1)
     places = position.repeat(len(angles), 0)
@@ -129,27 +129,29 @@ def best_angle(cover: np.ndarray, body: Body, position: np.ndarray, scale: np.nd
     if not turn:
         return np.zeros(frames), fits[:, 0]
     before, top, after = fits[rows, best - 1], fits[rows, best], fits[rows, (best + 1) % ANGLES]
-    shift = (after - before) / (2 * np.maximum(top - np.minimum(before, after), 1e-6))  # the fit is a tent, not a bowl
+    shift = (after - before) / (
+        2 * np.maximum(top - np.minimum(before, after), 1e-6)
+    )  # the fit is piecewise linear around its maximum
     return angles[best] + shift * turn / ANGLES, top
 
 
 def _owner(soft: np.ndarray, caption: Caption) -> np.ndarray:
-    """Which body's colour each pixel is nearest to in direction: (f, h, w), an index."""
+    """Index (f, h, w) of the body with the nearest colour direction, for each pixel."""
     directions = np.stack([chroma_of(b.colour) / np.linalg.norm(chroma_of(b.colour)) for b in caption.bodies])
     return (soft @ directions.T).argmax(-1)
 
 
 def _gain(luma: np.ndarray, backdrop: np.ndarray) -> np.ndarray:
-    """The light of each frame, from the pixels away from bodies: their median ratio to the same pixels' usual light."""
+    """Brightness of each frame: median ratio of background pixels to their median over time."""
     usual = np.maximum(np.median(luma, 0), 0.02)
     gain = np.ones(len(luma))
-    for t, away in enumerate(backdrop):
-        if away.sum() > 50:
-            gain[t] = np.clip(np.median((luma[t] / usual)[away]), 0.2, 5)
+    for t, background in enumerate(backdrop):
+        if background.sum() > 50:
+            gain[t] = np.clip(np.median((luma[t] / usual)[background]), 0.2, 5)
     return gain
 
 
-def _see(chroma, soft, own, gain, body: Body, in_sight: np.ndarray) -> Seen:
+def _observe(chroma, soft, own, gain, body: Body, in_sight: np.ndarray) -> ObservedBody:
     size = np.linalg.norm(chroma_of(body.colour))
     full_area = float(render(body, np.full((1, 2), WIDTH / 2), np.zeros(1)).sum())
     mask = own & (np.linalg.norm(soft, axis=-1) > BODY * 0.6 * size)
@@ -162,11 +164,11 @@ def _see(chroma, soft, own, gain, body: Body, in_sight: np.ndarray) -> Seen:
     mask = dilate(smooth(share) > BODY * unit, 1)
     cover = share * mask / unit
     position, angle, template = _fit(cover.clip(0, 1), body, full_area, in_sight)
-    return Seen(body, cover, hue, strength / size, position, angle, template, full_area)
+    return ObservedBody(body, cover, hue, strength / size, position, angle, template, full_area)
 
 
 def _hue(soft: np.ndarray, mask: np.ndarray, usual: np.ndarray) -> np.ndarray:
-    """The direction (f, 3) of each frame's chroma under a mask; the clip's where there is too little to tell."""
+    """Chroma direction (f, 3) of each frame under a mask; the clip's if a frame has too few pixels."""
     total = (soft * mask[..., None]).sum((1, 2))
     clip = total.sum(0) if np.linalg.norm(total.sum(0)) > 1 else usual
     hue = np.where(np.linalg.norm(total, axis=-1, keepdims=True) > 1, total, clip)
@@ -174,15 +176,15 @@ def _hue(soft: np.ndarray, mask: np.ndarray, usual: np.ndarray) -> np.ndarray:
 
 
 def _fit(cover: np.ndarray, body: Body, full_area: float, in_sight: np.ndarray):
-    """Where a body is and how it is turned, so that its template, cut off by the frame, has the centroid seen."""
-    centre, there = _centroid(cover), cover.sum((1, 2)) > GONE * full_area
-    centre = _bridge(centre, there)
+    """Fit position and angle so that the template, cropped by the frame, has the observed centroid."""
+    centre, present = _centroid(cover), cover.sum((1, 2)) > GONE * full_area
+    centre = _bridge(centre, present)
     angle, _ = best_angle(cover, body, centre)
     position = centre
     for _ in range(3):
         template = render(body, position, angle) * in_sight
         error = centre - _centroid(template)
-        position = position + np.where(there & (template.sum((1, 2)) > GONE * full_area), error.T, 0).T
+        position = position + np.where(present & (template.sum((1, 2)) > GONE * full_area), error.T, 0).T
     return position, angle, render(body, position, angle) * in_sight
 
 
@@ -191,9 +193,9 @@ def _centroid(cover: np.ndarray) -> np.ndarray:
     return np.stack([(cover * XX).sum((1, 2)) / total, (cover * YY).sum((1, 2)) / total], -1)
 
 
-def _bridge(position: np.ndarray, there: np.ndarray) -> np.ndarray:
-    """Positions (f, 2) where a body is gone, drawn straight between those where it is there."""
-    if not there.any():
+def _bridge(position: np.ndarray, present: np.ndarray) -> np.ndarray:
+    """Interpolate positions (f, 2) of frames without the body linearly between those with it."""
+    if not present.any():
         return np.full(position.shape, WIDTH / 2)
     t = np.arange(len(position))
-    return np.stack([np.interp(t, t[there], position[there, i]) for i in (0, 1)], -1)
+    return np.stack([np.interp(t, t[present], position[present, i]) for i in (0, 1)], -1)

@@ -1,4 +1,4 @@
-"""State and loss curve of the world's own trainings: small, resumable, one JSON line per report."""
+"""Checkpoints and loss curves for training the world's models: one JSON line per report."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from torch import nn
 
 
 class TrainingLog:
-    """Averages what it is given and writes a line, to a file and to the terminal, when asked."""
+    """Averages values and writes them to a file and to the terminal at each `write`."""
 
     def __init__(self, folder: Path, total: int, start: int = 0):
         folder.mkdir(parents=True, exist_ok=True)
-        self.path, self.total, self.begin, self.start = folder / "log.jsonl", total, start, time.perf_counter()
+        self.path, self.total, self.first_step, self.start = folder / "log.jsonl", total, start, time.perf_counter()
         self.sums: dict[str, float] = {}
         self.count = 0
 
@@ -33,13 +33,13 @@ class TrainingLog:
         row |= {key: round(value, 4) for key, value in values.items()}
         with self.path.open("a") as file:
             file.write(json.dumps(row) + "\n")
-        left = seconds / max(step - self.begin, 1) * (self.total - step) / 60
+        left = seconds / max(step - self.first_step, 1) * (self.total - step) / 60
         print(f"{self.path.parent}: {row}, {left:.0f} min left", flush=True)
         self.sums, self.count = {}, 0
 
 
 def save_state(folder: Path, module: nn.Module, optimizer: Any, step: int, **extra) -> None:
-    """Write module, optimizer and step to `folder/state.pt`, whole or not at all."""
+    """Write module, optimizer and step to `folder/state.pt`, atomically."""
     temporary = folder / "state.pt.part"
     state = {"module": module.state_dict(), "optimizer": optimizer and optimizer.state_dict(), "step": step, **extra}
     torch.save(state, temporary)
@@ -47,7 +47,7 @@ def save_state(folder: Path, module: nn.Module, optimizer: Any, step: int, **ext
 
 
 def load_state(folder: Path, module: nn.Module, optimizer: Any) -> int:
-    """The step to go on from: 0 when nothing was saved."""
+    """Load the state; returns the step to continue from, 0 if there is none."""
     path = folder / "state.pt"
     if not path.exists():
         return 0

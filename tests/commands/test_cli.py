@@ -21,7 +21,7 @@ import besttake
 from besttake import __version__
 from besttake.commands import cli
 from besttake.commands.cli import RECIPES, main, read_recipe
-from besttake.commands.generate import ClipsConfig, _glimpse, write_clips
+from besttake.commands.generate import ClipsConfig, _thumbnail, write_clips
 from besttake.data.real import find_clips
 from besttake.data.video import read_video
 from besttake.rewards import critics
@@ -180,8 +180,11 @@ def test_wrong_flags(refuses, flags, words):
         ({"steps": "many"}, "'steps' is 'many' (str), expected a whole number"),
         ({"candidates": 1}, "candidates is 1; expected 2 or more"),
         ({"algorithm": "ppo"}, "there is no algorithm 'ppo'; there are offline_dpo, onlinevpo"),
-        ({"reward": {"name": "nobody"}}, "there is no critic 'nobody'"),
-        ({"reward": {"name": "temporal-flicker", "weights": {"beauty": 1.0}}}, "has no dimension 'beauty'; it has"),
+        ({"reward": {"name": "nobody"}}, "unknown critic 'nobody'"),
+        (
+            {"reward": {"name": "temporal-flicker", "weights": {"beauty": 1.0}}},
+            "has no dimension 'beauty'; its dimensions",
+        ),
         ({"data": "nowhere.txt"}, "nowhere.txt is not a file"),
         ({"device": "gpu9"}, "device 'gpu9' is not there"),
     ],
@@ -284,17 +287,17 @@ def test_generate_score_and_train_on_the_pairs(capsys, model_folder, material, t
     model = ("--model", model_folder("tiny-cogvideox"))
     shoot = ("generate", *model, "--out", takes, "--n", "2", "--count", "2", "--rollout.steps", "1")
     assert besttake_says(capsys, *shoot, "--prompts", material / "prompts.txt")[0] == 0
-    listed = [json.loads(line) for line in (takes / "takes.jsonl").read_text().splitlines()]
-    assert [row["takes"] for row in listed] == [["00000-0.mp4", "00000-1.mp4"], ["00001-0.mp4", "00001-1.mp4"]]
+    listed = [json.loads(line) for line in (takes / "samples.jsonl").read_text().splitlines()]
+    assert [row["videos"] for row in listed] == [["00000-0.mp4", "00000-1.mp4"], ["00001-0.mp4", "00001-1.mp4"]]
     height, width = listed[0]["size"]
     frames = len(read_video(takes / "00000-0.mp4"))
-    with Image.open(takes / "takes.png") as sheet:  # a row a take, a pixel between pictures
+    with Image.open(takes / "samples.png") as sheet:  # a row a take, a pixel between pictures
         assert sheet.height / sheet.width == pytest.approx((4 * (height + 1) - 1) / (frames * (width + 1) - 1))
     pairs = takes / "pairs.jsonl"
-    status, out, _ = besttake_says(capsys, "score", "--takes", takes / "takes.jsonl", *reward, "--out", pairs)
+    status, out, _ = besttake_says(capsys, "score", "--samples", takes / "samples.jsonl", *reward, "--out", pairs)
     assert status == 0
     assert "temporal flicker" in out
-    status, out, _ = besttake_says(capsys, "score", "--takes", takes / "takes.jsonl", *reward, "--calibrate", "4")
+    status, out, _ = besttake_says(capsys, "score", "--samples", takes / "samples.jsonl", *reward, "--calibrate", "4")
     assert status == 0
     assert "margin 0." in out
     assert "pairs that flip" in out
@@ -333,16 +336,16 @@ def test_generate_goes_on_where_it_was_killed(capsys, refuses, model_folder, mat
     assert besttake_says(capsys, *shoot(tmp_path / "whole", 2))[0] == 0
     broken = tmp_path / "broken"
     assert besttake_says(capsys, *shoot(broken, 1))[0] == 0
-    with (broken / "takes.jsonl").open("a") as rows:
+    with (broken / "samples.jsonl").open("a") as rows:
         rows.write('{"prompt": "a sm')
     first = (broken / "00000-0.mp4").stat().st_mtime_ns
     assert besttake_says(capsys, *shoot(broken, 2))[0] == 0
     assert (broken / "00000-0.mp4").stat().st_mtime_ns == first
-    for file in ("takes.jsonl", "00001-0.mp4", "takes.png"):
+    for file in ("samples.jsonl", "00001-0.mp4", "samples.png"):
         assert (broken / file).read_bytes() == (tmp_path / "whole" / file).read_bytes(), file
-    refuses(*shoot(broken, 2), "--seed", "5", words="holds takes of other settings, weights or prompts")
-    (broken / "takes.yaml").unlink()
-    refuses(*shoot(broken, 2), words="holds takes of other settings, weights or prompts")
+    refuses(*shoot(broken, 2), "--seed", "5", words="has samples of other settings, weights or prompts")
+    (broken / "samples.yaml").unlink()
+    refuses(*shoot(broken, 2), words="has samples of other settings, weights or prompts")
 
 
 def test_folders_of_videos_are_scored_by_every_critic_that_is_named(capsys, material, tmp_path, monkeypatch):
@@ -358,28 +361,28 @@ def test_folders_of_videos_are_scored_by_every_critic_that_is_named(capsys, mate
         assert " 4 " in line
 
 
-TAKES = '{"prompt": "a", "takes": ["gone.mp4"], "policy": "x", "size": [32, 32], "fps": 8}\n'
+TAKES = '{"prompt": "a", "videos": ["gone.mp4"], "policy": "x", "size": [32, 32], "fps": 8}\n'
 
 
 @pytest.mark.parametrize(
     ("content", "words"),
     [
         ("", "lists no takes"),
-        ('{"prompt": "a"}\n', 'line 1: "takes" is missing'),
+        ('{"prompt": "a"}\n', 'line 1: "videos" is missing'),
         ("x\n", "line 1: not JSON"),
-        ('{"prompt": "a"}\n' * 2, ["2 of 2 rows of", 'line 1: "takes"', 'line 2: "takes"']),
+        ('{"prompt": "a"}\n' * 2, ["2 of 2 rows of", 'line 1: "videos"', 'line 2: "videos"']),
         (TAKES * 2, ["2 of 2 rows of", "line 1: ", "gone.mp4", "line 2: "]),
     ],
 )
 def test_lists_of_takes_that_are_none(refuses, tmp_path, content, words):
-    (tmp_path / "takes.jsonl").write_text(content)
-    refuses("score", "--takes", tmp_path / "takes.jsonl", "--reward", "temporal-flicker", words=words)
+    (tmp_path / "samples.jsonl").write_text(content)
+    refuses("score", "--samples", tmp_path / "samples.jsonl", "--reward", "temporal-flicker", words=words)
 
 
 def test_a_contact_sheet_has_room_for_large_videos():
-    assert _glimpse(torch.zeros(81, 3, 480, 832)).shape == (14, 3, 160, 277)  # every sixth frame
+    assert _thumbnail(torch.zeros(81, 3, 480, 832)).shape == (14, 3, 160, 277)  # every sixth frame
     small = torch.rand(16, 3, 32, 32)
-    assert torch.equal(_glimpse(small), small)
+    assert torch.equal(_thumbnail(small), small)
 
 
 @pytest.mark.parametrize(
@@ -387,8 +390,8 @@ def test_a_contact_sheet_has_room_for_large_videos():
     [
         (("generate", "--n", "0"), "n is 0"),
         (("generate", "--rollout.frames", "0"), "rollout.frames is 0"),
-        (("score", "--takes", "takes.jsonl", "--margin", "-1"), "margin is -1.0"),
-        (("score", "--takes", "takes.jsonl", "--calibrate", "1"), "calibrate is 1"),
+        (("score", "--samples", "samples.jsonl", "--margin", "-1"), "margin is -1.0"),
+        (("score", "--samples", "samples.jsonl", "--calibrate", "1"), "calibrate is 1"),
     ],
 )
 def test_settings_that_mean_nothing(refuses, flags, words):
@@ -398,11 +401,11 @@ def test_settings_that_mean_nothing(refuses, flags, words):
 @pytest.mark.parametrize(
     ("evaluation", "words"),
     [
-        ({"rewards": ["nobody"]}, "there is no critic 'nobody'"),
+        ({"rewards": ["nobody"]}, "unknown critic 'nobody'"),
         ({"prompts": "nowhere.txt"}, "nowhere.txt is not a file"),
         ({"count": 0}, "count is 0"),
         ({"rollout": {"height": 33}}, "33"),
-        ({"rewards": ["heldout"]}, "critic heldout: videos have 4 frames, it needs 8 or more"),
+        ({"rewards": ["heldout"]}, "critic heldout: videos have 4 frames, expected 8 or more"),
         ({"rollout": {"height": 32}}, "shoots no clips of (4, 32, 16)"),
         ({"rewards": ["clipscore"]}, "critic clipscore"),
     ],

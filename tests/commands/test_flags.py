@@ -46,7 +46,7 @@ def whole(line: str, **default) -> Whole:
         ),
         ("--part.eight_bit --part.no-eight-bit", r"part\.eight_bit is given 2 times"),
         ("--no-loud --loud", r"loud is given 2 times"),
-        ("--names a --names b", "names is given 2 times.*with all its values behind it"),
+        ("--names a --names b", "names is given 2 times.*followed by all its values"),
         ("--weights a 1 --weights b 2", "weights is given 2 times"),
         ("--critics a --critics b", "critics is given 2 times"),
     ],
@@ -88,7 +88,7 @@ def test_mappings_are_replaced_as_a_whole():
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--weights", "a", "1", "b"], "a number is to follow each name"),
+        (["--weights", "a", "1", "b"], "expected a number after each name"),
         (["--weights", "a", "x"], "'a' is 'x'; expected a number"),
         (["--weights", "a", "1", "a", "2"], "'a' is given 2 times"),
         (["--critics", "a", "a"], "'a' is given 2 times"),
@@ -135,7 +135,7 @@ def test_critics_from_the_command_line_come_without_the_weights_of_the_recipes()
     ("flags", "words"),
     [
         (["--reward.critics", "world", "--reward.name", "world"], "give one of the two"),
-        (["--reward.critics", "world", "--reward.weights", "a", "1"], r"reward\.weights is .* beside critics"),
+        (["--reward.critics", "world", "--reward.weights", "a", "1"], r"reward\.weights .* and critics are both given"),
     ],
 )
 def test_critics_that_contradict_each_other_are_refused(flags, words):
@@ -145,7 +145,7 @@ def test_critics_that_contradict_each_other_are_refused(flags, words):
 
 def test_a_name_beside_critics_in_a_recipe_is_refused():
     recipe = read_recipe("onlinevpo-tiny")
-    with pytest.raises(ValueError, match=r"name is 'videoscore' beside critics; add it to the critics"):
+    with pytest.raises(ValueError, match=r"name \('videoscore'\) and critics are both given; add it to critics"):
         type(recipe.reward)(name="videoscore", critics={"world": {}})
 
 

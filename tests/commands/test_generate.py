@@ -8,12 +8,12 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from besttake.commands import generate
-from besttake.commands.generate import GenerateConfig, generate_takes
+from besttake.commands.generate import GenerateConfig, generate_samples
 from besttake.models.policy import Policy, PolicyConfig
 from besttake.sampling.rollout import RolloutConfig
 from tests.tiny import tiny_models
 
-REFUSED = "holds takes of other settings, weights or prompts"
+REFUSED = "has samples of other settings, weights or prompts"
 
 
 @pytest.fixture
@@ -33,8 +33,8 @@ def config(model_folder, tmp_path):
 
 
 def refuses(config, what):
-    with pytest.raises(ValueError, match=f"{REFUSED}.*what differs is {what}; give another --out"):
-        generate_takes(config)
+    with pytest.raises(ValueError, match=f"{REFUSED}.*different: {what}; give another --out"):
+        generate_samples(config)
 
 
 def edit(path, **changes):
@@ -50,12 +50,12 @@ def nudge(path, name):
 
 
 def test_takes_are_of_the_content_of_all_that_they_are_made_of(config, tmp_path, monkeypatch):
-    generate_takes(config)
+    generate_samples(config)
     written = (config.out / "00000-0.mp4").stat().st_mtime_ns
-    generate_takes(config)
+    generate_samples(config)
     assert (config.out / "00000-0.mp4").stat().st_mtime_ns == written
     monkeypatch.setattr(generate, "versions", lambda: {**before, "torch": "0.1"})
-    before = generate.read_yaml(config.out / "takes.yaml")
+    before = generate.read_yaml(config.out / "samples.yaml")
     refuses(config, "torch")
     monkeypatch.undo()
     (tmp_path / "prompts.txt").write_text("a blue ball\n")
@@ -77,7 +77,7 @@ def test_takes_are_of_the_content_of_all_that_they_are_made_of(config, tmp_path,
 )
 def test_one_weight_in_the_middle_makes_other_takes(config, tmp_path, file, weight, what, monkeypatch):
     monkeypatch.setattr(generate, "generate", generated)
-    generate_takes(config)
+    generate_samples(config)
     nudge(tmp_path / file, weight)
     refuses(config, what)
 
@@ -95,7 +95,7 @@ def generated(model, prompts, config, n, seed):
 
 def test_an_adapter_of_another_scale_makes_other_takes(config, tmp_path, monkeypatch):
     monkeypatch.setattr(generate, "generate", generated)
-    generate_takes(config)
+    generate_samples(config)
     file = tmp_path / "adapter" / "pytorch_lora_weights.safetensors"
     whole = file.read_bytes()
     assert whole.count(b'lora_alpha\\": 2') == 1
@@ -116,12 +116,12 @@ def test_what_is_shown_beside_a_prompt_is_known_by_its_content(config, tmp_path,
         Image.new("RGB", (16, 16), (i, 0, 0)).save(tmp_path / f"{i}.png")
     (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     config = replace(config, prompts=str(tmp_path / "p.jsonl"))
-    generate_takes(replace(config, count=1))
+    generate_samples(replace(config, count=1))
     Image.new("RGB", (16, 16), (9, 0, 0)).save(tmp_path / "1.png")  # of a prompt that was not shot yet
-    generate_takes(config)
+    generate_samples(config)
     (tmp_path / "0.png").rename(tmp_path / "same.png")
     rows[0][kind] = "same.png"
     (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    generate_takes(config)
+    generate_samples(config)
     Image.new("RGB", (16, 16), (8, 0, 0)).save(tmp_path / "1.png")
     refuses(config, "the prompts' texts, first frames or sources")

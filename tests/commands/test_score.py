@@ -1,10 +1,12 @@
 """Scores of folders and lists, and the pairs that follow."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
 
+from besttake.commands.flags import from_flags
 from besttake.commands.score import ScoreConfig, calibrate_videos, score_videos
 from besttake.data.pairs import read_pairs
 from besttake.data.video import read_video, write_video
@@ -79,13 +81,13 @@ def test_the_size_and_rate_of_a_list_by_hand_are_the_files_own(shoot, tmp_path, 
     critic.name, critic.dimensions = real.name, real.dimensions
     monkeypatch.setattr("besttake.commands.score.load_reward", lambda *_: critic)
     folder = shoot("a", fps=12)
-    row = {"prompt": "a cat", "takes": ["0.mp4", "1.mp4", "2.mp4"]}
-    (folder / "takes.jsonl").write_text(json.dumps(row))
-    score_videos(ScoreConfig(samples=folder / "takes.jsonl", device="cpu"))
+    row = {"prompt": "a cat", "videos": ["0.mp4", "1.mp4", "2.mp4"]}
+    (folder / "samples.jsonl").write_text(json.dumps(row))
+    score_videos(ScoreConfig(samples=folder / "samples.jsonl", device="cpu"))
     assert seen == [((2, 5, 3, 16, 16), ["a cat"] * 2, 12.0), ((1, 5, 3, 24, 16), ["a cat"], 12.0)]
     seen.clear()
-    (folder / "takes.jsonl").write_text(json.dumps(row | {"size": [8, 8], "fps": 30}))
-    score_videos(ScoreConfig(samples=folder / "takes.jsonl", device="cpu"))
+    (folder / "samples.jsonl").write_text(json.dumps(row | {"size": [8, 8], "fps": 30}))
+    score_videos(ScoreConfig(samples=folder / "samples.jsonl", device="cpu"))
     assert seen == [((3, 5, 3, 8, 8), ["a cat"] * 3, 30)]
 
 
@@ -106,19 +108,19 @@ def test_several_critics_have_a_margin_together(shoot):
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({}, "give folders of videos, or --takes FILE; one of the two"),
-        ({"takes": "t.jsonl", "folders": ("a",)}, "one of the two"),
-        ({"takes": "t.jsonl", "prompts": "p.txt"}, "has prompts of its own"),
-        ({"folders": ("a", "a")}, "folders is a, a; expected each of them once"),
-        ({"folders": ("a",), "reward": ("world", "world")}, "expected critics, each of them once"),
-        ({"folders": ("a",), "reward": ("world", "heldout"), "path": "x"}, "path is x, and there are 2 critics"),
+        ({}, "give either folders of videos or --samples FILE"),
+        ({"samples": "t.jsonl", "folders": ("a",)}, "give either folders"),
+        ({"samples": "t.jsonl", "prompts": "p.txt"}, "has its own prompts"),
+        ({"folders": ("a", "a")}, "folders is a, a; expected each folder once"),
+        ({"folders": ("a",), "reward": ("world", "world")}, "expected each critic once"),
+        ({"folders": ("a",), "reward": ("world", "heldout"), "path": "x"}, "path is x, but there are 2 critics"),
         (
             {"folders": ("a",), "reward": ("world", "heldout"), "out": "x"},
-            "weights is empty; several critics have scales",
+            "weights is empty, but the critics have different scales",
         ),
         ({"folders": ("a",), "reward": ("world", "heldout"), "calibrate": 3}, "--weights 'world/DIMENSION' 1"),
         ({"folders": ("a",), "margin": -1.0}, "^margin is -1.0; expected"),
-        ({"folders": ("a",), "calibrate": 1}, "^calibrate is 1; expected 2 times or more, or 0"),
+        ({"folders": ("a",), "calibrate": 1}, "^calibrate is 1; expected 2 or more, or 0"),
         ({"folders": ("a",), "grain": -1.0}, "^grain is -1.0; expected"),
     ],
 )
@@ -129,5 +131,10 @@ def test_settings_that_cannot_be_meant_are_refused(settings, words):
 
 def test_pairs_of_prompts_with_one_video_each_are_refused_before_any_is_scored(shoot, tmp_path, monkeypatch):
     monkeypatch.setattr("besttake.commands.score.load_reward", None)
-    with pytest.raises(ValueError, match="no prompt has two videos, to be made a pair"):
+    with pytest.raises(ValueError, match="no prompt has two videos to pair"):
         score(shoot("a"), out=tmp_path / "pairs.jsonl")
+
+
+def test_the_former_flag_of_samples_is_accepted(caplog):
+    assert from_flags(ScoreConfig, ["--takes", "t.jsonl"], "besttake score").samples == Path("t.jsonl")
+    assert "--takes was renamed to --samples" in caplog.text

@@ -110,7 +110,7 @@ def test_a_recipe_says_where_a_critics_weights_are(folder_of):
     assert not torch.allclose(worst, scores)
     fewer = replace(config, settings={"aesthetic": {"frames": 2}, "pickscore": {"frames": 2}}, aggregate="min")
     torch.testing.assert_close(load_panel(fewer)(videos, PROMPTS, 8.0).values[:, 0], worst)
-    with pytest.raises(ValueError, match=r"critic pickscore has no setting side; there are .*frames"):
+    with pytest.raises(ValueError, match=r"critic pickscore has no setting side; its settings: .*frames"):
         load_panel(replace(config, settings={"pickscore": {"side": 2}}))
     with pytest.raises(ValueError, match=r"paths names world; the critics are aesthetic"):
         RewardConfig("aesthetic", paths={"world": "here"})

@@ -2,7 +2,7 @@ import logging
 
 import pytest
 
-from besttake.data.faults import NAMED, read_each
+from besttake.data.faults import MAX_LISTED, read_each
 
 
 def positive(number):
@@ -38,9 +38,9 @@ def test_a_place_is_named_before_the_fault():
 
 
 def test_many_faults_are_counted():
-    with pytest.raises(ValueError, match=rf"{NAMED + 5} of {NAMED + 6} numbers") as caught:
-        read_each([1, *range(0, -NAMED - 5, -1)], positive, "numbers")
-    assert str(caught.value).count("is below") == NAMED
+    with pytest.raises(ValueError, match=rf"{MAX_LISTED + 5} of {MAX_LISTED + 6} numbers") as caught:
+        read_each([1, *range(0, -MAX_LISTED - 5, -1)], positive, "numbers")
+    assert str(caught.value).count("is below") == MAX_LISTED
     assert "\n  and 5 more\n" in str(caught.value)
 
 

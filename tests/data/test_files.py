@@ -6,8 +6,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from besttake.data.files import (
-    PIECE,
-    PLACES,
+    SAMPLE_BYTES,
+    SAMPLES,
     atomic,
     content_hash,
     quick_hash,
@@ -100,17 +100,17 @@ def test_content_is_all_of_a_file(tmp_path, place):
 
 
 def test_of_a_large_file_pieces_from_the_first_byte_to_the_last_are_content(tmp_path):
-    pieces = bytearray(4 * PLACES * PIECE)
+    pieces = bytearray(4 * SAMPLES * SAMPLE_BYTES)
     (tmp_path / "a").write_bytes(pieces)
-    first, seen = content_hash(tmp_path / "a", whole=1000), {}
-    for place in (0, PIECE + 1, len(pieces) - 1):
+    first, seen = content_hash(tmp_path / "a", full_bytes=1000), {}
+    for place in (0, SAMPLE_BYTES + 1, len(pieces) - 1):
         pieces[place] = 1
         (tmp_path / "b").write_bytes(pieces)
         pieces[place] = 0
-        seen[place] = content_hash(tmp_path / "b", whole=1000) != first
+        seen[place] = content_hash(tmp_path / "b", full_bytes=1000) != first
     assert list(seen.values()) == [True, False, True]
     (tmp_path / "b").write_bytes(bytes(pieces)[:-1])
-    assert content_hash(tmp_path / "b", whole=1000) != first
+    assert content_hash(tmp_path / "b", full_bytes=1000) != first
 
 
 def test_a_glimpse_tells_folders_of_weights_apart(tmp_path):

@@ -2,10 +2,11 @@
 
 import json
 import logging
+from dataclasses import replace
 
 import pytest
 
-from besttake.data.samples import read_folder, read_takes
+from besttake.data.samples import read_folder, read_samples
 
 
 @pytest.fixture
@@ -74,9 +75,9 @@ def test_a_single_prompt_is_that_of_all(folder, prompts):
 @pytest.mark.parametrize(
     ("names", "text", "words"),
     [
-        (("1.mp4", "2.mp4", "3.mp4"), "a\nb", "holds 3 videos, and .*prompts.txt 2 prompts: it cannot be told"),
-        (("a cat-0.mp4", "x.mp4"), "a cat\na dog", "holds 2 videos, and .* 2 prompts; 1 are named by a prompt"),
-        (("00000-0.mp4", "00003-0.mp4", "00001-1.mp4"), "a\nb", "holds 3 videos"),
+        (("1.mp4", "2.mp4", "3.mp4"), "a\nb", "has 3 videos, and .*prompts.txt 2 prompts: it is unclear"),
+        (("a cat-0.mp4", "x.mp4"), "a cat\na dog", "has 2 videos, and .* 2 prompts; 1 videos are named by a prompt"),
+        (("00000-0.mp4", "00003-0.mp4", "00001-1.mp4"), "a\nb", "has 3 videos"),
     ],
 )
 def test_what_cannot_be_told_is_refused_with_numbers(folder, prompts, names, text, words):
@@ -114,7 +115,7 @@ def test_a_jsonl_of_prompts_is_a_list(folder, prompts):
         {"prompts.txt": "one\ntwo"},
         {"prompt.txt": "two\none", "video.txt": "2.mp4\n1.mp4"},
         {"metadata.csv": "path,caption\n2.mp4,two\n1.mp4,one"},
-        {"takes.jsonl": '{"prompt": "one", "takes": ["1.mp4"]}\n{"prompt": "two", "takes": ["2.mp4"]}'},
+        {"samples.jsonl": '{"prompt": "one", "videos": ["1.mp4"]}\n{"prompt": "two", "videos": ["2.mp4"]}'},
     ],
     ids=str,
 )
@@ -131,47 +132,55 @@ def test_names_that_are_text_are_prompts(folder, caplog):
     with caplog.at_level(logging.INFO):
         found = read_folder(folder("a cat plays-0.mp4", "a cat plays-1.mp4", "ein Hund bellt.mp4"))
     assert [(one.prompt, len(one.files)) for one in found] == [("a cat plays", 2), ("ein Hund bellt", 1)]
-    assert "are taken for their prompts, the first for 'a cat plays'" in caplog.text
+    assert "are used as prompts, the first as 'a cat plays'" in caplog.text
 
 
 @pytest.mark.parametrize("names", [("1.mp4", "2.mp4"), ("a cat-0.mp4", "clip_07.mp4"), ("video 1.mp4",)])
 def test_names_that_are_none_are_refused(folder, names):
-    with pytest.raises(ValueError, match=rf"holds {len(names)} videos and no prompts; give --prompts FILE"):
+    with pytest.raises(ValueError, match=rf"has {len(names)} videos and no prompts; give --prompts FILE"):
         read_folder(folder(*names))
 
 
 def test_folders_that_are_none(folder, tmp_path):
-    with pytest.raises(ValueError, match=r"nowhere is no folder of videos; .*--takes"):
+    with pytest.raises(ValueError, match=r"nowhere is no folder of videos; .*--samples"):
         read_folder(tmp_path / "nowhere")
-    with pytest.raises(ValueError, match=r"videos holds no videos \(\.mp4"):
+    with pytest.raises(ValueError, match=r"videos has no videos \(\.mp4"):
         read_folder(folder("a.txt"))
 
 
 def test_a_list_of_takes_by_hand_needs_no_more_than_prompts_and_files(folder):
-    listed = folder("1.mp4", "2.mp4") / "takes.jsonl"
-    listed.write_text(json.dumps({"prompt": " a cat ", "takes": ["1.mp4", "2.mp4"]}))
-    (one,) = read_takes(listed)
+    listed = folder("1.mp4", "2.mp4") / "samples.jsonl"
+    listed.write_text(json.dumps({"prompt": " a cat ", "videos": ["1.mp4", "2.mp4"]}))
+    (one,) = read_samples(listed)
     assert (one.prompt, [file.name for file in one.files]) == ("a cat", ["1.mp4", "2.mp4"])
     assert (one.size, one.fps, one.policy) == (None, None, "")
-    listed.write_text(json.dumps({"prompt": "a", "takes": ["1.mp4"], "size": [8, 16], "fps": 12.5, "policy": "p"}))
-    (one,) = read_takes(listed)
+    listed.write_text(json.dumps({"prompt": "a", "videos": ["1.mp4"], "size": [8, 16], "fps": 12.5, "policy": "p"}))
+    (one,) = read_samples(listed)
     assert (one.size, one.fps, one.policy) == ((8, 16), 12.5, "p")
 
 
 @pytest.mark.parametrize(
     ("row", "words"),
     [
-        ({"prompt": "a"}, '"takes" is missing'),
-        ({"prompt": "", "takes": ["1.mp4"]}, '"prompt" is missing'),
-        ({"prompt": 3, "takes": ["1.mp4"]}, '"prompt" is 3, expected text'),
-        ({"prompt": "a", "takes": "1.mp4"}, "\"takes\" is '1.mp4', expected a list"),
-        ({"prompt": "a", "takes": ["1.mp4", "9.mp4"]}, r'"takes" names .*9\.mp4, which is not there'),
-        ({"prompt": "a", "takes": ["1.mp4"], "size": [0, 3]}, r'"size" is \[0, 3\]'),
-        ({"prompt": "a", "takes": ["1.mp4"], "fps": 0}, '"fps" is 0'),
+        ({"prompt": "a"}, '"videos" is missing'),
+        ({"prompt": "", "videos": ["1.mp4"]}, '"prompt" is missing'),
+        ({"prompt": 3, "videos": ["1.mp4"]}, '"prompt" is 3, expected text'),
+        ({"prompt": "a", "videos": "1.mp4"}, "\"videos\" is '1.mp4', expected a list"),
+        ({"prompt": "a", "videos": ["1.mp4", "9.mp4"]}, r'"videos" names .*9\.mp4, which does not exist'),
+        ({"prompt": "a", "videos": ["1.mp4"], "size": [0, 3]}, r'"size" is \[0, 3\]'),
+        ({"prompt": "a", "videos": ["1.mp4"], "fps": 0}, '"fps" is 0'),
     ],
 )
 def test_lists_of_takes_that_are_none(folder, row, words):
-    listed = folder("1.mp4") / "takes.jsonl"
+    listed = folder("1.mp4") / "samples.jsonl"
     listed.write_text(json.dumps(row))
-    with pytest.raises(ValueError, match=rf"takes\.jsonl, line 1: {words}"):
-        read_takes(listed)
+    with pytest.raises(ValueError, match=rf"samples\.jsonl, line 1: {words}"):
+        read_samples(listed)
+
+
+def test_lists_by_their_former_name_and_key_are_read(folder):
+    listed = folder("1.mp4", "2.mp4") / "takes.jsonl"
+    listed.write_text(json.dumps({"prompt": "a cat", "takes": ["1.mp4", "2.mp4"]}))
+    (one,) = read_folder(listed.parent)
+    assert one == replace(read_samples(listed)[0], folder=str(listed.parent))
+    assert [file.name for file in one.files] == ["1.mp4", "2.mp4"]

@@ -22,8 +22,8 @@ def test_a_group_has_a_best_take_or_several(folder):
     takes = ["a.mp4", "b.mp4", "c.mp4"]
     path = written(
         folder / "votes.jsonl",
-        {"prompt": "a cat", "takes": takes, "best": 1},
-        {"prompt": "a dog", "takes": takes, "best": [2, 0], "size": [32, 48], "policy": "tiny"},
+        {"prompt": "a cat", "videos": takes, "best": 1},
+        {"prompt": "a dog", "videos": takes, "best": [2, 0], "size": [32, 48], "policy": "tiny"},
     )
     one, several = read_votes(path)
     assert one.candidates == tuple(folder / take for take in takes)
@@ -92,7 +92,7 @@ def test_videodpo_paths_of_another_machine_are_found_by_folder_and_name(folder):
     assert ballot.candidates[0] == folder / "winvideos" / "000001.mp4"
 
 
-GROUP = {"prompt": "a cat", "takes": ["a.mp4", "b.mp4"], "best": 0}
+GROUP = {"prompt": "a cat", "videos": ["a.mp4", "b.mp4"], "best": 0}
 PAIR = {"prompt": "a cat", "a": "a.mp4", "b": "b.mp4", "winner": "a"}
 
 
@@ -102,16 +102,16 @@ PAIR = {"prompt": "a cat", "a": "a.mp4", "b": "b.mp4", "winner": "a"}
         (GROUP | {"best": 2}, r'"best" is 2, expected an index from 0 to 1'),
         (GROUP | {"best": True}, r'"best" is True'),
         (GROUP | {"best": []}, r'"best" is \[\]'),
-        (GROUP | {"takes": ["a.mp4"]}, "two video files or more"),
-        (GROUP | {"takes": ["a.mp4", "./a.mp4"]}, "the same video is there twice"),
-        (GROUP | {"takes": ["a.mp4", "z.mp4"]}, r"there is no video .*z\.mp4"),
-        (GROUP | {"takes": ["a.mp4", 3]}, "3 is not the path of a video"),
+        (GROUP | {"videos": ["a.mp4"]}, "two video files or more"),
+        (GROUP | {"videos": ["a.mp4", "./a.mp4"]}, "the same video is listed twice"),
+        (GROUP | {"videos": ["a.mp4", "z.mp4"]}, r"there is no video .*z\.mp4"),
+        (GROUP | {"videos": ["a.mp4", 3]}, "3 is not the path of a video"),
         (GROUP | {"prompt": " "}, 'expected text under "prompt"'),
         (GROUP | {"size": [32]}, r"expected \[height, width\]"),
         (PAIR | {"winner": ["a"]}, r"\"winner\" is \['a'\]"),
         (PAIR | {"winner": "A"}, "\"winner\" is 'A', expected one of a, b, tie"),
         ({"prompt": "a cat", "a": "a.mp4", "b": "b.mp4"}, '"winner" is None'),
-        ({"prompt": "a cat"}, 'expected "takes" and "best", or "a", "b" and "winner"'),
+        ({"prompt": "a cat"}, 'expected "videos" and "best", or "a", "b" and "winner"'),
         ("{", "not JSON"),
     ],
 )
@@ -138,7 +138,7 @@ def test_a_bad_row_of_videoalign_is_named(folder, row, complaint):
 @pytest.mark.parametrize(
     ("pair", "complaint"),
     [
-        ({"video1": 0, "video2": 2, "frame_caption": "a cat"}, 'pair 1: "video2" is 2, expected a place in'),
+        ({"video1": 0, "video2": 2, "frame_caption": "a cat"}, 'pair 1: "video2" is 2, expected an index into'),
         ({"video1": 0, "video2": 1, "frame_caption": "a cat", "label": "x"}, "pair 1: \"label\" is 'x'"),
         ({"video1": 0, "video2": 1}, 'pair 1: expected text under "prompt"'),
         ([0, 1], "pair 1: expected an object"),
@@ -151,15 +151,15 @@ def test_a_bad_pair_of_videodpo_is_named(folder, pair, complaint):
 
 def test_files_without_votes_are_refused(folder):
     for name, text in (("votes.jsonl", ""), ("votes.csv", "path_A,path_B,prompt,VQ\n")):
-        with pytest.raises(ValueError, match="holds no votes"):
+        with pytest.raises(ValueError, match="has no votes"):
             read_votes(written(folder / name, text))
-    with pytest.raises(ValueError, match="holds no votes"):
+    with pytest.raises(ValueError, match="has no votes"):
         read_votes(videodpo(folder))
-    with pytest.raises(ValueError, match="lacks path_A"):
+    with pytest.raises(ValueError, match="path_A is missing"):
         read_votes(written(folder / "other.csv", "path,prompt\na.mp4,a cat"))
     with pytest.raises(ValueError, match="expected votes as"):
         read_votes(folder / "a.mp4")
     with pytest.raises(ValueError, match="is not a file"):
         read_votes(folder / "none.jsonl")
-    with pytest.raises(ValueError, match="leave out 'VQ'"):
+    with pytest.raises(ValueError, match=r"leave out question .VQ."):
         read_votes(written(folder / "votes.jsonl", GROUP), "VQ")

@@ -11,7 +11,7 @@ from besttake.data.votes import read_votes
 from besttake.evaluation.agreement import (
     CHANCE,
     AgreementConfig,
-    Judged,
+    ScoredVote,
     compare,
     markdown,
     measure_agreement,
@@ -24,7 +24,7 @@ GROUPS = [("one", (0,)), ("two", (2,)), ("three", (1,)), ("four", (0, 3))]
 
 
 def scored(how):
-    return [Judged(prompt, [how(i in best, i) for i in range(4)], best) for prompt, best in GROUPS]
+    return [ScoredVote(prompt, [how(i in best, i) for i in range(4)], best) for prompt, best in GROUPS]
 
 
 CRITICS = {
@@ -49,17 +49,17 @@ def test_critics_are_compared_best_first_and_chance_last():
 
 
 def test_votes_of_one_prompt_are_drawn_together():
-    judged = {"critic": [Judged("same", [1.0, 0.0], (0,)), Judged("same", [1.0, 0.0], (1,))] * 50}
+    judged = {"critic": [ScoredVote("same", [1.0, 0.0], (0,)), ScoredVote("same", [1.0, 0.0], (1,))] * 50}
     accuracy = compare(judged, draws=50)[0].figures["pairwise accuracy"]
     assert (accuracy.low, accuracy.value, accuracy.high) == (0.5, 0.5, 0.5)
 
 
 def test_pairs_are_led_by_their_accuracy_and_ties_have_their_own():
     ballots = [
-        Judged("one", [2.0, 0.0], (0,)),
-        Judged("two", [0.0, 2.0], (0,)),
-        Judged("three", [0.0, 0.1], (0, 1)),
-        Judged("four", [3.0, 1.0], (0,)),
+        ScoredVote("one", [2.0, 0.0], (0,)),
+        ScoredVote("two", [0.0, 2.0], (0,)),
+        ScoredVote("three", [0.0, 0.1], (0, 1)),
+        ScoredVote("four", [3.0, 1.0], (0,)),
     ]
     row, chance = compare({"critic": ballots}, draws=50)
     assert list(row.figures) == ["pairwise accuracy", "accuracy with ties"]
@@ -101,7 +101,7 @@ def benchmark(tmp_path):
     for name, light in (("a", -0.5), ("b", 0.0), ("c", 0.5)):
         write_video(tmp_path / f"{name}.mp4", torch.full((4, 3, 32, 32), light), 12)
     takes = ["a.mp4", "b.mp4", "c.mp4"]
-    rows = [{"prompt": prompt, "takes": takes, "best": 2, "size": [16, 16]} for prompt in ("a cat", "a dog")]
+    rows = [{"prompt": prompt, "videos": takes, "best": 2, "size": [16, 16]} for prompt in ("a cat", "a dog")]
     rows.append({"prompt": "a cat", "a": "c.mp4", "b": "a.mp4", "winner": "a", "size": [16, 16]})
     path = tmp_path / "votes.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -133,7 +133,7 @@ def test_all_takes_that_cannot_be_scored_are_named_once_the_others_are_kept(benc
     ballots, kept = read_votes(benchmark), tmp_path / "scores.jsonl"
     for name, size in (("a", 200), ("b", 201)):  # of equal content one would speak for both
         (tmp_path / f"{name}.mp4").write_bytes((tmp_path / f"{name}.mp4").read_bytes()[:size])
-    with pytest.raises(ValueError, match=r"(?s)4 of 6 takes .*a\.mp4 cannot be read.*b\.mp4 cannot be read"):
+    with pytest.raises(ValueError, match=r"(?s)4 of 6 videos .*a\.mp4 cannot be read.*b\.mp4 cannot be read"):
         score_benchmark(ballots, Brightness(), "brightness", kept)
     assert len(kept.read_text().splitlines()) == 2
 
@@ -157,7 +157,7 @@ def test_a_file_or_a_critic_that_changed_is_scored_again(benchmark, tmp_path):
 
 def test_a_file_of_no_scores_is_refused(benchmark, tmp_path):
     (tmp_path / "scores.jsonl").write_text("[]\n")
-    with pytest.raises(ValueError, match="holds no scores"):
+    with pytest.raises(ValueError, match="has no scores"):
         score_benchmark(read_votes(benchmark), Brightness(), "brightness", tmp_path / "scores.jsonl")
 
 
@@ -167,7 +167,7 @@ def test_critics_by_name_are_there_as_a_whole_and_by_dimension(tmp_path):
         write_video(tmp_path / f"{name}.mp4", (amount * noise).clamp(-1, 1), 8, upscale=8)
     takes = ["bad.mp4", "clean.mp4", "grainy.mp4"]
     prompt = "a small red ball floats about on a grey background"
-    (tmp_path / "votes.jsonl").write_text(json.dumps({"prompt": prompt, "takes": takes, "best": 1, "size": [32, 32]}))
+    (tmp_path / "votes.jsonl").write_text(json.dumps({"prompt": prompt, "videos": takes, "best": 1, "size": [32, 32]}))
     config = AgreementConfig(
         tmp_path / "votes.jsonl",
         ("world", "motion-smoothness"),
@@ -203,7 +203,7 @@ def test_critics_are_named_one_flag_each():
 
 
 def test_a_config_that_cannot_be_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="each of them once"):
+    with pytest.raises(ValueError, match="each critic once"):
         AgreementConfig(tmp_path, ("world", "world"))
     with pytest.raises(ValueError, match="draws is 0"):
         AgreementConfig(tmp_path, draws=0)

@@ -8,14 +8,14 @@ from safetensors.torch import save_file
 
 from besttake.data.video import probe
 from besttake.evaluation.before_after import (
-    Critics,
+    CriticMeasures,
     EvaluateConfig,
     base_model,
-    joined,
+    concat_measurements,
     sample_videos,
     trained_model,
     with_adapter,
-    write_shown,
+    write_examples,
     write_summary,
 )
 from besttake.models import load_model
@@ -87,20 +87,20 @@ def test_an_adapter_of_something_else_is_no_adapter(model_folder, tmp_path):
 
 
 def test_critics_say_the_mean_of_each_dimension():
-    critics = Critics(("temporal-flicker", "dynamic-degree"), 8.0)
+    critics = CriticMeasures(("temporal-flicker", "dynamic-degree"), 8.0)
     still = critics.measure(torch.zeros(2, 5, 3, 16, 16), PROMPTS)
     assert critics.means(still) == {
         "reward/temporal-flicker/temporal flicker": 1.0,
         "reward/dynamic-degree/dynamic degree": 0.0,
     }
-    both = joined([still, critics.measure(torch.rand(1, 5, 3, 16, 16), PROMPTS[:1])])
+    both = concat_measurements([still, critics.measure(torch.rand(1, 5, 3, 16, 16), PROMPTS[:1])])
     flicker = critics.columns(both)["reward/temporal-flicker/temporal flicker"]
     assert flicker.shape == (3,)
     assert flicker[0] == flicker[1] == 1 > flicker[2]
 
 
 def test_clips_that_a_critic_abstains_on_are_left_out():
-    critics = Critics(("temporal-flicker",), 8.0)
+    critics = CriticMeasures(("temporal-flicker",), 8.0)
     name = "reward/temporal-flicker/temporal flicker"
     assert critics.means({"temporal-flicker": torch.tensor([[1.0], [torch.nan], [3.0]])}) == {name: 2.0}
     assert critics.means({"temporal-flicker": torch.tensor([[torch.nan]])}) == {}
@@ -111,13 +111,13 @@ def test_what_was_found_of_batches_is_put_together_row_by_row():
         {"a": torch.zeros(1), "b": {"c": np.zeros(1), "d": [("x",)]}},
         {"a": torch.ones(2), "b": {"c": np.ones(2), "d": [(), ()]}},
     ]
-    whole = joined(parts)
+    whole = concat_measurements(parts)
     assert whole["a"].tolist() == whole["b"]["c"].tolist() == [0, 1, 1]
     assert whole["b"]["d"] == [("x",), (), ()]
 
 
 def test_the_first_clips_are_written_large_enough_to_be_seen(tmp_path):
-    write_shown(tmp_path / "after", [1, 2], torch.zeros(2, 5, 3, 16, 16), shown=2, fps=8)
+    write_examples(tmp_path / "after", [1, 2], torch.zeros(2, 5, 3, 16, 16), shown=2, fps=8)
     assert [path.name for path in (tmp_path / "after").iterdir()] == ["01.mp4"]
     assert probe(tmp_path / "after" / "01.mp4").width == 256
 

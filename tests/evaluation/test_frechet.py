@@ -47,7 +47,7 @@ def test_shifted_set_is_as_far_as_the_shift():
         (
             torch.zeros(9, 4),
             torch.tensor([[0.0] * 4, [0, float("nan"), 0, 0]]),
-            "features b are not finite, first in sample 1",
+            "features b are not finite, the first in sample 1",
         ),
     ],
 )

@@ -16,10 +16,10 @@ from besttake.data.video import write_video
 from besttake.evaluation.before_after import EvaluateConfig
 from besttake.evaluation.held_out import (
     EvaluationSet,
-    chosen_set,
     evaluation_set,
-    left_to_train_on,
+    evaluation_set_of_run,
     read_set,
+    without_held_out,
     write_set,
 )
 from besttake.models.policy import PolicyConfig
@@ -43,7 +43,7 @@ def test_a_tenth_of_many_prompts_is_held_out(cogvideox):
     assert (found.source, found.trained_on, found.held_out) == ("mine.txt", 0, found.prompts)
     assert found.prompts == chosen(cogvideox, MANY).prompts
     assert found.prompts != MANY[:10]
-    left = left_to_train_on([*MANY, found.prompts[0]], found.held_out)
+    left = without_held_out([*MANY, found.prompts[0]], found.held_out)
     assert left == [prompt for prompt in MANY if prompt not in found.prompts]
     assert len(chosen(cogvideox, MANY, count=9).prompts) == 9
 
@@ -63,7 +63,7 @@ def test_prompts_of_a_file_hold_nothing_out_and_are_compared_with_what_is_traine
     assert found == EvaluationSet(str(file), [MANY[3], "a blue ball", "a green ball"], trained_on=1)
     assert len(chosen(cogvideox, MANY, listed=str(file), count=2).prompts) == 2
     file.write_text("a blue ball\na blue ball\n")
-    with pytest.raises(ValueError, match="a single prompt; expected at least 2 that differ"):
+    with pytest.raises(ValueError, match="a single prompt; expected 2 or more different"):
         chosen(cogvideox, MANY, listed=str(file))
 
 
@@ -97,16 +97,16 @@ def test_what_was_chosen_is_written_into_the_folder(tmp_path):
 
 
 def test_a_report_measures_on_what_was_chosen_unless_told_otherwise(tmp_path):
-    with pytest.raises(ValueError, match="does not tell which prompts it is measured on; name them with --prompts"):
-        chosen_set(tmp_path, None, "mine.txt", 9)
-    assert chosen_set(tmp_path, None, "world-train", 9).source == "world-test"
+    with pytest.raises(ValueError, match="has no evaluation set; give prompts with --prompts"):
+        evaluation_set_of_run(tmp_path, None, "mine.txt", 9)
+    assert evaluation_set_of_run(tmp_path, None, "world-train", 9).source == "world-test"
     file = tmp_path / "test.txt"
     file.write_text("a\nz\n")
     write_set(tmp_path, EvaluationSet("mine.txt", ["a", "b", "c"], [Path("x")] * 3, 3))
-    assert chosen_set(tmp_path, None, "mine.txt", 2) == EvaluationSet(
+    assert evaluation_set_of_run(tmp_path, None, "mine.txt", 2) == EvaluationSet(
         "mine.txt", ["a", "b"], [Path("x").resolve()] * 2, 2
     )
-    assert chosen_set(tmp_path, str(file), "mine.txt", 9) == EvaluationSet(str(file), ["a", "z"])
+    assert evaluation_set_of_run(tmp_path, str(file), "mine.txt", 9) == EvaluationSet(str(file), ["a", "z"])
 
 
 @pytest.mark.parametrize(

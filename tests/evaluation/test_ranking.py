@@ -7,10 +7,10 @@ from besttake.evaluation.ranking import (
     accuracy,
     accuracy_with_ties,
     bootstrap,
-    comparisons,
+    compared_pairs,
     kendall_tau_b,
     paired_bootstrap,
-    places,
+    rank_probabilities,
     ratio,
     recall,
     reciprocal_rank,
@@ -41,7 +41,7 @@ def test_equal_scores_give_the_mean_over_all_their_orders():
         descending = sorted(order, key=lambda i: -scores[i])  # stable: equals keep the order of the permutation
         found.append(1 + min(descending.index(i) for i in best))
     expected = {place: found.count(place) / len(found) for place in set(found)}
-    assert dict(places(scores, best)) == pytest.approx(expected)
+    assert dict(rank_probabilities(scores, best)) == pytest.approx(expected)
     assert reciprocal_rank(scores, best) == pytest.approx(np.mean([1 / place for place in found]))
 
 
@@ -51,9 +51,9 @@ def test_scores_that_are_not_finite_are_refused():
 
 
 def test_the_best_is_compared_with_the_rest_and_ties_with_other_bests():
-    assert comparisons([5, 2, 7], [0]).tolist() == [[1, 3], [1, -2]]
-    assert comparisons([5, 2, 7], [0, 2]).tolist() == [[1, 3], [1, 5], [0, -2]]
-    assert comparisons([5, 2], [0, 1]).tolist() == [[0, 3]]
+    assert compared_pairs([5, 2, 7], [0]).tolist() == [[1, 3], [1, -2]]
+    assert compared_pairs([5, 2, 7], [0, 2]).tolist() == [[1, 3], [1, 5], [0, -2]]
+    assert compared_pairs([5, 2], [0, 1]).tolist() == [[0, 3]]
 
 
 def test_without_ties_only_preferences_count_and_equal_scores_are_wrong():

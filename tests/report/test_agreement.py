@@ -4,7 +4,7 @@ from xml.etree import ElementTree
 import torch
 
 from besttake.data.video import write_video
-from besttake.evaluation.agreement import CHANCE, Agreement, AgreementConfig
+from besttake.evaluation.agreement import CHANCE, AgreementConfig, CriticAgreement
 from besttake.evaluation.ranking import Interval
 from besttake.report.agreement import dots, report_agreement
 
@@ -12,7 +12,7 @@ SVG = "{http://www.w3.org/2000/svg}"
 
 
 def row(critic, recall, mrr):
-    return Agreement(critic, {"recall@1": recall, "MRR": mrr})
+    return CriticAgreement(critic, {"recall@1": recall, "MRR": mrr})
 
 
 ROWS = [
@@ -60,4 +60,4 @@ def test_votes_become_a_table_and_a_plot_of_every_critic(tmp_path):
         [" chance ", " 0.50 "],
     ]
     drawn = ElementTree.fromstring((tmp_path / "out" / "agreement.svg").read_text())
-    assert "What people chose in votes.jsonl" in [text.text for text in drawn.findall(f"{SVG}text")]
+    assert "Agreement with human votes in votes.jsonl" in [text.text for text in drawn.findall(f"{SVG}text")]

@@ -170,7 +170,7 @@ def test_large_page_says_so(whole, monkeypatch):
 
 
 def test_no_run(tmp_path):
-    with pytest.raises(ValueError, match=r"holds no config\.yaml"):
+    with pytest.raises(ValueError, match=r"has no config\.yaml"):
         write_report(tmp_path)
     with pytest.raises(ValueError, match="is no folder"):
         write_report(tmp_path / "nothing")
@@ -181,8 +181,8 @@ def test_no_run(tmp_path):
     [
         ("config.yaml", "model: x\n", "no key 'algorithm'"),
         ("summary.json", "{", "is not JSON"),
-        ("summary.json", "[]", "holds a list, expected a dict"),
-        ("evaluation/prompts.json", "{}", "holds a dict, expected a list"),
+        ("summary.json", "[]", "contains a list, expected a dict"),
+        ("evaluation/prompts.json", "{}", "contains a dict, expected a list"),
         ("metrics.jsonl", "{oh\n{}\n", "line 1: not JSON"),
     ],
 )

@@ -96,7 +96,7 @@ def test_a_trifle_is_not_called_better_however_sure():
 @pytest.mark.parametrize(
     ("after", "q", "kind", "words"),
     [
-        (0.5, 0.01, "unknown", "Nothing was measured but what critics say. Steady by flicker rose from 0.4 to 0.5."),
+        (0.5, 0.01, "unknown", "Only critics' scores were measured. Steady by flicker rose from 0.4 to 0.5."),
         (0.3, 0.01, "worse", "The videos got worse: steady by flicker fell from 0.4 to 0.3."),
         (0.3, 0.2, "unknown", "None of their scores changed clearly."),
     ],

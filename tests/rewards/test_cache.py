@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from besttake.data.room import BLOCK
+from besttake.data.disk_space import BLOCK
 from besttake.rewards import load_reward
 from besttake.rewards.cache import CachedReward, identity
 from besttake.rewards.checks import score_checked
@@ -59,7 +59,7 @@ def test_only_what_is_new_is_asked_and_rows_keep_their_order(tmp_path):
 @pytest.mark.parametrize("what", ["pixel", "prompt", "fps", "critic", "weights", "shape"])
 def test_whatever_may_change_a_score_is_part_of_the_key(tmp_path, what):
     critic, videos, prompts, fps = Counting(), films(1), ["a ball"], 8.0
-    CachedReward(critic, tmp_path, who="one")(videos, prompts, fps)
+    CachedReward(critic, tmp_path, critic_identity="one")(videos, prompts, fps)
     who = "one"
     if what == "pixel":
         videos[0, 1, 2, 3, 3] += 0.02
@@ -73,7 +73,7 @@ def test_whatever_may_change_a_score_is_part_of_the_key(tmp_path, what):
         who = "two"
     else:
         videos = videos.transpose(1, 2).reshape(1, 1, 3, 8, 4)
-    CachedReward(critic, tmp_path, who=who)(videos, prompts, fps)
+    CachedReward(critic, tmp_path, critic_identity=who)(videos, prompts, fps)
     assert critic.asked == 2
 
 
@@ -219,7 +219,7 @@ def test_what_another_process_is_writing_is_not_thrown_out(tmp_path):
     part = next(tmp_path.glob("*")) / "tmp1234"
     part.write_text("[0.5")
     os.utime(part, (0, 0))
-    cached._room._left = 0
+    cached._disk._left = 0
     cached(films(2), ["a ball"] * 2)
     assert part.read_text() == "[0.5"
 

@@ -21,10 +21,10 @@ def test_the_margin_of_two_takes_is_that_of_a_difference_of_two_normal_numbers()
     assert found.ties == 0
 
 
-@pytest.mark.parametrize("takes", [2, 4, 8])
-def test_equally_good_takes_pass_the_margin_as_often_as_the_level_says(takes):
-    margin = calibrate(noisy(4, 200, 0.3), takes, level=0.05).margin
-    equal = noisy(1, 4000 * takes, 0.3, seed=1, spread=0.0).view(-1, takes)
+@pytest.mark.parametrize("candidates", [2, 4, 8])
+def test_equally_good_candidates_pass_the_margin_as_often_as_the_level_says(candidates):
+    margin = calibrate(noisy(4, 200, 0.3), candidates, level=0.05).margin
+    equal = noisy(1, 4000 * candidates, 0.3, seed=1, spread=0.0).view(-1, candidates)
     passed = ((equal.amax(1) - equal.amin(1)) > margin).float().mean().item()
     assert 0.03 < passed < 0.07
 
@@ -58,8 +58,8 @@ def test_grain_that_nobody_sees_moves_a_critic_a_little():
 
 
 @pytest.mark.parametrize(
-    ("shape", "takes", "level"), [((1, 4), 2, 0.05), ((4, 1), 2, 0.05), ((4, 4), 1, 0.05), ((4, 4), 2, 1.0)]
+    ("shape", "candidates", "level"), [((1, 4), 2, 0.05), ((4, 1), 2, 0.05), ((4, 4), 1, 0.05), ((4, 4), 2, 1.0)]
 )
-def test_too_little_to_calibrate_by_is_refused(shape, takes, level):
-    with pytest.raises(ValueError, match=r"^(times is 1|videos is 1|takes is 1|level is .*); expected "):
-        calibrate(torch.rand(shape), takes, level)
+def test_too_little_to_calibrate_by_is_refused(shape, candidates, level):
+    with pytest.raises(ValueError, match=r"^(times is 1|videos is 1|candidates is 1|level is .*); expected "):
+        calibrate(torch.rand(shape), candidates, level)

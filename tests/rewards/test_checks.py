@@ -43,7 +43,7 @@ def test_number_that_is_not_finite_names_critic_prompt_and_dimension(bad):
         (Says(torch.zeros(2)), r"\(2,\), expected \(2, 2\)"),
         (Says(torch.zeros(2, 2, dtype=torch.float16)), "float16 scores, expected torch.float32"),
         (Says(torch.zeros(2, 2, dtype=torch.long)), "int64 scores, expected torch.float32"),
-        (Says(torch.zeros(2, 2), scored=("quality", "colour")), "says its dimensions are"),
+        (Says(torch.zeros(2, 2), scored=("quality", "colour")), ", expected"),
     ],
 )
 def test_malformed_score_is_refused(critic, message):
@@ -84,7 +84,7 @@ def test_weights(weights, expected):
 @pytest.mark.parametrize(
     ("weights", "message"),
     [
-        ("beauty", "no dimension 'beauty'; it has: quality, motion"),
+        ("beauty", "no dimension 'beauty'; its dimensions: quality, motion"),
         ({"quality": 1.0, "beauty": 1.0}, "no dimension 'beauty'"),
         ({"quality": float("nan")}, "weight of 'quality' is nan"),
         ({"quality": "much"}, "weight of 'quality' is 'much'"),
@@ -111,5 +111,5 @@ class Silent(Says):
 def test_an_abstention_is_passed_on_only_to_those_who_can_do_without_a_score():
     critic = Silent(torch.zeros(2, 2))
     assert score_checked(critic, VIDEOS, PROMPTS, abstentions=True).scored.tolist() == [True, False]
-    with pytest.raises(ValueError, match=r"critic .* abstained on 1 of 2 videos, first that of"):
+    with pytest.raises(ValueError, match=r"critic .* abstained on 1 of 2 videos, the first for"):
         score_checked(critic, VIDEOS, PROMPTS)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from besttake.rewards import load_reward
-from besttake.rewards.guard import GuardConfig, RewardHackingGuard, looks_hacked, observed_rewards, thinned, trend
+from besttake.rewards.guard import GuardConfig, RewardHackingGuard, detect_hacking, guarded_metrics, thinned, trend
 
 EVERY, LOOKS = 10, 40
 RANGES = {"eval/heldout/plausibility": (-4.0, 0.0), "eval/dynamic-degree/dynamic degree": (0.0, 2.0)}
@@ -66,13 +66,13 @@ def falling(start=20, by=0.1, seed=1):
 
 def test_a_reward_that_rises_while_a_critic_falls_raises_an_alarm():
     looks = {NAMES[0]: series(falling(), EVERY), NAMES[1]: series(noise(LOOKS, 2, 0.1), EVERY)}
-    (alarm,) = looks_hacked(rewards(1.0), looks, GuardConfig(), RANGES)
+    (alarm,) = detect_hacking(rewards(1.0), looks, GuardConfig(), RANGES)
     assert alarm.name == NAMES[0]
     assert alarm.step == (LOOKS - 1) * EVERY
     assert alarm.since in [(LOOKS - looks) * EVERY for looks in (GuardConfig().window, GuardConfig().window // 2)]
     assert alarm.fall == pytest.approx(0.1 * (alarm.step - alarm.since) / EVERY, rel=0.3)
     assert alarm.rise > 0
-    assert "the trained reward rose by" in str(alarm)
+    assert "the training reward rose by" in str(alarm)
     assert f"while {NAMES[0]} fell by" in str(alarm)
 
 
@@ -88,19 +88,19 @@ def test_a_reward_that_rises_while_a_critic_falls_raises_an_alarm():
     ],
 )
 def test_other_courses_of_a_run_raise_none(reward, looks):
-    assert looks_hacked(reward, {NAMES[0]: series(looks, EVERY)}, GuardConfig(), RANGES) == []
+    assert detect_hacking(reward, {NAMES[0]: series(looks, EVERY)}, GuardConfig(), RANGES) == []
 
 
 def test_one_bad_look_is_no_trend():
     looks = noise(LOOKS, 4, 0.02)
     looks[-1] = -3.5
-    assert looks_hacked(rewards(1.0), {NAMES[0]: series(looks, EVERY)}, GuardConfig(), RANGES) == []
+    assert detect_hacking(rewards(1.0), {NAMES[0]: series(looks, EVERY)}, GuardConfig(), RANGES) == []
 
 
 def test_too_few_looks_say_nothing():
     for n in range(6):
         looks = {NAMES[0]: series(-np.arange(n), EVERY)}
-        assert looks_hacked(rewards(1.0), looks, GuardConfig(), RANGES) == []
+        assert detect_hacking(rewards(1.0), looks, GuardConfig(), RANGES) == []
 
 
 def alarms_in_run(seed, fall=0.0, alike=0.0):
@@ -167,16 +167,18 @@ def test_a_resumed_run_hears_the_old_rows_and_goes_on_alike():
 
 def test_critics_that_are_not_trained_on_watch():
     critics = [load_reward(name) for name in ("motion-smoothness", "dynamic-degree", "temporal-flicker")]
-    columns = observed_rewards(critics, ["motion-smoothness"], GuardConfig())
+    columns = guarded_metrics(critics, ["motion-smoothness"], GuardConfig())
     assert columns == {
         "eval/dynamic-degree/dynamic degree": (0.0, 2.0),
         "eval/temporal-flicker/temporal flicker": (0.0, 1.0),
     }
     only = GuardConfig(watch=("dynamic-degree",))
-    assert list(observed_rewards(critics, ["motion-smoothness"], only)) == ["eval/dynamic-degree/dynamic degree"]
+    assert list(guarded_metrics(critics, ["motion-smoothness"], only)) == ["eval/dynamic-degree/dynamic degree"]
     for name in ("motion-smoothness", "nobody"):
-        with pytest.raises(ValueError, match=f"guard.watch names '{name}'; .*dynamic-degree, temporal-flicker"):
-            observed_rewards(critics, ["motion-smoothness"], GuardConfig(watch=(name,)))
+        with pytest.raises(
+            ValueError, match=f"guard.watch names '{name}'; expected .*dynamic-degree, temporal-flicker"
+        ):
+            guarded_metrics(critics, ["motion-smoothness"], GuardConfig(watch=(name,)))
 
 
 def test_many_points_become_means_of_stretches():

@@ -52,18 +52,18 @@ def test_spelling_of_a_name_is_free():
 
 @pytest.mark.parametrize("name", ["taste", "checks", "no/such/folder", ""])
 def test_unknown_critic_lists_those_there_are(name):
-    with pytest.raises(ValueError, match=r"there are .*dynamic-degree, .*heldout, .*world"):
+    with pytest.raises(ValueError, match=r"expected one of .*dynamic-degree, .*heldout, .*world"):
         load_reward(name)
 
 
 def test_a_served_critic_takes_no_weights_and_no_settings_here():
     for given in ({"path": "weights"}, {"num_frames": 8}):
-        with pytest.raises(ValueError, match="http://there:8000 is served elsewhere: give its path and settings there"):
+        with pytest.raises(ValueError, match="http://there:8000 is remote; pass its path and settings to the server"):
             load_reward("http://there:8000", **given)
 
 
 @pytest.mark.parametrize("config", ["{", "[]", json.dumps({"words": []})])
 def test_folder_that_names_no_critic_is_refused(tmp_path, config):
     (tmp_path / "config.json").write_text(config)
-    with pytest.raises(ValueError, match=r"config.json does not name its critic"):
+    with pytest.raises(ValueError, match=r"config.json does not name a critic"):
         load_reward(tmp_path)

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from besttake.rewards.normalise import MEMORY, RunningNormaliser, within_prompts
+from besttake.rewards.normalise import MAX_COUNT, RunningNormaliser, within_prompts
 
 
 def test_within_prompts_by_hand():
@@ -27,6 +27,6 @@ def test_running_mean_and_deviation_are_those_of_all_that_went_by():
 def test_what_lies_long_back_is_forgotten():
     running, everyone = RunningNormaliser(1), torch.ones(64, dtype=torch.bool)
     for level in (0.0, 10.0):
-        for _ in range(6 * MEMORY // 64):
+        for _ in range(6 * MAX_COUNT // 64):
             running(torch.full((64, 1), level), everyone)
     assert running.mean.item() > 9.9

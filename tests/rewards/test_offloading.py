@@ -49,7 +49,7 @@ VIDEOS = torch.zeros(2, 3, 3, 4, 4)
 def test_a_critic_sent_away_is_called_back_for_each_question(tmp_path, cached):
     trips = []
     critic = Critic(trips)
-    reward = CachedReward(critic, tmp_path, who="it") if cached else critic
+    reward = CachedReward(critic, tmp_path, critic_identity="it") if cached else critic
     offload_reward(reward)
     offload_reward(reward)  # the monitor's, too: its home is still the first one
     score_shard(reward, VIDEOS, ["a", "b"], 8)

@@ -83,7 +83,7 @@ def test_a_product_of_normalised_scores_rewards_takes_good_at_both():
 
 def test_a_product_of_what_is_not_positive_is_refused():
     with pytest.raises(
-        ValueError, match=r"critic cold scored -1, and a product needs numbers above 0; set reward.norm"
+        ValueError, match=r"critic cold returned the score -1; combine: product needs scores above 0: set reward.norm"
     ):
         Panel({"cold": (Fixed("cold", warmth=[1.0, -1.0]), {})}, "product")(VIDEOS[:2], PROMPTS[:2])
 
@@ -165,8 +165,8 @@ def test_todays_recipes_mean_what_they_meant():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"weights": {"x": 1}}, "give each critic its own weights"),
-        ({"combine": "sum"}, "margins are of votes"),
+        ({"weights": {"x": 1}}, "put the weights under each critic"),
+        ({"combine": "sum"}, "margins need combine: vote"),
         ({"margins": {"nobody": 1}}, "margins names nobody; the critics are seer, motion-smoothness"),
         ({"critics": {"motion-smoothness": {}}, "margins": {}}, "judges names seer"),
         ({"combine": "mean"}, "'combine' is 'mean'"),

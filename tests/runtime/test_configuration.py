@@ -76,7 +76,7 @@ def test_numbers_as_yaml_misreads_them_are_numbers():
     [
         ({"stepz": 1}, "unknown key 'stepz'; did you mean 'steps'"),
         ({"inner": {"rat": 1}}, "unknown key 'inner.rat'; did you mean 'rate'"),
-        ({"qqq": 1}, "unknown key 'qqq'; there are steps, out"),
+        ({"qqq": 1}, "unknown key 'qqq'; known keys: steps, out"),
         ({3: 1}, "unknown key '3'"),
         ({"steps": "many"}, r"'steps' is 'many' \(str\), expected a whole number"),
         ({"steps": 1.5}, r"'steps' is 1.5 \(float\), expected a whole number"),
@@ -150,11 +150,11 @@ def _put(values, path, new):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("minutes: 1:30", "'minutes' in line 1 is 1:30, which YAML takes for a number to the base of 60"),
-        ("a: 1\nminutes: 1:30.5", "'minutes' in line 2 is 1:30.5, .*base of 60"),
-        ("seed: 010", "'seed' in line 1 is 010, which YAML takes for a number to the base of 8"),
+        ("minutes: 1:30", "'minutes' in line 1 is 1:30, which YAML reads as a base-60 number"),
+        ("a: 1\nminutes: 1:30.5", "'minutes' in line 2 is 1:30.5, .*base-60"),
+        ("seed: 010", "'seed' in line 1 is 010, which YAML reads as an octal number"),
         ("seed: -017", "'seed' in line 1 is -017"),
-        ("tiling: yes", "'tiling' in line 1 is yes, which YAML takes for true or false"),
+        ("tiling: yes", "'tiling' in line 1 is yes, which YAML reads as true or false"),
         ("policy: {halve_on_oom: off}", "'policy.halve_on_oom' in line 1 is off"),
         ("dtype: No", "'dtype' in line 1 is No"),
         ("on: 1", "'on' in line 1 is on"),

@@ -25,7 +25,7 @@ from besttake.rewards.panel import RewardConfig
 from besttake.runtime.configuration import to_yaml
 from besttake.runtime.distributed import ParallelConfig, backward, bit_checksum, init_processes
 from besttake.sampling.rollout import RolloutConfig, generate
-from besttake.training import run, validation
+from besttake.training import checkpointer, run, validation
 from besttake.training.run import OptimConfig, Run
 from besttake.training.validation import ValidationConfig
 from tests.processes import launch, results
@@ -345,7 +345,7 @@ def test_a_part_of_the_weights_that_is_no_number_is_not_saved(short):
     said = second.said.replace("\n", " ")
     assert "error: policy/" in said
     assert "is not finite at step 2, and nothing is saved; lower optim.lr" in said
-    assert "process 1 has failed, so all stop: FloatingPointError: policy/" in first.said.replace("\n", " ")
+    assert "process 1 failed, so all stop: FloatingPointError: policy/" in first.said.replace("\n", " ")
     assert saved(short) == ["step-00000001"]
     assert not (short.out / "adapter").exists()
 
@@ -507,7 +507,7 @@ def test_a_critic_that_dies_on_one_process_stops_all_and_no_step_is_lost(short, 
     own = replace(short, save_every=9, policy=policy, parallel=ParallelConfig(2))
     first, second = launch(2, with_a_critic_that_dies, own)
     assert first.returned == second.returned == 1
-    assert "process 1 has failed, so all stop: ConnectionError: the critic is gone" in first.said
+    assert "process 1 failed, so all stop: ConnectionError: the critic is gone" in first.said
     assert "the critic is gone" in second.said
     assert saved(own) == ["step-00000001"]
 

@@ -194,7 +194,7 @@ def test_a_signal_that_a_launcher_passes_on_is_no_second_one(config, tmp_path):
 
 def unheard(config, moment, number, gone):
     """A process that is told to stop when its standard error is no more, or when nobody reads it."""
-    interruption.LEAVING = 1.0
+    interruption.EXIT_SECONDS = 1.0
 
     def act():
         reads, writes = os.pipe()

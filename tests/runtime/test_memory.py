@@ -21,7 +21,7 @@ from besttake.models import load_model
 from besttake.models.policy import Policy, PolicyConfig
 from besttake.models.quantization import blocks
 from besttake.models.sharding import is_sharded
-from besttake.runtime.memory import ADVICE, forget, out_of_memory
+from besttake.runtime.memory import ADVICE, free_memory, out_of_memory
 from tests.peak import Peak
 from tests.runs import rows
 from tests.shortage import MALLOC
@@ -259,5 +259,5 @@ def test_a_real_shortage_is_recognised_and_forgotten():
     with pytest.raises(RuntimeError) as found:
         torch.empty(1 << 60)
     assert out_of_memory(found.value)
-    forget(found.value)
+    free_memory(found.value)
     assert found.value.__traceback__ is None

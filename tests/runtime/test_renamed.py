@@ -49,9 +49,9 @@ def test_a_recipe_by_its_old_names_is_the_recipe_with_one_warning(tmp_path, capl
     assert {"monitor", "guard", "draws", "by_turns"} <= values.keys()
     (tmp_path / "old.yaml").write_text(yaml.safe_dump({"algorithm": "onlinevpo", **values}))
     assert read_recipe(str(tmp_path / "old.yaml")) == recipe
-    (warning,) = [message for message in caplog.messages if "old names" in message]
+    (warning,) = [message for message in caplog.messages if "former names" in message]
     assert "policy.average -> policy.ema_decay" in warning
-    assert "rollout.shared (gone)" in warning
+    assert "rollout.shared (removed)" in warning
 
 
 def test_settings_of_rollouts_are_renamed_wherever_they_are(caplog):
@@ -67,9 +67,9 @@ def test_settings_of_rollouts_are_renamed_wherever_they_are(caplog):
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ({"guard": 1.0, "dpop_weight": 1.0}, "'guard' is the old name of 'dpop_weight', and both are given"),
-        ({"rollout": {"shared": 0.25}}, "'rollout.shared' is gone, and 0.25 is not its default"),
-        ({"preview_at": 0.5, "preview_keeps": 2}, "'preview_at' is gone, and 0.5 is not its default"),
+        ({"guard": 1.0, "dpop_weight": 1.0}, "'dpop_weight' is given twice, also by its former name 'guard'"),
+        ({"rollout": {"shared": 0.25}}, "'rollout.shared' is 0.25, but this setting was removed"),
+        ({"preview_at": 0.5, "preview_keeps": 2}, "'preview_at' is 0.5, but this setting was removed"),
     ],
 )
 def test_what_cannot_be_mapped_is_refused(values, words):
@@ -80,8 +80,8 @@ def test_what_cannot_be_mapped_is_refused(values, words):
 def test_flags_by_their_old_names(caplog):
     config = with_flags(read_recipe("onlinevpo-tiny"), ["--guard", "2", "--monitor.every=7", "--no-by-turns"], "train")
     assert (config.dpop_weight, config.validation.every, config.offload_idle) == (2.0, 7, False)
-    assert "--guard is the old name of --dpop_weight" in caplog.text
-    with pytest.raises(ValueError, match=r"--rollout\.shared is gone"):
+    assert "--guard was renamed to --dpop_weight" in caplog.text
+    with pytest.raises(ValueError, match=r"--rollout\.shared was removed"):
         with_flags(config, ["--rollout.shared", "0.5"], "train")
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from besttake.rewards.critics.hpsv2 import FILE, HEADS, PARTS, TRANSPOSED, WHOLE
+from besttake.rewards.critics.hpsv2 import FILE, HEADS, MODULE_NAMES, TENSOR_NAMES, TRANSPOSED
 from tests.tiny_critics.clip_parts import clip, write_tokenizer
 
 
@@ -18,8 +18,8 @@ def write(folder: Path) -> None:
 
 def open_clip_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """transformers' CLIP as open_clip names it, queries, keys and values joined."""
-    whole = {then: old for old, then in WHOLE.items()}
-    parts = {then: old for old, then in PARTS.items()}
+    whole = {then: old for old, then in TENSOR_NAMES.items()}
+    parts = {then: old for old, then in MODULE_NAMES.items()}
     result = {}
     for name, tensor in state.items():
         if name in whole:

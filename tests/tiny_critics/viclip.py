@@ -7,10 +7,10 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from besttake.rewards.critics.viclip import MERGES, Network, Sizes
+from besttake.rewards.critics.viclip import MERGES, ViCLIPNetwork, ViCLIPSizes
 
 PAIRS = ("r e", "re d</w>", "b a", "l l</w>", "ba ll</w>")
-SIZES = Sizes(
+SIZES = ViCLIPSizes(
     side=32,
     patch=8,
     width=64,
@@ -19,7 +19,7 @@ SIZES = Sizes(
     vocabulary=512 + len(PAIRS) + 2,
     text_width=64,
     text_layers=2,
-    shared=32,
+    embedding_width=32,
 )
 
 
@@ -40,7 +40,7 @@ def random_state() -> dict[str, torch.Tensor]:
     """Every parameter random, also those that start at zero; with the temperature, which is published but not used."""
     generator = torch.Generator().manual_seed(0)
     state = {"temp": torch.tensor(0.01)}
-    for name, value in Network(SIZES).state_dict().items():
+    for name, value in ViCLIPNetwork(SIZES).state_dict().items():
         noise = torch.randn(value.shape, generator=generator)
         state[name] = 1 + 0.1 * noise if "ln_" in name and name.endswith("weight") else noise * 0.15
     return state

@@ -60,7 +60,7 @@ def test_looks_are_at_the_runs_own_prompts_where_none_are_named(tmp_path, policy
     ("values", "message"),
     [
         ({"prompts": "nowhere.txt"}, r"nowhere\.txt"),
-        ({"rewards": ("nobody",)}, "there is no critic 'nobody'"),
+        ({"rewards": ("nobody",)}, "unknown critic 'nobody'"),
         ({"rollout": RolloutConfig(height=33)}, "33"),
     ],
 )

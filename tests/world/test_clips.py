@@ -5,7 +5,7 @@ import torch
 from besttake.world.captions import Body, Caption
 from besttake.world.clips import make_batch, make_clip
 from besttake.world.film import make_film, render
-from besttake.world.flaws import FLAWS, WEB, spoil
+from besttake.world.flaws import FLAWS, PRETRAINING_MIX, add_flaws
 
 CAPTION = Caption(Body("large", "green", "square"), "thrown right", "light")
 
@@ -58,10 +58,10 @@ def test_the_share_of_flawed_clips_is_what_was_asked_for():
     _, clips = make_batch(0, 0, 200, flawed_share=0.4)
     share = np.mean([bool(clip.flaws) for clip in clips])
     assert 0.3 < share < 0.5
-    assert {name for clip in clips for name in clip.flaws} <= set(WEB)
+    assert {name for clip in clips for name in clip.flaws} <= set(PRETRAINING_MIX)
 
 
 def test_spoiling_tells_which_flaws_and_how_severe():
-    severities = spoil(film(), np.random.default_rng(1), low=0.6)
+    severities = add_flaws(film(), np.random.default_rng(1), low=0.6)
     assert severities
     assert all(0.6 <= value <= 1 for value in severities.values())

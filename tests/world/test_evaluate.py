@@ -19,7 +19,7 @@ from besttake.runtime.configuration import write_config
 from besttake.runtime.distributed import EVALUATION_PARALLEL, init_processes
 from besttake.sampling.rollout import RolloutConfig
 from besttake.training.run import TrainConfig
-from besttake.world.evaluate import compared, evaluate, of_the_world
+from besttake.world.evaluate import evaluate, is_world_size_and_grammar, p_values_of
 from tests.processes import launch, results
 
 
@@ -70,8 +70,8 @@ def one_without_a_critic(run, config, chosen):
 def test_what_fails_on_one_process_is_told_on_all(run):
     config = EvaluateConfig(rollout=RolloutConfig(steps=1))
     well, failed = launch(2, one_without_a_critic, run, config, EvaluationSet("mine", ["a", "b"]))
-    assert "there is no critic 'nobody'" in failed.raised
-    assert "OtherProcessError: process 1 has failed" in well.raised
+    assert "unknown critic 'nobody'" in failed.raised
+    assert "OtherProcessError: process 1 failed" in well.raised
 
 
 def test_a_users_own_clips_are_the_real_ones(run, tmp_path):
@@ -110,19 +110,21 @@ def test_prompts_alone_have_no_real_clips_and_an_old_evaluation_stays_until_the_
 
 def test_only_clips_of_the_worlds_size_and_prompts_of_its_grammar_are_measured_as_its_own():
     prompts = read_prompts("world-test")[:2]
-    assert of_the_world((16, 32, 32), prompts)
-    assert of_the_world((17, 32, 32), prompts)
-    assert not of_the_world((8, 32, 32), prompts)
-    assert not of_the_world((16, 32, 48), prompts)
-    assert not of_the_world((16, 32, 32), [*prompts, "a cat plays piano"])
+    assert is_world_size_and_grammar((16, 32, 32), prompts)
+    assert is_world_size_and_grammar((17, 32, 32), prompts)
+    assert not is_world_size_and_grammar((8, 32, 32), prompts)
+    assert not is_world_size_and_grammar((16, 32, 48), prompts)
+    assert not is_world_size_and_grammar((16, 32, 32), [*prompts, "a cat plays piano"])
 
 
 def test_a_change_is_tested_towards_where_it_should_go_and_clips_that_a_critic_left_out_are_left_out():
     low, high = np.zeros(8), np.ones(8)
     gap = np.array([np.nan, *np.ones(7)])
-    found = compared({"share/melt": low, "odd": low, "a": low}, {"share/melt": high, "odd": high, "a": gap}, {}, None)
+    found = p_values_of(
+        {"share/melt": low, "odd": low, "a": low}, {"share/melt": high, "odd": high, "a": gap}, {}, None
+    )
     assert found == {"share/melt": 2 / 2**8}  # nothing says where the others should go
-    found = compared(
+    found = p_values_of(
         {"object_area": low, "reward/x/y": low}, {"object_area": high, "reward/x/y": gap}, {"object_area": 0.5}, None
     )
     assert found == {"object_area": 1.0, "reward/x/y": 2 / 2**7}  # as far from real clips as before

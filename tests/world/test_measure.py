@@ -176,7 +176,7 @@ def test_bad_input_is_refused_in_words():
         measure(video[:15], BALL)
     with pytest.raises(ValueError, match="NaN"):
         measure(torch.full_like(video, float("nan")), BALL)
-    with pytest.raises(ValueError, match="2 videos came with 1 prompts"):
+    with pytest.raises(ValueError, match="2 videos but 1 prompts"):
         measure_all(torch.stack([video, video]), [str(BALL)])
     with pytest.raises(ValueError, match="not a caption of the small world"):
         measure_all(video[None], ["a cat sleeps"])

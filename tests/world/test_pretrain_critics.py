@@ -12,14 +12,14 @@ from besttake.world.pretrain_critics import (
     HeldoutCriticConfig,
     WorldCriticConfig,
     _train,
+    add_any_flaws,
+    body_positions,
     codec_like,
     distance,
     graded_batch,
     path_length,
-    places,
     qualities,
     ranking_loss,
-    spoil_any,
     train_heldout_critic,
     train_world_critic,
 )
@@ -39,7 +39,9 @@ def test_equal_scores_cost_ln_two_twice():
 
 
 def test_qualities_by_hand():
-    visual, temporal, dynamic, text, factual = qualities({"blur": 0.5, "melt": 0.2}, moved=0.6, swaps=1, away=1.5)
+    visual, temporal, dynamic, text, factual = qualities(
+        {"blur": 0.5, "melt": 0.2}, motion_left=0.6, swaps=1, distance_to_path=1.5
+    )
     assert [visual, temporal, dynamic, text, factual] == pytest.approx([-0.7, -0.14, -0.4, -1.2, -0.6])
     assert qualities({}, 1.0, 0, 0.0) == [0, 0, 0, 0, 0]
     assert qualities({}, 1.0, 0, 99.0)[-1] == -2
@@ -60,7 +62,7 @@ def test_distance_to_the_true_path_by_hand():
 def test_places_are_where_the_colour_is():
     film = make_film(RING, np.random.default_rng(0))
     film.actors[0].opacity[3:] = 0
-    found = places(film)
+    found = body_positions(film)
     assert found.shape == (16, 2, 2)
     assert found[3:].isnan().all()
     assert torch.equal(found[:3, 0], found[:3, 1])
@@ -74,7 +76,7 @@ def test_frozen_film_has_lost_the_motion_that_is_measured():
         rng = np.random.default_rng(seed)
         film = make_film(RING, rng)
         due = path_length(film)
-        severities, moved = spoil_any(film, rng)
+        severities, moved = add_any_flaws(film, rng)
         if list(severities) == ["freeze"]:
             assert moved == pytest.approx(path_length(film) / due)
             assert moved < 1
@@ -87,7 +89,7 @@ def test_graded_batches_are_reproducible_and_differ_by_step():
     assert torch.equal(one.videos, again.videos)
     assert not torch.equal(one.videos, other.videos)
     assert one.videos.shape == (6, 16, 3, 32, 32)
-    assert one.asked[0] == one.asked[2] != one.asked[3]
+    assert one.captions[0] == one.captions[2] != one.captions[3]
 
 
 def test_codec_keeps_the_picture():

@@ -11,7 +11,7 @@ from besttake.models.schedules import RectifiedFlow
 from besttake.sampling.rollout import RolloutConfig, generate
 from besttake.world import export as exporting
 from besttake.world.pretrain_denoiser import (
-    Bank,
+    ClipBuffer,
     DenoiserConfig,
     learning_rate,
     load_parts,
@@ -54,7 +54,7 @@ def test_the_bank_holds_the_newest_clips_and_draws_hard_motions_more_often(tmp_p
     make_vae(VAEConfig("tiny-cogvideox", tmp_path, clips=8))
     config = DenoiserConfig(out=tmp_path, bank=48, batch=2000)
     model = load_parts("tiny-cogvideox", tmp_path)
-    grown, fresh = Bank(model, config), Bank(model, config)
+    grown, fresh = ClipBuffer(model, config), ClipBuffer(model, config)
     for n in (32, 64, 96):
         grown.grow_to(n)
     fresh.grow_to(96)  # as after a resume

@@ -1,9 +1,9 @@
-"""LAION's aesthetic predictor: how much people like a frame, text aside.
+"""LAION's aesthetic predictor: human ratings of a frame, without its prompt.
 
-Five linear layers with nothing between them, over the image embedding of CLIP ViT-L/14 at unit length; trained on
+Five linear layers without activations on the normalised image embedding of CLIP ViT-L/14, trained on
 ratings from 1 to 10 of SAC, LAION-Logos and AVA (Schuhmann et al., LAION-5B, arXiv 2210.08402;
-github.com/christophschuhmann/improved-aesthetic-predictor). VBench's aesthetic quality has another, linear, head. The
-prompts do not matter to it.
+github.com/christophschuhmann/improved-aesthetic-predictor). VBench's aesthetic quality uses another, linear, head. The
+prompts are ignored.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from besttake.rewards.frames import clip_view
-from besttake.rewards.networks.image_critic import ImageCritic, clip_folder, empty, rating_head, read_config
-from besttake.rewards.networks.weights import checkpoint, load_weights, read_tensors
+from besttake.rewards.frames import clip_preprocess
+from besttake.rewards.networks.image_critic import ImageCritic, clip_folder, empty_network, rating_head, read_config
+from besttake.rewards.networks.weights import find_checkpoint, load_weights, read_tensors
 from besttake.types import CriticCard
 
 SOURCE = "camenduru/improved-aesthetic-predictor"
-"""On the hub, a copy of the GitHub repository's weights."""
+"""Hub id with a copy of the GitHub repository's weights."""
 HEAD = "sac+logos+ava1-l14-linearMSE"
 CLIP = "clip-vit-large-patch14"
 
@@ -29,30 +29,30 @@ CLIP = "clip-vit-large-patch14"
 def load(
     path: str | Path | None = None, device: str = "cpu", frames: int = 8, aggregate: str = "mean"
 ) -> AestheticCritic:
-    """The critic of a folder or hub id with the head, `sac+logos+ava1-l14-linearMSE.pth` or `.safetensors`.
+    """Load the critic from a folder or hub id with the head, `sac+logos+ava1-l14-linearMSE.pth` or `.safetensors`.
 
-    CLIP is that of the folder's subfolder `clip-vit-large-patch14`, or `openai/clip-vit-large-patch14` of the hub.
+    CLIP is loaded from the folder's subfolder `clip-vit-large-patch14`, or from the hub (`openai/...`).
 
     Raises:
-        ValueError: there are no such files, or they are broken.
+        ValueError: a file is missing or broken.
     """
     name = AestheticCritic.name
-    folder = checkpoint(name, path or SOURCE, f"{HEAD}.*")
+    folder = find_checkpoint(name, path or SOURCE, f"{HEAD}.*")
     file = folder / f"{HEAD}.safetensors"
     file = file if file.is_file() else folder / f"{HEAD}.pth"
     if not file.is_file():
         raise ValueError(f"critic {name}: there is no {HEAD}.pth in {folder}; give a folder with that file of {SOURCE}")
     clip = clip_folder(name, folder / CLIP if (folder / CLIP).is_dir() else f"openai/{CLIP}")
     config = read_config(name, clip)
-    vision = empty(name, lambda: CLIPVisionModelWithProjection(_vision_config(config)))
+    vision = empty_network(name, lambda: CLIPVisionModelWithProjection(_vision_config(config)))
     load_weights(name, vision, read_tensors(name, clip), _of_vision, device=device)
-    network = empty(name, lambda: AestheticNetwork(vision))
+    network = empty_network(name, lambda: AestheticNetwork(vision))
     load_weights(name, network.layers, read_tensors(name, file), lambda key: key.removeprefix("layers."), device=device)
     return AestheticCritic(network.to(device), frames, aggregate)
 
 
 class AestheticCritic(ImageCritic):
-    """A `Reward`; ratings from about 1 to 10, of what models make mostly 4 to 7."""
+    """A `Reward` with ratings from about 1 to 10; generated videos mostly score 4 to 7."""
 
     name = "aesthetic"
     dimensions = ("aesthetic",)
@@ -66,8 +66,8 @@ class AestheticCritic(ImageCritic):
     network: AestheticNetwork
 
     def score(self, frames: Float[Tensor, "b f 3 h w"], prompts: list[str]) -> Float[Tensor, "b f"]:
-        seen = clip_view(frames.flatten(0, 1), self.network.vision.config.image_size)
-        return self.network(seen).unflatten(0, frames.shape[:2])
+        pixel_values = clip_preprocess(frames.flatten(0, 1), self.network.vision.config.image_size)
+        return self.network(pixel_values).unflatten(0, frames.shape[:2])
 
 
 class AestheticNetwork(nn.Module):
@@ -76,8 +76,8 @@ class AestheticNetwork(nn.Module):
         self.vision: Any = vision
         self.layers = rating_head(vision.config.projection_dim)
 
-    def forward(self, seen: Float[Tensor, "n 3 side side"]) -> Float[Tensor, "n"]:
-        return self.rate(self.vision(seen).image_embeds)
+    def forward(self, pixel_values: Float[Tensor, "n 3 side side"]) -> Float[Tensor, "n"]:
+        return self.rate(self.vision(pixel_values).image_embeds)
 
     def rate(self, embedding: Float[Tensor, "n d"]) -> Float[Tensor, "n"]:
         """Ratings of CLIP's image embeddings, of any length; one of length 0 stays 0."""
@@ -92,6 +92,6 @@ def _vision_config(config: CLIPConfig) -> CLIPVisionConfig:
 
 
 def _of_vision(name: str) -> str | None:
-    """CLIP's weights without those of text."""
-    mine = name.startswith(("vision_model.", "visual_projection.")) and not name.endswith("position_ids")
-    return name if mine else None
+    """Names of CLIP's vision weights; None for the text weights."""
+    is_vision = name.startswith(("vision_model.", "visual_projection.")) and not name.endswith("position_ids")
+    return name if is_vision else None

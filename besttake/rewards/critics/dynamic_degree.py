@@ -1,9 +1,9 @@
-"""Analytic critic: how much of the picture changes, light aside.
+"""Analytic critic: amount of motion, corrected for changes in brightness.
 
-VBench asks of each clip, yes or no, whether the strongest 5 % of its optical flow pass a threshold often enough; here
-it is a number, the mean of the strongest 5 % of the change between neighbouring frames, after the median change of each
-step and channel (what a flickering light does to all pixels) is taken off. It tells motion from stillness, not good
-motion from bad: grain, jitter and jumps raise it. To watch, not to train on.
+VBench decides for each clip whether the strongest 5 % of its optical flow exceed a threshold often enough. This critic
+returns a number: the mean of the strongest 5 % of the differences between neighbouring frames, after subtracting the
+median difference of each step and channel (the effect of a flickering light on all pixels). It measures motion, not
+its quality: grain, jitter and jumps raise it. Use it for monitoring, not for training.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def load(path: str | Path | None = None, device: str = "cpu") -> DynamicDegree:
 
 
 class DynamicDegree:
-    """A `Reward` from 0, a still picture, to 2, where all that moves flashes."""
+    """A `Reward` from 0 (a still picture) to 2."""
 
     name = "dynamic-degree"
     dimensions = ("dynamic degree",)

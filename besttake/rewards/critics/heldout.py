@@ -1,17 +1,18 @@
-"""The held-out critic of the small world: how plausible a clip is to a network that never saw a flawed one.
+"""The held-out critic of the small world: plausibility of a clip under a model trained on clean clips only.
 
-It is not a judge trained on flaws, as `world` is, but a predictor trained on clean clips alone, and of another
-architecture; so what fools the one need not fool the other. It is for evaluation: never train a policy on it.
+Unlike `world`, which learned from flawed clips, it is a predictor of clean clips with another architecture, so that
+the two have different weaknesses. It is for evaluation: never train a policy on it.
 
-Plausibility is minus the surprise at three things, each capped so that no single frame or pixel decides:
-    frames: a 2-D U-Net sees frames 0, t - h - 1 and t - h and predicts mean and variance of each pixel of frame t, one
-        and four frames ahead; surprise is the squared error in units of the predicted variance, where something is,
-        was, or should be (and, weighed less, on the background).
-    the whole: from the caption alone, mean and variance of what each quarter of the clip should have on average:
-        colour, amount of coloured matter, its motion, light. An empty or a frozen clip surprises here.
-    the grain: likewise, how much neighbouring pixels differ; less than a codec's softness explains surprises too.
+Plausibility is the negative surprise at three things, each capped so that no single frame or pixel dominates:
+    frames: a 2-D U-Net gets frames 0, t - h - 1 and t - h and predicts mean and variance of each pixel of frame t, for
+        horizons h of one and four frames; surprise is the squared error divided by the predicted variance, weighted
+        towards the bodies and away from the background.
+    clip statistics: from the caption alone, mean and variance of averages over each quarter of the clip: colour,
+        amount of coloured matter, its motion, brightness. An empty or frozen clip is surprising here.
+    grain: likewise for the difference of neighbouring pixels; too little, beyond a codec's blur, is surprising too.
 
-Neither the likelihood's normalising term nor less surprise than clean clips cause is rewarded: blandness gains nothing.
+Neither the normalising term of the likelihood nor a surprise below that of clean clips is rewarded, so that bland clips
+gain nothing.
 """
 
 from __future__ import annotations
@@ -32,30 +33,30 @@ HORIZONS = (1, 4)
 QUARTERS = 4
 KINDS = ("red", "green", "blue", "matter", "light", "grain", "motion", "flicker")
 PIXEL_CAP, STATISTIC_CAP = 16.0, 12.0
-"""Squared deviations, in predicted variances, above which more surprise counts no more."""
+"""Caps of the squared deviations, in units of the predicted variance."""
 
 FLOOR = 0.04
-"""The least standard deviation a pixel is predicted with, so that a codec's grain is no surprise."""
+"""Lower bound of a pixel's predicted standard deviation, so that a codec's noise is no surprise."""
 
 
 def load(path: str | Path | None = None, device: str = "cpu") -> HeldoutCritic:
-    """The shipped critic, or the one in a folder.
+    """Load the embedded critic, or one from a folder.
 
     Raises:
-        ValueError: the folder holds no such critic, or its weights are broken.
+        ValueError: the folder has no such critic, or its weights are broken.
     """
     folder = EMBEDDED_WEIGHTS / "critic-heldout" if path is None else Path(path)
     config = read_config(folder, "heldout")
-    network = Expectation(len(config["words"]))
+    network = HeldoutNetwork(len(config["words"]))
     read_weights(folder, network)
     return HeldoutCritic(network.to(device), config["words"], config["mean"], config["std"])
 
 
 class HeldoutCritic:
-    """A `Reward`, at most 0: not more surprising than clean clips are on average. Typical clean clips lie just below.
+    """A `Reward` of at most 0, reached by clips that are no more surprising than the average clean clip.
 
     Attributes:
-        mean, std: of each of the three surprises, over clean clips, and over a mix of clean and flawed ones.
+        mean, std: of the three surprises: mean over clean clips, deviation over a mix of clean and flawed ones.
     """
 
     name = "heldout"
@@ -63,7 +64,7 @@ class HeldoutCritic:
     differentiable = True
     card = CriticCard("docs/world.md", "Apache-2.0", {"plausibility": (-4.0, 0.0)})
 
-    def __init__(self, network: Expectation, words: list[str], mean: list[float], std: list[float]):
+    def __init__(self, network: HeldoutNetwork, words: list[str], mean: list[float], std: list[float]):
         self.network, self.words = network.eval().requires_grad_(False), words
         device = next(network.parameters()).device
         self.mean, self.std = torch.tensor(mean, device=device), torch.tensor(std, device=device)
@@ -79,12 +80,12 @@ class HeldoutCritic:
         return Score(-excess.mean(1, keepdim=True), DIMENSIONS)
 
     def features(self, videos: Video, prompts: list[str]) -> Tensor:
-        """What the predictor's bottleneck holds of each clip, white on clean clips: float32 (b, 64). For `frechet`.
+        """Bottleneck features of each clip, whitened on clean clips: float32 (b, 64), for the Frechet distance.
 
-        They tell flicker, melting and jumps well, shaking only weakly; the plausibility sees that better.
+        They respond strongly to flicker, melting and jumps, but weakly to shaking, which the plausibility detects.
 
         Raises:
-            ValueError: as for a score.
+            ValueError: as for `__call__`.
         """
         return self.network.features(*self._inputs(videos, prompts))
 
@@ -96,12 +97,12 @@ class HeldoutCritic:
         return videos.to(device, torch.float32), word_ids(prompts, self.words, WORDS).to(device)
 
 
-class Expectation(nn.Module):
-    """What is to be expected of a clip: of each frame after others, and of the whole after its caption."""
+class HeldoutNetwork(nn.Module):
+    """Predicts frames from earlier frames, and statistics of the whole clip from its caption."""
 
     def __init__(self, words: int, width: int = 64):
         super().__init__()
-        self.words = nn.Embedding((words + 2) * WORDS, width)  # one vector for each word in each place
+        self.words = nn.Embedding((words + 2) * WORDS, width)  # one vector per word and position
         self.caption = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, width))
         self.whole = nn.Sequential(nn.Linear(width, 96), nn.GELU(), nn.Linear(96, 2 * len(KINDS) * QUARTERS))
         self.frames = FramePredictor(width)
@@ -111,13 +112,13 @@ class Expectation(nn.Module):
         self.register_buffer("feature_projection", torch.zeros(2 * self.frames.deep, FEATURES))
 
     def condition_features(self, ids: Tensor) -> Tensor:
-        """Captions (b, n) as vectors (b, width)."""
+        """Embed captions: word ids (b, n) to vectors (b, width)."""
         place = torch.arange(ids.shape[1], device=ids.device) * (self.words.num_embeddings // WORDS)
-        there = (ids != 0)[..., None]
-        return self.caption((self.words(ids + place) * there).sum(1) / 3)
+        mask = (ids != 0)[..., None]
+        return self.caption((self.words(ids + place) * mask).sum(1) / 3)
 
     def surprise(self, videos: Tensor, ids: Tensor) -> Tensor:
-        """Surprise at the frames, at the whole and at the grain: (b, 3), near 1 for clean clips."""
+        """Surprise at frames, clip statistics and grain: (b, 3), about 1 for clean clips."""
         caption = self.condition_features(ids)
         frames = [self._frame_surprise(videos, caption, horizon) for horizon in HORIZONS]
         mean, log_variance = self.expected_statistics(caption)
@@ -144,7 +145,7 @@ class Expectation(nn.Module):
         return (self.raw_features(videos, ids) - self.feature_mean) @ self.feature_projection
 
     def raw_features(self, videos: Tensor, ids: Tensor) -> Tensor:
-        """The bottleneck, averaged over space; its mean and deviation over time: (b, 2 deep)."""
+        """Mean and deviation over time of the spatially averaged bottleneck: (b, 2 deep)."""
         b, f = videos.shape[:2]
         t = torch.arange(2, f, device=videos.device).repeat(b)
         row = torch.arange(b, device=videos.device).repeat_interleave(f - 2)
@@ -153,19 +154,19 @@ class Expectation(nn.Module):
 
 
 def contexts(videos: Tensor, row: Tensor, t: Tensor, horizon: int | Tensor) -> tuple[Tensor, Tensor]:
-    """Frames 0, t - h - 1 and t - h of the videos in `row`, stacked (n, 9, h, w); and (h, t), scaled, (n, 2)."""
+    """Inputs of the frame predictor: frames 0, t - h - 1 and t - h of videos `row`, (n, 9, h, w); scaled (h, t)."""
     stack = torch.cat([videos[row, 0], videos[row, t - horizon - 1], videos[row, t - horizon]], 1)
     return stack, torch.stack([horizon / 4 * torch.ones_like(t), t / 8], 1)
 
 
 def saturation(frames: Tensor) -> Tensor:
-    """How coloured each pixel is, for (..., 3, h, w): about 1 on bodies, 0 on the neutral background."""
+    """Colourfulness of each pixel of (..., 3, h, w): about 1 on bodies, 0 on the neutral background."""
     chroma = frames - frames.mean(-3, keepdim=True)
     return (chroma.square().sum(-3, keepdim=True) + 1e-6).sqrt()
 
 
 def statistics(videos: Tensor) -> Tensor:
-    """What each quarter of a clip has on average, of each of `KINDS`: (b, 32)."""
+    """Averages of each of `KINDS` over each quarter of a clip: (b, 32)."""
     b, f = videos.shape[:2]
     chroma = F.avg_pool2d((videos - videos.mean(2, keepdim=True)).flatten(0, 1), 4).unflatten(0, (b, f))
     light = videos.mean((2, 3, 4))
@@ -180,9 +181,9 @@ def statistics(videos: Tensor) -> Tensor:
 
 
 class FramePredictor(nn.Module):
-    """A small U-Net over three frames that predicts the mean and variance of a fourth."""
+    """A small U-Net that predicts the mean and variance of a frame from three others."""
 
-    def __init__(self, told: int, width: int = 48, wide: int = 96, deep: int = 128):
+    def __init__(self, condition_width: int, width: int = 48, wide: int = 96, deep: int = 128):
         super().__init__()
         self.deep = deep
         self.stem, self.fine = _conv(36, width), _conv(width, width)
@@ -190,19 +191,19 @@ class FramePredictor(nn.Module):
         self.deeper, self.bottom = _conv(wide, deep, 2), _conv(deep, deep)
         self.up, self.middle_up = _conv(deep, wide), _conv(wide, wide)
         self.upper, self.fine_up = _conv(wide, width), _conv(width, width)
-        self.tell = nn.ModuleList([nn.Linear(told + 2, 2 * size) for size in (width, wide, deep)])
+        self.tell = nn.ModuleList([nn.Linear(condition_width + 2, 2 * size) for size in (width, wide, deep)])
         self.out = nn.Conv2d(width, 16, 1)
         for parameter in self.out.parameters():
             nn.init.zeros_(parameter)
 
     def forward(self, stack: Tensor, when: Tensor, caption: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Mean (n, 3, h, w), variance (n, 1, h, w), and the bottleneck averaged over space (n, deep)."""
-        told = torch.cat([caption, when.to(caption)], 1)
-        fine = self._told(0, self.stem(F.pixel_unshuffle(stack, 2)), told)
+        condition = torch.cat([caption, when.to(caption)], 1)
+        fine = self._modulate(0, self.stem(F.pixel_unshuffle(stack, 2)), condition)
         fine = fine + self.fine(fine)
-        middle = self._told(1, self.down(fine), told)
+        middle = self._modulate(1, self.down(fine), condition)
         middle = middle + self.middle(middle)
-        deep = self._told(2, self.deeper(middle), told)
+        deep = self._modulate(2, self.deeper(middle), condition)
         deep = deep + self.bottom(deep)
         middle = middle + self.up(F.interpolate(deep, scale_factor=2.0))
         middle = middle + self.middle_up(middle)
@@ -212,8 +213,8 @@ class FramePredictor(nn.Module):
         mean, variance = stack[:, 6:] + out[:, :3], FLOOR**2 + F.softplus(out[:, 3:] - 5)
         return mean, variance, deep.float().mean((2, 3))
 
-    def _told(self, level: int, x: Tensor, told: Tensor) -> Tensor:
-        scale, shift = self.tell[level](told)[:, :, None, None].chunk(2, 1)
+    def _modulate(self, level: int, x: Tensor, condition: Tensor) -> Tensor:
+        scale, shift = self.tell[level](condition)[:, :, None, None].chunk(2, 1)
         return x * (1 + scale) + shift
 
 

@@ -1,8 +1,8 @@
-"""HPSv3: which image people prefer for a prompt, by Qwen2-VL-7B; of a clip, the score of some of its frames.
+"""HPSv3: human preference for an image given its prompt, by Qwen2-VL-7B, averaged over some frames of a clip.
 
 Ma et al., "HPSv3: Towards Wide-Spectrum Human Preference Score", arXiv 2508.03789; github.com/MizzenAI/HPSv3. An image
-is followed by a question that quotes the prompt; at its special token a small head gives the mean and the uncertainty
-of a preference, trained as RankNet is, on pairs. The score is the mean.
+is followed by a question that quotes the prompt. At a special token, a small head predicts mean and uncertainty of the
+preference; it was trained on pairs, like RankNet. The score is the mean.
 """
 
 from __future__ import annotations
@@ -15,31 +15,31 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import Qwen2VLConfig
 
-from besttake.rewards.frames import normalised, pixels, resized
-from besttake.rewards.networks.image_critic import ImageCritic, empty
+from besttake.rewards.frames import normalise, resize_like_pillow, to_pixels
+from besttake.rewards.networks.image_critic import ImageCritic, empty_network
 from besttake.rewards.networks.qwen2vl import (
-    TIME,
+    TEMPORAL_PATCH,
     Qwen2VLReward,
     chat_ids,
     grid_size,
-    patches,
+    network_name,
     read_config,
-    renamed,
-    tokens_of,
+    to_patches,
+    token_count,
 )
-from besttake.rewards.networks.vlm import check_prompts, first_with, precision, read_tokenizer
-from besttake.rewards.networks.weights import checkpoint, load_weights, read_json, read_tensors
+from besttake.rewards.networks.vlm import check_prompts, dtype_of, find_folder, read_tokenizer
+from besttake.rewards.networks.weights import find_checkpoint, load_weights, read_json, read_tensors
 from besttake.types import CriticCard
 
 SOURCE = "MizzenAI/HPSv3"
-"""On the hub."""
+"""Hub id."""
 BASE = "Qwen/Qwen2-VL-7B-Instruct"
-"""What it was trained from; its configuration and tokenizer are not published again."""
+"""Base model, from which configuration and tokenizer are loaded."""
 WEIGHTS = "HPSv3.safetensors"
 
 REWARD_TOKEN = "<|Reward|>"
 PIXELS = 256 * 28 * 28
-"""Of every image, about; small ones grow, large ones shrink."""
+"""Approximate number of pixels to which every image is resized."""
 
 QUESTION = (
     "\nYou are tasked with evaluating a generated image based on Visual Quality and Text Alignment and give a overall "
@@ -77,34 +77,34 @@ QUESTION = (
     "Textual prompt - {prompt}\n\n\n"
     f"\nPlease provide the overall ratings of this image: {REWARD_TOKEN}\n\nEND\n"
 )
-"""Word for word, blanks at the ends of lines included: it is what the network was trained with."""
+"""The exact training prompt, trailing blanks included."""
 
 
 def load(path: str | Path | None = None, device: str = "cpu", frames: int = 8, aggregate: str = "mean") -> HPSv3:
-    """The critic of a folder or hub id with `HPSv3.safetensors`.
+    """Load the critic from a folder or hub id with `HPSv3.safetensors`.
 
-    Where the folder has no tokenizer or config, they are those of Qwen/Qwen2-VL-7B-Instruct.
+    If the folder has no tokenizer or config, those of Qwen/Qwen2-VL-7B-Instruct are used.
 
     Raises:
-        ValueError: there are no such files, or they are broken.
+        ValueError: a file is missing or broken.
     """
     name = HPSv3.name
-    folder = checkpoint(name, path or SOURCE, WEIGHTS)
-    tokenizer = read_tokenizer(name, first_with(name, "tokenizer.json", [folder], BASE))
+    folder = find_checkpoint(name, path or SOURCE, WEIGHTS)
+    tokenizer = read_tokenizer(name, find_folder(name, "tokenizer.json", [folder], BASE))
     tokenizer.add_tokens([REWARD_TOKEN], special_tokens=True)
-    config = read_json(name, first_with(name, "config.json", [folder], BASE) / "config.json")
+    config = read_json(name, find_folder(name, "config.json", [folder], BASE) / "config.json")
     weights = folder / WEIGHTS if (folder / WEIGHTS).is_file() else folder
-    state = {new: weight for old, weight in read_tensors(name, weights) if (new := renamed(old))}
+    state = {new: weight for old, weight in read_tensors(name, weights) if (new := network_name(old))}
     token = tokenizer.convert_tokens_to_ids(REWARD_TOKEN)
-    network = empty(name, lambda: HPSv3Network(read_config(name, config, state, tokenizer), token))
-    load_weights(name, network, state, dtype=precision(name, config), device=device)
+    network = empty_network(name, lambda: HPSv3Network(read_config(name, config, state, tokenizer), token))
+    load_weights(name, network, state, dtype=dtype_of(name, config), device=device)
     head = {key.removeprefix("rm_head."): weight for key, weight in state.items() if key.startswith("rm_head.")}
-    load_weights(name, network.rm_head, head, device=device)  # again, as float32: the head computes in nothing less
+    load_weights(name, network.rm_head, head, device=device)  # again, as float32: the head computes in float32
     return HPSv3(network.to(device), tokenizer, frames, aggregate)
 
 
 class HPSv3(ImageCritic):
-    """A `Reward`; the mean of its frames' preferences, from about -5 to 15, good pictures above 5."""
+    """A `Reward` from about -5 to 15; good pictures score above 5."""
 
     name = "hpsv3"
     dimensions = ("preference",)
@@ -112,7 +112,7 @@ class HPSv3(ImageCritic):
         "arXiv 2508.03789; huggingface.co/MizzenAI/HPSv3",
         "MIT; Qwen2-VL Apache-2.0",
         {"preference": (-5.0, 15.0)},
-        resolution="about 200704 pixels (448 x 448), in about its own shape",
+        resolution="about 200704 pixels (448 x 448), aspect ratio kept approximately",
         memory=15.5,
     )
     network: HPSv3Network
@@ -124,27 +124,29 @@ class HPSv3(ImageCritic):
     def score(self, frames: Float[Tensor, "b f 3 h w"], prompts: list[str]) -> Float[Tensor, "b f"]:
         """
         Raises:
-            ValueError: a prompt holds a special token such as "<|Reward|>".
+            ValueError: a prompt contains a special token such as "<|Reward|>".
         """
         check_prompts(self.name, prompts, self.tokenizer)
         return torch.stack([self._score(images, prompt) for images, prompt in zip(frames, prompts, strict=True)])
 
     def _score(self, images: Float[Tensor, "f 3 h w"], prompt: str) -> Float[Tensor, "f"]:
-        seen, grids = self.view(images)
-        ids = chat_ids(self.tokenizer, QUESTION.format(prompt=prompt), "image", tokens_of(grids[:1]))
-        return self.network(ids.to(self.device).expand(len(images), -1), seen, grids)[:, 0]
+        pixel_values, grid_thw = self.preprocess(images)
+        ids = chat_ids(self.tokenizer, QUESTION.format(prompt=prompt), "image", token_count(grid_thw[:1]))
+        return self.network(ids.to(self.device).expand(len(images), -1), pixel_values, grid_thw)[:, 0]
 
-    def view(self, images: Float[Tensor, "f 3 h w"]) -> tuple[Float[Tensor, "p 1176"], Int[Tensor, "f 3"]]:
-        """Images in [-1, 1] as patches, and how many of each in time, height and width; one follows the other."""
+    def preprocess(self, images: Float[Tensor, "f 3 h w"]) -> tuple[Float[Tensor, "p 1176"], Int[Tensor, "f 3"]]:
+        """Images in [-1, 1] as concatenated patches, and each image's number of patches in time, height and width."""
         height, width = images.shape[-2:]
         size = grid_size(self.name, height, width, PIXELS, PIXELS)
-        looks = normalised(resized(pixels(images), size))
-        seen, grid = patches(looks.repeat_interleave(TIME, 0))  # an image is a film of two frames
-        return seen, torch.cat([torch.ones_like(grid[:, :1]), grid[:, 1:]], 1).expand(len(images), -1)
+        prepared = normalise(resize_like_pillow(to_pixels(images), size))
+        pixel_values, grid = to_patches(
+            prepared.repeat_interleave(TEMPORAL_PATCH, 0)
+        )  # an image counts as a video of two frames
+        return pixel_values, torch.cat([torch.ones_like(grid[:, :1]), grid[:, 1:]], 1).expand(len(images), -1)
 
 
 class HPSv3Network(Qwen2VLReward):
-    """Qwen2-VL and a head that reads the special token, in float32 whatever the rest computes in."""
+    """Qwen2-VL with a float32 head on the special token."""
 
     def __init__(self, config: Qwen2VLConfig, special: int):
         width = config.get_text_config().hidden_size
@@ -159,10 +161,10 @@ class HPSv3Network(Qwen2VLReward):
     def forward(
         self,
         ids: Int[Tensor, "b n"],
-        seen: Float[Tensor, "p 1176"],
-        grids: Int[Tensor, "b 3"],
+        pixel_values: Float[Tensor, "p 1176"],
+        grid_thw: Int[Tensor, "b 3"],
         mask: Int[Tensor, "b n"] | None = None,
     ) -> Float[Tensor, "b 2"]:
-        """Mean and uncertainty of the preference for images of patches `seen`."""
-        thoughts = self.hidden(ids, seen, grids, "image", mask)
-        return self.rm_head(thoughts[ids == self.special].float())
+        """Mean and uncertainty of the preference for the images in `pixel_values`."""
+        hidden = self.hidden(ids, pixel_values, grid_thw, "image", mask)
+        return self.rm_head(hidden[ids == self.special].float())

@@ -1,8 +1,8 @@
-"""ImageReward: how much people like a picture for its prompt (Xu et al., arXiv 2304.05977).
+"""ImageReward: human preference for an image given its prompt (Xu et al., arXiv 2304.05977).
 
-BLIP's text encoder reads the prompt while it looks at the picture, in every layer, and five linear layers make a
-number of its first token. The reward is standardised over the authors' pictures: 0 is their mean, 1 their deviation.
-github.com/THUDM/ImageReward holds the original.
+BLIP's text encoder reads the prompt with cross-attention to the image in every layer; five linear layers map its first
+token to a score, which is standardised over the authors' images (mean 0, deviation 1). Original code:
+github.com/THUDM/ImageReward.
 """
 
 from __future__ import annotations
@@ -16,49 +16,49 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import BertTokenizer, BlipTextConfig, BlipTextModel, BlipVisionConfig, BlipVisionModel
 
-from besttake.rewards.frames import clip_view
-from besttake.rewards.networks.image_critic import ImageCritic, empty, rating_head, read_tokenizer
-from besttake.rewards.networks.weights import checkpoint, load_weights, read_json, read_tensors
+from besttake.rewards.frames import clip_preprocess
+from besttake.rewards.networks.image_critic import ImageCritic, empty_network, rating_head, read_tokenizer
+from besttake.rewards.networks.weights import find_checkpoint, load_weights, read_json, read_tensors
 from besttake.types import CriticCard
 
 SOURCE = "THUDM/ImageReward"
 FILE = "ImageReward"
 TOKENIZER = "google-bert/bert-base-uncased"
 MEAN, STD = 0.16717362830052426, 1.0333394966054072
-LONGEST = 35
-"""The most tokens of a prompt that it reads."""
+MAX_TOKENS = 35
+"""Longest prompt in tokens; the rest is truncated."""
 HEADS = 16
-"""Of the ViT-L/16 that sees; the one number that neither the weights nor `med_config.json` tell."""
+"""Attention heads of the ViT-L/16, which neither the weights nor `med_config.json` contain."""
 
 
 def load(
     path: str | Path | None = None, device: str = "cpu", frames: int = 8, aggregate: str = "mean"
 ) -> ImageRewardCritic:
-    """The critic of a folder or hub id with `ImageReward.pt`, or `.safetensors`, and `med_config.json`.
+    """Load the critic from a folder or hub id with `ImageReward.pt` or `.safetensors`, and `med_config.json`.
 
     The tokenizer is the folder's, or that of `google-bert/bert-base-uncased`.
 
     Raises:
-        ValueError: there are no such files, or they are broken.
+        ValueError: a file is missing or broken.
     """
     name = ImageRewardCritic.name
-    folder = checkpoint(name, path or SOURCE, f"{FILE}.*", "med_config.json")
+    folder = find_checkpoint(name, path or SOURCE, f"{FILE}.*", "med_config.json")
     file = folder / f"{FILE}.safetensors"
     file = file if file.is_file() else folder / f"{FILE}.pt"
     if not file.is_file():
         raise ValueError(f"critic {name}: there is no {FILE}.pt in {folder}; give a folder with that file of {SOURCE}")
-    published = dict(read_tensors(name, file))  # mapped from the file, not read yet
+    published = dict(read_tensors(name, file))  # memory-mapped, not read yet
     if missing := [key for key in (PATCHES, PLACES) if key not in published]:
         raise ValueError(f"critic {name}: {file} holds no BLIP: it lacks {', '.join(missing)}")
     settings = read_json(name, folder / "med_config.json")
-    network = empty(name, lambda: ImageRewardNetwork(vision_of(published), text_of(settings, published)))
-    load_weights(name, network, published, renamed, device=device)
+    network = empty_network(name, lambda: ImageRewardNetwork(vision_of(published), text_of(settings, published)))
+    load_weights(name, network, published, network_name, device=device)
     tokenizer = read_tokenizer(name, folder, TOKENIZER, BertTokenizer)
     return ImageRewardCritic(network.to(device), tokenizer, frames, aggregate)
 
 
 class ImageRewardCritic(ImageCritic):
-    """A `Reward`, of what models make mostly -2.3 to 2."""
+    """A `Reward`; generated videos mostly score -2.3 to 2."""
 
     name = "imagereward"
     dimensions = ("preference",)
@@ -76,16 +76,16 @@ class ImageRewardCritic(ImageCritic):
         self.tokenizer = tokenizer
 
     def score(self, frames: Float[Tensor, "b f 3 h w"], prompts: list[str]) -> Float[Tensor, "b f"]:
-        longest = min(LONGEST, self.network.text.config.max_position_embeddings)
-        words = self.tokenizer(prompts, padding=True, truncation=True, max_length=longest, return_tensors="pt")
-        ids, there = (words[key].to(self.device).repeat_interleave(frames.shape[1], 0) for key in KEYS)
-        seen = clip_view(frames.flatten(0, 1), self.network.vision.config.image_size)
-        raw = self.network(seen, ids, there).unflatten(0, frames.shape[:2])
+        max_length = min(MAX_TOKENS, self.network.text.config.max_position_embeddings)
+        tokens = self.tokenizer(prompts, padding=True, truncation=True, max_length=max_length, return_tensors="pt")
+        ids, mask = (tokens[key].to(self.device).repeat_interleave(frames.shape[1], 0) for key in KEYS)
+        pixel_values = clip_preprocess(frames.flatten(0, 1), self.network.vision.config.image_size)
+        raw = self.network(pixel_values, ids, mask).unflatten(0, frames.shape[:2])
         return (raw - MEAN) / STD
 
 
 class ImageRewardNetwork(nn.Module):
-    """BLIP's two halves, and the head."""
+    """BLIP's image and text encoders, and the head."""
 
     def __init__(self, vision: BlipVisionConfig, text: BlipTextConfig):
         super().__init__()
@@ -94,17 +94,17 @@ class ImageRewardNetwork(nn.Module):
         self.layers = rating_head(text.hidden_size)
 
     def forward(
-        self, seen: Float[Tensor, "n 3 side side"], ids: Int[Tensor, "n t"], there: Int[Tensor, "n t"]
+        self, pixel_values: Float[Tensor, "n 3 side side"], ids: Int[Tensor, "n t"], mask: Int[Tensor, "n t"]
     ) -> Float[Tensor, "n"]:
-        return self.layers(self.read(seen, ids, there)).squeeze(-1)
+        return self.layers(self.read(pixel_values, ids, mask)).squeeze(-1)
 
     def read(
-        self, seen: Float[Tensor, "n 3 side side"], ids: Int[Tensor, "n t"], there: Int[Tensor, "n t"]
+        self, pixel_values: Float[Tensor, "n 3 side side"], ids: Int[Tensor, "n t"], mask: Int[Tensor, "n t"]
     ) -> Float[Tensor, "n d"]:
-        """What the text's first token holds after looking at the picture; `there` is 0 where the ids are padding."""
-        picture = self.vision(seen).last_hidden_state
-        everywhere = torch.ones(picture.shape[:2], dtype=torch.long, device=picture.device)
-        text = self.text(ids, there, encoder_hidden_states=picture, encoder_attention_mask=everywhere)
+        """The text encoder's first token with cross-attention to the image; `mask` is 0 where the ids are padding."""
+        picture = self.vision(pixel_values).last_hidden_state
+        no_mask = torch.ones(picture.shape[:2], dtype=torch.long, device=picture.device)
+        text = self.text(ids, mask, encoder_hidden_states=picture, encoder_attention_mask=no_mask)
         return text.last_hidden_state[:, 0]
 
 
@@ -113,7 +113,7 @@ PATCHES, PLACES = "blip.visual_encoder.patch_embed.proj.weight", "blip.visual_en
 
 
 def vision_of(published: Mapping[str, Tensor]) -> BlipVisionConfig:
-    """The sizes of the ViT in a published state dict; its norms' epsilon is timm's."""
+    """The ViT's configuration, from a published state dict; the epsilon of its norms is timm's."""
     width, _, _, patch = published[PATCHES].shape
     return BlipVisionConfig(
         hidden_size=width,
@@ -127,7 +127,7 @@ def vision_of(published: Mapping[str, Tensor]) -> BlipVisionConfig:
 
 
 def text_of(settings: Mapping[str, Any], published: Mapping[str, Tensor]) -> BlipTextConfig:
-    """`med_config.json`; as in the original, the width of what it looks at is the ViT's, whatever the file says."""
+    """The text encoder's configuration from `med_config.json`, with the ViT's width for cross-attention."""
     own = {key: settings[key] for key in SIZES}
     return BlipTextConfig(**own, encoder_hidden_size=published[PATCHES].shape[0], is_decoder=True, use_cache=False)
 
@@ -155,8 +155,8 @@ VISION = {
 }
 
 
-def renamed(name: str) -> str | None:
-    """From the published name to ours; None for the heads that BLIP is pretrained with."""
+def network_name(name: str) -> str | None:
+    """Map a published weight name to ours; None for BLIP's pretraining heads."""
     part, _, rest = name.removeprefix("blip.").partition(".")
     if part == "mlp":
         return rest

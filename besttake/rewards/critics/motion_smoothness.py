@@ -1,8 +1,8 @@
-"""Analytic critic: how near each frame is to the mean of its neighbours.
+"""Analytic critic: how well each frame is interpolated by the mean of its neighbours.
 
-VBench drops every second frame and lets a learned interpolator fill it in; here the mean of the frames before and after
-fills it in, so this is no optical flow: it sees shaking, flicker and jumps, but fast smooth motion costs something
-too, and a still picture scores highest. Compare takes of one prompt with it, not prompts with each other.
+VBench drops every second frame and restores it with a learned interpolator; here the mean of both neighbours is used.
+The score detects shaking, flicker and jumps, but fast smooth motion lowers it too, and a still picture scores highest.
+Use it to compare videos of one prompt, not of different prompts.
 """
 
 from __future__ import annotations
@@ -32,5 +32,5 @@ class MotionSmoothness:
         """
         check_videos(self.name, videos, prompts, least_frames=3)
         videos = videos.float()
-        error = (videos[:, 1:-1] - (videos[:, :-2] + videos[:, 2:]) / 2).abs() / 2  # of the range
+        error = (videos[:, 1:-1] - (videos[:, :-2] + videos[:, 2:]) / 2).abs() / 2  # as a fraction of the value range
         return Score(1 - error.mean((1, 2, 3, 4))[:, None], self.dimensions)

@@ -1,11 +1,11 @@
-"""MPS: how much people prefer a picture for its prompt, and in what (Zhang et al., CVPR 2024).
+"""MPS: human preference for an image given its prompt, under a condition (Zhang et al., CVPR 2024).
 
-CLIP ViT-H/14's image tokens look at the tokens of the prompt, four times, but only at those that a list of words, the
-condition, has to do with; the score is exp(logit scale) cos(first image token, prompt). Published are the weights for
-the overall preference alone (github.com/Kwai-Kolors/MPS).
+CLIP ViT-H/14's image tokens attend four times to the prompt tokens that are related to the condition, a list of words;
+the score is exp(logit scale) cos(first image token, prompt). Only the weights for the overall preference are published
+(github.com/Kwai-Kolors/MPS).
 
-The published file is a pickle of a whole module, which would run what it likes when it is opened in the usual way:
-`weights.read_module` takes the tensors out of it and runs nothing.
+The published file is a pickle of a whole module, which could run arbitrary code when loaded in the usual way;
+`weights.read_module` reads only its tensors.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 from besttake.rewards.networks.image_critic import (
     CLIP_H,
     ImageCritic,
-    empty,
-    hub_view,
+    empty_network,
+    hf_clip_preprocess,
     read_config,
     read_tokenizer,
     token_ids,
 )
-from besttake.rewards.networks.weights import checkpoint, load_weights, read_module, read_tensors
+from besttake.rewards.networks.weights import find_checkpoint, load_weights, read_module, read_tensors
 from besttake.types import CriticCard
 
 FILE = "MPS_overall_checkpoint"
@@ -37,27 +37,27 @@ OVERALL = (
     "light, color, clarity, tone, style, ambiance, artistry, shape, face, hair, hands, limbs, structure, instance, "
     "texture, quantity, attributes, position, number, location, word, things."
 )
-"""The condition of the overall preference, as its README has it."""
+"""The condition of the overall preference, from the repository's README."""
 THRESHOLD = 0.3
-"""Of the likeness of the likest token: tokens above it have to do with the condition. It is that of the authors'
-evaluations; the `forward` in their repository, which its README calls, has 0.01."""
+"""Prompt tokens are related to the condition if their similarity exceeds this fraction of the most similar token's.
+The value is that of the authors' evaluation code; `forward` in their repository uses 0.01."""
 
 
 def load(path: str | Path | None = None, device: str = "cpu", frames: int = 8, aggregate: str = "mean") -> MpsCritic:
-    """The critic of a folder with `MPS_overall_checkpoint.pth`, or its state dict as `.safetensors`.
+    """Load the critic from a folder with `MPS_overall_checkpoint.pth`, or its state dict as `.safetensors`.
 
     CLIP's `config.json` and tokenizer are the folder's, or those of `laion/CLIP-ViT-H-14-laion2B-s32B-b79K`.
 
     Raises:
-        ValueError: there is no such folder, or the weights are not these.
+        ValueError: the folder is missing, or it has other weights.
     """
     name = MpsCritic.name
     if path is None:
         raise ValueError(
-            f"critic {name}: its authors put its weights on no hub; download {FILE}.pth (the link is in the README of "
-            "github.com/Kwai-Kolors/MPS) and give the folder it is in"
+            f"critic {name}: its weights are not on the hub; download {FILE}.pth (link in the README of "
+            "github.com/Kwai-Kolors/MPS) and give its folder as path"
         )
-    folder = checkpoint(name, path, f"{FILE}.*", "*.json", "merges.txt")
+    folder = find_checkpoint(name, path, f"{FILE}.*", "*.json", "merges.txt")
     file = folder / f"{FILE}.safetensors"
     if file.is_file():
         published = dict(read_tensors(name, file))
@@ -66,19 +66,19 @@ def load(path: str | Path | None = None, device: str = "cpu", frames: int = 8, a
     else:
         raise ValueError(f"critic {name}: there is no {file.name} in {folder}, nor the same as .safetensors")
     if missing := [key for key in (QUERY, KEYS_VALUES, WIDER) if key not in published]:
-        raise ValueError(f"critic {name}: {file} is not MPS's: it lacks {', '.join(missing)}")
-    clip = folder if (folder / "config.json").is_file() else checkpoint(name, CLIP_H, "config.json")
+        raise ValueError(f"critic {name}: {file} is no MPS checkpoint: it lacks {', '.join(missing)}")
+    clip = folder if (folder / "config.json").is_file() else find_checkpoint(name, CLIP_H, "config.json")
     config = read_config(name, clip)
-    network = empty(name, lambda: MpsNetwork(config, **sizes(published)))
-    load_weights(name, network, published, renamed, device=device)
+    network = empty_network(name, lambda: MpsNetwork(config, **sizes(published)))
+    load_weights(name, network, published, network_name, device=device)
     return MpsCritic(network.to(device), read_tokenizer(name, folder, CLIP_H), frames, aggregate)
 
 
 class MpsCritic(ImageCritic):
-    """A `Reward`, of what models make mostly 5 to 18; only differences between pictures of one prompt mean something.
+    """A `Reward`, mostly from 5 to 18; only differences between videos of one prompt are meaningful.
 
     Args:
-        condition: words for what to judge; `OVERALL` is what the published weights were trained with.
+        condition: words for the aspects to judge; the published weights were trained with `OVERALL`.
     """
 
     name = "mps"
@@ -105,20 +105,20 @@ class MpsCritic(ImageCritic):
         self.condition = self.ids([condition])
 
     def ids(self, texts: list[str]) -> Int[Tensor, "b n"]:
-        """Padded to the full length: padding is attended to like any token."""
-        longest = self.network.clip.config.text_config.max_position_embeddings
-        return token_ids(self.tokenizer, texts, longest, full=True).to(self.device)
+        """Token ids padded to the full length, since padding is attended to like any token."""
+        max_length = self.network.clip.config.text_config.max_position_embeddings
+        return token_ids(self.tokenizer, texts, max_length, pad_to_max=True).to(self.device)
 
     def score(self, frames: Float[Tensor, "b f 3 h w"], prompts: list[str]) -> Float[Tensor, "b f"]:
-        seen = hub_view(frames.flatten(0, 1), self.network.clip.config.vision_config.image_size)
-        return self.network(seen.unflatten(0, frames.shape[:2]), self.ids(prompts), self.condition)
+        pixel_values = hf_clip_preprocess(frames.flatten(0, 1), self.network.clip.config.vision_config.image_size)
+        return self.network(pixel_values.unflatten(0, frames.shape[:2]), self.ids(prompts), self.condition)
 
 
 class MpsNetwork(nn.Module):
-    """CLIP whose image tokens look at the prompt's before they are compared.
+    """CLIP with cross-attention from image tokens to prompt tokens before the comparison.
 
     Args:
-        width, heads, head_width, inner, layers: of the cross model: its tokens, its attention, its feed-forward parts.
+        width, heads, head_width, inner, layers: sizes of the cross-attention model.
     """
 
     def __init__(self, clip: CLIPConfig, width: int, heads: int, head_width: int, inner: int, layers: int):
@@ -130,33 +130,33 @@ class MpsNetwork(nn.Module):
         )
 
     def forward(
-        self, seen: Float[Tensor, "b f 3 side side"], ids: Int[Tensor, "b n"], condition: Int[Tensor, "1 n"]
+        self, pixel_values: Float[Tensor, "b f 3 side side"], ids: Int[Tensor, "b n"], condition: Int[Tensor, "1 n"]
     ) -> Float[Tensor, "b f"]:
         text, whole = self.read(ids)
-        about, _ = self.read(condition)
-        frames = seen.shape[1]
-        x = self.clip.vision_model(seen.flatten(0, 1)).last_hidden_state  # not normalised after the last layer
+        condition_tokens, _ = self.read(condition)
+        frames = pixel_values.shape[1]
+        x = self.clip.vision_model(pixel_values.flatten(0, 1)).last_hidden_state  # not normalised after the last layer
         x = self.clip.visual_projection(x)
-        context, heard = (each.repeat_interleave(frames, 0) for each in (text, concerned(text, about)))
-        for look, think in self.cross:
-            x = think(look(x, context, heard))
+        context, mask = (each.repeat_interleave(frames, 0) for each in (text, related_tokens(text, condition_tokens)))
+        for cross_block, self_block in self.cross:
+            x = self_block(cross_block(x, context, mask))
         cosine = F.cosine_similarity(x[:, 0].unflatten(0, (-1, frames)), whole[:, None], dim=-1)
         return self.clip.logit_scale.exp() * cosine
 
     def read(self, ids: Int[Tensor, "b n"]) -> tuple[Float[Tensor, "b n d"], Float[Tensor, "b d"]]:
-        """Each token of a text and the text as a whole, where images are."""
+        """Token embeddings and text embedding in the shared image-text space."""
         out = self.clip.text_model(ids)
         return self.clip.text_projection(out.last_hidden_state), self.clip.text_projection(out.pooler_output)
 
 
-def concerned(text: Float[Tensor, "b n d"], about: Float[Tensor, "1 m d"]) -> Bool[Tensor, "b n"]:
-    """Which tokens of each text have to do with the condition, measured by the one that has most."""
-    likeness = (text @ about.transpose(1, 2)).amax(-1)
-    return likeness / likeness.amax(-1, keepdim=True) > THRESHOLD
+def related_tokens(text: Float[Tensor, "b n d"], condition_tokens: Float[Tensor, "1 m d"]) -> Bool[Tensor, "b n"]:
+    """Mask of the tokens of each text that are related to the condition, relative to the most similar token."""
+    similarity = (text @ condition_tokens.transpose(1, 2)).amax(-1)
+    return similarity / similarity.amax(-1, keepdim=True) > THRESHOLD
 
 
 class CrossBlock(nn.Module):
-    """Image tokens look at text, all heads with the same keys and values; beside it, a gated feed-forward part."""
+    """Multi-query cross-attention from image to text tokens, in parallel with a gated feed-forward layer."""
 
     def __init__(self, width: int, heads: int, head_width: int, inner: int):
         super().__init__()
@@ -168,16 +168,16 @@ class CrossBlock(nn.Module):
         self.ff = nn.Sequential(nn.Linear(width, 2 * inner, bias=False), Gated(), nn.Linear(inner, width, bias=False))
 
     def forward(
-        self, x: Float[Tensor, "b l d"], context: Float[Tensor, "b n d"], heard: Bool[Tensor, "b n"]
+        self, x: Float[Tensor, "b l d"], context: Float[Tensor, "b n d"], mask: Bool[Tensor, "b n"]
     ) -> Float[Tensor, "b l d"]:
         y = self.norm(x)
         query = self.to_q(y).unflatten(-1, (self.heads, -1)).transpose(1, 2)
         key, value = self.to_kv(context)[:, None].chunk(2, dim=-1)
-        return x + self.to_out(attended(query, key, value, heard[:, None, None])) + self.ff(y)
+        return x + self.to_out(multi_query_attention(query, key, value, mask[:, None, None])) + self.ff(y)
 
 
 class SelfBlock(nn.Module):
-    """Image tokens look at each other, told their order by rotation, and feed forward in parallel (PaLM)."""
+    """Multi-query self-attention with rotary positions, in parallel with a gated feed-forward layer (PaLM)."""
 
     def __init__(self, width: int, heads: int, head_width: int, inner: int):
         super().__init__()
@@ -190,27 +190,31 @@ class SelfBlock(nn.Module):
 
     def forward(self, x: Float[Tensor, "b l d"]) -> Float[Tensor, "b l d"]:
         query, key, value, inner = self.fused_attn_ff_proj(self.norm(x)).split(self.parts, dim=-1)
-        query = rotated(query.unflatten(-1, (self.heads, -1)).transpose(1, 2))
-        return x + self.attn_out(attended(query, rotated(key[:, None]), value[:, None])) + self.ff_out(inner)
+        query = apply_rotary(query.unflatten(-1, (self.heads, -1)).transpose(1, 2))
+        return (
+            x
+            + self.attn_out(multi_query_attention(query, apply_rotary(key[:, None]), value[:, None]))
+            + self.ff_out(inner)
+        )
 
 
 class Gated(nn.Module):
-    """SwiGLU: the second half of the channels opens the first."""
+    """SwiGLU: the second half of the channels gates the first."""
 
     def forward(self, x: Tensor) -> Tensor:
         value, gate = x.chunk(2, dim=-1)
         return F.silu(gate) * value
 
 
-def attended(
+def multi_query_attention(
     query: Float[Tensor, "b h l d"], key: Float[Tensor, "b 1 n d"], value: Float[Tensor, "b 1 n d"], mask: Any = None
 ) -> Float[Tensor, "b l hd"]:
     key, value = (each.expand(-1, query.shape[1], -1, -1) for each in (key, value))
     return F.scaled_dot_product_attention(query, key, value, mask).transpose(1, 2).flatten(2)
 
 
-def rotated(x: Float[Tensor, "b h l d"]) -> Float[Tensor, "b h l d"]:
-    """Rotary positions (arXiv 2104.09864), the halves of a head as the two axes of each plane."""
+def apply_rotary(x: Float[Tensor, "b h l d"]) -> Float[Tensor, "b h l d"]:
+    """Rotary position embedding (arXiv 2104.09864), rotating the first half of the channels against the second."""
     length, width = x.shape[-2:]
     speed = 10000 ** -(torch.arange(0, width, 2, device=x.device, dtype=torch.float32) / width)
     angle = torch.arange(length, device=x.device)[:, None] * speed
@@ -224,7 +228,7 @@ QUERY, KEYS_VALUES, WIDER = f"{FIRST}to_q.weight", f"{FIRST}to_kv.weight", f"{FI
 
 
 def sizes(published: Mapping[str, Tensor]) -> dict[str, int]:
-    """Those of the cross model in a published state dict."""
+    """Sizes of the cross-attention model in a published state dict."""
     across, width = published[QUERY].shape
     head_width = len(published[KEYS_VALUES]) // 2
     return {
@@ -236,8 +240,8 @@ def sizes(published: Mapping[str, Tensor]) -> dict[str, int]:
     }
 
 
-def renamed(name: str) -> str | None:
-    """From the published name to ours; None for what is counted, not learned."""
+def network_name(name: str) -> str | None:
+    """Map a published weight name to ours; None for buffers that are not learned."""
     if name.endswith(("position_ids", "inv_freq")):
         return None
     if name.startswith("cross_model.layers."):

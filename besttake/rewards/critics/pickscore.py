@@ -1,7 +1,7 @@
-"""PickScore: which of two pictures of a prompt people would pick (Kirstain et al., arXiv 2305.01569, equation 1).
+"""PickScore: human choice between two images of a prompt (Kirstain et al., arXiv 2305.01569, equation 1).
 
-exp(logit scale) cos(image, text) of a CLIP ViT-H/14 fine-tuned on the choices of Pick-a-Pic's users. Only differences
-between pictures of one prompt mean something: by 1 more, a picture is chosen e times as often.
+exp(logit scale) cos(image, text) of a CLIP ViT-H/14 fine-tuned on Pick-a-Pic. Only differences between images of one
+prompt are meaningful: a score higher by 1 means e times the odds of being chosen.
 """
 
 from __future__ import annotations
@@ -11,17 +11,24 @@ from pathlib import Path
 from jaxtyping import Float
 from torch import Tensor
 
-from besttake.rewards.networks.image_critic import CLIP_H, ClipCritic, clip_folder, hub_view, read_clip, read_tokenizer
+from besttake.rewards.networks.image_critic import (
+    CLIP_H,
+    ClipCritic,
+    clip_folder,
+    hf_clip_preprocess,
+    read_clip,
+    read_tokenizer,
+)
 from besttake.types import CriticCard
 
 SOURCE = "yuvalkirstain/PickScore_v1"
 
 
 def load(path: str | Path | None = None, device: str = "cpu", frames: int = 8, aggregate: str = "mean") -> PickScore:
-    """The critic of a folder or hub id in transformers' layout.
+    """Load the critic from a folder or hub id in transformers' layout.
 
     Raises:
-        ValueError: there are no such files, or they are broken.
+        ValueError: a file is missing or broken.
     """
     folder = clip_folder(PickScore.name, path or SOURCE)
     network = read_clip(PickScore.name, folder, device)
@@ -29,7 +36,7 @@ def load(path: str | Path | None = None, device: str = "cpu", frames: int = 8, a
 
 
 class PickScore(ClipCritic):
-    """A `Reward`, of what models make mostly 17 to 24."""
+    """A `Reward`; generated videos mostly score 17 to 24."""
 
     name = "pickscore"
     dimensions = ("preference",)
@@ -41,8 +48,8 @@ class PickScore(ClipCritic):
         memory=3.9,
     )
 
-    def view(self, frames: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n 3 side side"]:
-        return hub_view(frames, self.side)
+    def preprocess(self, frames: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n 3 side side"]:
+        return hf_clip_preprocess(frames, self.side)
 
     def score(self, frames: Float[Tensor, "b f 3 h w"], prompts: list[str]) -> Float[Tensor, "b f"]:
         return self.network.logit_scale.exp() * self.cosine(frames, prompts)

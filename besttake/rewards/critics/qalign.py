@@ -1,7 +1,7 @@
-"""Q-Align (Wu et al. 2024, arXiv 2312.17090): quality and aesthetics of a video, by how a language model rates it.
+"""Q-Align (Wu et al. 2024, arXiv 2312.17090): quality and aesthetics of a video, rated by a vision-language model.
 
-Its published code wants transformers 4.36, so it runs in an environment of its own (`isolated.py`), which is made when
-it is first asked. It does not look at the prompt.
+Its published code needs transformers 4.36, so it runs in a separate environment (`isolated.py`), which is created at
+the first call. The prompt is ignored.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from besttake.types import CriticCard
 
 CARD = CriticCard(
     source="Q-Align, arXiv 2312.17090; q-future/one-align",
-    licence="MIT; it is built on LLaMA 2, whose licence holds too",
+    licence="MIT; based on LLaMA 2, whose licence applies too",
     ranges={"quality": (1.0, 5.0), "aesthetics": (1.0, 5.0)},
     frame_rate=1.0,
     resolution="448 x 448, padded to a square",
@@ -22,5 +22,5 @@ CARD = CriticCard(
 
 
 def load(path: str | Path | None = None, device: str = "cpu") -> Isolated:
-    """The published model, or the one in a folder; nothing is installed or started before it is asked."""
+    """The published model, or one in a folder; its environment is installed and started at the first call."""
     return Isolated("qalign", CARD, EnvironmentSpec(CRITICS / "qalign", ("3.10", "3.11", "3.9")), path, device)

@@ -1,9 +1,9 @@
-"""Analytic critic: how little the light changes from frame to frame where nothing moves.
+"""Analytic critic: stability of the brightness from frame to frame where nothing moves.
 
-After VBench's temporal flickering, 1 - the mean absolute difference of neighbouring frames, but of luminance averaged
-over 8 x 8 patches, and of the quieter half of them in each step, so that motion is not taken for flicker; VBench takes
-all pixels, of clips that stand still, and its numbers are others. It is no
-measure of quality: a still picture scores highest, and the flicker of a small body goes unseen.
+Like VBench's temporal flickering, 1 - the mean absolute difference of neighbouring frames, but of luminance averaged
+over an 8 x 8 grid of patches, and only of the half of the patches that changes least in each step, so that motion does
+not count as flicker. (VBench uses all pixels of static clips, so its numbers differ.) It is no measure of quality: a
+still picture scores highest, and the flicker of a small object is not detected.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from besttake.rewards.shipped import check_videos
 from besttake.types import FPS, CriticCard, Score, Video
 
 PATCHES = 8
-"""Along each side, at most; a patch is a pixel in a picture smaller than that."""
+"""Patches along each side; smaller pictures have one patch per pixel."""
 
 
 def load(path: str | Path | None = None, device: str = "cpu") -> TemporalFlicker:
@@ -41,6 +41,6 @@ class TemporalFlicker:
         size = min(PATCHES, light.shape[2]), min(PATCHES, light.shape[3])
         change = (
             F.adaptive_avg_pool2d(light, size).flatten(2).diff(dim=1).abs() / 2
-        )  # (b, f - 1, patches), of the range
+        )  # (b, f - 1, patches), as a fraction of the value range
         quiet = change.sort(2).values[:, :, : (change.shape[2] + 1) // 2]
         return Score(1 - quiet.mean((1, 2))[:, None], self.dimensions)

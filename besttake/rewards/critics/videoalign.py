@@ -1,10 +1,10 @@
 """VideoAlign's VideoReward: visual quality, motion quality and text alignment of a clip, by Qwen2-VL-2B.
 
 Liu et al., "Improving Video Generation with Human Feedback", arXiv 2501.13918; github.com/KwaiVGI/VideoAlign. Frames at
-2 a second are followed by a question that quotes the prompt and holds a special token for each of the three; a linear
-layer reads a score at each, which the checkpoint's constants bring to mean 0 and deviation 1. Overall is their sum.
+2 a second are followed by a question that quotes the prompt and has a special token for each dimension; a linear layer
+predicts a score at each token, standardised by the checkpoint's constants. "overall" is their sum.
 
-Which frames it sees, and how large, `model_config.json` says; `load` can say otherwise, as the authors' `reward` can.
+Frame rate and size come from `model_config.json` and can be overridden in `load`, as in the authors' code.
 """
 
 from __future__ import annotations
@@ -21,29 +21,29 @@ from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 from transformers import Qwen2VLConfig
 
-from besttake.rewards.frames import normalised, pixels, resized_once
-from besttake.rewards.networks.image_critic import build, empty
+from besttake.rewards.frames import normalise, resize_like_torchvision, to_pixels
+from besttake.rewards.networks.image_critic import build_from_files, empty_network
 from besttake.rewards.networks.qwen2vl import (
-    TIME,
+    TEMPORAL_PATCH,
     Qwen2VLReward,
     chat_ids,
     grid_size,
-    patches,
+    network_name,
     read_config,
-    renamed,
-    tokens_of,
+    to_patches,
+    token_count,
 )
-from besttake.rewards.networks.vlm import before_padding, check_prompts, first_with, precision, read_tokenizer
-from besttake.rewards.networks.weights import checkpoint, load_weights, read_json, read_tensors
+from besttake.rewards.networks.vlm import check_prompts, dtype_of, find_folder, last_token_index, read_tokenizer
+from besttake.rewards.networks.weights import find_checkpoint, load_weights, read_json, read_tensors
 from besttake.rewards.shipped import check_videos
 from besttake.runtime.configuration import require
 from besttake.types import FPS, CriticCard, Score, Video
 
 SOURCE = "KwaiVGI/VideoReward"
-"""On the hub."""
+"""Hub id."""
 
-TEMPLATE = "detailed_special"
-"""What its code calls the published checkpoint's question: `QUESTION`."""
+TEMPLATE_TYPE = "detailed_special"
+"""Name of the published checkpoint's question (`QUESTION`) in the authors' code."""
 
 AXES = ("VQ", "MQ", "TA")
 REWARD_TOKENS = tuple(f"<|{axis}_reward|>" for axis in AXES)
@@ -53,7 +53,7 @@ LEAST_PIXELS = 128 * 28 * 28
 LEAST_FRAMES, MOST_FRAMES = 4, 768
 
 SPOTS, AT_A_SPOT, SPOTS_RATE = 4, 6, 8.0
-"""Of "multi_pts" sampling: four places of a clip, six frames at each, of 8 a second."""
+""""multi_pts" sampling: four places of a clip, six frames at each, at 8 frames a second."""
 
 QUESTION = (
     "\nYou are tasked with evaluating a generated video based on three distinct criteria: Visual Quality, Motion "
@@ -109,24 +109,24 @@ QUESTION = (
     "Textual prompt - {prompt}\n"
     "Please provide the ratings of Text Alignment: <|TA_reward|>\nEND\n"
 )
-"""Word for word, blanks at the ends of lines included: it is what the network was trained with."""
+"""The exact training prompt, trailing blanks included."""
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What `model_config.json` says.
+class VideoAlignSettings:
+    """The settings in `model_config.json`.
 
     Attributes:
-        base: hub id of the model it was trained from, or a folder: absolute, or in the critic's own.
-        outputs: of the linear layer: 1 for all three tokens, or 3, the first of them for the first token and so on.
-        at: where the layer reads: "special", the three tokens; or "last", three outputs at the last token.
-        alpha: of its low-rank adapters, if it has any.
-        rank_stabilised: whether their strength is alpha over the root of their rank, and not over the rank.
-        rate: frames a second, where `frames` is None.
-        frames: so many, evenly from first to last.
-        spots: whether to look at four places of the clip instead, whatever `rate` and `frames` are ("multi_pts").
-        most_pixels: of a frame.
-        mean, std: of VQ, MQ and TA, as they come from the network; 0 and 1 where there is no `inference_config`.
+        base: hub id or folder of the base model; a relative path is relative to the critic's folder.
+        outputs: outputs of the linear layer: 1 for all three tokens, or 3, one for each token.
+        at: tokens that the layer reads: "special", the three reward tokens; or "last", all outputs at the last token.
+        alpha: LoRA alpha, if the checkpoint has low-rank adapters.
+        rank_stabilised: whether LoRA is scaled by alpha over the square root of the rank, instead of over the rank.
+        rate: frames a second, if `frames` is None.
+        frames: number of evenly spaced frames.
+        spots: whether to sample four places of the clip instead ("multi_pts"), ignoring `rate` and `frames`.
+        most_pixels: largest number of pixels of a frame.
+        mean, std: of the raw VQ, MQ and TA; 0 and 1 without `inference_config`.
     """
 
     base: str
@@ -144,26 +144,28 @@ class Settings:
 
     def __post_init__(self):
         if (self.at, self.outputs) not in (("special", 1), ("special", 3), ("last", 3)):
-            raise ValueError(f"{self.outputs} outputs at {self.at!r} tokens, expected 1 or 3 at 'special' ones")
+            raise ValueError(
+                f"{self.outputs} outputs at {self.at!r} tokens, expected 1 or 3 at 'special' tokens, or 3 at 'last'"
+            )
         require(min(self.std) > 0, "deviations", self.std, "numbers above 0")
         require(self.rate > 0, "fps", self.rate, "a rate above 0")
         require(self.most_pixels > 0, "max_frame_pixels", self.most_pixels, "a number above 0")
-        if self.frames is not None and self.frames < TIME:
-            raise ValueError(f"{self.frames} frames of a clip, expected {TIME} or more")
+        if self.frames is not None and self.frames < TEMPORAL_PATCH:
+            raise ValueError(f"{self.frames} frames of a clip, expected {TEMPORAL_PATCH} or more")
 
     @classmethod
-    def of(cls, raw: Mapping[str, Any]) -> Settings:
+    def of(cls, raw: Mapping[str, Any]) -> VideoAlignSettings:
         model, data, lora = raw["model_config"], raw["data_config"], raw.get("peft_lora_config") or {}
         norm, dtype, frames = raw.get("inference_config"), model.get("torch_dtype"), data.get("num_frames")
         if (kind := data.get("sample_type", "uniform")) not in ("uniform", "multi_pts"):
             raise ValueError(f"frames are sampled by {kind!r}, expected 'uniform' or 'multi_pts'")
-        if (template := data.get("prompt_template_type", TEMPLATE)) != TEMPLATE:
-            raise ValueError(f"it was trained with the question {template!r}, and only {TEMPLATE!r} is known here")
+        if (template := data.get("prompt_template_type", TEMPLATE_TYPE)) != TEMPLATE_TYPE:
+            raise ValueError(f"prompt_template_type is {template!r}, only {TEMPLATE_TYPE!r} is supported")
         return cls(
             model["model_name_or_path"],
             int(model["output_dim"]),
             "special" if model["use_special_tokens"] else model["reward_token"],
-            precision(VideoAlign.name, {"dtype": None if dtype == "auto" else dtype}),
+            dtype_of(VideoAlign.name, {"dtype": None if dtype == "auto" else dtype}),
             float(lora.get("lora_alpha", 32)),
             bool(lora.get("use_rslora", False)),
             float(data["fps"]),
@@ -183,31 +185,33 @@ def load(
     max_pixels: int | None = None,
     use_norm: bool = True,
 ) -> VideoAlign:
-    """The critic of a folder or hub id with `model_config.json` and `checkpoint-*`, of which the last one counts.
+    """Load the critic from a folder or hub id with `model_config.json` and `checkpoint-*`, of which the last is used.
 
-    That holds either `model.pth`, all weights, with or without low-rank adapters; or `adapter_model.safetensors` and
-    `non_lora_state_dict.pth`, what was trained of the base model. Where the checkpoint has no tokenizer or config,
-    they are the base model's too.
+    A checkpoint has either `model.pth` with all weights, with or without low-rank adapters; or
+    `adapter_model.safetensors` and `non_lora_state_dict.pth` with the trained weights only. A missing tokenizer or
+    config is loaded from the base model.
 
     Args:
-        fps, num_frames: frames a second, or of a clip, that it sees, instead of what the checkpoint was trained with.
-        max_pixels: of a frame, likewise.
-        use_norm: whether scores are brought to mean 0 and deviation 1.
+        fps, num_frames: frames a second, or per clip, instead of the checkpoint's setting; give one of them.
+        max_pixels: largest number of pixels of a frame, instead of the checkpoint's setting.
+        use_norm: whether to standardise the scores.
 
     Raises:
-        ValueError: there are no such files, they are broken, or both `fps` and `num_frames` are given.
+        ValueError: a file is missing or broken, or both `fps` and `num_frames` are given.
     """
     name = VideoAlign.name
-    folder = checkpoint(name, path or SOURCE, "model_config.json", "checkpoint-*")
+    folder = find_checkpoint(name, path or SOURCE, "model_config.json", "checkpoint-*")
     file = folder / "model_config.json"
     raw = read_json(name, file)
-    settings = build(name, lambda: Settings.of(raw), f"{file} is not one of VideoAlign's")
-    settings = changed(settings, fps, num_frames, max_pixels, use_norm)
+    settings = build_from_files(name, lambda: VideoAlignSettings.of(raw), f"{file} is not one of VideoAlign's")
+    settings = override_settings(settings, fps, num_frames, max_pixels, use_norm)
     base = folder / settings.base if (folder / settings.base).is_dir() else settings.base
     weights = _last_checkpoint(folder)
-    tokenizer = read_tokenizer(name, first_with(name, "tokenizer.json", [weights / "tokenizer", weights, folder], base))
+    tokenizer = read_tokenizer(
+        name, find_folder(name, "tokenizer.json", [weights / "tokenizer", weights, folder], base)
+    )
     tokenizer.add_tokens(list(REWARD_TOKENS), special_tokens=True)
-    config = read_json(name, first_with(name, "config.json", [weights, folder], base) / "config.json")
+    config = read_json(name, find_folder(name, "config.json", [weights, folder], base) / "config.json")
     state = read_state(weights, base)
     network = make_network(read_config(name, config, state, tokenizer), settings, state, tokenizer)
     load_weights(name, network, state, dtype=settings.dtype, device=device)
@@ -215,7 +219,7 @@ def load(
 
 
 class VideoAlign:
-    """A `Reward` of three dimensions of mean 0 and deviation 1 over videos of many models, and their sum."""
+    """A `Reward` with three dimensions, standardised over videos of many models, and their sum."""
 
     name = "videoalign"
     dimensions = DIMENSIONS
@@ -226,11 +230,11 @@ class VideoAlign:
         {**dict.fromkeys(DIMENSIONS[:3], (-3.0, 3.0)), "overall": (-9.0, 9.0)},
         frames=MOST_FRAMES,
         frame_rate=2.0,
-        resolution="100352 to 200704 pixels (448 x 448), in about its own shape",
+        resolution="100352 to 200704 pixels (448 x 448), aspect ratio kept approximately",
         memory=4.6,
     )
 
-    def __init__(self, network: VideoAlignNetwork, tokenizer: Any, settings: Settings):
+    def __init__(self, network: VideoAlignNetwork, tokenizer: Any, settings: VideoAlignSettings):
         self.network, self.tokenizer, self.settings = network, tokenizer, settings
         by_rate = settings.frames is None and not settings.spots
         most = MOST_FRAMES if by_rate else SPOTS * AT_A_SPOT if settings.spots else settings.frames
@@ -238,25 +242,25 @@ class VideoAlign:
 
     @property
     def identity(self) -> str:
-        """What decides a score besides the weights."""
+        """Settings that affect scores, for the score cache."""
         return repr(self.settings)
 
     def chosen(self, frames: int, fps: float) -> list[int]:
-        """The frames of a clip that it needs; of a clip of these alone, all."""
-        return list(range(frames)) if self.settings.spots else sampled(frames, fps, self.settings)
+        """Indices of the frames it uses; all frames, if only those are passed."""
+        return list(range(frames)) if self.settings.spots else sample_frames(frames, fps, self.settings)
 
     def __call__(self, videos: Video, prompts: list[str], fps: float = FPS) -> Score:
         """
         Raises:
             ValueError: the videos are not `b f 3 h w` with two frames or more, the prompts are not `b`, one of them
-                holds a special token such as "<|VQ_reward|>", or `fps` is not above 0.
+                contains a special token such as "<|VQ_reward|>", or `fps` is not above 0.
         """
         check_videos(self.name, videos, prompts)
         check_prompts(self.name, prompts, self.tokenizer)
         if not fps > 0:
             raise ValueError(f"critic {self.name}: videos of {fps} frames a second, expected a rate above 0")
-        seen = sampled(videos.shape[1], fps, self.settings)
-        scores = [self._score(video[seen], prompt) for video, prompt in zip(videos, prompts, strict=True)]
+        indices = sample_frames(videos.shape[1], fps, self.settings)
+        scores = [self._score(video[indices], prompt) for video, prompt in zip(videos, prompts, strict=True)]
         mean, std = (
             torch.tensor(values, device=scores[0].device) for values in (self.settings.mean, self.settings.std)
         )
@@ -264,23 +268,23 @@ class VideoAlign:
         return Score(torch.cat([axes, axes.sum(1, keepdim=True)], 1), self.dimensions)
 
     def _score(self, frames: Float[Tensor, "f 3 h w"], prompt: str) -> Float[Tensor, "3"]:
-        seen, grid = self.view(frames.to(self.network.device))
-        ids = chat_ids(self.tokenizer, QUESTION.format(prompt=prompt), "video", tokens_of(grid))
-        return self.network(ids.to(self.network.device), seen, grid)[0]
+        pixel_values, grid = self.preprocess(frames.to(self.network.device))
+        ids = chat_ids(self.tokenizer, QUESTION.format(prompt=prompt), "video", token_count(grid))
+        return self.network(ids.to(self.network.device), pixel_values, grid)[0]
 
-    def view(self, frames: Float[Tensor, "f 3 h w"]) -> tuple[Float[Tensor, "p 1176"], Int[Tensor, "1 3"]]:
-        """An even number of frames in [-1, 1] as patches, and how many of them in time, height and width."""
+    def preprocess(self, frames: Float[Tensor, "f 3 h w"]) -> tuple[Float[Tensor, "p 1176"], Int[Tensor, "1 3"]]:
+        """An even number of frames in [-1, 1] as patches, and the number of patches in time, height and width."""
         height, width = frames.shape[-2:]
         size = grid_size(self.name, height, width, LEAST_PIXELS, self.settings.most_pixels)
-        return patches(normalised(resized_once(pixels(frames), size)))
+        return to_patches(normalise(resize_like_torchvision(to_pixels(frames), size)))
 
 
 class VideoAlignNetwork(Qwen2VLReward):
-    """Qwen2-VL and a linear layer.
+    """Qwen2-VL with a linear reward head.
 
     Args:
-        special: the ids of the three reward tokens.
-        pad: the id of the pad token, if the layer reads at the last token.
+        special: ids of the three reward tokens.
+        pad: id of the pad token, if the head reads the last token.
     """
 
     def __init__(self, config: Qwen2VLConfig, outputs: int, at: str, special: list[int], pad: int | None = None):
@@ -290,23 +294,23 @@ class VideoAlignNetwork(Qwen2VLReward):
     def forward(
         self,
         ids: Int[Tensor, "b n"],
-        seen: Float[Tensor, "p 1176"],
-        grids: Int[Tensor, "b 3"],
+        pixel_values: Float[Tensor, "p 1176"],
+        grid_thw: Int[Tensor, "b 3"],
         mask: Int[Tensor, "b n"] | None = None,
     ) -> Float[Tensor, "b 3"]:
-        """Scores of VQ, MQ and TA before they are normalised, of videos of patches `seen`."""
-        scores = self.rm_head(self.hidden(ids, seen, grids, "video", mask))
+        """Raw scores of VQ, MQ and TA of the videos in `pixel_values`."""
+        scores = self.rm_head(self.hidden(ids, pixel_values, grid_thw, "video", mask))
         if self.at == "last":
-            return scores[torch.arange(len(ids), device=ids.device), before_padding(ids, self.pad)]
-        here = torch.isin(ids, torch.tensor(self.special, device=ids.device))
-        scores = scores[here].view(len(ids), len(AXES), -1)  # b, token, output
+            return scores[torch.arange(len(ids), device=ids.device), last_token_index(ids, self.pad)]
+        at_special = torch.isin(ids, torch.tensor(self.special, device=ids.device))
+        scores = scores[at_special].view(len(ids), len(AXES), -1)  # b, token, output
         return scores.squeeze(2) if scores.shape[2] == 1 else scores.diagonal(dim1=1, dim2=2)
 
 
 def make_network(
-    config: Qwen2VLConfig, settings: Settings, state: Mapping[str, Tensor], tokenizer: Any
+    config: Qwen2VLConfig, settings: VideoAlignSettings, state: Mapping[str, Tensor], tokenizer: Any
 ) -> VideoAlignNetwork:
-    """The network, empty, with low-rank adapters where the weights have them."""
+    """The network without weights, with low-rank adapters where the checkpoint has them."""
     special = tokenizer.convert_tokens_to_ids(list(REWARD_TOKENS))
     down = {name.split(".lora_A.")[0]: weight for name, weight in state.items() if ".lora_A." in name}
 
@@ -323,11 +327,11 @@ def make_network(
             inject_adapter_in_model(lora, network, low_cpu_mem_usage=True)
         return network
 
-    return empty(VideoAlign.name, make)
+    return empty_network(VideoAlign.name, make)
 
 
 def read_state(weights: Path, base: str | Path) -> dict[str, Tensor]:
-    """All weights by the network's names; those of the base model where only what was trained is there."""
+    """All weights by the network's names, completed from the base model if the checkpoint has only trained weights."""
     name = VideoAlign.name
     for file in (weights / "model.pth", weights / "model.safetensors"):
         if file.is_file():
@@ -335,16 +339,17 @@ def read_state(weights: Path, base: str | Path) -> dict[str, Tensor]:
     trained = [weights / "adapter_model.safetensors", weights / "non_lora_state_dict.pth"]
     if not all(file.is_file() for file in trained):
         raise ValueError(f"critic {name}: {weights} has neither model.pth, nor {' and '.join(f.name for f in trained)}")
-    places = [checkpoint(name, base, "*.safetensors"), *trained]
+    places = [find_checkpoint(name, base, "*.safetensors"), *trained]
     return network_names(*(dict(read_tensors(name, place)) for place in places))
 
 
 def network_names(*states: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Published weights by the names of the network; of two of the same name, the later one counts.
+    """Published weights by the network's names; of duplicate names the last one is used.
 
-    Names are those of transformers 4, bare or of PEFT, whole (`base_layer`, `lora_A.default`) or saved as an adapter.
+    Published names are those of transformers 4, plain, wrapped by PEFT (`base_layer`, `lora_A.default`), or of a saved
+    PEFT adapter.
     """
-    named = [{new: weight for old, weight in state.items() if (new := renamed(old))} for state in states]
+    named = [{new: weight for old, weight in state.items() if (new := network_name(old))} for state in states]
     adapted = {name.split(".lora_A.")[0] for state in named for name in state if ".lora_A." in name}
     whole: dict[str, Tensor] = {}
     for state in named:
@@ -355,10 +360,10 @@ def network_names(*states: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return whole
 
 
-def changed(
-    settings: Settings, fps: float | None, num_frames: int | None, max_pixels: int | None, use_norm: bool
-) -> Settings:
-    """Settings with what is given; ValueError if a clip's frames were to be chosen in two ways."""
+def override_settings(
+    settings: VideoAlignSettings, fps: float | None, num_frames: int | None, max_pixels: int | None, use_norm: bool
+) -> VideoAlignSettings:
+    """Settings with the given overrides; ValueError if both `fps` and `num_frames` are given."""
     name = VideoAlign.name
     if fps is not None and num_frames is not None:
         raise ValueError(f"critic {name}: fps is {fps} and num_frames {num_frames}; give one of them")
@@ -369,31 +374,31 @@ def changed(
         new |= {"frames": int(num_frames), "spots": False}
     if not use_norm:
         new |= {"mean": (0.0,) * 3, "std": (1.0,) * 3}
-    return build(name, lambda: replace(settings, **new), "its settings cannot be changed so")
+    return build_from_files(name, lambda: replace(settings, **new), "invalid settings")
 
 
-def sampled(frames: int, fps: float, settings: Settings) -> list[int]:
-    """The frames it sees of a clip of `fps` a second: an even number, evenly from first to last, or at four spots.
+def sample_frames(frames: int, fps: float, settings: VideoAlignSettings) -> list[int]:
+    """Indices of the frames it uses of a clip of `fps` a second: an even number, evenly spaced, or at four places.
 
-    Where a rate tells how many, they are 4 at least, if the clip has them, and 768 at most. A clip that is shorter than
-    it should be is seen whole, its last frame twice if there would be an odd number.
+    By rate, they are 4 (if the clip is long enough) to 768 frames. A clip that is too short is used completely, with
+    its last frame repeated if the number is odd.
 
     Raises:
-        ValueError: the clip is too short for four spots.
+        ValueError: the clip is too short for four places.
     """
     if settings.spots:
-        return at_spots(frames, fps)
+        return frames_at_spots(frames, fps)
     if settings.frames is None:
-        most = min(MOST_FRAMES, frames) // TIME * TIME
+        most = min(MOST_FRAMES, frames) // TEMPORAL_PATCH * TEMPORAL_PATCH
         count = _even(min(max(frames / fps * settings.rate, LEAST_FRAMES), most))
     else:
         count = min(_even(settings.frames), frames)
     places = _evenly(frames, count)
-    return places + places[-1:] if count % TIME else places
+    return places + places[-1:] if count % TEMPORAL_PATCH else places
 
 
-def at_spots(frames: int, fps: float) -> list[int]:
-    """Six frames in a row, of 8 a second, at each of four places spread evenly over a clip of `fps` a second."""
+def frames_at_spots(frames: int, fps: float) -> list[int]:
+    """Indices of six consecutive frames at 8 a second at each of four evenly spaced places of a clip."""
     half, every = AT_A_SPOT // 2, _evenly(frames, int(frames * SPOTS_RATE // fps))
     if len(every) <= AT_A_SPOT:
         raise ValueError(
@@ -405,8 +410,8 @@ def at_spots(frames: int, fps: float) -> list[int]:
 
 
 def _even(count: float) -> int:
-    """The nearest even number, as Python rounds; the ninth place is what dividing by a rate may leave."""
-    return round(round(count / TIME, 9)) * TIME
+    """The nearest even number (Python's rounding), tolerant to floating-point errors of the division by the rate."""
+    return round(round(count / TEMPORAL_PATCH, 9)) * TEMPORAL_PATCH
 
 
 def _evenly(frames: int, count: int) -> list[int]:

@@ -1,8 +1,8 @@
 """VideoScore and VideoScore v1.1: five dimensions of a clip, by regression on Idefics2-8B.
 
 He et al., "VideoScore: Building Automatic Metrics to Simulate Fine-grained Human Feedback for Video Generation",
-arXiv 2406.15252; github.com/TIGER-AI-Lab/VideoScore. Up to 16 frames (v1.1: 48), each an image, follow a fixed question
-that quotes the prompt; a linear layer reads the five scores from the last token.
+arXiv 2406.15252; github.com/TIGER-AI-Lab/VideoScore. A fixed question that quotes the prompt is followed by up to 16
+frames (v1.1: 48) as images; a linear layer predicts the five scores at the last token.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import Idefics2Config, Idefics2Model
 
-from besttake.rewards.frames import normalised, pixels, resized
-from besttake.rewards.networks.image_critic import build, empty
-from besttake.rewards.networks.vlm import TEXT_FILES, before_padding, check_prompts, precision, read_tokenizer
-from besttake.rewards.networks.weights import checkpoint, load_weights, read_json, read_tensors
+from besttake.rewards.frames import normalise, resize_like_pillow, to_pixels
+from besttake.rewards.networks.image_critic import build_from_files, empty_network
+from besttake.rewards.networks.vlm import TEXT_FILES, check_prompts, dtype_of, last_token_index, read_tokenizer
+from besttake.rewards.networks.weights import find_checkpoint, load_weights, read_json, read_tensors
 from besttake.rewards.shipped import check_videos
 from besttake.types import FPS, CriticCard, Score, Video
 
 SOURCE = "TIGER-Lab/VideoScore"
-"""On the hub; the other one is TIGER-Lab/VideoScore-v1.1."""
+"""Hub id; the other version is TIGER-Lab/VideoScore-v1.1."""
 
 SIDES = 378, 980
-"""Pixels: of the shorter side at least, of the longer side at most."""
+"""Smallest shorter side and largest longer side of a frame, in pixels."""
 
 DIMENSIONS = (
     "visual quality",
@@ -58,34 +58,36 @@ QUESTION = (
     '\nFor this video, the text prompt is "{prompt}",\n'
     "all the frames of video are as follows:\n"
 )
-"""Word for word, blank at the end of a line included: it is what the network was trained with."""
+"""The exact training prompt, trailing blanks included."""
 
 
 def load(path: str | Path | None = None, device: str = "cpu") -> VideoScore:
-    """The critic of a folder or hub id in transformers' layout: config, preprocessor's config, tokenizer and weights.
+    """Load the critic from a folder or hub id in transformers' layout: config, preprocessor config, tokenizer, weights.
 
-    It is v1.1 if "v1.1" is in the path, or in the name that its configuration gives.
+    It is v1.1 if "v1.1" is in the path, or in `_name_or_path` of its configuration.
 
     Raises:
-        ValueError: there are no such files, or they are broken.
+        ValueError: a file is missing or broken.
     """
     name, source = VideoScore.name, path or SOURCE
-    folder = checkpoint(name, source, *TEXT_FILES, "*.safetensors")
+    folder = find_checkpoint(name, source, *TEXT_FILES, "*.safetensors")
     raw = read_json(name, folder / "config.json")
-    config = build(name, lambda: Idefics2Config.from_dict(raw), f"{folder / 'config.json'} is not one of Idefics2")
+    config = build_from_files(
+        name, lambda: Idefics2Config.from_dict(raw), f"{folder / 'config.json'} is not one of Idefics2"
+    )
     pad = raw.get("pad_token_id", config.get_text_config().pad_token_id)
-    network = empty(name, lambda: VideoScoreNetwork(config, pad))
-    load_weights(name, network, read_tensors(name, folder), _renamed, precision(name, raw), device)
+    network = empty_network(name, lambda: VideoScoreNetwork(config, pad))
+    load_weights(name, network, read_tensors(name, folder), _renamed, dtype_of(name, raw), device)
     sides = _sides(folder)
     v11 = any("v1.1" in str(place) for place in (source, raw.get("_name_or_path")))
     return VideoScore(network.to(device), read_tokenizer(name, folder), sides, v11)
 
 
 class VideoScore:
-    """A `Reward` of five dimensions, each from about 1 to 4.
+    """A `Reward` with five dimensions, each from about 1 to 4.
 
     Args:
-        sides: of what it sees of a frame, in pixels: the least of the shorter, the most of the longer.
+        sides: smallest shorter side and largest longer side of a frame, in pixels.
         v11: whether it is VideoScore v1.1.
     """
 
@@ -111,36 +113,36 @@ class VideoScore:
         """
         Raises:
             ValueError: the videos are not `b f 3 h w` with two frames or more, the prompts are not `b`, or one of them
-                holds a token such as "<image>".
+                contains a token such as "<image>".
         """
         check_videos(self.name, videos, prompts)
         check_prompts(self.name, prompts, self.tokenizer)
-        seen = self.chosen(videos.shape[1], fps)
-        scores = [self._score(video[seen], prompt) for video, prompt in zip(videos, prompts, strict=True)]
+        indices = self.chosen(videos.shape[1], fps)
+        scores = [self._score(video[indices], prompt) for video, prompt in zip(videos, prompts, strict=True)]
         return Score(torch.stack(scores).float(), self.dimensions)
 
     @property
     def identity(self) -> str:
-        """What decides a score besides the weights."""
+        """Settings that affect scores, for the score cache."""
         return f"{self.name}, frames of {self.sides} pixels"
 
     def chosen(self, frames: int, fps: float) -> list[int]:
-        """The frames of a clip that it looks at; of a clip of these alone, all."""
-        return sampled(frames, self.card.frames)
+        """Indices of the frames it uses; all frames, if only those are passed."""
+        return sample_frames(frames, self.card.frames)
 
     def _score(self, frames: Float[Tensor, "f 3 h w"], prompt: str) -> Float[Tensor, "5"]:
         device = self.network.score.weight.device
         ids = self.ids(prompt, len(frames)).to(device)
-        return self.network(ids, self.view(frames.to(device))[None])[0]
+        return self.network(ids, self.preprocess(frames.to(device))[None])[0]
 
-    def view(self, frames: Float[Tensor, "f 3 h w"]) -> Float[Tensor, "f 3 height width"]:
-        """Frames in [-1, 1] as Idefics2 sees them: each whole, not split into four."""
+    def preprocess(self, frames: Float[Tensor, "f 3 h w"]) -> Float[Tensor, "f 3 height width"]:
+        """Idefics2's preprocessing of frames in [-1, 1], without splitting them into four."""
         height, width = frames.shape[-2:]
         size = frame_size(height, width, *self.sides)
-        return normalised(resized(pixels(frames), size, "bilinear"), (0.5,) * 3, (0.5,) * 3)
+        return normalise(resize_like_pillow(to_pixels(frames), size, "bilinear"), (0.5,) * 3, (0.5,) * 3)
 
     def ids(self, prompt: str, frames: int) -> Int[Tensor, "1 n"]:
-        """The question and the places of the frames in it."""
+        """Token ids of the question and the frames' placeholders."""
         border, place = "<fake_token_around_image>", "<image>" * self.network.places
         return self.tokenizer(
             QUESTION.format(prompt=prompt) + f"{border}{place}{border} " * frames, return_tensors="pt"
@@ -148,10 +150,10 @@ class VideoScore:
 
 
 class VideoScoreNetwork(nn.Module):
-    """Idefics2 and a linear layer on what it thinks just before the first pad token.
+    """Idefics2 with a linear head on the last token before the padding.
 
     Args:
-        pad: the pad token; None = there is no padding.
+        pad: id of the pad token; None = no padding.
     """
 
     def __init__(self, config: Idefics2Config, pad: int | None = 0):
@@ -164,31 +166,31 @@ class VideoScoreNetwork(nn.Module):
     def forward(
         self,
         ids: Int[Tensor, "b n"],
-        seen: Float[Tensor, "b f 3 h w"],
+        pixel_values: Float[Tensor, "b f 3 h w"],
         mask: Int[Tensor, "b n"] | None = None,
-        seen_mask: Int[Tensor, "b f h w"] | None = None,
+        pixel_mask: Int[Tensor, "b f h w"] | None = None,
     ) -> Float[Tensor, "b 5"]:
         """
         Args:
-            seen: normalised frames; one that is zero everywhere is padding.
+            pixel_values: normalised frames; all-zero frames are padding.
             mask: 1 for tokens, 0 for padding; None = no padding.
-            seen_mask: the same of `seen`'s pixels.
+            pixel_mask: likewise for the pixels of `pixel_values`.
         """
-        seen_mask = None if seen_mask is None else seen_mask.bool()
-        thoughts = self.model(ids, mask, pixel_values=seen, pixel_attention_mask=seen_mask, use_cache=False)
+        pixel_mask = None if pixel_mask is None else pixel_mask.bool()
+        hidden = self.model(ids, mask, pixel_values=pixel_values, pixel_attention_mask=pixel_mask, use_cache=False)
         rows = torch.arange(len(ids), device=ids.device)
-        return self.score(thoughts.last_hidden_state[rows, before_padding(ids, self.pad)])
+        return self.score(hidden.last_hidden_state[rows, last_token_index(ids, self.pad)])
 
 
-def sampled(frames: int, most: int | None) -> list[int]:
-    """The frames of a clip that it sees, evenly from the first: all of them if there are no more than `most`."""
+def sample_frames(frames: int, most: int | None) -> list[int]:
+    """Indices of at most `most` evenly spaced frames, starting with the first."""
     if most is None or frames <= most:
         return list(range(frames))
     return [int(k * (frames / most)) for k in range(most)]
 
 
 def frame_size(height: int, width: int, least: int, most: int) -> tuple[int, int]:
-    """Idefics2's size of a frame: shrunk until the longer side is `most`, then each side stretched to `least`."""
+    """Idefics2's frame size: the longer side shrunk to `most`, then each side enlarged to at least `least`."""
     shape = width / height
     if width >= height and width > most:
         height, width = int(most / shape), most
@@ -198,12 +200,12 @@ def frame_size(height: int, width: int, least: int, most: int) -> tuple[int, int
 
 
 def _sides(folder: Path) -> tuple[int, int]:
-    """Idefics2's own where the checkpoint says nothing of them."""
+    """The checkpoint's image sides; Idefics2's default if it has none."""
     path = folder / "preprocessor_config.json"
     if not path.is_file():
         return SIDES
     size = read_json(VideoScore.name, path).get("size") or {}
-    return build(
+    return build_from_files(
         VideoScore.name,
         lambda: (int(size["shortest_edge"]), int(size["longest_edge"])),
         f"{path} has size {size}, expected shortest_edge and longest_edge",
@@ -211,5 +213,5 @@ def _sides(folder: Path) -> tuple[int, int]:
 
 
 def _renamed(name: str) -> str | None:
-    """The weights without Idefics2's language head, which nobody reads."""
+    """Skip Idefics2's language head, which is not used."""
     return None if name.startswith("lm_head.") else name

@@ -1,15 +1,15 @@
-"""The training critic of the small world: a video quality network that learned from synthetic degradations.
+"""The training critic of the small world: a video quality model trained on synthetic degradations.
 
-OnlineVPO (section 3.2) ranks candidates with a video quality model rather than an image model; this one is tiny and
-learned from clips whose flaws, and their severity, are known (see `world/pretrain_critics.py`). It is meant for clips
-of 16 frames of 32 x 32 pixels; it takes any size whose sides are multiples of 8, but knows nothing of other pictures.
+OnlineVPO (section 3.2) ranks candidates with a video quality model instead of an image model. This one is tiny and was
+trained on clips with known flaws and severities (see `world/pretrain_critics.py`). It is meant for clips of 16 frames
+of 32 x 32 pixels of the small world; it accepts any size whose sides are multiples of 8.
 
-What its dimensions mean:
+Dimensions:
     visual quality: no blur, grain, melted outline or strange colour.
     temporal consistency: no flicker, jitter, jumps, vanishing, melting or drift of colour.
-    dynamic degree: the share of the motion due in the caption that is there; more motion than due is no better.
+    dynamic degree: amount of motion as a fraction of what the caption requires; more than that is no better.
     text alignment: body, colour, size, motion and background are those of the caption.
-    factual consistency: the bodies keep to the paths that physics gives the motion in the caption.
+    factual consistency: the bodies follow the physically correct paths of the caption's motion.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ BODIES = 2
 
 
 def load(path: str | Path | None = None, device: str = "cpu") -> WorldCritic:
-    """The shipped critic, or the one in a folder.
+    """Load the embedded critic, or one from a folder.
 
     Raises:
-        ValueError: the folder holds no such critic, or its weights are broken.
+        ValueError: the folder has no such critic, or its weights are broken.
     """
     folder = EMBEDDED_WEIGHTS / "critic-world" if path is None else Path(path)
     config = read_config(folder, "world")
@@ -69,36 +69,36 @@ class WorldCritic:
         return Score((raw - self.mean) / self.std, DIMENSIONS)
 
 
-class Judgement(NamedTuple):
-    """What the network makes of `b` videos of `f` frames: only the scores are its answer, the rest is how it learns."""
+class QualityOutput(NamedTuple):
+    """Network outputs for `b` videos of `f` frames: the scores, and auxiliary outputs for training."""
 
     scores: Tensor
     """(b, dimensions), raw."""
-    seen: Tensor
-    """(b, words + 2): for each word, as a logit, whether it is to be seen in the video."""
+    word_logits: Tensor
+    """(b, words + 2): for each word, the logit that the video shows it."""
     positions: Tensor
-    """(b, f, bodies, 2): x and y of the bodies in the order of the caption; the frame is from -1 to 1."""
+    """(b, f, bodies, 2): x and y of the bodies in the caption's order, in [-1, 1]."""
 
 
 class QualityNetwork(nn.Module):
-    """3-D convolutions at a quarter and an eighth of the size, told the caption in between; all frames are kept.
+    """3-D convolutions at a quarter and an eighth of the size, modulated by the caption; no temporal downsampling.
 
-    Beside them, the bodies' paths are judged by themselves: convolutions that end in averages over places cannot tell
-    a true path from a smooth wrong one.
+    The bodies' paths are encoded separately: convolutions with spatial average pooling cannot distinguish a correct
+    path from a smooth wrong one.
     """
 
     def __init__(self, words: int, width: int = 64, wide: int = 96):
         super().__init__()
         self.text = CaptionEncoder(words, width)
         self.stem = nn.Conv3d(48 + 6, width, 3, padding=1)
-        self.near = Block(width, (3, 3, 3), (1, 1, 1))
+        self.near = ResidualBlock(width, (3, 3, 3), (1, 1, 1))
         self.told = nn.Linear(width, 2 * width)
         self.down = nn.Conv3d(width, wide, (1, 3, 3), stride=(1, 2, 2), padding=(0, 1, 1))
-        self.far = Block(wide, (1, 3, 3), (3, 1, 1))
+        self.far = ResidualBlock(wide, (1, 3, 3), (3, 1, 1))
         self.frame = nn.Linear(2 * wide, wide)
         self.seen = nn.Linear(3 * wide, words + 2)
         self.find = nn.Conv3d(width, 3 * BODIES, 1)
-        self.path = PathJudge(width)
+        self.path = PathEncoder(width)
         known = 3 * wide + width + words + 2 + self.path.out
         self.head = nn.Sequential(
             nn.LayerNorm(known), nn.Linear(known, wide), nn.GELU(), nn.Linear(wide, len(DIMENSIONS))
@@ -106,23 +106,23 @@ class QualityNetwork(nn.Module):
 
     def forward(self, videos: Tensor, ids: Tensor) -> Tensor:
         """Raw scores (b, dimensions) of videos `b f c h w` and words (b, n)."""
-        return self.judge(videos, ids).scores
+        return self.assess(videos, ids).scores
 
-    def judge(self, videos: Tensor, ids: Tensor) -> Judgement:
-        """Scores of videos `b f c h w` and words (b, n), and what they are made from."""
+    def assess(self, videos: Tensor, ids: Tensor) -> QualityOutput:
+        """Scores and auxiliary outputs for videos `b f c h w` and words (b, n)."""
         caption = self.text(ids)
-        x = torch.cat([F.pixel_unshuffle(videos, 4), detail(videos)], 2).transpose(1, 2)  # (b, 54, f, h/4, w/4)
+        x = torch.cat([F.pixel_unshuffle(videos, 4), high_frequency(videos)], 2).transpose(1, 2)  # (b, 54, f, h/4, w/4)
         x = self.near(self.stem(x))
         scale, shift = self.told(caption)[:, :, None, None, None].chunk(2, 1)
         x = F.gelu(x * (1 + scale) + shift)
-        positions = places(self.find(x).float())
+        positions = body_positions(self.find(x).float())
         x = self.far(self.down(x))
         x = torch.cat([x.mean((3, 4)), x.amax((3, 4))], 1).transpose(1, 2)  # (b, f, 2 wide)
         x = over_time(F.gelu(self.frame(x)).float())
-        seen = self.seen(x).float()
-        asked = torch.zeros_like(seen).scatter(1, ids, 1.0)
-        known = torch.cat([x, caption, asked * seen, self.path(positions, caption)], 1)
-        return Judgement(self.head(known).float(), seen, positions)
+        word_logits = self.seen(x).float()
+        in_caption = torch.zeros_like(word_logits).scatter(1, ids, 1.0)
+        known = torch.cat([x, caption, in_caption * word_logits, self.path(positions, caption)], 1)
+        return QualityOutput(self.head(known).float(), word_logits, positions)
 
 
 def over_time(x: Tensor) -> Tensor:
@@ -130,17 +130,17 @@ def over_time(x: Tensor) -> Tensor:
     return torch.cat([x.mean(1), x.amax(1), x.std(1)], 1)
 
 
-def places(found: Tensor) -> Tensor:
-    """Where each body is, (b, f, bodies, 2) in [-1, 1], of `b (3 bodies) f h w`: a logit, and x and y in the patch."""
-    logit, dx, dy = found.unflatten(1, (3, -1)).unbind(1)
-    share = logit.flatten(-2).softmax(-1).view_as(logit)
-    y, x = (torch.linspace(1 / n - 1, 1 - 1 / n, n, device=found.device) for n in found.shape[-2:])
-    across, down = (share * (x + dx)).sum((-1, -2)), (share * (y[:, None] + dy)).sum((-1, -2))
+def body_positions(features: Tensor) -> Tensor:
+    """Soft-argmax positions (b, f, bodies, 2) in [-1, 1] from `b (3 bodies) f h w`: logit, and x and y offset."""
+    logit, dx, dy = features.unflatten(1, (3, -1)).unbind(1)
+    probability = logit.flatten(-2).softmax(-1).view_as(logit)
+    y, x = (torch.linspace(1 / n - 1, 1 - 1 / n, n, device=features.device) for n in features.shape[-2:])
+    across, down = (probability * (x + dx)).sum((-1, -2)), (probability * (y[:, None] + dy)).sum((-1, -2))
     return torch.stack([across, down], -1).transpose(1, 2)
 
 
-class PathJudge(nn.Module):
-    """Dilated convolutions over positions, velocities and accelerations, told the caption: they see a whole clip."""
+class PathEncoder(nn.Module):
+    """Dilated convolutions over positions, velocities and accelerations, modulated by the caption."""
 
     def __init__(self, caption: int, width: int = 64):
         super().__init__()
@@ -162,10 +162,10 @@ class PathJudge(nn.Module):
         return over_time(x.transpose(1, 2).float())
 
 
-def detail(videos: Tensor) -> Tensor:
-    """How much pixels differ from those around them, on average and at most in patches of 4 x 4: `b f 6 h/4 w/4`.
+def high_frequency(videos: Tensor) -> Tensor:
+    """Mean and maximum difference of pixels from their neighbourhood in 4 x 4 patches: `b f 6 h/4 w/4`.
 
-    Grain and blur are too faint for so small a network to learn this from pixels.
+    So small a network does not learn to detect faint grain and blur from pixels alone.
     """
     flat = videos.flatten(0, 1)
     change = (flat - F.avg_pool2d(flat, 3, 1, 1, count_include_pad=False)).abs()
@@ -173,8 +173,8 @@ def detail(videos: Tensor) -> Tensor:
     return ((pooled + 0.01).log() + 3).unflatten(0, videos.shape[:2])
 
 
-class Block(nn.Module):
-    """A residual block that starts as the identity, and so needs no normalisation."""
+class ResidualBlock(nn.Module):
+    """A residual block initialised as the identity, so that it needs no normalisation."""
 
     def __init__(self, width: int, first: tuple[int, int, int], second: tuple[int, int, int]):
         super().__init__()
@@ -187,7 +187,7 @@ class Block(nn.Module):
 
 
 class CaptionEncoder(nn.Module):
-    """Words and their neighbours, averaged: (b, n) ids to (b, width)."""
+    """Average of convolved word embeddings: ids (b, n) to (b, width)."""
 
     def __init__(self, words: int, width: int, inner: int = 48):
         super().__init__()
@@ -197,6 +197,6 @@ class CaptionEncoder(nn.Module):
         self.out = nn.Linear(width, width)
 
     def forward(self, ids: Tensor) -> Tensor:
-        there = (ids != 0)[:, None]
+        mask = (ids != 0)[:, None]
         x = F.gelu(self.phrase((self.embed(ids) + self.place[: ids.shape[1]]).transpose(1, 2)))
-        return self.out((x * there).sum(-1) / there.sum(-1).clamp(min=1))
+        return self.out((x * mask).sum(-1) / mask.sum(-1).clamp(min=1))

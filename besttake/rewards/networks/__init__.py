@@ -1,1 +1,1 @@
-"""Networks that several critics share, and how published weights are read into them."""
+"""Networks used by several critics, and loading of published weights."""

@@ -1,4 +1,4 @@
-"""What the critics built on vision-language models share: their files, precision, pictures, and how they read text."""
+"""Shared code of the critics based on vision-language models: files, precision, prompts and padding."""
 
 from __future__ import annotations
 
@@ -11,37 +11,37 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from besttake.rewards.networks.image_critic import build
-from besttake.rewards.networks.weights import checkpoint
+from besttake.rewards.networks.image_critic import build_from_files
+from besttake.rewards.networks.weights import find_checkpoint
 
 TEXT_FILES = ("*.json", "*.txt", "*.model")
-"""Configurations and tokenizers, of whatever kind."""
+"""Patterns of configuration and tokenizer files."""
 
 PRECISIONS = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
-def first_with(critic: str, file: str, folders: list[Path], otherwise: str | Path) -> Path:
-    """The first of the folders that has a file; if none does, that of the model that the critic was trained from.
+def find_folder(critic: str, file: str, folders: list[Path], base: str | Path) -> Path:
+    """The first of `folders` that has the file `file`; if none has, the folder of the base model.
 
     Args:
-        otherwise: folder or hub id of that model.
+        base: folder or hub id of the base model.
     """
     own = next((folder for folder in folders if (folder / file).is_file()), None)
-    return own or checkpoint(critic, otherwise, *TEXT_FILES)
+    return own or find_checkpoint(critic, base, *TEXT_FILES)
 
 
 def read_tokenizer(critic: str, folder: Path) -> Any:
-    """The tokenizer of a folder, as its `tokenizer.json` says; ValueError if there is none or it is broken.
+    """Load a folder's tokenizer as its `tokenizer.json` defines it; ValueError if it is missing or broken.
 
-    transformers 5 builds a Llama tokenizer anew from its vocabulary, and then cuts text beside special tokens in
-    another way than it did when these critics were trained; so the file is read as it is.
+    transformers 5 rebuilds Llama tokenizers from their vocabulary and then splits text next to special tokens
+    differently than when these critics were trained, so the file is used unchanged.
     """
     kind = PreTrainedTokenizerFast if (folder / "tokenizer.json").is_file() else AutoTokenizer
-    return build(critic, lambda: kind.from_pretrained(folder), f"the tokenizer in {folder} cannot be read")
+    return build_from_files(critic, lambda: kind.from_pretrained(folder), f"the tokenizer in {folder} cannot be read")
 
 
-def precision(critic: str, config: Mapping[str, Any]) -> torch.dtype:
-    """What the network computes in: as its configuration says, bfloat16 for the published ones, or float32."""
+def dtype_of(critic: str, config: Mapping[str, Any]) -> torch.dtype:
+    """The dtype in the network's configuration (bfloat16 for the published critics); default: float32."""
     name = config.get("dtype") or config.get("torch_dtype") or "float32"
     if name not in PRECISIONS:
         raise ValueError(f"critic {critic}: its configuration has dtype {name!r}, expected {' or '.join(PRECISIONS)}")
@@ -49,16 +49,16 @@ def precision(critic: str, config: Mapping[str, Any]) -> torch.dtype:
 
 
 def check_prompts(critic: str, prompts: list[str], tokenizer: Any) -> None:
-    """ValueError if a prompt holds one of the tokens that tell the critic where to look, such as "<image>"."""
+    """ValueError if a prompt contains one of the tokenizer's special tokens, such as "<image>"."""
     special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
     for prompt in prompts:
         for token in special:
             if token in prompt:
-                raise ValueError(f"critic {critic}: {token!r} in the prompt {prompt!r} means something else to it")
+                raise ValueError(f"critic {critic}: {token!r} in the prompt {prompt!r} is a special token; remove it")
 
 
-def before_padding(ids: Int[Tensor, "b n"], pad: int | None) -> Int[Tensor, "b"]:
-    """The place just before the first pad token; the last place of a text that has none."""
+def last_token_index(ids: Int[Tensor, "b n"], pad: int | None) -> Int[Tensor, "b"]:
+    """Index of the last token before the padding."""
     if pad is None:
         return torch.full_like(ids[:, 0], ids.shape[1] - 1)
     return ((ids == pad).int().argmax(1) - 1) % ids.shape[1]

@@ -1,7 +1,7 @@
-"""Reading published critics of a folder or the hub, whole or not at all: safetensors, or pickles that run nothing.
+"""Loading of published critics from a folder or the hub: safetensors, or pickles without running their code.
 
-A pickle says what is to be called to make its objects. Here that is only what makes tensors (torch's `weights_only`);
-of a module that was pickled whole, everything else it names is an empty `Shell`.
+Pickles are restricted to tensors (torch's `weights_only`); every other class that a pickled module names is replaced by
+`EmptyObject`.
 """
 
 from __future__ import annotations
@@ -18,18 +18,27 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-FAULTS = (OSError, ValueError, KeyError, RuntimeError, TypeError, EOFError, SafetensorError, pickle.UnpicklingError)
-"""What reading a broken file raises."""
+READ_ERRORS = (
+    OSError,
+    ValueError,
+    KeyError,
+    RuntimeError,
+    TypeError,
+    EOFError,
+    SafetensorError,
+    pickle.UnpicklingError,
+)
+"""Exceptions raised when reading a broken file."""
 
 
-def checkpoint(critic: str, source: str | Path, *patterns: str) -> Path:
-    """The folder of a critic's files: itself, or that of the hub's cache, where they are downloaded to.
+def find_checkpoint(critic: str, source: str | Path, *patterns: str) -> Path:
+    """The local folder of a critic's files, downloaded to the hub's cache if `source` is a hub id.
 
     Args:
-        patterns: the files that are wanted of a hub id, such as "*.safetensors".
+        patterns: the files to download, such as "*.safetensors".
 
     Raises:
-        ValueError: there is no such folder, and no hub id of that name that can be reached.
+        ValueError: there is no such folder, and no such hub id can be reached.
     """
     if Path(source).exists():
         return Path(source)
@@ -42,7 +51,7 @@ def checkpoint(critic: str, source: str | Path, *patterns: str) -> Path:
 
 
 def read_json(critic: str, path: Path) -> dict[str, Any]:
-    """A json file of a critic; ValueError if it is missing or broken."""
+    """Read a critic's JSON file; ValueError if it is missing or broken."""
     try:
         return json.loads(path.read_text())
     except (OSError, ValueError) as error:
@@ -50,10 +59,10 @@ def read_json(critic: str, path: Path) -> dict[str, Any]:
 
 
 def read_tensors(critic: str, path: Path) -> Iterator[tuple[str, Tensor]]:
-    """Names and tensors of a file, or of every shard in a folder, a file at a time; pickles are held to tensors alone.
+    """Yield (name, tensor) of a weights file, or of every shard in a folder; pickles may contain only tensors.
 
     Raises:
-        ValueError: there are no weights, or a file is damaged or holds more than tensors.
+        ValueError: there are no weights, or a file is damaged or contains other objects.
     """
     files = [path] if path.is_file() else sorted(path.glob("*.safetensors")) or sorted(path.glob("pytorch_model*.bin"))
     if not files:
@@ -65,42 +74,42 @@ def read_tensors(critic: str, path: Path) -> Iterator[tuple[str, Tensor]]:
             else:
                 tensors = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
                 tensors = tensors.get("state_dict", tensors)
-        except FAULTS as error:
+        except READ_ERRORS as error:
             raise ValueError(f"critic {critic}: {file} is damaged, or no file of tensors: {error}") from error
         yield from tensors.items()
 
 
 def read_module(critic: str, path: Path) -> dict[str, Tensor]:
-    """The state dict of a module that was pickled whole, without its classes, and without running anything of it.
+    """The state dict of a pickled module, read without its classes and without running its code.
 
     Raises:
-        ValueError: the file is damaged, no zip file as torch writes them since 1.6, or of no module.
+        ValueError: the file is damaged, not in torch's zip format (since 1.6), or no module.
     """
     try:
-        strangers = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-        with torch.serialization.safe_globals([(Shell, name) for name in strangers]):
+        unsafe_names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+        with torch.serialization.safe_globals([(EmptyObject, name) for name in unsafe_names]):
             module = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         return dict(_tensors_in(module))
-    except (*FAULTS, AttributeError) as error:
+    except (*READ_ERRORS, AttributeError) as error:
         raise ValueError(f"critic {critic}: {path} is damaged, or no pickled module: {error}") from error
 
 
-class Shell:
-    """Stands for whatever a pickle names: takes any arguments and does nothing; the pickle gives it its attributes."""
+class EmptyObject:
+    """Replaces any class of a pickle: accepts any arguments; the pickle sets its attributes."""
 
     def __init__(self, *_: Any):
         pass
 
 
-def _tensors_in(module: Any, stem: str = "") -> Iterator[tuple[str, Tensor]]:
-    """As `nn.Module.state_dict` names them."""
-    inside = vars(module)
-    for name, tensor in {**inside["_parameters"], **inside["_buffers"]}.items():
-        if tensor is not None and name not in inside.get("_non_persistent_buffers_set", ()):
-            yield stem + name, tensor.detach()
-    for name, part in inside["_modules"].items():
+def _tensors_in(module: Any, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+    """The tensors of a module, named as in `nn.Module.state_dict`."""
+    attributes = vars(module)
+    for name, tensor in {**attributes["_parameters"], **attributes["_buffers"]}.items():
+        if tensor is not None and name not in attributes.get("_non_persistent_buffers_set", ()):
+            yield prefix + name, tensor.detach()
+    for name, part in attributes["_modules"].items():
         if part is not None:
-            yield from _tensors_in(part, f"{stem}{name}.")
+            yield from _tensors_in(part, f"{prefix}{name}.")
 
 
 def load_weights(
@@ -111,30 +120,32 @@ def load_weights(
     dtype: torch.dtype = torch.float32,
     device: str = "cpu",
 ) -> None:
-    """Put published weights into a network, which may be empty (on the meta device), and freeze it.
+    """Load published weights into a network (possibly on the meta device) and freeze it.
 
     Args:
-        rename: from a published name to the network's, None for what the network has no use for.
+        rename: maps a published name to the network's; None skips the weight.
 
     Raises:
-        ValueError: a weight is missing, unexpected or of another shape: the first few are named.
+        ValueError: a weight is missing, unexpected or of another shape; the first few are named.
     """
     expected = network.state_dict()
-    found: set[str] = set()
+    loaded: set[str] = set()
     faults: dict[str, list[str]] = {"missing": [], "unexpected": [], "of another shape": []}
-    for published, tensor in tensors.items() if isinstance(tensors, Mapping) else tensors:
-        name = rename(published)
+    for published_name, tensor in tensors.items() if isinstance(tensors, Mapping) else tensors:
+        name = rename(published_name)
         if name is None:
             continue
         if name not in expected:
-            faults["unexpected"].append(published)
+            faults["unexpected"].append(published_name)
         elif expected[name].shape != tensor.shape:
-            faults["of another shape"].append(f"{published} ({tuple(tensor.shape)}, not {tuple(expected[name].shape)})")
+            faults["of another shape"].append(
+                f"{published_name} ({tuple(tensor.shape)}, not {tuple(expected[name].shape)})"
+            )
         else:
             tensor = tensor.to(device, dtype) if tensor.is_floating_point() else tensor.to(device)
             network.load_state_dict({name: tensor}, strict=False, assign=True)
-        found.add(name)
-    faults["missing"] = sorted(expected.keys() - found)
+        loaded.add(name)
+    faults["missing"] = sorted(expected.keys() - loaded)
     for what, names in faults.items():
         if names:
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""

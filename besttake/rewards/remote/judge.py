@@ -26,7 +26,7 @@ import torch
 from PIL import Image
 
 from besttake.data.video import to_uint8, write_video
-from besttake.rewards.frames import at_rate, evenly
+from besttake.rewards.frames import even_frames, frames_at_rate
 from besttake.rewards.partial import PartialScore
 from besttake.rewards.remote.answers import read_answer
 from besttake.rewards.remote.http import Client, NoAnswerError, RetryPolicy
@@ -295,9 +295,9 @@ class Judge:
 def chosen(frames: int, fps: float, config: JudgeConfig) -> list[int]:
     """Which frames of a clip are sent, in their order."""
     if config.frame_rate is None:
-        return evenly(frames, min(frames, config.frames))
-    places = at_rate(frames, fps, config.frame_rate)
-    return [places[i] for i in evenly(len(places), min(len(places), config.frames))]
+        return even_frames(frames, min(frames, config.frames))
+    places = frames_at_rate(frames, fps, config.frame_rate)
+    return [places[i] for i in even_frames(len(places), min(len(places), config.frames))]
 
 
 def small(frame: torch.Tensor, side: int) -> Image.Image:

@@ -6,7 +6,7 @@ from safetensors.torch import load_file
 from transformers import CLIPModel, CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from besttake.rewards.critics.aesthetic import CLIP, HEAD, AestheticNetwork, load
-from besttake.rewards.frames import clip_view
+from besttake.rewards.frames import clip_preprocess
 from tests.rewards.pictures import as_frames, picture
 from tests.tiny_critics.aesthetic import write
 
@@ -39,7 +39,7 @@ def test_score_is_that_of_transformers_and_the_head(folder):
     model = CLIPModel.from_pretrained(folder / CLIP).eval()
     state = torch.load(folder / f"{HEAD}.pth", weights_only=True)
     with torch.no_grad():
-        x = model.get_image_features(clip_view(video[0], 28)).pooler_output
+        x = model.get_image_features(clip_preprocess(video[0], 28)).pooler_output
         x = x / x.norm(dim=-1, keepdim=True)
         for place in (0, 2, 4, 6, 7):
             x = x @ state[f"layers.{place}.weight"].T + state[f"layers.{place}.bias"]

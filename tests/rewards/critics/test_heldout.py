@@ -66,5 +66,5 @@ def test_features_tell_flawed_from_clean(flaw, ratio):
 
 
 def test_too_few_frames_are_refused():
-    with pytest.raises(ValueError, match="critic heldout: videos have 5 frames, it needs 8 or more"):
+    with pytest.raises(ValueError, match="critic heldout: videos have 5 frames, expected 8 or more"):
         CRITIC(CLEAN[:1, :5], PROMPTS[:1])

@@ -7,8 +7,8 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import CLIPModel
 
-from besttake.rewards.critics.hpsv2 import FILE, cleaned, config_of, load, translated
-from besttake.rewards.frames import normalised
+from besttake.rewards.critics.hpsv2 import FILE, clean_text, config_of, load, to_transformers_names
+from besttake.rewards.frames import normalise
 from besttake.rewards.networks.image_critic import token_ids
 from tests.rewards.pictures import as_frames, picture
 from tests.tiny_critics.hpsv2 import write
@@ -29,7 +29,7 @@ def test_network_scores_as_the_original():
     golden = load_file(GOLDEN)
     state = {name.removeprefix("state."): value for name, value in golden.items() if name.startswith("state.")}
     network = CLIPModel(config_of(state)).eval()
-    network.load_state_dict(dict(translated(state)))
+    network.load_state_dict(dict(to_transformers_names(state)))
     with torch.no_grad():
         text, image = (
             network.get_text_features(golden["ids"]).pooler_output,
@@ -47,7 +47,7 @@ def test_whole_frame_is_seen_between_black_bars(folder, size, inside):
     expected = torch.zeros(1, 3, 28, 28)
     top, left = ((28 - length) // 2 for length in inside)
     expected[0, :, top : top + inside[0], left : left + inside[1]] = torch.from_numpy(np.stack(small))
-    torch.testing.assert_close(load(folder).view(as_frames(image)), normalised(expected), atol=1e-3, rtol=0)
+    torch.testing.assert_close(load(folder).preprocess(as_frames(image)), normalise(expected), atol=1e-3, rtol=0)
 
 
 def test_gradient_reaches_the_corners(folder):
@@ -57,7 +57,7 @@ def test_gradient_reaches_the_corners(folder):
 
 
 def test_prompts_are_cleaned_as_open_clip_does(folder):
-    assert cleaned(" Tom &amp;amp; Jerryâ€™s ") == "Tom & Jerry's"
+    assert clean_text(" Tom &amp;amp; Jerryâ€™s ") == "Tom & Jerry's"
     critic = load(folder)
     assert (
         token_ids(critic.tokenizer, ["a  red\n Ball"], 16).tolist()

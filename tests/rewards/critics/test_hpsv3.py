@@ -35,9 +35,9 @@ def test_images_are_those_of_the_published_processor(critic, size):
     whole = ((images + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
     looks = Qwen2VLImageProcessorPil(size={"shortest_edge": PIXELS, "longest_edge": PIXELS})
     expected = looks([Image.fromarray(np.ascontiguousarray(image)) for image in whole], return_tensors="pt")
-    seen, grids = critic.view(images)
-    assert grids.tolist() == expected["image_grid_thw"].tolist()
-    error = (seen - expected["pixel_values"]).abs()
+    pixel_values, grid_thw = critic.preprocess(images)
+    assert grid_thw.tolist() == expected["image_grid_thw"].tolist()
+    error = (pixel_values - expected["pixel_values"]).abs()
     step = 1 / 255 / 0.26
     assert error.max() < 2.01 * step, "at most two steps of colour"
     assert error.mean() < 0.05 * step
@@ -46,7 +46,7 @@ def test_images_are_those_of_the_published_processor(critic, size):
 def test_score_is_the_first_output_at_the_reward_token(critic, folder):
     """By hand: the chat template, and the head's layers on what the network thinks at that token."""
     video = clips()
-    seen, grids = critic.view(video[0])
+    pixel_values, grid_thw = critic.preprocess(video[0])
     text = (
         "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n<|vision_start|>"
         + "<|image_pad|>" * 256
@@ -55,7 +55,7 @@ def test_score_is_the_first_output_at_the_reward_token(critic, folder):
     ids = critic.tokenizer(text, return_tensors="pt").input_ids
     place = ids[0].tolist().index(critic.tokenizer.convert_tokens_to_ids(REWARD_TOKEN))
     state = load_file(folder / WEIGHTS)
-    first = critic.network.hidden(ids, seen[:1024], grids[:1], "image")[0, place]
+    first = critic.network.hidden(ids, pixel_values[:1024], grid_thw[:1], "image")[0, place]
     layers = [(state[f"rm_head.{n}.weight"], state[f"rm_head.{n}.bias"]) for n in (0, 3, 5)]
     (weight, bias), (inner_weight, inner_bias), (last_weight, last_bias) = layers
     inner = (inner_weight @ (weight @ first + bias).relu() + inner_bias).relu()
@@ -67,12 +67,12 @@ def test_score_is_the_first_output_at_the_reward_token(critic, folder):
 
 def test_tokens_are_counted_on_all_three_axes(critic):
     """Image tokens get no place of their own: the network's own positions would score otherwise."""
-    seen, grids = critic.view(clips()[0, :1])
+    pixel_values, grid_thw = critic.preprocess(clips()[0, :1])
     ids = critic.tokenizer("<|vision_start|>" + "<|image_pad|>" * 256 + "x", return_tensors="pt").input_ids
-    ours = critic.network.hidden(ids, seen, grids, "image")
+    ours = critic.network.hidden(ids, pixel_values, grid_thw, "image")
     model = critic.network.model
     embedded = model.get_input_embeddings()(ids)
-    shown = model.visual(seen, grid_thw=grids).pooler_output
+    shown = model.visual(pixel_values, grid_thw=grid_thw).pooler_output
     embedded = embedded.masked_scatter((ids == model.config.image_token_id)[..., None], shown)
     plain = model.language_model(inputs_embeds=embedded, use_cache=False).last_hidden_state
     torch.testing.assert_close(ours, plain, atol=1e-4, rtol=0)
@@ -103,7 +103,7 @@ def test_head_stays_float32_where_the_rest_is_bfloat16(critic, tmp_path):
 
 
 def test_what_it_cannot_judge_is_refused(critic):
-    with pytest.raises(ValueError, match=r"critic hpsv3: videos have 0 frames, it needs 1"):
+    with pytest.raises(ValueError, match=r"critic hpsv3: videos have 0 frames, expected 1"):
         critic(torch.zeros(1, 0, 3, 32, 32), ["x"])
     with pytest.raises(ValueError, match=r"critic hpsv3: '<\|Reward\|>' in the prompt"):
         critic(clips(), ["<|Reward|>"])

@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from besttake.rewards.critics.imagereward import FILE, ImageRewardNetwork, load, renamed, text_of, vision_of
+from besttake.rewards.critics.imagereward import FILE, ImageRewardNetwork, load, network_name, text_of, vision_of
 from besttake.rewards.networks.weights import load_weights
 from tests.rewards.pictures import as_frames, picture
 from tests.tiny_critics.imagereward import SETTINGS, write
@@ -33,7 +33,7 @@ def test_network_reads_as_the_original():
     settings = {**SETTINGS, "vocab_size": 40, "max_position_embeddings": 20}
     network = ImageRewardNetwork(vision_of(state), text_of(settings, state))
     head = {f"mlp.layers.{name}": value for name, value in network.layers.state_dict().items()}
-    load_weights("imagereward", network, state | head, renamed)
+    load_weights("imagereward", network, state | head, network_name)
     features = network.read(golden["image"], golden["ids"], golden["mask"])
     torch.testing.assert_close(features, golden["features"], atol=1e-5, rtol=0)
 

@@ -6,7 +6,16 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import CLIPConfig
 
-from besttake.rewards.critics.mps import FILE, MpsCritic, MpsNetwork, concerned, load, renamed, rotated, sizes
+from besttake.rewards.critics.mps import (
+    FILE,
+    MpsCritic,
+    MpsNetwork,
+    apply_rotary,
+    load,
+    network_name,
+    related_tokens,
+    sizes,
+)
 from besttake.rewards.networks.weights import load_weights
 from tests.rewards.pictures import as_frames, picture
 from tests.tiny_critics.mps import write
@@ -35,7 +44,7 @@ def golden_network():
         projection_dim=16,
     )
     network = MpsNetwork(clip, **sizes(state))
-    load_weights("mps", network, state, renamed)
+    load_weights("mps", network, state, network_name)
     return golden, network
 
 
@@ -47,15 +56,15 @@ def test_network_scores_as_the_original():
 
 def test_tokens_that_have_nothing_to_do_with_the_condition_do_not_count():
     text = torch.tensor([[[1.0, 0.0], [0.0, 1.0], [0.31, 0.9], [0.29, 0.9]]])
-    assert concerned(text, torch.tensor([[[1.0, 0.0], [-1.0, -1.0]]])).tolist() == [[True, False, True, False]]
+    assert related_tokens(text, torch.tensor([[[1.0, 0.0], [-1.0, -1.0]]])).tolist() == [[True, False, True, False]]
     golden, network = golden_network()
-    heard = concerned(network.read(golden["ids"])[0], network.read(golden["condition"])[0])
+    heard = related_tokens(network.read(golden["ids"])[0], network.read(golden["condition"])[0])
     assert heard.sum(1).tolist() == [9, 9, 8]  # so the golden scores tell whether the mask is applied
 
 
 def test_rotation_tells_distances_only():
     x = torch.randn(8).view(1, 1, 1, 8).expand(-1, -1, 5, -1)
-    likeness = rotated(x)[0, 0] @ rotated(x)[0, 0].T
+    likeness = apply_rotary(x)[0, 0] @ apply_rotary(x)[0, 0].T
     torch.testing.assert_close(likeness[0, 1], likeness[3, 4])
     torch.testing.assert_close(likeness[0, 0], x[0, 0, 0].square().sum())
 
@@ -95,5 +104,5 @@ def test_the_pickled_module_gives_the_same_scores_as_its_state_dict(folder, tmp_
 
 
 def test_without_a_folder_it_tells_where_the_weights_are():
-    with pytest.raises(ValueError, match=r"critic mps: its authors put its weights on no hub; download"):
+    with pytest.raises(ValueError, match=r"critic mps: its weights are not on the hub; download"):
         load()

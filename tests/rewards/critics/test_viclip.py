@@ -12,7 +12,16 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from besttake.rewards.critics.viclip import MERGES, PICKLE, Network, Sizes, load, shown, token_ids, tokenizer_of
+from besttake.rewards.critics.viclip import (
+    MERGES,
+    PICKLE,
+    ViCLIPNetwork,
+    ViCLIPSizes,
+    load,
+    preprocess,
+    token_ids,
+    tokenizer_of,
+)
 from besttake.rewards.networks.weights import load_weights
 from tests.tiny_critics import viclip as tiny
 
@@ -28,9 +37,9 @@ def folder(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def original() -> Network:
+def original() -> ViCLIPNetwork:
     with torch.device("meta"):
-        network = Network(Sizes.of(STATE))
+        network = ViCLIPNetwork(ViCLIPSizes.of(STATE))
     load_weights("viclip", network, STATE)
     return network
 
@@ -50,7 +59,7 @@ def test_the_gradient_is_the_original_one(original):
 
 def test_frames_are_squeezed_as_by_the_original():
     video = GOLDEN["resize.frames"].permute(0, 3, 1, 2)[None].float() / 127.5 - 1
-    difference = (shown(video, side=28) - GOLDEN["resize.shown"]).abs()
+    difference = (preprocess(video, side=28) - GOLDEN["resize.shown"]).abs()
     one_level = 1 / 255 / 0.224  # OpenCV computes in fixed point
     assert difference.max() < 1.01 * one_level
     assert difference.mean() < one_level / 5
@@ -58,9 +67,9 @@ def test_frames_are_squeezed_as_by_the_original():
 
 def test_one_frame_of_each_eighth_is_shown():
     brightness = torch.arange(20.0).view(1, 20, 1, 1, 1).expand(-1, -1, 3, 8, 8) / 10 - 1
-    seen = shown(brightness, side=8)[0, :, 0, 0, 0] * 0.229 + 0.485
+    seen = preprocess(brightness, side=8)[0, :, 0, 0, 0] * 0.229 + 0.485
     assert torch.allclose((seen * 10 * 2).round(), torch.tensor([0, 2, 5, 7, 10, 12, 15, 17.0]))
-    assert torch.equal(shown(brightness[:, :4], side=8)[:, ::2], shown(brightness[:, :4], side=8)[:, 1::2])
+    assert torch.equal(preprocess(brightness[:, :4], side=8)[:, ::2], preprocess(brightness[:, :4], side=8)[:, 1::2])
 
 
 def test_prompts_are_cleaned_cut_and_padded_as_clip_does(folder):
@@ -78,7 +87,7 @@ def test_prompts_are_cleaned_cut_and_padded_as_clip_does(folder):
 def test_the_score_is_the_cosine_of_both_encoders(folder):
     critic, videos = load(folder), torch.rand(2, 8, 3, 40, 56) * 2 - 1
     score = critic(videos, ["a red ball", "a"])
-    seen = critic.network.vision_encoder(shown(videos, side=32))
+    seen = critic.network.vision_encoder(preprocess(videos, side=32))
     said = critic.network.text_encoder(token_ids(critic.tokenizer, ["a red ball", "a"], 16))
     cosine = (seen / seen.norm(dim=1, keepdim=True) * said / said.norm(dim=1, keepdim=True)).sum(1)
     assert torch.allclose(score["text alignment"], cosine, atol=1e-5)
@@ -129,11 +138,11 @@ def test_a_vocabulary_of_another_size_is_refused(folder, tmp_path):
     state = tiny.random_state()
     state["text_encoder.token_embedding.weight"] = state["text_encoder.token_embedding.weight"][:500].clone()
     save_file(state, tmp_path / "model.safetensors")
-    with pytest.raises(ValueError, match="519 tokens, but the network knows 500"):
+    with pytest.raises(ValueError, match="519 tokens, but the network has only 500"):
         load(tmp_path)
 
 
 def test_the_published_network_has_428_million_parameters():
     with torch.device("meta"):
-        network = Network()
+        network = ViCLIPNetwork()
     assert round(sum(value.numel() for value in network.parameters()) / 1e6) == 428

@@ -9,9 +9,16 @@ from transformers import Qwen2VLConfig
 
 from besttake.rewards import load_reward
 from besttake.rewards.checks import score_checked
-from besttake.rewards.critics.videoalign import QUESTION, Settings, VideoAlignNetwork, load, network_names, sampled
-from besttake.rewards.networks.image_critic import empty
-from besttake.rewards.networks.qwen2vl import renamed
+from besttake.rewards.critics.videoalign import (
+    QUESTION,
+    VideoAlignNetwork,
+    VideoAlignSettings,
+    load,
+    network_names,
+    sample_frames,
+)
+from besttake.rewards.networks.image_critic import empty_network
+from besttake.rewards.networks.qwen2vl import network_name
 from besttake.rewards.networks.weights import load_weights
 from tests.tiny_critics.videoalign import ALPHA, RANK, write
 
@@ -40,10 +47,10 @@ def golden():
 def original(golden, outputs=1, at="special", head=None):
     """The network of the golden numbers, perhaps with another head."""
     config, state, _ = golden
-    network = empty(
+    network = empty_network(
         "videoalign", lambda: VideoAlignNetwork(Qwen2VLConfig.from_dict(config), outputs, at, [160, 161, 162], 0)
     )
-    load_weights("videoalign", network, state | ({} if head is None else {"rm_head.weight": head}), renamed)
+    load_weights("videoalign", network, state | ({} if head is None else {"rm_head.weight": head}), network_name)
     return network
 
 
@@ -61,35 +68,35 @@ def change(folder, part, **entries):
 
 def test_scores_and_gradients_are_those_of_the_original(golden):
     case = {name.removeprefix("b1."): value for name, value in golden[2].items()}
-    seen = case["pixel_values_videos"].clone().requires_grad_()
-    scores = original(golden)(case["input_ids"], seen, case["video_grid_thw"], case["attention_mask"])
+    pixel_values = case["pixel_values_videos"].clone().requires_grad_()
+    scores = original(golden)(case["input_ids"], pixel_values, case["video_grid_thw"], case["attention_mask"])
     scores.sum().backward()
     torch.testing.assert_close(scores, case["special_dim1.logits"], atol=1e-5, rtol=0)
-    torch.testing.assert_close(seen.grad, case["special_dim1.grad_pixels_of_sum"], atol=1e-6, rtol=0)
+    torch.testing.assert_close(pixel_values.grad, case["special_dim1.grad_pixels_of_sum"], atol=1e-6, rtol=0)
     contrast = case["contrast_mrope_positions_NOT_official.logits"]
     assert (scores - contrast).abs().max() > 0.01, "these are not multimodal positions"
 
 
 def test_three_outputs_are_read_one_at_each_token_or_all_at_the_last(golden):
     _, state, cases = golden
-    ids, seen, grid = cases["b1.input_ids"], cases["b1.pixel_values_videos"], cases["b1.video_grid_thw"]
-    alone = original(golden)(ids, seen, grid)
+    ids, pixel_values, grid = cases["b1.input_ids"], cases["b1.pixel_values_videos"], cases["b1.video_grid_thw"]
+    alone = original(golden)(ids, pixel_values, grid)
     head = state["rm_head.weight"] * torch.tensor([[1.0], [-2.0], [0.5]])
-    three = original(golden, 3, head=head)(ids, seen, grid)
+    three = original(golden, 3, head=head)(ids, pixel_values, grid)
     torch.testing.assert_close(three, alone * torch.tensor([1.0, -2.0, 0.5]), atol=1e-5, rtol=0)
     padded = torch.cat([ids, torch.zeros(1, 4, dtype=ids.dtype)], 1)
     last = original(golden, 3, "last", head)
-    whole = last(ids, seen, grid)
+    whole = last(ids, pixel_values, grid)
     torch.testing.assert_close(whole[:, 1:] / whole[:, :1], torch.tensor([[-2.0, 0.5]]), atol=1e-4, rtol=0)
-    torch.testing.assert_close(last(padded, seen, grid, (padded > 0).long()), whole, atol=1e-5, rtol=0)
+    torch.testing.assert_close(last(padded, pixel_values, grid, (padded > 0).long()), whole, atol=1e-5, rtol=0)
 
 
 def test_padding_on_the_right_changes_nothing(golden):
     cases, network = golden[2], original(golden)
-    ids, seen, grid = cases["b1.input_ids"], cases["b1.pixel_values_videos"], cases["b1.video_grid_thw"]
+    ids, pixel_values, grid = cases["b1.input_ids"], cases["b1.pixel_values_videos"], cases["b1.video_grid_thw"]
     padded = torch.nn.functional.pad(ids, (0, 5))
-    both = network(padded.repeat(2, 1), seen.repeat(2, 1), grid.repeat(2, 1), (padded > 0).long().repeat(2, 1))
-    torch.testing.assert_close(both, network(ids, seen, grid).repeat(2, 1), atol=1e-5, rtol=0)
+    both = network(padded.repeat(2, 1), pixel_values.repeat(2, 1), grid.repeat(2, 1), (padded > 0).long().repeat(2, 1))
+    torch.testing.assert_close(both, network(ids, pixel_values, grid).repeat(2, 1), atol=1e-5, rtol=0)
 
 
 def test_normalised_by_the_checkpoints_constants(golden, critic):
@@ -99,7 +106,7 @@ def test_normalised_by_the_checkpoints_constants(golden, critic):
     torch.testing.assert_close((raw[0] - mean) / std, expected[:3], atol=1e-5, rtol=0)
     assert (critic.settings.mean, critic.settings.std) == ((0.5, -0.25, 0.0), (2.0, 0.5, 1.0))
     videos = clips()[:1]
-    raw = critic._score(videos[0, sampled(6, 8, critic.settings)], "a cat")
+    raw = critic._score(videos[0, sample_frames(6, 8, critic.settings)], "a cat")
     score = critic(videos, ["a cat"])
     torch.testing.assert_close(score["visual quality"][0] * 2 + 0.5, raw[0], atol=1e-5, rtol=0)
     torch.testing.assert_close(score["motion quality"][0] * 0.5 - 0.25, raw[1], atol=1e-5, rtol=0)
@@ -147,39 +154,41 @@ def test_later_weights_count_and_names_of_adapters_become_one():
 
 def settings(**changes):
     """Those of the published checkpoint, changed."""
-    return Settings("", 1, "special", torch.float32, 32.0, False, **{"rate": 2.0, "most_pixels": 448 * 448, **changes})
+    return VideoAlignSettings(
+        "", 1, "special", torch.float32, 32.0, False, **{"rate": 2.0, "most_pixels": 448 * 448, **changes}
+    )
 
 
 def test_two_frames_a_second_but_four_at_least_and_an_even_number():
-    assert sampled(48, 24, settings()) == [0, 16, 31, 47]
-    assert sampled(81, 16, settings()) == [0, 9, 18, 27, 36, 44, 53, 62, 71, 80]  # of 10.1 frames
-    assert sampled(8, 8, settings()) == [0, 2, 5, 7]
-    assert sampled(3, 8, settings()) == [0, 2]
-    assert len(sampled(2000, 1, settings())) == 768
-    assert sampled(48, 24, settings(rate=4.0)) == [0, 7, 13, 20, 27, 34, 40, 47]
+    assert sample_frames(48, 24, settings()) == [0, 16, 31, 47]
+    assert sample_frames(81, 16, settings()) == [0, 9, 18, 27, 36, 44, 53, 62, 71, 80]  # of 10.1 frames
+    assert sample_frames(8, 8, settings()) == [0, 2, 5, 7]
+    assert sample_frames(3, 8, settings()) == [0, 2]
+    assert len(sample_frames(2000, 1, settings())) == 768
+    assert sample_frames(48, 24, settings(rate=4.0)) == [0, 7, 13, 20, 27, 34, 40, 47]
 
 
 def test_a_number_of_frames_is_taken_evenly_whatever_the_rate():
     eight = settings(frames=8)
-    assert sampled(49, 8, eight) == sampled(49, 24, eight) == [0, 7, 14, 21, 27, 34, 41, 48]
-    assert len(sampled(49, 8, settings(frames=7))) == 8, "7 / 2 is nearer to 4 than to 3, as Python rounds"
-    assert sampled(5, 8, eight) == [0, 1, 2, 3, 4, 4], "all there are; the last twice, to be an even number"
+    assert sample_frames(49, 8, eight) == sample_frames(49, 24, eight) == [0, 7, 14, 21, 27, 34, 41, 48]
+    assert len(sample_frames(49, 8, settings(frames=7))) == 8, "7 / 2 is nearer to 4 than to 3, as Python rounds"
+    assert sample_frames(5, 8, eight) == [0, 1, 2, 3, 4, 4], "all there are; the last twice, to be an even number"
 
 
 def test_four_spots_of_six_frames_at_eight_a_second():
     """By hand: 49 frames at 16 a second are 24 at 8 a second, every second one; spots at the 3rd, 9th, 14th, 20th."""
-    spots = sampled(49, 16, settings(spots=True))
+    spots = sample_frames(49, 16, settings(spots=True))
     assert [spots[i] for i in (0, 5, 6, 12, 18, 23)] == [0, 10, 13, 23, 35, 46]
     assert len(spots) == 24
     with pytest.raises(ValueError, match=r"6 frames at 8 a second is too short for four places.*needs 0.875 seconds"):
-        sampled(6, 8, settings(spots=True))
+        sample_frames(6, 8, settings(spots=True))
 
 
 def test_authors_settings_can_be_given_in_place_of_the_checkpoints(folder, critic):
     videos = clips(12)[:1]
     other = load_reward("videoalign", path=folder, num_frames=6, max_pixels=224 * 224, use_norm=False)
     assert (other.card.frames, other.card.frame_rate) == (6, None)
-    _, grid = other.view(torch.zeros(2, 3, 300, 400))
+    _, grid = other.preprocess(torch.zeros(2, 3, 300, 400))
     assert grid.tolist() == [[1, 12, 18]], "168 x 252 pixels, no more than 224 x 224"
     raw = other(videos, ["a cat"], fps=4.0)
     assert torch.equal(raw.values[0, :3], other._score(videos[0, [0, 2, 4, 7, 9, 11]], "a cat"))
@@ -193,9 +202,9 @@ def test_authors_settings_can_be_given_in_place_of_the_checkpoints(folder, criti
 
 def test_question_is_in_the_chat_template_with_a_place_for_each_token(critic):
     videos = clips(4)
-    seen, grid = critic.view(videos[0])
+    pixel_values, grid = critic.preprocess(videos[0])
     assert grid.tolist() == [[2, 24, 24]], "grown to 100352 pixels or more"
-    assert seen.shape == (2 * 24 * 24, 1176)
+    assert pixel_values.shape == (2 * 24 * 24, 1176)
     asked = []
     network = critic.network
     critic.network = Spy(network, asked)
@@ -213,9 +222,9 @@ class Spy:
     def __init__(self, network, asked):
         self.network, self.asked, self.device = network, asked, network.device
 
-    def __call__(self, ids, seen, grid):
+    def __call__(self, ids, pixel_values, grid):
         self.asked.append(ids)
-        return self.network(ids, seen, grid)
+        return self.network(ids, pixel_values, grid)
 
 
 def test_gradient_reaches_the_frames_that_it_sees(critic):
@@ -237,7 +246,7 @@ def test_each_video_is_scored_by_itself_and_by_its_prompt(critic):
 @pytest.mark.parametrize(
     ("video", "prompt", "fps", "message"),
     [
-        (torch.zeros(1, 1, 3, 32, 32), "x", 8, "videos have 1 frames, it needs 2"),
+        (torch.zeros(1, 1, 3, 32, 32), "x", 8, "videos have 1 frames, expected 2"),
         (torch.zeros(1, 4, 3, 32, 32), "x <|VQ_reward|>", 8, r"'<\|VQ_reward\|>' in the prompt"),
         (torch.zeros(1, 4, 3, 32, 32), "x", 0, "videos of 0 frames a second"),
         (torch.zeros(1, 4, 3, 2, 500), "x", 8, "2 x 500 is too long"),
@@ -259,7 +268,7 @@ def test_what_it_cannot_judge_is_refused(critic, video, prompt, fps, message):
         ("data_config", {"fps": None}, "is not one of VideoAlign's"),
         ("data_config", {"sample_type": "random"}, "sampled by 'random', expected 'uniform' or 'multi_pts'"),
         ("data_config", {"num_frames": 1}, "1 frames of a clip, expected 2"),
-        ("data_config", {"prompt_template_type": "simple"}, "trained with the question 'simple'"),
+        ("data_config", {"prompt_template_type": "simple"}, "prompt_template_type is .simple'"),
     ],
 )
 def test_settings_it_does_not_know_are_refused(tmp_path, part, entries, message):

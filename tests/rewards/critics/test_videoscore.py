@@ -11,8 +11,8 @@ from transformers import Idefics2Config, Idefics2ImageProcessorPil, Idefics2Proc
 
 from besttake.rewards import load_reward
 from besttake.rewards.checks import score_checked
-from besttake.rewards.critics.videoscore import QUESTION, VideoScoreNetwork, load, sampled
-from besttake.rewards.networks.image_critic import empty
+from besttake.rewards.critics.videoscore import QUESTION, VideoScoreNetwork, load, sample_frames
+from besttake.rewards.networks.image_critic import empty_network
 from besttake.rewards.networks.weights import load_weights
 from tests.tiny_critics.videoscore import write
 
@@ -37,7 +37,9 @@ def original():
     """The network of the golden numbers, and their case."""
     with safe_open(GOLDEN / "videoscore_tiny_state.safetensors", "pt") as file:
         config = json.loads(file.metadata()["config"])
-    network = empty("videoscore", lambda: VideoScoreNetwork(Idefics2Config.from_dict(config), config["pad_token_id"]))
+    network = empty_network(
+        "videoscore", lambda: VideoScoreNetwork(Idefics2Config.from_dict(config), config["pad_token_id"])
+    )
     load_weights("videoscore", network, load_file(GOLDEN / "videoscore_tiny_state.safetensors"))
     case = load_file(GOLDEN / "videoscore_tiny_cases.safetensors")
     return network, {name.removeprefix("b1_2frames_square."): value for name, value in case.items()}
@@ -84,7 +86,7 @@ def test_frames_and_text_are_those_of_the_published_processor(critic, size):
     text = QUESTION.format(prompt=PROMPTS[0]) + "<image> " * 3
     expected = processor(text=text, images=pictures(video), return_tensors="pt")
     assert critic.ids(PROMPTS[0], 3).tolist() == expected["input_ids"].tolist()
-    error = (critic.view(video) - expected["pixel_values"][0]).abs()
+    error = (critic.preprocess(video) - expected["pixel_values"][0]).abs()
     assert error.max() < 2.01 * 2 / 255, "at most two steps of colour"
     assert error.mean() < 0.05 * 2 / 255
 
@@ -117,9 +119,9 @@ def test_each_video_is_scored_by_itself_and_by_its_prompt(critic):
 
 
 def test_frames_are_sampled_as_numpy_does():
-    assert sampled(3, 16) == [0, 1, 2]
+    assert sample_frames(3, 16) == [0, 1, 2]
     for frames in (17, 49, 81, 121):
-        assert sampled(frames, 16) == np.arange(0, frames, frames / 16).astype(int)[:16].tolist()
+        assert sample_frames(frames, 16) == np.arange(0, frames, frames / 16).astype(int)[:16].tolist()
 
 
 def test_first_version_sees_16_frames_and_the_next_48(critic, folder, tmp_path):
@@ -138,7 +140,7 @@ def test_first_version_sees_16_frames_and_the_next_48(critic, folder, tmp_path):
 
 
 def test_one_frame_is_too_few(critic):
-    with pytest.raises(ValueError, match=r"critic videoscore: videos have 1 frames, it needs 2"):
+    with pytest.raises(ValueError, match=r"critic videoscore: videos have 1 frames, expected 2"):
         critic(torch.zeros(1, 1, 3, 32, 32), ["x"])
 
 

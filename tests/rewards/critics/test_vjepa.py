@@ -9,7 +9,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import VJEPA2Model
 
-from besttake.rewards.critics.vjepa import ASPECT, MASKS, feature_consistency, hidden_places, load, shown
+from besttake.rewards.critics.vjepa import ASPECT, MASKS, feature_consistency, load, preprocess, sample_mask
 from tests.tiny_critics import vjepa as tiny
 
 
@@ -91,12 +91,12 @@ def test_masked_prediction_by_hand(critic):
 def test_masks_are_v_jepas_blocks_and_leave_something():
     for blocks, share in MASKS:
         for seed in range(20):
-            one = hidden_places(16, 1, share, torch.Generator().manual_seed(seed))
+            one = sample_mask(16, 1, share, torch.Generator().manual_seed(seed))
             height, width = (int(one.any(axis).sum()) for axis in (1, 0))
             assert height * width == one.sum()
             assert abs(float(one.float().mean()) - share) < 0.06
             assert ASPECT[0] * 0.85 < height / width < ASPECT[1] * 1.15
-            all_of_them = hidden_places(16, blocks, share, torch.Generator().manual_seed(seed))
+            all_of_them = sample_mask(16, blocks, share, torch.Generator().manual_seed(seed))
             assert one.sum() <= all_of_them.sum() < 256
 
 
@@ -124,16 +124,16 @@ def test_frames_are_shown_as_pillow_would():
     pixels = np.asarray(small.crop((left, top, left + 256, top + 256)), dtype=np.float32) / 255
     expected = torch.from_numpy((pixels - (0.485, 0.456, 0.406)) / (0.229, 0.224, 0.225)).permute(2, 0, 1)
     video = torch.from_numpy(np.array(image)).permute(2, 0, 1).float()[None, None].expand(-1, 2, -1, -1, -1) / 127.5 - 1
-    difference = (shown(video)[0, 1] - expected).abs()
+    difference = (preprocess(video)[0, 1] - expected).abs()
     assert difference.max() < 1.01 / 255 / 0.224
     assert difference.mean() < 0.25 / 255 / 0.224
 
 
 def test_long_clips_are_thinned_and_odd_frames_left_out():
     brightness = (torch.arange(131.0) / 127.5 - 1).view(1, -1, 1, 1, 1).expand(-1, -1, 3, 8, 8)
-    seen = ((shown(brightness, side=8)[0, :, 0, 0, 0] * 0.229 + 0.485) * 255).round()
+    seen = ((preprocess(brightness, side=8)[0, :, 0, 0, 0] * 0.229 + 0.485) * 255).round()
     assert seen.tolist() == [int(k * 130 / 63) for k in range(64)]
-    assert shown(brightness[:, :7], side=8).shape[1] == 6
+    assert preprocess(brightness[:, :7], side=8).shape[1] == 6
 
 
 def test_the_gradient_reaches_every_frame(critic):
@@ -144,7 +144,7 @@ def test_the_gradient_reaches_every_frame(critic):
 
 
 def test_mistakes_are_named(folder, tmp_path, critic):
-    with pytest.raises(ValueError, match="critic vjepa: videos have 3 frames, it needs 4 or more"):
+    with pytest.raises(ValueError, match="critic vjepa: videos have 3 frames, expected 4 or more"):
         critic(torch.zeros(1, 3, 3, 32, 32), [""])
     (tmp_path / "config.json").write_text('{"model_type": "vit"}')
     with pytest.raises(ValueError, match=r"critic vjepa: .* of type 'vit', expected 'vjepa2'"):

@@ -63,7 +63,7 @@ def test_bodies_are_found_where_they_are():
     rng = np.random.default_rng(5)
     films = [make_film(sample_caption(rng, "test"), rng) for _ in range(24)]
     ids = word_ids([str(film.caption) for film in films], CRITIC.words, WORDS)
-    found = CRITIC.network.judge(torch.stack([render(film) for film in films]), ids).positions
+    found = CRITIC.network.assess(torch.stack([render(film) for film in films]), ids).positions
     missed = [
         np.linalg.norm(place.numpy() - actor.position * 2 / WIDTH + 1, axis=-1)
         for film, two in zip(films, found.unbind(), strict=True)
@@ -110,12 +110,12 @@ def test_truncated_weights_are_refused(tmp_path):
     shutil.copytree(EMBEDDED_WEIGHTS / "critic-world", tmp_path / "mine")
     weights = tmp_path / "mine" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1000])
-    with pytest.raises(ValueError, match=r"model.safetensors cannot be used"):
+    with pytest.raises(ValueError, match=r"model.safetensors cannot be loaded"):
         load_reward(tmp_path / "mine")
 
 
 def test_weights_of_another_critic_are_refused(tmp_path):
     shutil.copytree(EMBEDDED_WEIGHTS / "critic-world", tmp_path / "mine")
     shutil.copy(EMBEDDED_WEIGHTS / "critic-heldout" / "model.safetensors", tmp_path / "mine")
-    with pytest.raises(ValueError, match=r"model.safetensors cannot be used"):
+    with pytest.raises(ValueError, match=r"model.safetensors cannot be loaded"):
         load_reward(tmp_path / "mine")

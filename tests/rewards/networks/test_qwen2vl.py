@@ -5,8 +5,8 @@ from PIL import Image
 from transformers import Qwen2VLImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
-from besttake.rewards.frames import normalised, pixels, resized
-from besttake.rewards.networks.qwen2vl import grid_size, patches, renamed
+from besttake.rewards.frames import normalise, resize_like_pillow, to_pixels
+from besttake.rewards.networks.qwen2vl import grid_size, network_name, to_patches
 
 
 @pytest.mark.parametrize("limits", [(100352, 200704), (200704, 200704), (3136, 1003520)])
@@ -30,10 +30,10 @@ def test_patches_of_two_frames_are_those_of_the_published_processor(size):
     expected = looks(pictures, return_tensors="pt")
     grid = expected["image_grid_thw"]
     chosen = grid_size("x", *size, 40000, 60000)
-    seen, found = patches(normalised(resized(pixels(whole / 127.5 - 1), chosen)))
+    pixel_values, found = to_patches(normalise(resize_like_pillow(to_pixels(whole / 127.5 - 1), chosen)))
     assert found.tolist() == grid[:1].tolist()
     each = expected["pixel_values"].view(2, -1, 3, 2, 14, 14)  # frame, patch, channel, the frame twice, y, x
-    ours = seen.view(-1, 3, 2, 14, 14)
+    ours = pixel_values.view(-1, 3, 2, 14, 14)
     step = 1 / 255 / 0.26
     for frame in range(2):
         error = (ours[:, :, frame] - each[frame, :, :, 0]).abs()
@@ -43,10 +43,13 @@ def test_patches_of_two_frames_are_those_of_the_published_processor(size):
 
 def test_names_of_transformers_4_and_peft_become_ours():
     layer = "layers.0.self_attn.q_proj"
-    assert renamed(f"model.{layer}.weight") == f"model.language_model.{layer}.weight"
-    assert renamed(f"base_model.model.model.{layer}.base_layer.bias") == f"model.language_model.{layer}.base_layer.bias"
-    assert renamed("base_model.model.visual.merger.ln_q.bias") == "model.visual.merger.ln_q.bias"
-    assert renamed("model.visual.merger.ln_q.bias") == "model.visual.merger.ln_q.bias"
-    assert renamed(f"model.language_model.{layer}.bias") == f"model.language_model.{layer}.bias"
-    assert renamed("rm_head.weight") == "rm_head.weight"
-    assert renamed("base_model.model.lm_head.weight") is None
+    assert network_name(f"model.{layer}.weight") == f"model.language_model.{layer}.weight"
+    assert (
+        network_name(f"base_model.model.model.{layer}.base_layer.bias")
+        == f"model.language_model.{layer}.base_layer.bias"
+    )
+    assert network_name("base_model.model.visual.merger.ln_q.bias") == "model.visual.merger.ln_q.bias"
+    assert network_name("model.visual.merger.ln_q.bias") == "model.visual.merger.ln_q.bias"
+    assert network_name(f"model.language_model.{layer}.bias") == f"model.language_model.{layer}.bias"
+    assert network_name("rm_head.weight") == "rm_head.weight"
+    assert network_name("base_model.model.lm_head.weight") is None

@@ -382,7 +382,7 @@ def test_a_batch_larger_than_the_server_takes_is_cut(serve):
 
 
 def test_what_cannot_be_served_is_told_at_once():
-    with pytest.raises(ValueError, match="there is no critic 'nosuch'; there are aesthetic"):
+    with pytest.raises(ValueError, match="unknown critic 'nosuch'; expected one of aesthetic"):
         serve_critic(ServeConfig("nosuch", port=0, device="cpu"))
     with pytest.raises(ValueError, match="port is 70000"):
         ServeConfig("world", port=70000)

@@ -2,13 +2,13 @@ import os
 
 import pytest
 
-from besttake.data.room import ABANDONED, BLOCK, DiskSpace
+from besttake.data.disk_space import ABANDONED, BLOCK, DiskSpace
 
 
 @pytest.fixture
 def write(tmp_path):
     def write(room, name, size, age):
-        assert room.make(size)
+        assert room.reserve(size)
         path = room.folder / name[:2] / f"{name}.x"
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(bytes(size))
@@ -27,17 +27,17 @@ def test_what_was_used_longest_ago_makes_room_by_its_size_and_it_is_said(tmp_pat
     write(room, "aa", 3 * BLOCK, 1)
     write(room, "bb", 3 * BLOCK, 2)
     write(room, "cc", 3 * BLOCK, 3)
-    room.used(tmp_path / "aa" / "aa.x")
+    room.mark_used(tmp_path / "aa" / "aa.x")
     assert not caplog.text
     write(room, "dd", 3 * BLOCK - 10, 4)
     assert names(tmp_path) == ["aa", "cc", "dd"]
-    assert "1 files used longest ago are removed, 12.3 kB" in caplog.text
+    assert "removed the 1 least recently used files, 12.3 kB" in caplog.text
 
 
 def test_no_file_is_written_that_is_larger_than_the_limit(tmp_path, write):
     room = DiskSpace(tmp_path, 10 * BLOCK, ".x")
     kept = write(room, "aa", BLOCK, 1)
-    assert not room.make(11 * BLOCK)
+    assert not room.reserve(11 * BLOCK)
     assert kept.exists()
 
 
@@ -64,7 +64,7 @@ def test_of_half_written_files_only_those_of_a_kill_are_removed(tmp_path, write)
     (tmp_path / "aa" / ".old.tmp").touch()
     os.utime(tmp_path / "aa" / ".old.tmp", (1, 1))
     assert ABANDONED > 3600
-    assert room.make(BLOCK)
+    assert room.reserve(BLOCK)
     assert [path.name for path in tmp_path.glob("*/*")] == [".new.tmp"]
 
 
@@ -80,6 +80,6 @@ def test_what_another_user_has_written_may_stay_without_harm(tmp_path, write, mo
 
     monkeypatch.setattr(type(tmp_path), "unlink", refused)
     monkeypatch.setattr(os, "utime", lambda *_: refused(theirs))
-    room.used(theirs)
-    assert room.make(BLOCK)
+    room.mark_used(theirs)
+    assert room.reserve(BLOCK)
     assert names(tmp_path) == ["aa"]
