@@ -1,16 +1,16 @@
 """Do image critics rank videos worse than video critics? OnlineVPO's Table 2, on clips whose flaws are known.
 
-    python benchmarks/critic_agreement.py            # 100 test captions x 13 takes; five minutes of one core
+    python benchmarks/critic_agreement.py            # 100 test captions x 13 samples; five minutes of one core
 
 In the paper people choose the best of 8 videos of about 100 prompts, and critics are asked to find it. Here a prompt
-has one clean take and one with each flaw, of a random severity, and the clean one is best. Every take has its own
+has one clean sample and one with each flaw, of a random severity, and the clean one is best. Every sample has its own
 track, and all are a little soft and grainy, as through an autoencoder. Flaws are of three sorts:
     temporal: every frame could be one of a clean clip, but for the light of a flickering one;
     spatial: to be seen in single frames;
     both: a body that loses its shape, its colour or itself over time.
 
 Image critics see one frame at a time, and the mean over frames is their score. There are two:
-    stills: the world critic's own visual quality, of frames that stand still for a clip (8 of each take);
+    stills: the world critic's own visual quality, of frames that stand still for a clip (8 of each sample);
     frames: a small network that learned here from single frames, captions of the training split, the same sort of
         labels as the world critic's: which of two frames of a prompt has the more severe spatial flaws.
 """
@@ -45,7 +45,7 @@ SEEN_IN_FRAMES = ("blur", "noise", "tint", "mesh", "glare", "melt", "warp")
 """What the image critic learns to see."""
 
 SOFTNESS, GRAIN = 0.4, 0.02
-"""Of all takes: pixels, and deviation of pixels in [-1, 1]; the embedded critics have seen up to 0.6 and 0.03."""
+"""Of all samples: pixels, and deviation of pixels in [-1, 1]; the embedded critics have seen up to 0.6 and 0.03."""
 
 TAKES, SHOWN = 8, 4
 """Takes of a prompt it sees side by side, and frames of each."""
@@ -57,11 +57,11 @@ LEGEND = """- `world`: the embedded video critic, all five dimensions equally, a
   films with such flaws, of other captions.
 - `heldout`, and the analytic ones: video critics that never saw a flaw; the held-out one learned from clean clips.
 - `stills (image)`: the world critic's own visual quality of single frames, each repeated as a clip that stands
-  still; the mean over 8 frames of a take.
+  still; the mean over 8 frames of a sample.
 - `frames (image)`: a small network trained for this table, on single frames of training captions, to tell which
   is spoilt more by what a frame shows (blur, noise, tint, mesh, glare, melt, warp); the mean over all frames.
 
-Flawed takes tie in what is best, so Kendall's tau-b is at most 0.39 of thirteen takes, and 0.63 of five.
+Flawed samples tie in what is best, so Kendall's tau-b is at most 0.39 of thirteen samples, and 0.63 of five.
 """
 
 Critic = Callable[[Tensor, list[str]], Tensor]
@@ -103,7 +103,7 @@ def main(config: CriticAgreementConfig) -> None:
 
 
 def group(config: CriticAgreementConfig, index: int) -> Group:
-    """The takes of one test caption; independent of all the others."""
+    """The samples of one test caption; independent of all the others."""
     rng = np.random.default_rng([config.seed, index])
     caption = sample_caption(rng, "test")
     severities = [0.0, *rng.uniform(*config.severity, len(KINDS))]
@@ -119,7 +119,7 @@ def group(config: CriticAgreementConfig, index: int) -> Group:
 
 
 def score_all(groups: Sequence[Group], config: CriticAgreementConfig) -> dict[str, list[list[float]]]:
-    """What each critic says of every take, a row a group; the image critic is trained first."""
+    """What each critic says of every sample, a row a group; the image critic is trained first."""
     torch.set_num_threads(1)
     critics = video_critics() | dict(zip(IMAGES, (stills_critic(), trained_image_critic(config)), strict=True))
     with torch.no_grad():
@@ -179,7 +179,7 @@ class FrameCritic(nn.Module):
 
 
 def trained_image_critic(config: CriticAgreementConfig) -> Critic:
-    """A `FrameCritic` trained on frames of known spatial flaws; a take's score is the mean over all its frames."""
+    """A `FrameCritic` trained on frames of known spatial flaws; a sample's score is the mean over all its frames."""
     torch.manual_seed(config.seed)
     network = FrameCritic()
     optimizer = torch.optim.AdamW(network.parameters(), 2e-3, weight_decay=1e-2)
@@ -196,7 +196,7 @@ def trained_image_critic(config: CriticAgreementConfig) -> Critic:
 
 
 def frame_batch(seed: int, step: int) -> tuple[Tensor, Tensor]:
-    """Frames `n 3 h w`, some of every take of two prompts, side by side; and their quality, 0 to about -2."""
+    """Frames `n 3 h w`, some of every sample of two prompts, side by side; and their quality, 0 to about -2."""
     rng = np.random.default_rng([seed, step])
     videos, quality = [], []
     for _ in range(2):
@@ -215,24 +215,24 @@ def frame_batch(seed: int, step: int) -> tuple[Tensor, Tensor]:
 
 
 def tables(groups: Sequence[Group], scores: Mapping[str, list[list[float]]], config) -> Iterator[str]:
-    """Markdown: all takes together, each sort of flaw against the clean take, and each flaw by itself."""
+    """Markdown: all samples together, each sort of flaw against the clean sample, and each flaw by itself."""
     low, high = config.severity
-    yield "## Video critics and image critics\n"
-    yield f"![Which critics find the clean take]({config.out.with_suffix('.svg').name})\n"
+    yield "# Video critics and image critics\n"
+    yield f"![Which critics find the clean sample]({config.out.with_suffix('.svg').name})\n"
     different = len({each.prompt for each in groups})
     yield (
-        f"`python benchmarks/critic_agreement.py`: {len(groups)} groups of takes of {different} test captions, "
-        f"in each\na clean take and one with each of {len(KINDS)} flaws, of a severity from {low:g} to {high:g}; "
-        "every take\n"
+        f"`python benchmarks/critic_agreement.py`: {len(groups)} groups of samples of {different} test captions, "
+        f"in each\na clean sample and one with each of {len(KINDS)} flaws, of a severity from {low:g} to {high:g}; "
+        "every sample\n"
         "with its own track, all a little soft and grainy. The clean one is best. Figures with 95 % intervals,\n"
         "bootstrapped over captions.\n"
     )
     yield LEGEND
     yield markdown(_compared(groups, scores, KINDS, config))
     for sort, flaws in SORTS.items():
-        yield f"The clean take among those with {_named(sort)} ({', '.join(flaws)}):\n"
+        yield f"The clean sample among those with {_named(sort)} ({', '.join(flaws)}):\n"
         yield markdown(_compared(groups, scores, flaws, config))
-    yield "How often the clean take scores higher than the one with the flaw:\n"
+    yield "How often the clean sample scores higher than the one with the flaw:\n"
     yield by_flaw(groups, scores, config)
     yield "The same by how severe the flaw is; and Kendall's tau-b, within a prompt, of score and severity:\n"
     yield by_severity(groups, scores, config)
@@ -243,7 +243,7 @@ def _named(sort: str) -> str:
 
 
 def _judged(groups: Sequence[Group], scores: Mapping[str, list[list[float]]], flaws: Sequence[str]):
-    """The clean take and those with some of the flaws, by every critic."""
+    """The clean sample and those with some of the flaws, by every critic."""
     shown = [0, *(1 + KINDS.index(flaw) for flaw in flaws)]
     return {
         name: [Judged(each.prompt, [row[i] for i in shown], (0,)) for each, row in zip(groups, rows, strict=True)]
@@ -256,14 +256,16 @@ def _compared(groups, scores, flaws: Sequence[str], config) -> list[Agreement]:
 
 
 def plot(groups, scores, config) -> str:
-    """Recall@1 by what the clean take is among, as an SVG."""
+    """Recall@1 by what the clean sample is among, as an SVG."""
     among = {"all 12 flaws": KINDS, "temporal flaws": SORTS["temporal"], "spatial flaws": SORTS["spatial"]}
     found = {
         name: {row.critic: row.figures["recall@1"] for row in _compared(groups, scores, flaws, config)}
         for name, flaws in among.items()
     }
     rows = [Agreement(critic, {name: column[critic] for name, column in found.items()}) for critic in (*scores, CHANCE)]
-    return dots("Who finds the clean take?", rows, "recall@1 among takes with flaws, 95 % intervals; dotted: chance")
+    return dots(
+        "Who finds the clean sample?", rows, "recall@1 among samples with flaws, 95 % intervals; dotted: chance"
+    )
 
 
 def by_flaw(groups, scores, config) -> str:
@@ -278,10 +280,10 @@ def by_flaw(groups, scores, config) -> str:
 
 
 def by_severity(groups, scores, config) -> str:
-    """Pairwise accuracy for the milder and the more severe half of each sort's flaws; tau-b over its takes."""
+    """Pairwise accuracy for the milder and the more severe half of each sort's flaws; tau-b over its samples."""
     middle = sum(config.severity) / 2
     halves = ((f"below {middle:g}", 0.0, middle), (f"{middle:g} and above", middle, np.inf))
-    lines = ["| sort | severity | takes | " + " | ".join(scores) + " |", "| --- " * (3 + len(scores)) + "|"]
+    lines = ["| sort | severity | samples | " + " | ".join(scores) + " |", "| --- " * (3 + len(scores)) + "|"]
     for sort, flaws in SORTS.items():
         those = [1 + KINDS.index(flaw) for flaw in flaws]
         for words, low, high in halves:

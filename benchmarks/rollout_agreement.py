@@ -34,7 +34,6 @@ from besttake.data.prompts import read_prompts
 from besttake.models import VideoModel, load_model
 from besttake.rewards.panel import Panel, load_panel
 from besttake.runtime.devices import describe_device, find_device, keep_freed_memory
-from besttake.sampling import rollout
 from besttake.sampling.rollout import RolloutConfig, generate
 from besttake.sampling.step_cache import CacheConfig
 
