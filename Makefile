@@ -62,7 +62,7 @@ format: setup
 docs: setup
 	@echo "==> mkdocs build --strict"
 	@$(PIP_INSTALL) -e '.[docs]'
-	@$(BIN)/python -m mkdocs build --strict --quiet
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 	@echo "==> site/index.html"
 
 clean:

@@ -41,6 +41,14 @@ def test_every_page_is_in_the_menu():
     assert sorted(pages_of(menu)) == sorted(path.name for path in (ROOT / "docs").glob("*.md"))
 
 
+def test_every_metric_is_explained():
+    code = "\n".join(path.read_text() for path in (ROOT / "besttake").rglob("*.py") if path.name != "renamed.py")
+    logged = set(re.findall(r'"((?:train|reward|pairs|dpo)/\w+)"', code))
+    page = (ROOT / "docs" / "metrics.md").read_text()
+    assert "dpo/margin" in logged
+    assert not [name for name in sorted(logged) if f"`{name}`" not in page]
+
+
 def commands() -> list[str]:
     """The `besttake train` and `besttake plan` commands of all pages, without comments."""
     found = set()
