@@ -138,7 +138,7 @@ def test_an_interrupted_run_goes_on_bit_by_bit(config, whole_of, monkeypatch, tm
     def killed(run, loss, metrics):
         if run.step == KILLED:
             interruption.block_signals()
-            run._changing = True  # in the middle of an update, when nothing can be saved
+            run.checkpointer.updating = True  # in the middle of an update, when nothing can be saved
             raise KeyboardInterrupt
         return update(run, loss, metrics)
 
@@ -217,9 +217,9 @@ def test_realdpos_reference_follows_stays_or_lags(config, kind, expected):
 def test_realdpos_averaged_reference_is_so_much_of_each_update(config, monkeypatch, warmup, parts):
     seen, update = [], Run.update
 
-    def watched(run, *arguments, metrics):
+    def watched(run, *arguments):
         weights = [] if seen else [{name: weight.detach().clone() for name, weight in run.policy.trainable.items()}]
-        changed = update(run, *arguments, metrics)
+        changed = update(run, *arguments)
         if changed:
             weights.append({name: weight.detach().clone() for name, weight in run.policy.trainable.items()})
         seen.extend(weights)
@@ -329,7 +329,7 @@ def test_a_panel_that_normalises_by_what_it_has_seen_goes_on_bit_by_bit(config, 
     def killed(run, loss, metrics):
         if run.step == KILLED:
             interruption.block_signals()
-            run._changing = True  # in the middle of an update, when nothing can be saved
+            run.checkpointer.updating = True  # in the middle of an update, when nothing can be saved
             raise KeyboardInterrupt
         return update(run, loss, metrics)
 

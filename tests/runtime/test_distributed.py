@@ -479,7 +479,7 @@ def test_what_only_some_processes_have_read_is_refused_by_name(common, material,
     configs = {}
     for case, (algorithm, *_) in OTHERWISE.items():
         own = {"reward": RewardConfig("heldout")} if algorithm is onlinevpo else {}
-        look = replace(common["monitor"], every=2 * (case == "looks"), rewards=())
+        look = replace(common["validation"], every=2 * (case == "looks"), rewards=())
         configs[case] = algorithm.Config(
             model=str(tmp_path / "model"),
             data=str(data.get(algorithm, tmp_path / "clips")),
