@@ -1,18 +1,18 @@
-"""Do image critics rank videos worse than video critics? OnlineVPO's Table 2, on clips whose flaws are known.
+"""Image critics against video critics: OnlineVPO's Table 2, on clips with known flaws.
 
-    python benchmarks/critic_agreement.py            # 100 test captions x 13 samples; five minutes of one core
+    python benchmarks/critic_agreement.py            # 100 test captions x 13 candidates; five minutes on one core
 
-In the paper people choose the best of 8 videos of about 100 prompts, and critics are asked to find it. Here a prompt
-has one clean sample and one with each flaw, of a random severity, and the clean one is best. Every sample has its own
-track, and all are a little soft and grainy, as through an autoencoder. Flaws are of three sorts:
-    temporal: every frame could be one of a clean clip, but for the light of a flickering one;
-    spatial: to be seen in single frames;
-    both: a body that loses its shape, its colour or itself over time.
+In the paper, people choose the best of 8 videos of about 100 prompts, and critics have to find it. Here each prompt has
+one clean candidate and one with each flaw of random severity, and the clean one is best. Every candidate has its own
+track, and all are slightly blurred and noisy, like after an autoencoder. There are three sorts of flaws:
+    temporal: single frames look clean (except for brightness with flicker);
+    spatial: visible in single frames;
+    both: a body that loses its shape or colour, or disappears, over time.
 
-Image critics see one frame at a time, and the mean over frames is their score. There are two:
-    stills: the world critic's own visual quality, of frames that stand still for a clip (8 of each sample);
-    frames: a small network that learned here from single frames, captions of the training split, the same sort of
-        labels as the world critic's: which of two frames of a prompt has the more severe spatial flaws.
+Image critics score single frames and average over them. There are two:
+    stills: the world critic's visual quality of still clips, each a repeated frame (8 of each candidate);
+    frames: a small network trained here on single frames of training captions, with the same kind of labels as the
+        world critic: which of two frames of a prompt has more severe spatial flaws.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import torch
 import tyro
 from torch import Tensor, nn
 
-from besttake.evaluation.agreement import CHANCE, Agreement, Judged, compare, markdown
+from besttake.evaluation.agreement import CHANCE, CriticAgreement, ScoredVote, compare, markdown
 from besttake.evaluation.ranking import kendall_tau_b
 from besttake.report.agreement import dots
 from besttake.rewards import load_reward
@@ -41,14 +41,14 @@ SORTS = {
     "both": ("melt", "warp", "vanish", "recolour"),
 }
 KINDS = tuple(flaw for flaws in SORTS.values() for flaw in flaws)
-SEEN_IN_FRAMES = ("blur", "noise", "tint", "mesh", "glare", "melt", "warp")
-"""What the image critic learns to see."""
+SPATIAL_FLAWS = ("blur", "noise", "tint", "mesh", "glare", "melt", "warp")
+"""Flaws that the image critic is trained on."""
 
 SOFTNESS, GRAIN = 0.4, 0.02
-"""Of all samples: pixels, and deviation of pixels in [-1, 1]; the embedded critics have seen up to 0.6 and 0.03."""
+"""Blur in pixels and noise in [-1, 1] of all candidates; the embedded critics were trained with up to 0.6 and 0.03."""
 
-TAKES, SHOWN = 8, 4
-"""Takes of a prompt it sees side by side, and frames of each."""
+CANDIDATES, FRAMES_PER_CANDIDATE = 8, 4
+"""Training candidates per prompt, and frames of each."""
 
 ANALYTIC = ("motion-smoothness", "temporal-flicker", "dynamic-degree")
 IMAGES = ("stills (image)", "frames (image)")
@@ -57,11 +57,11 @@ LEGEND = """- `world`: the embedded video critic, all five dimensions equally, a
   films with such flaws, of other captions.
 - `heldout`, and the analytic ones: video critics that never saw a flaw; the held-out one learned from clean clips.
 - `stills (image)`: the world critic's own visual quality of single frames, each repeated as a clip that stands
-  still; the mean over 8 frames of a sample.
+  still; the mean over 8 frames of a candidate.
 - `frames (image)`: a small network trained for this table, on single frames of training captions, to tell which
   is spoilt more by what a frame shows (blur, noise, tint, mesh, glare, melt, warp); the mean over all frames.
 
-Flawed samples tie in what is best, so Kendall's tau-b is at most 0.39 of thirteen samples, and 0.63 of five.
+Flawed candidates tie in what is best, so Kendall's tau-b is at most 0.39 of thirteen candidates, and 0.63 of five.
 """
 
 Critic = Callable[[Tensor, list[str]], Tensor]
@@ -70,21 +70,21 @@ Critic = Callable[[Tensor, list[str]], Tensor]
 
 @dataclass(frozen=True)
 class CriticAgreementConfig:
-    """How many prompts, how the image critic is trained, and where the tables go."""
+    """Number of prompts, training of the image critic, and output."""
 
     prompts: int = 100
     severity: tuple[float, float] = (0.2, 1.0)
     steps: int = 600
-    """Of the image critic's training, 16 clips each."""
+    """Training steps of the image critic, with 16 clips each."""
     draws: int = 2000
-    """Of the bootstrap."""
+    """Number of bootstrap samples."""
     seed: int = 61
     out: Path = Path("docs/critics_table.md")
 
 
 @dataclass(frozen=True)
 class Group:
-    """Takes of a prompt, `t f c h w`: the clean one first, then one with each flaw of `KINDS`, and how severe it is."""
+    """Candidates of a prompt, `n f c h w`: the clean one, then one with each flaw of `KINDS`; and the severities."""
 
     prompt: str
     videos: Tensor
@@ -103,7 +103,7 @@ def main(config: CriticAgreementConfig) -> None:
 
 
 def group(config: CriticAgreementConfig, index: int) -> Group:
-    """The samples of one test caption; independent of all the others."""
+    """The candidates of one test caption, independent of other captions."""
     rng = np.random.default_rng([config.seed, index])
     caption = sample_caption(rng, "test")
     severities = [0.0, *rng.uniform(*config.severity, len(KINDS))]
@@ -119,7 +119,7 @@ def group(config: CriticAgreementConfig, index: int) -> Group:
 
 
 def score_all(groups: Sequence[Group], config: CriticAgreementConfig) -> dict[str, list[list[float]]]:
-    """What each critic says of every sample, a row a group; the image critic is trained first."""
+    """Each critic's scores of all candidates, one row per group; trains the image critic first."""
     torch.set_num_threads(1)
     critics = video_critics() | dict(zip(IMAGES, (stills_critic(), trained_image_critic(config)), strict=True))
     with torch.no_grad():
@@ -149,7 +149,7 @@ def _single(name: str) -> Critic:
 
 
 def stills_critic(frames: int = 8) -> Critic:
-    """The world critic's visual quality of frames, each of them a clip in which nothing moves; their mean."""
+    """The world critic's mean visual quality of frames, each as a still clip."""
     world = load_reward("world")
 
     def score(videos: Tensor, prompts: list[str]) -> Tensor:
@@ -161,7 +161,7 @@ def stills_critic(frames: int = 8) -> Critic:
 
 
 class FrameCritic(nn.Module):
-    """Convolutions over one frame, `n 3 h w` to a score (n,): what spoils it is somewhere, or all over."""
+    """A convolutional network from frames `n 3 h w` to scores (n,)."""
 
     def __init__(self, width: int = 32):
         super().__init__()
@@ -179,14 +179,14 @@ class FrameCritic(nn.Module):
 
 
 def trained_image_critic(config: CriticAgreementConfig) -> Critic:
-    """A `FrameCritic` trained on frames of known spatial flaws; a sample's score is the mean over all its frames."""
+    """Train a `FrameCritic` on frames with known spatial flaws; a candidate's score is the mean over its frames."""
     torch.manual_seed(config.seed)
     network = FrameCritic()
     optimizer = torch.optim.AdamW(network.parameters(), 2e-3, weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, config.steps, pct_start=0.1)
     for step in range(config.steps):
         frames, quality = frame_batch(config.seed + 1, step)
-        loss = ranking_loss(network(frames)[:, None], quality[:, None], candidates=TAKES * SHOWN)
+        loss = ranking_loss(network(frames)[:, None], quality[:, None], candidates=CANDIDATES * FRAMES_PER_CANDIDATE)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -196,18 +196,18 @@ def trained_image_critic(config: CriticAgreementConfig) -> Critic:
 
 
 def frame_batch(seed: int, step: int) -> tuple[Tensor, Tensor]:
-    """Frames `n 3 h w`, some of every sample of two prompts, side by side; and their quality, 0 to about -2."""
+    """Frames `n 3 h w` of candidates of two prompts, and their quality from 0 to about -2."""
     rng = np.random.default_rng([seed, step])
     videos, quality = [], []
     for _ in range(2):
         caption = sample_caption(rng, "train")
-        for _ in range(TAKES):
+        for _ in range(CANDIDATES):
             film = make_film(caption, rng)
-            chosen = {name: rng.uniform(0.02, 1) for name in SEEN_IN_FRAMES if rng.random() < 0.14}
+            chosen = {name: rng.uniform(0.02, 1) for name in SPATIAL_FLAWS if rng.random() < 0.14}
             for name, severity in chosen.items():
                 FLAWS[name](film, severity, rng)
-            videos.append(render(film, rng)[rng.choice(film.frames, SHOWN, replace=False)])
-            quality += [-sum(chosen.values())] * SHOWN
+            videos.append(render(film, rng)[rng.choice(film.frames, FRAMES_PER_CANDIDATE, replace=False)])
+            quality += [-sum(chosen.values())] * FRAMES_PER_CANDIDATE
     return codec_like(torch.stack(videos), step).flatten(0, 1), torch.tensor(quality, dtype=torch.float32)
 
 
@@ -215,24 +215,24 @@ def frame_batch(seed: int, step: int) -> tuple[Tensor, Tensor]:
 
 
 def tables(groups: Sequence[Group], scores: Mapping[str, list[list[float]]], config) -> Iterator[str]:
-    """Markdown: all samples together, each sort of flaw against the clean sample, and each flaw by itself."""
+    """Markdown tables: all candidates, each sort of flaw against the clean one, and each flaw by itself."""
     low, high = config.severity
-    yield "# Video critics and image critics\n"
-    yield f"![Which critics find the clean sample]({config.out.with_suffix('.svg').name})\n"
+    yield "## Video critics and image critics\n"
+    yield f"![Which critics find the clean candidate]({config.out.with_suffix('.svg').name})\n"
     different = len({each.prompt for each in groups})
     yield (
-        f"`python benchmarks/critic_agreement.py`: {len(groups)} groups of samples of {different} test captions, "
-        f"in each\na clean sample and one with each of {len(KINDS)} flaws, of a severity from {low:g} to {high:g}; "
-        "every sample\n"
+        f"`python benchmarks/critic_agreement.py`: {len(groups)} groups of candidates of {different} test captions, "
+        f"in each\na clean one and one with each of {len(KINDS)} flaws, of a severity from {low:g} to {high:g}; "
+        "every candidate\n"
         "with its own track, all a little soft and grainy. The clean one is best. Figures with 95 % intervals,\n"
         "bootstrapped over captions.\n"
     )
     yield LEGEND
     yield markdown(_compared(groups, scores, KINDS, config))
     for sort, flaws in SORTS.items():
-        yield f"The clean sample among those with {_named(sort)} ({', '.join(flaws)}):\n"
+        yield f"The clean candidate among those with {_named(sort)} ({', '.join(flaws)}):\n"
         yield markdown(_compared(groups, scores, flaws, config))
-    yield "How often the clean sample scores higher than the one with the flaw:\n"
+    yield "How often the clean candidate scores higher than the one with the flaw:\n"
     yield by_flaw(groups, scores, config)
     yield "The same by how severe the flaw is; and Kendall's tau-b, within a prompt, of score and severity:\n"
     yield by_severity(groups, scores, config)
@@ -242,48 +242,57 @@ def _named(sort: str) -> str:
     return "flaws of both sorts" if sort == "both" else f"{sort} flaws"
 
 
-def _judged(groups: Sequence[Group], scores: Mapping[str, list[list[float]]], flaws: Sequence[str]):
-    """The clean sample and those with some of the flaws, by every critic."""
-    shown = [0, *(1 + KINDS.index(flaw) for flaw in flaws)]
+def _scored_votes(groups: Sequence[Group], scores: Mapping[str, list[list[float]]], flaws: Sequence[str]):
+    """The clean candidate and those with some of the flaws, as votes for every critic."""
+    indices = [0, *(1 + KINDS.index(flaw) for flaw in flaws)]
     return {
-        name: [Judged(each.prompt, [row[i] for i in shown], (0,)) for each, row in zip(groups, rows, strict=True)]
+        name: [ScoredVote(each.prompt, [row[i] for i in indices], (0,)) for each, row in zip(groups, rows, strict=True)]
         for name, rows in scores.items()
     }
 
 
-def _compared(groups, scores, flaws: Sequence[str], config) -> list[Agreement]:
-    return compare(_judged(groups, scores, flaws), config.draws, config.seed)
+def _compared(groups, scores, flaws: Sequence[str], config) -> list[CriticAgreement]:
+    return compare(_scored_votes(groups, scores, flaws), config.draws, config.seed)
 
 
 def plot(groups, scores, config) -> str:
-    """Recall@1 by what the clean sample is among, as an SVG."""
+    """Recall@1 by sort of flaw, as an SVG."""
     among = {"all 12 flaws": KINDS, "temporal flaws": SORTS["temporal"], "spatial flaws": SORTS["spatial"]}
-    found = {
+    figures = {
         name: {row.critic: row.figures["recall@1"] for row in _compared(groups, scores, flaws, config)}
         for name, flaws in among.items()
     }
-    rows = [Agreement(critic, {name: column[critic] for name, column in found.items()}) for critic in (*scores, CHANCE)]
+    rows = [
+        CriticAgreement(critic, {name: column[critic] for name, column in figures.items()})
+        for critic in (*scores, CHANCE)
+    ]
     return dots(
-        "Who finds the clean sample?", rows, "recall@1 among samples with flaws, 95 % intervals; dotted: chance"
+        "Which critic finds the clean candidate?",
+        rows,
+        "recall@1 among candidates with flaws, 95 % intervals; dotted: chance",
     )
 
 
 def by_flaw(groups, scores, config) -> str:
-    """Pairwise accuracy, a row a flaw, a column a critic."""
+    """Pairwise accuracy, one row per flaw, one column per critic."""
     lines = ["| flaw | sort | " + " | ".join(scores) + " |", "| --- " * (2 + len(scores)) + "|"]
     for sort, flaws in SORTS.items():
         for flaw in flaws:
-            found = {row.critic: row.figures["pairwise accuracy"] for row in _compared(groups, scores, [flaw], config)}
-            cells = [f"{found[name].value:.2f} ({found[name].low:.2f} to {found[name].high:.2f})" for name in scores]
+            figures = {
+                row.critic: row.figures["pairwise accuracy"] for row in _compared(groups, scores, [flaw], config)
+            }
+            cells = [
+                f"{figures[name].value:.2f} ({figures[name].low:.2f} to {figures[name].high:.2f})" for name in scores
+            ]
             lines.append(f"| {flaw} | {sort} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
 def by_severity(groups, scores, config) -> str:
-    """Pairwise accuracy for the milder and the more severe half of each sort's flaws; tau-b over its samples."""
+    """Pairwise accuracy for the milder and the more severe half of each sort's flaws; tau-b over its candidates."""
     middle = sum(config.severity) / 2
     halves = ((f"below {middle:g}", 0.0, middle), (f"{middle:g} and above", middle, np.inf))
-    lines = ["| sort | severity | samples | " + " | ".join(scores) + " |", "| --- " * (3 + len(scores)) + "|"]
+    lines = ["| sort | severity | candidates | " + " | ".join(scores) + " |", "| --- " * (3 + len(scores)) + "|"]
     for sort, flaws in SORTS.items():
         those = [1 + KINDS.index(flaw) for flaw in flaws]
         for words, low, high in halves:

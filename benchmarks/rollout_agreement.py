@@ -1,15 +1,15 @@
 """Do cheaper rollouts give the same winner and loser as full ones, and what do they save?
 
-Every variant samples the same prompts from the same noise as the full rollout, and the same critic scores all. Printed
-for each, as Markdown: denoiser FLOPs relative to the full rollout (counted on the first batch); the pairs an hour at
-real sizes in multiples of the full rollout's, by FLOPs (sampling, decoding, and a DPO update with gradient
-checkpointing; the critic is left out); seconds here (processor time on a CPU, wall-clock on a GPU); how often the
-winner, the loser and both are those of the full rollout, with a 95 % interval (bootstrap over prompts); and how much of
-the margin between the full rollout's best and worst candidate the chosen pair has by the full rollout's scores.
+Every rollout variant gets the same prompts and noise as the full one, and the same critic scores all. Columns of the
+printed Markdown table: denoiser FLOPs relative to the full rollout (counted on the first batch); pairs per hour at real
+sizes, in multiples of the full rollout, by FLOPs (sampling, decoding, and a DPO update with gradient checkpointing,
+without the critic); seconds on this machine (CPU time or wall-clock time on a GPU); how often the winner, the loser and
+both are those of the full rollout, with a 95 % interval (bootstrap over prompts); and the margin of the chosen pair by
+the full rollout's scores, relative to that of the full rollout's best and worst candidate.
 
     python benchmarks/rollout_agreement.py                                # two hours on one core; resumes
-    python benchmarks/rollout_agreement.py --model tiny-wan --prompts 24 --candidates 4 --ways full evaluations-14
-    python benchmarks/rollout_agreement.py --steps 8 --guidance 1 --ways full evaluations-6 evaluations-5
+    python benchmarks/rollout_agreement.py --model tiny-wan --prompts 24 --candidates 4 --variants full evaluations-14
+    python benchmarks/rollout_agreement.py --steps 8 --guidance 1 --variants full evaluations-6 evaluations-5
 """
 
 from __future__ import annotations
@@ -37,83 +37,86 @@ from besttake.runtime.devices import describe_device, find_device, keep_freed_me
 from besttake.sampling.rollout import RolloutConfig, generate
 from besttake.sampling.step_cache import CacheConfig
 
-WAYS: dict[str, dict[str, Any]] = {
+VARIANTS: dict[str, dict[str, Any]] = {
     "full": {},
-    **{f"evaluations-{n}": {"evaluations": n} for n in (20, 16, 14, 12, 6, 5)},
+    **{f"evaluations-{k}": {"evaluations": k} for k in (20, 16, 14, 12, 6, 5)},
     "steps-14": {"steps": 14},
-    "evaluations-14-guided-early": {"evaluations": 14, "guidance_interval": (0.3, 1.0)},
+    "evaluations-14-guidance-early": {"evaluations": 14, "guidance_interval": (0.3, 1.0)},
+    "evaluations-20-guidance-early": {"evaluations": 20, "guidance_interval": (0.5, 1.0)},
     "taylorseer": {"cache": CacheConfig("taylorseer", every=4)},
     "taylorseer-5": {"cache": CacheConfig("taylorseer", every=5)},
 }
 
 
 @dataclass(frozen=True)
-class AgreementConfig:
-    """Compare cheaper rollouts with the full one."""
+class RolloutAgreementConfig:
+    """Compare rollout variants with the full rollout."""
 
     model: str = "tiny-cogvideox"
     recipe: str = "onlinevpo-tiny"
-    """Whose critic scores."""
+    """Recipe whose critic scores the candidates."""
     data: str = "world-test"
-    """Settings were chosen on world-validation."""
+    """Prompts; settings were chosen on world-validation."""
     prompts: int = 64
     candidates: tuple[int, ...] = (4, 8)
-    """Candidates per prompt; the largest number is sampled."""
+    """Group sizes; candidates are sampled for the largest."""
     steps: int = 50
     guidance: float = 2.0
     batch: int = 32
-    ways: tuple[str, ...] = ("full", "evaluations-16", "evaluations-14", "steps-14")
+    variants: tuple[str, ...] = ("full", "evaluations-16", "evaluations-14", "steps-14")
     device: str = "auto"
     out: Path = Path("runs/rollout_agreement")
-    """Scores of every variant, which are not sampled again."""
+    """Folder for the scores of every variant, which are not computed again."""
 
     def __post_init__(self):
-        if unknown := set(self.ways) - set(WAYS):
-            raise ValueError(f"there is no way {', '.join(sorted(unknown))}; there are {', '.join(WAYS)}")
+        if unknown := set(self.variants) - set(VARIANTS):
+            raise ValueError(f"unknown variant {', '.join(sorted(unknown))}; expected {', '.join(VARIANTS)}")
 
 
-def main(config: AgreementConfig) -> None:
+def main(config: RolloutAgreementConfig) -> None:
     keep_freed_memory()
     device = find_device(config.device)
     model, critic = load_model(config.model, device=device), load_panel(read_recipe(config.recipe).reward, device)
     prompts = read_prompts(config.data)[: config.prompts]
     print(f"{config.model}, {len(prompts)} prompts, {config.steps} steps, guidance {config.guidance}")
     print(f"{describe_device(device)}, {torch.get_num_threads()} threads\n")
-    full = sampled("full", model, critic, prompts, config)
+    sampled, full = max(config.candidates), measure("full", model, critic, prompts, config)
     for n in config.candidates:
-        print(f"\n{n} candidates | FLOPs | {' | '.join(real_costs())} | seconds | winner | loser | both | margin kept")
+        print(f"\n{n} candidates | FLOPs | {' | '.join(real_costs())} | seconds | winner | loser | both | margin")
         print("--- | " * 8 + "---", flush=True)
-        for way in config.ways:
-            print(row(way, sampled(way, model, critic, prompts, config), full, n, max(config.candidates)), flush=True)
+        for variant in config.variants:
+            print(row(variant, measure(variant, model, critic, prompts, config), full, n, sampled), flush=True)
 
 
-def sampled(way: str, model: VideoModel, critic: Panel, prompts: list[str], config: AgreementConfig) -> dict[str, Any]:
-    """Scores and cost of one variant, from disk if it was sampled before."""
-    size = f"{config.steps}-{config.guidance:g}-{len(prompts)}x{max(config.candidates)}"
-    path = config.out / f"{config.model}-{Path(config.data).stem}-{size}-{way}.json"
+def measure(
+    variant: str, model: VideoModel, critic: Panel, prompts: list[str], config: RolloutAgreementConfig
+) -> dict[str, Any]:
+    """Scores and cost of one variant, from disk if it was measured before."""
+    n = max(config.candidates)
+    size = f"{config.steps}-{config.guidance:g}-{len(prompts)}x{n}"
+    path = config.out / f"{config.model}-{Path(config.data).stem}-{size}-{variant}.json"
     if path.exists():
         return json.loads(path.read_text())
     settings = RolloutConfig(steps=config.steps, guidance=config.guidance, batch=config.batch)
-    settings, n = replace(settings, **WAYS[way]), max(config.candidates)
-    found: dict[str, Any] = {"scores": []}
-    model.encode_prompts(prompts), model.encode_negative(1)  # their cost is the same for all
+    settings = replace(settings, **VARIANTS[variant])
+    model.encode_prompts(prompts), model.encode_negative(1)  # equal cost for all variants
     batch = prompts[: config.batch // n]
-    found |= {"flops": counted(lambda: generate(model, batch, settings, n=n, decode=False)), "seconds": 0.0}
+    result: dict[str, Any] = {"scores": [], "seconds": 0.0}
+    result["flops"] = counted(lambda: generate(model, batch, settings, n=n, decode=False))
     with torch.no_grad():
         for start in range(0, len(prompts), config.batch // n):
-            part = prompts[start : start + config.batch // n]
             began = clock(model)
-            candidates = generate(model, part, settings, n=n)
-            found["seconds"] += clock(model) - began
-            found["scores"] += critic(candidates.videos, candidates.prompts, model.fps).values[:, 0].tolist()
+            candidates = generate(model, prompts[start : start + config.batch // n], settings, n=n)
+            result["seconds"] += clock(model) - began
+            result["scores"] += critic(candidates.videos, candidates.prompts, model.fps).values[:, 0].tolist()
     config.out.mkdir(parents=True, exist_ok=True)
     with atomic(path) as file:
-        file.write_text(json.dumps(found))
-    return json.loads(path.read_text())
+        file.write_text(json.dumps(result))
+    return result
 
 
 def counted(work: Callable[[], Any]) -> int:
-    """FLOPs of some work."""
+    """FLOPs of a function call."""
     with FlopCounterMode(display=False) as counter:
         work()
     return counter.get_total_flops()
@@ -127,17 +130,17 @@ def clock(model: VideoModel) -> float:
 
 
 def groups(scores: list[float], n: int, sampled: int) -> Tensor:
-    """(prompts, n) of the first n candidates of each prompt, of which so many were sampled."""
+    """Scores (prompts, n) of the first `n` of the `sampled` candidates of each prompt."""
     return torch.tensor(scores).view(-1, sampled)[:, :n]
 
 
-def row(way: str, found: dict[str, Any], full: dict[str, Any], n: int, sampled: int) -> str:
-    mine, true = groups(found["scores"], n, sampled), groups(full["scores"], n, sampled)
-    best, worst = mine.argmax(1, True), mine.argmin(1, True)
+def row(variant: str, result: dict[str, Any], full: dict[str, Any], n: int, sampled: int) -> str:
+    scores, true = groups(result["scores"], n, sampled), groups(full["scores"], n, sampled)
+    best, worst = scores.argmax(1, True), scores.argmin(1, True)
     winner, loser = (best == true.argmax(1, True)).float(), (worst == true.argmin(1, True)).float()
-    kept = (true.gather(1, best) - true.gather(1, worst)).mean() / (true.amax(1) - true.amin(1)).mean()
-    cost = found["flops"] / full["flops"]
-    return f"{way} | {cost:.2f} | {speed(cost, n)} | {found['seconds']:.0f} | {hits(winner, loser)} | {kept:.3f}"
+    margin = (true.gather(1, best) - true.gather(1, worst)).mean() / (true.amax(1) - true.amin(1)).mean()
+    cost = result["flops"] / full["flops"]
+    return f"{variant} | {cost:.2f} | {speed(cost, n)} | {result['seconds']:.0f} | {hits(winner, loser)} | {margin:.3f}"
 
 
 def hits(winner: Tensor, loser: Tensor) -> str:
@@ -145,21 +148,20 @@ def hits(winner: Tensor, loser: Tensor) -> str:
     return f"{winner.mean():.2f} | {loser.mean():.2f} | {(winner * loser).mean():.2f} ({low:.2f}-{high:.2f})"
 
 
-def speed(cost: float, candidates: int) -> str:
-    """Pairs an hour, in multiples of those of 50 steps with guidance, at each real size."""
+def speed(cost: float, n: int) -> str:
+    """Pairs per hour at each real size, relative to 50 guided steps."""
     gains = []
     for forward, decoder in real_costs().values():
-        update = (
-            10 * forward
-        )  # of two clips: the policy's forward, that again, its backward (2); the reference's forward
-        full, variant = (candidates * (100 * share * forward + decoder) + update for share in (1, cost))
+        # an update on two clips: the policy's forward, recomputation and backward (2 forwards); the reference's forward
+        update = 10 * forward
+        full, variant = (n * (100 * share * forward + decoder) + update for share in (1, cost))
         gains.append(f"{full / variant:.2f}")
     return " | ".join(gains)
 
 
 @functools.cache
 def real_costs() -> dict[str, tuple[int, int]]:
-    """FLOPs of a denoiser's pass and of decoding a clip, at the sizes the models are made for."""
+    """FLOPs of a denoiser's forward pass and of decoding a clip, at the models' real sizes."""
     with torch.device("meta"), torch.no_grad():
         cogvideox, wan = (
             CogVideoXTransformer3DModel(),
@@ -186,4 +188,4 @@ def interval(hits: Tensor, draws: int = 4000) -> tuple[float, float]:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(AgreementConfig))
+    main(tyro.cli(RolloutAgreementConfig))
