@@ -49,8 +49,8 @@ def cell(recipe: str, card: str, out: Path) -> str:
         if not found["fits"]:
             return f"does not fit ({gib(found)} GiB with all that helps)"
     minutes, hours = found["seconds_of_a_step"] / 60, sum(found["gpu_hours"].values())
-    told = f"{gib(found)} GiB, {minutes:.1f} min a step, {hours:.0f} h"
-    return f"{told}, with `{' '.join(flags)}`" if flags else told
+    text = f"{gib(found)} GiB{evaluation(found)}, {minutes:.1f} min a step, {hours:.0f} h"
+    return f"{text}, with `{' '.join(flags)}`" if flags else text
 
 
 def plan(recipe: str, card: str, flags: list[str], out: Path) -> dict[str, Any]:
@@ -64,6 +64,12 @@ def plan(recipe: str, card: str, flags: list[str], out: Path) -> dict[str, Any]:
 
 def gib(found: dict[str, Any]) -> str:
     return f"{found['peak']['bytes'] / 2**30:.0f}"
+
+
+def evaluation(found: dict[str, Any]) -> str:
+    """The memory of the evaluation after training, where it is more than that of training."""
+    peak = found["phases"]["evaluate"]["peak"]
+    return f" ({peak / 2**30:.0f} in the evaluation)" if peak > found["peak"]["bytes"] else ""
 
 
 def as_flag(setting: str, value: Any) -> list[str]:
