@@ -8,13 +8,14 @@ INSTALLED := $(VENV)/.installed
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format clean
+.PHONY: help setup demo test lint format docs clean
 
 help:
 	@echo "make demo    set up, then train and show the small embedded model (a few minutes)"
 	@echo "make test    set up, then run every gate: ruff, mypy, pytest (WORKERS=2 processes)"
 	@echo "make setup   make $(VENV) and install besttake with its tests' tools into it"
 	@echo "make lint    the gates without pytest"
+	@echo "make docs    build the documentation into site/; a broken link is an error"
 	@echo "make format  let ruff format the code and mend what it can"
 	@echo "make clean   remove caches and build outputs; keeps $(VENV) and runs/"
 
@@ -58,7 +59,13 @@ format: setup
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
 
+docs: setup
+	@echo "==> mkdocs build --strict"
+	@$(PIP_INSTALL) -e '.[docs]'
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo "==> site/index.html"
+
 clean:
 	@echo "==> Removing caches and build outputs"
-	@rm -rf build dist besttake.egg-info .pytest_cache .mypy_cache .ruff_cache
+	@rm -rf build dist site besttake.egg-info .pytest_cache .mypy_cache .ruff_cache
 	@find . -path ./$(VENV) -prune -o -path ./runs -prune -o -name __pycache__ -type d -exec rm -rf {} +
