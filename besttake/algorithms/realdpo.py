@@ -34,34 +34,35 @@ class Config(TrainConfig):
     data: str = "world"
     """Folder or table of real clips and their captions."""
     skip_bad: bool = False
-    """Leave out clips that are unreadable, too short or too long of caption, with a warning, instead of stopping."""
+    """Leave out unusable clips, with a warning: unreadable, too short, or with too long a caption."""
     clips_per_step: int = 4
     """Real clips trained on in a step."""
     negatives: int = 3
     """Negative samples per real clip."""
     regenerate_every: int = 50
-    """Steps between new negative samples from the current policy; 0 = sampled once, before training."""
+    """Steps between new negative samples; 0 = sampled once. They are of the policy as it is then."""
     beta: float = 100.0
-    """DPO's beta: a smaller one lets the policy move further from its reference."""
+    """DPO's beta; the larger, the closer the policy stays to its reference."""
     dpop_weight: float = 0.0
-    """DPO-Positive: penalty on a winner's error above the reference's; 0 = plain DPO, as in the paper."""
+    """DPO-Positive: weight of its penalty; 0 = plain DPO, as in the paper. It holds down the winner's own error."""
     sft_weight: float = 0.0
     """Weight of the diffusion loss on the real clip."""
     timesteps_per_pair: int = 1
     """Noise/timestep samples per real clip."""
     t_low: float = 0.0
-    """Lowest training time; times are drawn from [t_low, t_high], in the paper the low-noise half, [0, 0.5]."""
+    """Lowest training time; 0 = no noise. The paper trains on the low-noise half, [0, 0.5]."""
     t_high: float = 1.0
     """Highest training time; 1 = noise."""
     reference: Literal["ema", "refresh", "fixed"] = "ema"
-    """Reference model: a moving average of the policy (ema), copies of it (refresh), or the base (fixed)."""
+    """Reference model: ema, refresh or fixed. A moving average of the policy, copies of it, or the base model."""
     reference_every: int = 10
     """Updates between changes of the reference."""
     reference_decay: float = 0.9
-    """theta_ref <- decay theta_ref + (1 - decay) theta, for `reference = "ema"`."""
+    """Decay of the reference's moving average. theta_ref <- decay theta_ref + (1 - decay) theta."""
     reference_warmup: bool = True
-    """Have the decay rise from 0, being at most (1 + n) / (10 + n) after n changes; in the paper it is one number."""
+    """Reference warm-up: the decay rises from 0. After n changes it is at most (1 + n) / (10 + n); not in the paper."""
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    """How negative samples are made, and the size of all clips."""
 
     def __post_init__(self):
         super().__post_init__()

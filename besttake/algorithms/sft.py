@@ -23,7 +23,7 @@ class Config(TrainConfig):
     data: str = "world"
     """Folder or table of real clips and their captions."""
     skip_bad: bool = False
-    """Leave out clips that are unreadable, too short or too long of caption, with a warning, instead of stopping."""
+    """Leave out unusable clips, with a warning: unreadable, too short, or with too long a caption."""
     clips_per_step: int = 8
     """Clips trained on in a step."""
     rollout: RolloutConfig = field(default_factory=RolloutConfig)

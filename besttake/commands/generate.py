@@ -44,16 +44,21 @@ class GenerateConfig:
     adapter: Path | None = None
     """Folder of what a run has trained: its `adapter/`."""
     out: Path = Path("takes")
+    """Folder of the videos."""
     n: int = 4
     """Takes of each prompt."""
     count: int = 0
     """Only the first so many prompts; 0 = all."""
     seed: int = 0
+    """Seed of the noise."""
     device: str = "auto"
+    """Where to compute: auto, cpu, cuda, cuda:1, mps."""
     dtype: Literal["float32", "bfloat16"] = "float32"
+    """Precision of the model's weights."""
     quantize: Quantization = "none"
-    """What the weights of the denoiser's blocks are held in instead of `dtype`."""
+    """Quantization of the denoiser's blocks."""
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    """How videos are sampled."""
 
     def __post_init__(self):
         require(self.n >= 1, "n", self.n, "1 take of each prompt, or more")
@@ -148,9 +153,13 @@ class ClipsConfig:
     """Write clean clips of the world as real data: mp4 files and `metadata.csv`."""
 
     out: Path = Path("runs/world-clips")
+    """Folder of the clips."""
     split: Literal["train", "validation", "test"] = "train"
+    """Captions: of which of the world's splits."""
     count: int = 384
+    """Number of clips."""
     seed: int = 31
+    """Seed of the clips."""
 
 
 def write_clips(config: ClipsConfig) -> Path:
@@ -186,13 +195,15 @@ class PretrainConfig:
     """Train the embedded weights, part by part; the same command goes on where it stopped."""
 
     part: Literal["vae", "denoiser", "critic-world", "critic-heldout", "export"]
-    """`export` writes the trained parts of a model into the package."""
+    """What to train; `export` writes the trained parts of a model into the package."""
     family: Literal["tiny-cogvideox", "tiny-wan"] = "tiny-cogvideox"
+    """Model whose parts are trained."""
     out: Path = Path("runs/pretrain")
     """Where state and loss curves are kept."""
     threads: int = 2
+    """CPU threads."""
     steps: int | None = None
-    """Of the denoiser, all legs together; by default those of `tiny-cogvideox`."""
+    """Training steps of the denoiser, all legs together; by default those of `tiny-cogvideox`."""
     start: Path | None = None
     """Pipeline folder to go on training from, with a fresh optimizer: `besttake/world/weights/tiny-cogvideox`."""
     compile: bool = False

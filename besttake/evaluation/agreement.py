@@ -57,9 +57,11 @@ class AgreementConfig:
     out: Path = Path("agreement")
     """Folder of the scores, the table and the plot."""
     draws: int = 1000
-    """Of the bootstrap."""
+    """Resamplings of the bootstrap."""
     seed: int = 0
+    """Seed of the bootstrap."""
     device: str = "auto"
+    """Where to compute: auto, cpu, cuda, cuda:1, mps."""
 
     def __post_init__(self):
         if len(set(self.reward)) < len(self.reward):

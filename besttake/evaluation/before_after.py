@@ -34,7 +34,7 @@ Items = TypeVar("Items", Tensor, list[str], list[int])
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """How a run is looked at when it is over."""
+    """Evaluate a finished run, before against after training; write its summary.json and report.html."""
 
     prompts: str | None = None
     """File of prompts, one a line, or an embedded list; by default world-test where the data are the embedded world's,
@@ -42,11 +42,13 @@ class EvaluateConfig:
     count: int = 128
     """How many of them are shot at most, one video each."""
     seed: int = 777
+    """Seed of the noise; the same before and after training."""
     shown: int = 12
     """How many of the videos the report shows."""
     rewards: tuple[str, ...] = ()
     """Critics to ask; by default the analytic ones, and for clips of the embedded world its own two as well."""
     rollout: RolloutOverrides = field(default_factory=RolloutOverrides)
+    """How the evaluation samples otherwise than the run."""
 
     def __post_init__(self):
         require(self.count >= 2, "count", self.count, "2 or more")
