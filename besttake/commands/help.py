@@ -27,7 +27,19 @@ COLUMN = 42
 """Column at which texts begin."""
 
 ESSENTIAL = {
-    "run": ("model", "out", "steps", "seed", "device", "dtype", "quantize", "tiling", "offload_idle", "save_every"),
+    "run": (
+        "model",
+        "out",
+        "steps",
+        "seed",
+        "device",
+        "dtype",
+        "quantize",
+        "tiling",
+        "offload_idle",
+        "save_every",
+        "log",
+    ),
     "rollout": ("steps", "guidance", "frames", "height", "width"),
     "reward": ("name", "critics", "weights"),
     "policy": ("train", "rank", "ema_decay", "gradient_checkpointing", "micro_batch_size"),

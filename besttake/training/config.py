@@ -17,6 +17,7 @@ from besttake.models.policy import PolicyConfig
 from besttake.runtime.configuration import require
 from besttake.runtime.distributed import ParallelConfig
 from besttake.sampling.rollout import RolloutConfig
+from besttake.training.trackers import TrackerName
 from besttake.training.validation import ValidationConfig
 
 LOWER = "lower optim.lr, and give another --out: the checkpoints are of these settings"
@@ -86,6 +87,8 @@ class TrainConfig:
     """Size limit of the cache in GB; least recently used files are deleted."""
     save_every: int = 50
     """Steps between checkpoints."""
+    log: tuple[TrackerName, ...] = ("tensorboard",)
+    """Trackers: tensorboard, wandb, trackio; metrics.jsonl is always written."""
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     """What is trained of the model, and in how much memory."""
     optim: OptimConfig = field(default_factory=OptimConfig)
@@ -102,6 +105,7 @@ class TrainConfig:
         require(self.save_every >= 1, "save_every", self.save_every, "1 or more")
         require(self.seed >= 0, "seed", self.seed, "0 or more")
         require(self.minutes >= 0, "minutes", self.minutes, "0 or more")
+        require(len(set(self.log)) == len(self.log), "log", self.log, "each tracker once")
         require(self.cache_limit > 0, "cache_limit", self.cache_limit, "a positive number of GB")
         if self.offload_idle and self.policy.offload:
             raise ValueError("offload_idle moves whole networks; leave it out where policy.offload splits them")

@@ -60,6 +60,7 @@ from besttake.training.checkpoint import oldest_resumable_step
 from besttake.training.checkpointer import Checkpointer, Progress, Stateful, open_run_folder
 from besttake.training.config import LOWER, OptimConfig, TrainConfig, adamw
 from besttake.training.metrics import Metrics, MetricsLog
+from besttake.training.trackers import check_trackers
 from besttake.training.validation import Validator
 from besttake.types import Latent, Reward, Video
 
@@ -73,7 +74,7 @@ COMPARE_EVERY = 50
 
 
 class Run:
-    """A training run in a folder: `config.yaml`, `metrics.jsonl`, TensorBoard, samples, checkpoints, adapter.
+    """A training run in a folder: `config.yaml`, `metrics.jsonl`, trackers, samples, checkpoints, adapter.
 
     As a context, `with Run(config, data) as run:`, it saves all whole steps if it fails, or if a signal ends it.
 
@@ -91,6 +92,7 @@ class Run:
             kept: what else a checkpoint keeps, by a name for it.
         """
         check_finite(config)
+        check_trackers(config.log)
         keep_freed_memory()
         self.config, self.folder, self.source = config, Path(config.out), str(getattr(config, "data", "world"))
         self.family = embedded_family(self.source, {text_of(item) for item in data})
@@ -125,7 +127,7 @@ class Run:
         self.checkpointer.compare_weights()
         self._gradients_agree, self._over = False, ExitStack()
         self.checkpointer.step_is_over(self._progress())
-        self.log = MetricsLog(self.folder, self.step)
+        self.log = MetricsLog(self.folder, self.step, config)
         self._over.callback(self.log.close)
         for row in self.log.earlier:
             self.guard.observe(row)
@@ -204,7 +206,6 @@ class Run:
     def save(self) -> None:
         """Write a checkpoint of the state after the current step."""
         self.checkpointer.save()
-        self.log.flush()
 
     def __enter__(self) -> Run:
         self._over.enter_context(interruption.save_on_signal(self._save_at_the_end))
@@ -369,6 +370,7 @@ class Run:
         if not every or not (last or self.step % every == 0):
             return False
         alarms = [str(alarm) for alarm in self._log(self.validator.validate(self.step))]
+        self.log.write_videos(*self.validator.kept(self.step), self.step)
         for alarm in alarms:
             log.warning(alarm)
         if alarms:

@@ -111,6 +111,11 @@ class Validator:
                 row[f"eval/{reward.name}/{dimension}"] = score[dimension][there].mean().item()
         return row
 
+    def kept(self, step: int) -> tuple[list[Path], list[str]]:
+        """The video files of a step's validation pass, and their prompts."""
+        files = sorted((self.folder / _name(step)).glob("*.mp4"))
+        return files, self.prompts[: len(files)]
+
     def _forget(self, step: int) -> None:
         """Delete the videos of all looks up to a step but the first and the newest."""
         looks = sorted(path for path in self.folder.glob("step-*") if path.name <= _name(step))
