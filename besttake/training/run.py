@@ -56,6 +56,7 @@ from besttake.runtime.distributed import (
 )
 from besttake.runtime.embedded import embedded_family
 from besttake.sampling.rollout import RolloutConfig
+from besttake.training.callbacks import current_callbacks
 from besttake.training.checkpoint import oldest_resumable_step
 from besttake.training.checkpointer import Checkpointer, Progress, Stateful, open_run_folder
 from besttake.training.config import LOWER, OptimConfig, TrainConfig, adamw
@@ -95,6 +96,8 @@ class Run:
         check_trackers(config.log)
         keep_freed_memory()
         self.config, self.folder, self.source = config, Path(config.out), str(getattr(config, "data", "world"))
+        self.callbacks = current_callbacks()
+        self._metrics: dict[str, Any] = {}
         self.family = embedded_family(self.source, {text_of(item) for item in data})
         device = find_device(config.device)
         init_processes(config.parallel, device)
@@ -150,6 +153,7 @@ class Run:
                 self._began = time.perf_counter()
                 yield self.step, [item for _, item in prompt_batches(items, batch, self.config.seed, self.step)]
                 self._finish_step()
+                self.callbacks.step_is_over(self, self._metrics)
                 within = self.step * self._limit / self.seconds  # as many as the limit leaves time for
                 bar.update(task, completed=self.step, total=min(self.config.steps, within))
                 if self.step % self.config.save_every == 0:
@@ -184,6 +188,7 @@ class Run:
             row["train/loss"] = loss.item()
         self._rate = self._learning_rate()
         changes = (self.step + 1) % optim.gradient_accumulation_steps == 0 and self._clip_gradients(row)
+        self._metrics = row
         self._log(row)  # before the weights change: where it fails, on a full disk, say, no step is half done
         if changes:
             self._optimizer_step()
@@ -369,8 +374,10 @@ class Run:
         every = self.config.validation.every
         if not every or not (last or self.step % every == 0):
             return False
-        alarms = [str(alarm) for alarm in self._log(self.validator.validate(self.step))]
+        metrics = self.validator.validate(self.step)
+        alarms = [str(alarm) for alarm in self._log(metrics)]
         self.log.write_videos(*self.validator.kept(self.step), self.step)
+        self.callbacks.validated(self, metrics)
         for alarm in alarms:
             log.warning(alarm)
         if alarms:
