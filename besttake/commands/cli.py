@@ -38,6 +38,7 @@ USAGE = f"""besttake {__version__}: post-train video diffusion models on prefere
   besttake score --benchmark FILE  how well critics agree with human votes
   besttake serve CRITIC            let a critic be asked over HTTP, from other machines too
   besttake report RUN              measure a finished run and write its report.html
+  besttake push RUN USER/NAME      upload a run's adapter to the hub, with a model card
   besttake world clips|pretrain    the embedded world: write clean clips, train the shipped weights
 
   besttake train                   lists recipes; `besttake serve` critics, `besttake plan` cards
@@ -324,6 +325,14 @@ def _report(folder: Path, config: Any) -> None:
     print(f"report: {page}")
 
 
+def push(arguments: list[str]) -> None:
+    """besttake push RUN USER/NAME [--private] [--dry-run FOLDER]"""
+    from besttake.commands.push import PushConfig
+    from besttake.commands.push import push as upload
+
+    print(upload(from_flags(PushConfig, arguments or ["--help"], "besttake push")))
+
+
 def world(arguments: list[str]) -> None:
     """besttake world clips|pretrain ..."""
     from besttake.commands.generate import ClipsConfig, PretrainConfig, pretrain, write_clips
@@ -346,6 +355,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "generate": generate,
     "score": score,
     "report": report,
+    "push": push,
     "serve": serve,
     "world": world,
 }

@@ -14,6 +14,7 @@ from typing import Any
 from besttake import __version__
 from besttake.algorithms import algorithms
 from besttake.data.files import atomic
+from besttake.report.card import write_card
 from besttake.report.clips import clip_cards
 from besttake.report.critics import trained_critic
 from besttake.report.curves import reward_charts, training_charts
@@ -34,6 +35,8 @@ MARKS: dict[Change, str] = {"better": "✓ better", "worse": "✗ worse", "same"
 def write_report(run_folder: Path) -> Path:
     """Writes `report.html` into a run folder, finished or not; what the folder lacks is left out, with a word.
 
+    Beside an adapter it writes the model card, `adapter/README.md`.
+
     Args:
         run_folder: holds `config.yaml`, and as far as the run has come `metrics.jsonl`, `summary.json` (numbers by
             `before`, `after`, `real`; `about`), in `evaluation/` `{before,after,real}/NN.mp4`, `prompts.json` and
@@ -50,6 +53,8 @@ def write_report(run_folder: Path) -> Path:
     size = len(page.encode())
     if size > LARGE:
         page = _page(run, f'<p class="warning">This page is large: {size / 1e6:.0f} MB, most of it video.</p>')
+    if (run.path / "adapter").is_dir():
+        write_card(run.path)
     target = run.path / "report.html"
     with atomic(target) as temporary:
         temporary.write_text(page, encoding="utf-8")
