@@ -32,7 +32,7 @@ class Config(TrainConfig):
     """Offline Diffusion-DPO."""
 
     data: str = "pairs.jsonl"
-    """Preference pairs: a file with a prompt, a winner and its losers a line."""
+    """Preference pairs: a .jsonl file, or hf:USER/NAME. A line is a prompt, a winner and its losers."""
     skip_bad: bool = False
     """Leave out unusable pairs, with a warning: too long a prompt, or unreadable clips."""
     pairs_per_step: int = 4

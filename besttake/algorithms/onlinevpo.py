@@ -35,7 +35,7 @@ class Config(TrainConfig):
     """OnlineVPO."""
 
     data: str = "world-train"
-    """Prompts: a file of them, one a line, or an embedded list."""
+    """Prompts: a file, an embedded list, or hf:USER/NAME. One prompt a line; of datasets see docs/data.md."""
     skip_bad: bool = False
     """Leave out unusable prompts, with a warning: too long, or without the first frame they need."""
     prompts_per_step: int = 4

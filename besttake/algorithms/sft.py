@@ -21,7 +21,7 @@ class Config(TrainConfig):
     """SFT."""
 
     data: str = "world"
-    """Folder or table of real clips and their captions."""
+    """Real clips and captions: a folder, a table, or hf:USER/NAME."""
     skip_bad: bool = False
     """Leave out unusable clips, with a warning: unreadable, too short, or with too long a caption."""
     clips_per_step: int = 8
