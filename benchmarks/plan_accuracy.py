@@ -115,8 +115,7 @@ def run(config: Any, meter: Any, device: torch.device) -> dict[str, Phase]:
         step = Step(config, meter, picture, device)
     for _ in range(2):
         meter.phases.clear()
-        for part in ("sample", "score", "train"):
-            getattr(step, part)()
+        step.step()
     return dict(meter.phases)
 
 
@@ -131,7 +130,7 @@ def smaller(config: Any, asked: AccuracyConfig) -> Any:
 def main(asked: AccuracyConfig) -> None:
     config, device = smaller(read_recipe(asked.recipe), asked), torch.device(find_device(asked.device))
     pace = Throughput(find_card(asked.card), asked.efficiency)
-    planned = measure(config, pace, parts=("sample", "score", "train"))
+    planned = measure(config, pace, parts=("step",))
     on_gpu = device.type == "cuda"
     if on_gpu:
         found = run(config, Clock(device), device)

@@ -201,8 +201,8 @@ def sft_error(policy: Policy, x_0: Tensor, condition: Condition, t: Time, noise:
 def check_dpo(beta: float, dpop_weight: float, timesteps_per_pair: int) -> None:
     """Refuse settings of a DPO loss that mean nothing."""
     require(beta > 0, "beta", beta, "a number above 0")
-    require(dpop_weight >= 0, "guard", dpop_weight, "0 or more")
-    require(timesteps_per_pair >= 1, "draws", timesteps_per_pair, "1 or more")
+    require(dpop_weight >= 0, "dpop_weight", dpop_weight, "0 or more")
+    require(timesteps_per_pair >= 1, "timesteps_per_pair", timesteps_per_pair, "1 or more")
 
 
 def dpo(errors: Errors, beta: float, dpop_weight: float = 0.0) -> tuple[Float[Tensor, "b"], dict[str, Tensor]]:

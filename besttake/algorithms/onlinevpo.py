@@ -92,6 +92,7 @@ def step(
     scores = reward(candidates.videos, candidates.prompts, policy.model.fps)
     pairs, counts = best_against_worst(candidates, scores, config.margin)
     metrics = {**scores.metrics, **counts}
+    del candidates  # whose videos would take memory beside the loss
     if not len(pairs):
         return None, metrics
     errors = sampled_errors(

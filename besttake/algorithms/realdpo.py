@@ -125,3 +125,12 @@ def plan_batch(policy: Policy, config: Config, prompts: Iterator[str]) -> ClipBa
     for some in batches(captions, max(1, config.rollout.batch // config.negatives)):
         generate(policy, some, config.rollout, n=config.negatives, decode=False)
     return empty_batch(policy.model, config.rollout, iter(captions), len(captions), clips=1 + config.negatives)
+
+
+def sampling_share(config: Config, clips: float) -> float:
+    """Share of the steps that sample, for `besttake plan`: those at which a clip's negative samples are out of date.
+
+    Args:
+        clips: how many there are; infinite = none comes twice before its samples are out of date.
+    """
+    return min(1.0, clips / (config.clips_per_step * (config.regenerate_every or config.steps)))

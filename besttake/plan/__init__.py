@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,8 +16,8 @@ from besttake.plan.advice import Advice, advise
 from besttake.plan.cards import Card, find_card
 from besttake.plan.critics import unasked
 from besttake.plan.meter import Phase, Throughput
-from besttake.plan.steps import STEP, measure, peak_phase, workload_of
-from besttake.runtime.configuration import algorithm_of, require
+from besttake.plan.steps import STEP, measure, peak_phase
+from besttake.runtime.configuration import require
 
 __all__ = ["Plan", "PlanConfig", "make_plan"]
 
@@ -86,32 +87,28 @@ def make_plan(config: Any, asked: PlanConfig) -> Plan:
 
 
 def hours(config: Any, phases: dict[str, Phase], gpus: int) -> dict[str, float]:
-    """Hours of all cards together; what only the first does counts once.
-
-    RealDPO shoots for a clip whose takes are old; if the clips are not at hand, as if none came twice meanwhile.
-    """
-    clips, per_step = _clips(config), workload_of(config).rows
-    steps, watch, evaluation = config.steps, config.validation, config.evaluation_config
-    shots = (
-        min(1.0, clips / (per_step * (config.regenerate_every or steps)))
-        if hasattr(config, "regenerate_every")
-        else 1.0
-    )
-    each = {name: phases[name].seconds if name in phases else 0.0 for name in (*STEP, "encode", "watch", "evaluate")}
+    """Hours of all cards together; what only the first does counts once."""
+    algorithm = importlib.import_module(type(config).__module__)
+    clips = _clips(config)
+    per_step = next((getattr(config, name) for name in vars(config) if name.endswith("_per_step")), 1)
+    share = algorithm.sampling_share(config, clips) if hasattr(algorithm, "sampling_share") else 1.0
+    steps, validation, evaluation = config.steps, config.validation, config.evaluation_config
+    each = {name: phases[name].seconds if name in phases else 0.0 for name in (*STEP, "encode", "validate", "evaluate")}
+    passes = math.ceil(steps / validation.every) + 1 if validation.every else 0
     seconds = {
         "encoding": each["encode"] * min(clips, steps * per_step),
-        "sampling": (each["prompts"] + each["sample"] + each["decode"]) * steps * shots * gpus,
+        "sampling": (each["prompts"] + each["sample"] + each["decode"]) * steps * share * gpus,
         "scoring": each["score"] * steps * gpus,
         "training": each["train"] * steps * gpus,
-        "watching": each["watch"] * (math.ceil(steps / watch.every) + 1) * gpus if watch.every else 0.0,
+        "validation": each["validate"] * passes * gpus,
         "evaluation": each["evaluate"] * 2 * evaluation.count / min(evaluation.count, evaluation.rollout.batch),
     }
     return {name: time / 3600 for name, time in seconds.items() if time}
 
 
 def _clips(config: Any) -> float:
-    """Real clips of a recipe; without end if they are not at hand."""
-    if algorithm_of(config) not in ("realdpo", "sft"):
+    """Real clips of a recipe; 0 if it trains on none, and infinitely many if they are not at hand."""
+    if not hasattr(config, "clips_per_step"):
         return 0.0
     try:
         return len(find_clips(config.data, skip_bad=True))

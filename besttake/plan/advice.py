@@ -6,17 +6,17 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from besttake.plan.meter import Phase, Throughput
-from besttake.plan.steps import PART_OF, measure, peak_phase
+from besttake.plan.steps import PARTS, measure, peak_phase
 
 SWITCHES = (
     ("policy.gradient_checkpointing", True, {"train"}),  # a third more arithmetic
     ("policy.micro_batch_size", 1, {"train"}),  # a forward pass more for each clip but the last
-    ("rollout.batch", 1, {"sample"}),
-    ("validation.rollout.batch", 1, {"watch"}),
+    ("rollout.batch", 1, {"sample", "decode"}),
+    ("validation.rollout.batch", 1, {"validate"}),
     ("offload_idle", True, {"weights", "trained weights", "reference", "critics"}),  # two moves a step
     ("optim.use_8bit_adam", True, {"optimizer"}),
     ("quantize", "int8", {"weights"}),
-    ("tiling", True, {"encode", "sample", "watch", "evaluate"}),  # faint seams
+    ("tiling", True, {"encode", "sample", "decode", "validate", "evaluate"}),  # faint seams
     ("quantize", "nf4", {"weights"}),
     ("policy.reference_device", "cpu", {"reference"}),  # its blocks come over for every pass
     ("policy.train", "lora", {"trained weights", "reference", "optimizer", "gradients"}),
@@ -45,7 +45,7 @@ def advise(config: Any, phases: dict[str, Phase], room: float, pace: Throughput,
         if peak.peak <= room:
             break
         whose = {owner for owner, size in peak.owners.items() if size > (1 - WORTH) * peak.peak}
-        if not where & {PART_OF[peak.name], *whose}:
+        if not where & {peak.name, *whose}:
             continue
         try:
             turned = with_setting(config, setting, value)
@@ -53,7 +53,7 @@ def advise(config: Any, phases: dict[str, Phase], room: float, pace: Throughput,
             continue
         if turned == config:
             continue
-        parts = {PART_OF[name] for name, phase in phases.items() if phase.peak > room}
+        parts = {name if name in PARTS else "step" for name, phase in phases.items() if phase.peak > room}
         after = phases | measure(turned, pace, gpus, parts)
         if peak_phase(after).peak <= WORTH * peak.peak:
             config, phases = turned, after

@@ -1,8 +1,8 @@
-"""Critics on the imagined card: those that are arithmetic are asked, of networks their published size counts."""
+"""Critics on the fake device: those that are arithmetic are run; of networks, the published size counts."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
 from typing import Any
 
@@ -13,29 +13,28 @@ from besttake.plan.imagined import real_device
 from besttake.rewards import critic_module, load_reward
 from besttake.runtime.distributed import shard_rows
 from besttake.runtime.embedded import embedded_family
-from besttake.sampling.rollout import Rollout
-from besttake.types import CriticCard, Reward
+from besttake.types import CriticCard, Reward, Video
 
 Claim = Callable[[str, Iterable[Tensor]], None]
 
 
 class Critics:
-    """Critics on the recipe's own card: what it is trained on ("score"), and what watches it ("watch")."""
+    """Critics on the recipe's own card: what it is trained on ("score"), and what validates it ("validate")."""
 
     def __init__(self, config: Any, device: torch.device, claim: Claim):
         self.device, self.claim = device, claim
-        self.names = {"score": _trained_on(config), "watch": _watching(config)}
+        self.names = {"score": _trained_on(config), "validate": _validating(config)}
         networks = unasked(config)
         self.loaded = {part: _loaded(names, networks, device) for part, names in self.names.items()}
         self.resident = [] if config.offload_idle else self._weights(chain(*self.names.values()))
 
-    def ask(self, part: str, takes: Rollout, fps: float) -> list[Tensor]:
-        """What critics say of takes, of this process's share."""
-        there = self.resident or self._weights(self.names[part])
-        prompts = [takes.prompts[row] for row in shard_rows(len(takes.prompts))]
-        said = [critic(takes.videos, prompts, fps).values for critic in self.loaded[part]]
-        del there
-        return said
+    def ask(self, part: str, videos: Video, prompts: Sequence[str], fps: float) -> None:
+        """Score videos, those of this process's shard of the prompts."""
+        weights = self.resident or self._weights(self.names[part])
+        mine = [prompts[row] for row in shard_rows(len(prompts))]
+        for critic in self.loaded[part]:
+            critic(videos, mine, fps)
+        del weights
 
     def _weights(self, names: Iterable[str]) -> list[Tensor]:
         """Memory of the published sizes; a critic that does both is there twice."""
@@ -47,7 +46,7 @@ class Critics:
 
 def unasked(config: Any) -> list[str]:
     """Critics whose work is not counted, since their networks are not here."""
-    return sorted({name for name in (*_trained_on(config), *_watching(config)) if card_of(name).memory})
+    return sorted({name for name in (*_trained_on(config), *_validating(config)) if card_of(name).memory})
 
 
 def card_of(name: str) -> CriticCard:
@@ -62,7 +61,7 @@ def _trained_on(config: Any) -> list[str]:
     return _here(config.reward.chosen, config.reward.judges) if hasattr(config, "reward") else []
 
 
-def _watching(config: Any) -> list[str]:
+def _validating(config: Any) -> list[str]:
     return _here(config.validation.critics(embedded_family(str(config.data)))) if config.validation.every else []
 
 

@@ -1,19 +1,20 @@
-"""One training step of a recipe, run on the imagined card: the library's own code, with a meter on it.
+"""One training step of a recipe, run on a fake device: the algorithm's own `step`, with a meter on it.
 
-Only the algorithms' loops are told here once more, in a table: how many takes are shot and how many clips the loss is
-of. What sampling, decoding and the loss do, and hold in memory meanwhile, is found out by doing it.
+Nothing here knows an algorithm: what `step` samples, scores and differentiates, and holds in memory meanwhile, is found
+out by running it.
 """
 
 from __future__ import annotations
 
 import gc
+import importlib
 import inspect
 import itertools
 import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -23,7 +24,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from besttake.algorithms import losses
-from besttake.algorithms.losses import dpo, sampled_errors, sft_error
+from besttake.algorithms.real_clips import ClipBatch
 from besttake.models.policy import Policy
 from besttake.plan.alike import run_one_of_each, run_one_part
 from besttake.plan.critics import Critics
@@ -31,80 +32,42 @@ from besttake.plan.imagined import CARD, fake_device
 from besttake.plan.meter import Meter, Phase, Throughput
 from besttake.plan.processes import first_of
 from besttake.plan.skeletons import skeleton
-from besttake.runtime.configuration import algorithm_of
+from besttake.rewards.panel import PanelScores
 from besttake.runtime.distributed import backward, single_process
-from besttake.sampling.rollout import Rollout, RolloutConfig, generate
+from besttake.sampling.rollout import RolloutConfig, generate
 from besttake.sampling.step_cache import CacheConfig
-from besttake.training.run import adamw
-from besttake.types import Prompt
+from besttake.training.config import adamw
+from besttake.types import Prompt, Video
 
-PARTS = ("encode", "sample", "score", "train", "watch", "evaluate")
-"""What a recipe does: its step, what comes before it, and what is done beside."""
+PARTS = ("encode", "step", "validate", "evaluate")
+"""What a recipe does: what comes before its steps, a step, and what is done beside them."""
 
 STEP = ("prompts", "sample", "decode", "score", "train")
 """The phases of a step."""
 
-PART_OF = dict(zip(STEP, ("sample", "sample", "sample", "score", "train"), strict=True)) | {
-    part: part for part in PARTS if part not in STEP
-}
-"""The part of a recipe that a phase is found out in."""
-
 OWNERS = {"transformer": "weights", "transformer_2": "weights", "vae": "autoencoder", "text_encoder": "text encoder"}
 
 
-@dataclass(frozen=True)
-class Workload:
-    """What a step of an algorithm is made of.
+def measure(config: Any, throughput: Throughput, gpus: int = 1, parts: Iterable[str] = PARTS) -> dict[str, Phase]:
+    """The phases of the second step, when all that lasts is in memory; and of what is done beside steps.
 
-    Attributes:
-        rows: prompts or real clips.
-        takes: shot of each of them.
-        scored: whether takes are decoded and shown to critics.
-        clips: of each row that the loss is of.
-        real: clips of each row that come from files.
-    """
-
-    rows: int
-    videos_per_row: int
-    scored: bool
-    clips: int
-    real: int
-
-
-def workload_of(config: Any) -> Workload:
-    """The shape of a recipe's step; RealDPO's as if no clip came twice before its takes are made anew."""
-    match algorithm_of(config):
-        case "onlinevpo":
-            return Workload(config.prompts_per_step, config.candidates, True, 2, 0)
-        case "realdpo":
-            return Workload(config.clips_per_step, config.negatives, False, 1 + config.negatives, 1)
-        case "offline_dpo":
-            return Workload(config.pairs_per_step, 0, False, 2, 2)
-        case "sft":
-            return Workload(config.clips_per_step, 0, False, 1, 1)
-    raise ValueError(f"there is no plan of {algorithm_of(config)}: tell its shape in besttake/plan/steps.py")
-
-
-def measure(config: Any, pace: Throughput, gpus: int = 1, parts: Iterable[str] = PARTS) -> dict[str, Phase]:
-    """The phases of a step, from the second one on, when all that lasts is there; and of what is done beside steps.
-
-    "encode" is of one real clip, "watch" of one look of the monitor, "evaluate" of one batch of takes.
+    "encode" is of one real clip, "validate" of one validation pass, "evaluate" of one batch of videos.
 
     Args:
-        gpus: cards, each with a process and its share of the rows; what is measured is the first.
+        gpus: cards, each with a process and its shard of the rows; what is measured is the first.
         parts: those that are wanted.
 
     Raises:
-        ValueError: the model cannot be had, or cannot take the clips' size.
+        ValueError: the model cannot be had, or cannot sample the size.
     """
     found: dict[str, Phase] = {}
-    config = _by_the_plain_way(config)
+    config = _without_data_dependence(config)
     with (
         warnings.catch_warnings(action="ignore"),  # of an unusual device; a run of the recipe has its own
         first_of(gpus, config.parallel),
         black_picture() as picture,
         fake_device(),
-        Meter(CARD, pace) as meter,
+        Meter(CARD, throughput) as meter,
         ExitStack() as stack,
     ):
         step = Step(config, meter, picture)
@@ -112,26 +75,25 @@ def measure(config: Any, pace: Throughput, gpus: int = 1, parts: Iterable[str] =
             run_one_of_each(meter, network, config.policy.gradient_checkpointing)
         stack.enter_context(patch.object(losses, "recompute", run_one_part(meter, step.policy)))
         for part in parts:
-            if part == "sample" or (part == "score" and step.rollout is None):
-                step.sample()  # the takes of the step before are there still
             gc.collect()
             meter.again()
             getattr(step, part)()
-            beside = part in ("watch", "evaluate") and meter.phases
+            beside = part in ("validate", "evaluate") and meter.phases
             found |= {part: merge_phases(part, meter.phases.values())} if beside else meter.phases
     return found
 
 
 class Step:
-    """A recipe's model, policy and optimizer on the card, and what is done with them.
+    """A recipe's model, policy and optimizer on a device, and what training does with them.
 
     Args:
-        meter: a `Meter`, or what measures a real card.
+        meter: a `Meter`, or what measures a real device.
         picture: a first frame, for models that need one.
     """
 
     def __init__(self, config: Any, meter: Any, picture: Path, device: torch.device = CARD):
-        self.config, self.meter, self.device, self.shape = config, meter, device, workload_of(config)
+        self.config, self.meter, self.device = config, meter, device
+        self.algorithm = importlib.import_module(type(config).__module__)
         self.critics = Critics(config, device, meter.claim)
         dtype, offload = getattr(torch, config.dtype), config.policy.offload
         self.model = skeleton(config.model, dtype, self._claim, config.quantize, offload, device)
@@ -143,78 +105,68 @@ class Step:
         self._measure_once()
         self._remember()
         if config.offload_idle:
-            self._take_turns()
-        self.rollout: Rollout | None = None
+            self._offload_idle()
 
     def encode(self) -> None:
         """A real clip, before training."""
-        if self.shape.real:
+        with torch.no_grad(), self.meter.phase("sample"):
+            batch = self.algorithm.plan_batch(self.policy, self.config, self.prompts)
+        self.meter.again()
+        if isinstance(batch, ClipBatch):
             frames, height, width = self.config.rollout.size(self.model)
             video = torch.empty(1, frames, 3, height, width)
             with self.meter.phase("encode"), torch.no_grad(), self.model.using("vae"):
                 self.model.encode(video.to(self.device))
 
-    def sample(self) -> None:
-        if self.shape.videos_per_row:
-            with self.meter.phase("sample"):
-                self._take()
-
-    def score(self) -> None:
-        if self.shape.scored and self.rollout is not None:
-            with self.meter.phase("score"), torch.no_grad():
-                self.critics.ask("score", self.rollout, self.model.fps)
-
-    def train(self) -> None:
+    def step(self) -> None:
+        """The algorithm's step, and the update that follows from it."""
         config, policy = self.config, self.policy
-        with self.meter.phase("train"):
-            backward(self._loss(), list(policy.trainable.values()))
+        with ExitStack() as phase:
+            phase.enter_context(self.meter.phase("sample"))
+            with torch.no_grad():
+                batch = self.algorithm.plan_batch(policy, config, self.prompts)
+
+            def train() -> None:
+                phase.close()
+                phase.enter_context(self.meter.phase("train"))
+
+            reward = self._reward(then=train) if hasattr(config, "reward") else None
+            if reward is None:
+                train()
+            loss, _ = self.algorithm.step(policy, reward, batch, config, key=(config.seed, 1))
+            backward(loss / config.optim.gradient_accumulation_steps, list(policy.trainable.values()))
             nn.utils.clip_grad_norm_(policy.trainable.values(), config.optim.max_grad_norm, foreach=True)
             self.optimizer.step()
             self._forget_gradients()
             policy.update_ema(1)
 
-    def watch(self) -> None:
+    def validate(self) -> None:
+        """A validation pass."""
         config = self.config.validation
         if config.every:
-            with self.meter.phase("watch"), self.policy.ema_weights():
+            with self.meter.phase("validate"), self.policy.ema_weights():
                 rollout = generate(self.policy, self._some(config.count), config.rollout)
-                self.critics.ask("watch", rollout, self.model.fps)
+                self.critics.ask("validate", rollout.videos, rollout.prompts, self.model.fps)
 
     def evaluate(self) -> None:
+        """A batch of the evaluation."""
         config = self.config.evaluation
-        with self.meter.phase("evaluate"), single_process():  # a batch is not shared out, but the batches are
+        with self.meter.phase("evaluate"), single_process():  # a batch is not sharded, but the batches are
             generate(self.policy, self._some(min(config.count, config.rollout.batch)), config.rollout)
 
-    def _take(self) -> None:
-        """The takes of a step; of RealDPO's only a batch is in memory."""
-        shape, config = self.shape, self.config.rollout
-        whole = shape.rows if shape.scored else max(1, config.batch // max(1, shape.videos_per_row))
-        for start in range(0, shape.rows, whole):
-            rows = min(whole, shape.rows - start)
-            self.rollout = generate(
-                self.policy,
-                self._some(rows),
-                config,
-                n=shape.videos_per_row,
-                decode=shape.scored,
-            )
-            self.meter.claim("takes", [self.rollout.videos, self.rollout.latents])
+    def _reward(self, then: Callable[[], None]) -> Callable[[Video, list[str], float], PanelScores]:
+        """The recipe's reward; its scores are made up, and what follows them is another phase."""
+
+        def reward(videos: Video, prompts: list[str], fps: float) -> PanelScores:
+            with self.meter.phase("score"), torch.no_grad():
+                self.critics.ask("score", videos, prompts, fps)
+            then()
+            return PanelScores.of(torch.arange(len(prompts), dtype=torch.float32))
+
+        return reward
 
     def _some(self, count: int) -> list[str]:
         return [next(self.prompts) for _ in range(count)]
-
-    def _loss(self) -> Tensor:
-        """What the algorithms give to `Run.update`."""
-        config, shape, model = self.config, self.shape, self.model
-        clip = model.latent_shape(*config.rollout.size(model))
-        rows = torch.empty(shape.rows, shape.clips, *clip, device=self.device)
-        generator = torch.Generator()
-        condition = config.rollout.condition(model, self._some(shape.rows), generator)
-        if shape.clips == 1:
-            t = model.schedule_for(clip).sample_times(shape.rows, generator).to(self.device)
-            return sft_error(self.policy, rows[:, 0], condition, t, torch.empty_like(rows[:, 0])).mean()
-        errors = sampled_errors(self.policy, rows, condition, generator, timesteps_per_pair=config.timesteps_per_pair)
-        return dpo(errors, config.beta, config.dpop_weight)[0].mean() / config.optim.gradient_accumulation_steps
 
     def _prompts(self, first_frame: Path | None) -> Iterator[str]:
         """Prompts, none twice, as long as people's are; with a first frame where the model needs one."""
@@ -259,16 +211,16 @@ class Step:
             claim("optimizer", [value for value in state.values() if isinstance(value, Tensor)])
         self._forget_gradients()
 
-    def _take_turns(self) -> None:
-        """As a run does; what comes back to the card is claimed anew."""
-        model, wake = self.model, self.model.to_device
+    def _offload_idle(self) -> None:
+        """As a run does; what comes back to the device is claimed anew."""
+        model, to_device = self.model, self.model.to_device
         model.offload_idle = [*model.denoisers.values(), *self.policy.reference.networks]
 
-        def woken() -> None:
-            wake()
+        def claimed() -> None:
+            to_device()
             self._claim_weights()
 
-        vars(model)["wake"] = woken
+        vars(model)["to_device"] = claimed
 
     def _claim_weights(self) -> None:
         """Whose the denoiser's memory is: first all of it the base's, then some of it trained, or the reference's."""
@@ -296,7 +248,7 @@ def _decode_once(vae: Any, once: Callable[[Callable], Callable]) -> None:
         vae.decoder.forward = once(vae.decoder.forward)
 
 
-def _by_the_plain_way(config: Any) -> Any:
+def _without_data_dependence(config: Any) -> Any:
     """A recipe without what depends on a real machine or on real numbers: compiled blocks, and caches between steps."""
 
     def plain(rollout: RolloutConfig) -> RolloutConfig:

@@ -12,7 +12,7 @@ from besttake.plan.steps import STEP
 
 GIB = 2**30
 
-BESIDE = {"encode": "a clip", "watch": "a look", "evaluate": "a batch"}
+BESIDE = {"encode": "a clip", "validate": "a pass", "evaluate": "a batch"}
 """What the phases beside the step are of."""
 
 

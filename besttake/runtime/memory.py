@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 ADVICE = (
-    "take fewer clips at once (--policy.micro_batch_size 1, --rollout.batch 1), or turn on policy.gradient_checkpointing, "
+    "lower the batch sizes (--policy.micro_batch_size 1, --rollout.batch 1), or turn on policy.gradient_checkpointing, "
     "tiling, quantize, optim.use_8bit_adam or policy.offload; `besttake plan` tells what each of them brings"
 )
 

@@ -98,10 +98,10 @@ def test_the_guard_counts_only_a_winner_that_gets_worse():
     assert torch.equal(dpo(better, 4, dpop_weight=2)[0], dpo(better, 4)[0])
 
 
-@pytest.mark.parametrize("setting", [{"beta": 0}, {"guard": -0.1}, {"draws": 0}])
+@pytest.mark.parametrize("setting", [{"beta": 0}, {"dpop_weight": -0.1}, {"timesteps_per_pair": 0}])
 def test_settings_that_mean_nothing_are_refused(setting):
     with pytest.raises(ValueError, match=f"{next(iter(setting))}( is)? {next(iter(setting.values()))}"):
-        check_dpo(**({"beta": 1.0, "guard": 0.0, "draws": 1} | setting))
+        check_dpo(**({"beta": 1.0, "dpop_weight": 0.0, "timesteps_per_pair": 1} | setting))
 
 
 def test_rows_are_not_mixed():

@@ -3,9 +3,9 @@ import logging
 
 import pytest
 import torch
-from besttake.algorithms.takes import NegativeSamples
 from PIL import Image
 
+from besttake.algorithms.negatives import NegativeSamples
 from besttake.models.policy import Policy, PolicyConfig
 from besttake.sampling.rollout import RolloutConfig, generate
 from besttake.types import Prompt
@@ -81,7 +81,7 @@ def test_lost_takes_that_were_made_once_are_said_to_be_lost(takes, caplog):
     next(takes.folder.iterdir()).unlink()
     with caplog.at_level(logging.WARNING):
         takes.of([1], 7, 0)
-    assert "1 takes made before training are lost" in caplog.text
+    assert "1 samples made before training are lost" in caplog.text
 
 
 def test_takes_that_no_run_comes_back_to_are_deleted(takes):
@@ -96,11 +96,6 @@ def test_a_clip_that_comes_twice_is_shot_once(takes):
     found = takes.of([1, 1], 0, 50)
     assert torch.equal(found[0], found[1])
     assert len(files(takes)) == 1
-
-
-def test_the_winner_stands_before_its_takes(takes):
-    real, losers = torch.zeros(2, 1, 1, 1, 1), torch.ones(2, 2, 1, 1, 1, 1)
-    assert takes.with_winner(real, losers).flatten(1).tolist() == [[0, 1, 1], [0, 1, 1]]
 
 
 def test_a_kill_leaves_nothing_that_a_resumed_run_trips_over(takes):

@@ -1,10 +1,7 @@
-from dataclasses import replace
-
 import pytest
 import torch
 
-from besttake.algorithms.pairing import best_against_worst, extremes
-from besttake.rewards.panel import PanelScores
+from besttake.algorithms.pairing import best_against_worst, best_pairs
 from besttake.sampling.rollout import Rollout
 
 N = 3
@@ -45,16 +42,62 @@ def test_nothing_left_is_no_error():
     assert counts["pairs/ties"] == 1
 
 
-def test_the_extremes_are_the_best_and_the_worst_and_what_has_no_score_is_neither():
-    scores = torch.tensor([0.3, 0.1, 0.5, 0.9, 0.2, 0.8, 0.4, 0.6, 0.1, 0.5])
-    assert extremes(PanelScores.of(scores), 5, 2).sort(1).values.tolist() == [[1, 3], [0, 3]]
-    assert extremes(PanelScores.of(scores), 5, 3).sort(1).values.tolist() == [[1, 2, 3], [0, 2, 3]]
-    assert extremes(PanelScores.of(scores), 5, 5).sort(1).values.tolist() == [[0, 1, 2, 3, 4]] * 2
-    silent = replace(PanelScores.of(scores), scored=torch.arange(10) != 3)
-    assert extremes(silent, 5, 2).sort(1).values.tolist() == [[1, 2], [0, 3]]
+def table(*rows):
+    return torch.tensor(rows, dtype=torch.float32)[:, None]
 
 
-def test_where_critics_vote_the_extremes_are_those_of_their_mean_rank():
-    votes = torch.tensor([[0.0, 40.0], [1.0, 10.0], [2.0, 30.0], [3.0, 35.0]])
-    ballots = PanelScores(votes, torch.ones(4, dtype=torch.bool), torch.zeros(2))
-    assert extremes(ballots, 4, 2).tolist() == [[1, 3]]  # mean ranks 1.5, .5, 1.5 and 2.5
+ALL = torch.ones(1, 4, dtype=torch.bool)
+
+
+def test_a_single_voter_pairs_the_best_with_the_worst():
+    found = best_pairs(table([3, 9, 1, 5]), torch.zeros(1), ALL)
+    assert (found.winner.item(), found.loser.item(), found.margin.item()) == (1, 2, 8)
+    assert best_pairs(table([3, 9, 1, 5]), torch.tensor([8.0]), ALL).kept.tolist() == []
+    assert best_pairs(table([3, 3, 3, 3]), torch.zeros(1), ALL).tied.tolist() == [True]
+
+
+def test_the_pair_of_a_vote_is_one_that_all_agree_on():
+    found = best_pairs(table([0, 1, 2, 3], [0, 3, 2, 1]), torch.zeros(2), ALL)
+    assert (found.winner.item(), found.loser.item()) == (1, 0)
+    found = best_pairs(table([0, 1, 2, 3], [0, 300, 200, 100]), torch.zeros(2), ALL)  # of any scale
+    assert (found.winner.item(), found.loser.item()) == (1, 0)
+
+
+def test_critics_that_contradict_each_other_keep_no_pair():
+    found = best_pairs(table([0, 1, 2, 3], [3, 2, 1, 0]), torch.zeros(2), ALL)
+    assert found.kept.tolist() == []
+    assert found.tied.tolist() == [False]
+
+
+def test_a_preference_within_a_voters_margin_is_no_vote():
+    tables = table([0, 1, 2, 3], [0, 0.1, 0.2, 0.3])
+    assert best_pairs(tables, torch.tensor([0.0, 0.25]), ALL).winner.tolist() == [3]
+    assert best_pairs(tables, torch.tensor([0.0, 0.31]), ALL).kept.tolist() == []
+
+
+def test_a_candidate_without_a_score_is_never_paired():
+    scored = torch.tensor([[True, False, True, False], [True, False, False, False], [False] * 4])
+    tables = torch.tensor([[3.0, 0, 1, 0], [-5, 0, 0, 0], [0, 0, 0, 0]])[None]
+    found = best_pairs(tables, torch.zeros(1), scored)
+    assert (found.kept.tolist(), found.winner.tolist(), found.loser.tolist()) == ([0], [0], [2])
+    assert found.tied.tolist() == [False, True, True]
+    assert found.spread.tolist() == [2, 0, 0]
+
+
+def test_every_kept_pair_of_random_votes_is_agreed_on_and_none_is_missed():
+    generator = torch.Generator().manual_seed(0)
+    tables = torch.randn(3, 200, 4, generator=generator)
+    scored = torch.rand(200, 4, generator=generator) > 0.2
+    margins = torch.tensor([0.1, 0.2, 0.3])
+    found = best_pairs(tables, margins, scored)
+    for p in range(200):
+        good = {
+            (i, j)
+            for i in range(4)
+            for j in range(4)
+            if scored[p, i] and scored[p, j] and (tables[:, p, i] - tables[:, p, j] > margins).all()
+        }
+        assert (p in found.kept.tolist()) == bool(good)
+        if good:
+            k = found.kept.tolist().index(p)
+            assert (found.winner[k].item(), found.loser[k].item()) in good

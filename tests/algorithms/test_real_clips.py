@@ -49,9 +49,9 @@ def test_every_clip_that_cannot_be_used_is_named_before_any_is_encoded(run, fold
 
 
 def test_they_are_skipped_on_request(run, folder, caplog):
-    captions, latents = encode_clips(run, find_clips(folder), ROLLOUT, skip_bad=True)
-    assert captions == ["a ball", "a bear"]
-    assert latents.flatten(1).mean(1) == pytest.approx([0, 0.75], abs=0.02)
+    found = encode_clips(run, find_clips(folder), ROLLOUT, skip_bad=True)
+    assert found.captions == ["a ball", "a bear"]
+    assert found.clips.flatten(1).mean(1) == pytest.approx([0, 0.75], abs=0.02)
     assert sum("skipped" in message for message in caplog.messages) == 1
 
 
@@ -69,7 +69,7 @@ def test_the_same_of_pairs(run, folder, caplog):
     for name in ("1.mp4: the prompt", "2.mp4 is too short", "cut.mp4 cannot be read"):
         assert name in str(caught.value)
     assert run.encoded == 0
-    kept, latents = encode_pairs(run, pairs, Config(rollout=ROLLOUT, skip_bad=True))
-    assert kept == pairs[:1]
-    assert latents.flatten(2).mean(2)[0] == pytest.approx([0, 0.75], abs=0.02)
+    found = encode_pairs(run, pairs, Config(rollout=ROLLOUT, skip_bad=True))
+    assert found.captions == [pairs[0].prompt]
+    assert found.clips.flatten(2).mean(2)[0] == pytest.approx([0, 0.75], abs=0.02)
     assert sum("skipped" in message for message in caplog.messages) == 1

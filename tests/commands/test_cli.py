@@ -494,8 +494,8 @@ def test_a_run_of_an_earlier_version_is_measured_as_its_config_says(capsys, reci
     rollout = dict.fromkeys(("steps", "guidance", "frames", "height", "width", "asked", "decoded"))
     rollout |= {"batch": 16, "cache": plain, "guided": [0.0, 1.0], "shared": 0.0, "compile": False, "strength": 0.8}
     config["evaluation"] = {"prompts": "world-test", "count": 2, "seed": 777, "shown": 1, "rewards": []}
-    config["evaluation"]["rollout"] = config["monitor"]["rollout"] = rollout
-    config["monitor"] |= {"prompts": "world-validation", "rewards": ["world", "heldout", "dynamic-degree"]}
+    config["evaluation"]["rollout"] = config["validation"]["rollout"] = rollout
+    config["validation"] |= {"prompts": "world-validation", "rewards": ["world", "heldout", "dynamic-degree"]}
     (run / "config.yaml").write_text(yaml.safe_dump(config))
     for file in ("evaluation_set.json", "summary.json"):
         (run / file).unlink()

@@ -45,7 +45,7 @@ def settings(tmp_path, clips, tiny, folder_of, name):
         "validation": ValidationConfig(every=0),
         "rollout": RolloutConfig(steps=2, guidance=1.0, frames=frames, height=height, width=width),
         "evaluation": EvaluateConfig(prompts=str(tmp_path / "prompts.jsonl")),
-        "draws": 4,
+        "timesteps_per_pair": 4,
     }
 
 

@@ -179,7 +179,7 @@ def test_captions_of_clips_that_are_held_out_are_not_trained_on(config, tmp_path
     write_video(clip, torch.zeros(6, 3, 16, 16), 8)
     clips = [RealClip(clip, text) for text in MANY]
     run = Run(
-        sft.Config(**{f: getattr(config, f) for f in ("model", "data", "out", "steps", "policy", "monitor")}), clips
+        sft.Config(**{f: getattr(config, f) for f in ("model", "data", "out", "steps", "policy", "validation")}), clips
     )
     assert len(run.data) == 90
     assert run.chosen.clips == [clip] * 10

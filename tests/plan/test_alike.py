@@ -28,10 +28,10 @@ def small(model: str, rows: int = 1, **policy):
 def test_as_if_every_block_were_run(model, rows, policy, small_model, monkeypatch):
     if model == "tiny-wan":  # a small CogVideoX has so small blocks that their memory is not most of it
         model = small_model(model, layers=3)
-    one = measure(small(model, rows, **LORA | policy), PACE, parts=("train",))
+    one = measure(small(model, rows, **LORA | policy), PACE, parts=("step",))
     monkeypatch.setattr(steps, "run_one_of_each", lambda *_: None)
     monkeypatch.setattr(steps, "run_one_part", lambda *_: recompute)
-    every = measure(small(model, rows, **LORA | policy), PACE, parts=("train",))
+    every = measure(small(model, rows, **LORA | policy), PACE, parts=("step",))
     for name, phase in one.items():
         assert phase.flops == pytest.approx(every[name].flops, rel=1e-4)
         assert phase.seconds == pytest.approx(every[name].seconds, rel=2e-3)
@@ -46,6 +46,7 @@ def test_one_block_of_a_kind_is_run(small_model, monkeypatch):
         return block._run(*args, **kwargs)
 
     monkeypatch.setattr(alike.Block, "__call__", counted)
-    measure(small(small_model("tiny-cogvideox", layers=3), 2, **LORA), PACE, parts=("train",))
-    # the reference's; the policy's in a part and in the last one; and going backward the first's and the others'
-    assert sorted(runs.values()) == [1, 4]
+    measure(small(small_model("tiny-cogvideox", layers=3), 2, **LORA), PACE, parts=("step",))
+    # the reference's; the policy's in two sizes of sampling batches, in a part of the loss and in the last one; and
+    # going backward the first's and the others'
+    assert sorted(runs.values()) == [1, 6]

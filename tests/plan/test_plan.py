@@ -37,14 +37,14 @@ def test_users_mistakes_are_said_in_words(capsys):
 
 def test_where_it_does_not_fit_switches_are_turned_until_it_does(small_model):
     config = recipe(small_model("tiny-cogvideox"))
-    phases = measure(config, PACE, parts=("sample", "score", "train"))
+    phases = measure(config, PACE, parts=("step",))
     before = phases["train"].peak
     assert advise(config, phases, before, PACE) == []
     one, *others = advise(config, phases, 0.9 * before, PACE)
     assert (one.setting, others) == ("policy.gradient_checkpointing", [])
     assert one.peak <= 0.9 * before
     turned = with_setting(config, one.setting, one.value)
-    assert measure(turned, PACE, parts=("train",))["train"].peak == one.peak
+    assert measure(turned, PACE, parts=("step",))["train"].peak == one.peak
 
 
 def test_verdicts(small_model):
@@ -56,7 +56,7 @@ def test_verdicts(small_model):
 
 
 def test_hours():
-    second = {name: Phase(name, seconds=1.0) for name in ("sample", "train", "encode", "watch", "evaluate")}
+    second = {name: Phase(name, seconds=1.0) for name in ("sample", "train", "encode", "validate", "evaluate")}
     config = RealDPO(data="nowhere", steps=3600, clips_per_step=2, regenerate_every=10)
     config = replace(config, validation=replace(config.validation, every=1800))
     config = replace(config, evaluation=replace(config.evaluation, count=32))  # two batches of 16, before and after
@@ -65,13 +65,13 @@ def test_hours():
         "encoding": 2.0,  # as many clips as the steps take: it is not known how many there are
         "sampling": 4.0,
         "training": 4.0,
-        "watching": 4 * 3 / 3600,
+        "validation": 4 * 3 / 3600,
         "evaluation": 4 / 3600,
     }
 
 
 def test_hours_of_clips_that_come_twice_before_they_are_renewed(material):
-    second = {name: Phase(name, seconds=1.0) for name in ("sample", "train", "encode", "watch", "evaluate")}
+    second = {name: Phase(name, seconds=1.0) for name in ("sample", "train", "encode", "validate", "evaluate")}
     config = RealDPO(data=str(material / "clips"), steps=3600, clips_per_step=2, regenerate_every=10)
     found = hours(config, second, gpus=1)
     assert math.isclose(found["sampling"], 4 / 20)  # the takes of four clips serve twenty draws

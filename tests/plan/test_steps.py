@@ -21,7 +21,6 @@ from tests.peak import Peak
 from tests.tiny.opensora import TINY
 
 PACE = Throughput(CARDS["H100"], 0.5)
-HALF = {"preview_at": 0.5, "preview_keeps": 2}
 ROLLOUT = RolloutConfig(steps=2, guidance=3.0, batch=3)
 
 
@@ -46,7 +45,7 @@ def a_step(policy: Policy, config: Config):
 @pytest.mark.parametrize("name", ["tiny-cogvideox", "tiny-wan"])
 def test_arithmetic_of_a_rollout(name, small_model):
     config = recipe(small_model(name))
-    phases = measure(config, PACE, parts=("sample",))
+    phases = measure(config, PACE, parts=("step",))
     policy = Policy(load_model(config.model), config.policy)
     takes = ["a red ball"] * 2, config.rollout
     generate(policy, *takes, n=1, decode=False)  # the text is embedded
@@ -59,7 +58,7 @@ def test_arithmetic_of_a_rollout(name, small_model):
 @pytest.mark.parametrize("policy", [{}, {"gradient_checkpointing": True}, {"train": "full"}, {"micro_batch_size": 1}])
 def test_a_training_step(policy):
     config = recipe("tiny-cogvideox", **policy)
-    planned = measure(config, PACE, parts=("train",))["train"]
+    planned = measure(config, PACE, parts=("step",))["train"]
     real = Policy(load_model("tiny-cogvideox"), config.policy)
     a_step(real, config)
     for parameter in real.trainable.values():
@@ -75,44 +74,31 @@ def test_a_training_step(policy):
 
 def test_a_card_of_several_has_its_share(small_model):
     config = recipe(small_model("tiny-cogvideox"))
-    alone, shared = (measure(config, PACE, gpus, ("sample", "score", "train")) for gpus in (1, 2))
+    alone, shared = (measure(config, PACE, gpus, ("step",)) for gpus in (1, 2))
     for name in ("sample", "decode", "train"):
         assert shared[name].flops == pytest.approx(alone[name].flops / 2, rel=0.01)
     assert shared["train"].peak < alone["train"].peak
 
 
-def test_takes_that_are_dropped_early_are_not_paid_to_the_end(small_model):
-    config = replace(recipe(small_model("tiny-cogvideox")), candidates=4)
-    every, some = (measure(replace(config, **preview), PACE, parts=("sample",)) for preview in ({}, HALF))
-    assert some["sample"].flops == pytest.approx(every["sample"].flops * 0.75, rel=0.02)
-    assert some["decode"].flops == pytest.approx(every["decode"].flops * 1.5, rel=0.01)
-
-
 def test_sharded_weights_take_their_share(small_model):
     config = recipe(small_model("tiny-cogvideox"), train="full")
-    whole = measure(config, PACE, 2, ("train",))["train"].owners
-    parts = measure(replace(config, parallel=replace(config.parallel, shard=2)), PACE, 2, ("train",))["train"].owners
+    whole = measure(config, PACE, 2, ("step",))["train"].owners
+    parts = measure(replace(config, parallel=replace(config.parallel, shard=2)), PACE, 2, ("step",))["train"].owners
     for owner in ("trained weights", "reference", "optimizer"):
         assert parts[owner] == pytest.approx(whole[owner] / 2, rel=0.02)
 
 
 def test_blocks_on_the_cpu_leave_the_card(small_model):
     wan = small_model("tiny-wan", layers=5)
-    owners = [measure(recipe(wan, offload=off), PACE, parts=("train",))["train"].owners for off in (False, True)]
+    owners = [measure(recipe(wan, offload=off), PACE, parts=("step",))["train"].owners for off in (False, True)]
     assert owners[1]["weights"] < owners[0]["weights"] / 3
 
 
 def test_networks_that_take_turns_are_off_the_card_while_takes_are_decoded(small_model):
     config = replace(recipe(small_model("tiny-wan")), offload_idle=True)
-    phases = measure(config, PACE, parts=("sample", "train"))
+    phases = measure(config, PACE, parts=("step",))
     assert phases["decode"].owners["weights"] == 0
     assert phases["sample"].owners["weights"] == phases["train"].owners["weights"] > 0
-
-
-def test_scoring_is_measured_without_sampling_too(small_model):
-    config = recipe(small_model("tiny-cogvideox"))
-    whole, alone = (measure(config, PACE, parts=parts)["score"] for parts in (("sample", "score"), ("score",)))
-    assert alone.peak == pytest.approx(whole.peak, rel=0.01)
 
 
 def test_what_a_denoiser_that_waits_on_the_cpu_is_asked_for_is_on_the_card(tmp_path):
@@ -121,7 +107,7 @@ def test_what_a_denoiser_that_waits_on_the_cpu_is_asked_for_is_on_the_card(tmp_p
     tiny.write(tmp_path / "model")
     rollout = RolloutConfig(2, 3.0, *tiny.size, batch=3)
     config = replace(recipe(str(tmp_path / "model")), dtype="bfloat16", rollout=rollout, offload_idle=True)
-    phases = measure(config, PACE, parts=("sample",))
+    phases = measure(config, PACE, parts=("step",))
     assert phases["sample"].flops > 0
 
 

@@ -5,16 +5,7 @@ import torch
 
 from besttake.rewards import load_reward
 from besttake.rewards.checks import score_checked
-from besttake.rewards.panel import (
-    MEMORY,
-    Panel,
-    PanelScores,
-    RewardConfig,
-    Running,
-    agreed,
-    load_panel,
-    within_prompts,
-)
+from besttake.rewards.panel import Panel, PanelScores, RewardConfig, load_panel
 from besttake.rewards.partial import PartialScore
 from besttake.runtime.configuration import from_dict, to_dict
 from besttake.types import CriticCard, Score
@@ -81,13 +72,6 @@ def test_within_a_prompt_scales_and_levels_do_not_count():
     torch.testing.assert_close(one.view(2, 3).mean(1), torch.zeros(2), atol=1e-5, rtol=0)
 
 
-def test_within_prompts_by_hand():
-    values = torch.tensor([[1.0], [3.0], [9.0], [9.0], [9.0], [7.0]])
-    there = torch.tensor([True, True, True, True, True, False])
-    z = within_prompts(values, ["a", "a", "b", "b", "c", "c"], there)
-    assert z[:, 0].tolist() == pytest.approx([-1, 1, 0, 0, 0, 0], abs=1e-3)
-
-
 def test_a_product_of_normalised_scores_rewards_takes_good_at_both():
     one, other = Fixed("one", x=[-2.0, 0, 2]), Fixed("other", y=[2.0, 0, -2])
     panel = Panel({"one": (one, {}), "other": (other, {})}, "product", "prompt")
@@ -102,27 +86,6 @@ def test_a_product_of_what_is_not_positive_is_refused():
         ValueError, match=r"critic cold scored -1, and a product needs numbers above 0; set reward.norm"
     ):
         Panel({"cold": (Fixed("cold", warmth=[1.0, -1.0]), {})}, "product")(VIDEOS[:2], PROMPTS[:2])
-
-
-def test_running_mean_and_deviation_are_those_of_all_that_went_by():
-    values = torch.randn(90, 2, generator=torch.Generator().manual_seed(0)) * torch.tensor([1.0, 50]) + 3
-    running = Running(2)
-    for part in values.split(7):
-        last = running(part, torch.ones(len(part), dtype=torch.bool))
-    exact = values.double()
-    torch.testing.assert_close(running.mean, exact.mean(0))
-    torch.testing.assert_close(running.square, exact.var(0, correction=0))
-    torch.testing.assert_close(
-        last, ((part - exact.mean(0)) / exact.std(0, correction=0)).float(), atol=1e-3, rtol=1e-3
-    )
-
-
-def test_what_lies_long_back_is_forgotten():
-    running, everyone = Running(1), torch.ones(64, dtype=torch.bool)
-    for level in (0.0, 10.0):
-        for _ in range(6 * MEMORY // 64):
-            running(torch.full((64, 1), level), everyone)
-    assert running.mean.item() > 9.9
 
 
 def test_a_panel_goes_on_from_its_checkpoint():
@@ -160,67 +123,6 @@ def test_gradients_flow_through_a_panel():
         Panel(critics, "sum", normalise)(videos, PROMPTS).values.square().sum().backward()
         assert videos.grad.isfinite().all()
         assert videos.grad.any()
-
-
-def table(*rows):
-    return torch.tensor(rows, dtype=torch.float32)[:, None]
-
-
-ALL = torch.ones(1, 4, dtype=torch.bool)
-
-
-def test_a_single_voter_pairs_the_best_with_the_worst():
-    found = agreed(table([3, 9, 1, 5]), torch.zeros(1), ALL)
-    assert (found.winner.item(), found.loser.item(), found.margin.item()) == (1, 2, 8)
-    assert agreed(table([3, 9, 1, 5]), torch.tensor([8.0]), ALL).kept.tolist() == []
-    assert agreed(table([3, 3, 3, 3]), torch.zeros(1), ALL).unseen.tolist() == [True]
-
-
-def test_the_pair_of_a_vote_is_one_that_all_agree_on():
-    found = agreed(table([0, 1, 2, 3], [0, 3, 2, 1]), torch.zeros(2), ALL)
-    assert (found.winner.item(), found.loser.item()) == (1, 0)
-    found = agreed(table([0, 1, 2, 3], [0, 300, 200, 100]), torch.zeros(2), ALL)  # of any scale
-    assert (found.winner.item(), found.loser.item()) == (1, 0)
-
-
-def test_critics_that_contradict_each_other_keep_no_pair():
-    found = agreed(table([0, 1, 2, 3], [3, 2, 1, 0]), torch.zeros(2), ALL)
-    assert found.kept.tolist() == []
-    assert found.unseen.tolist() == [False]
-
-
-def test_a_preference_within_a_voters_margin_is_no_vote():
-    tables = table([0, 1, 2, 3], [0, 0.1, 0.2, 0.3])
-    assert agreed(tables, torch.tensor([0.0, 0.25]), ALL).winner.tolist() == [3]
-    assert agreed(tables, torch.tensor([0.0, 0.31]), ALL).kept.tolist() == []
-
-
-def test_a_take_without_a_score_is_never_paired():
-    there = torch.tensor([[True, False, True, False], [True, False, False, False], [False] * 4])
-    tables = torch.tensor([[3.0, 0, 1, 0], [-5, 0, 0, 0], [0, 0, 0, 0]])[None]
-    found = agreed(tables, torch.zeros(1), there)
-    assert (found.kept.tolist(), found.winner.tolist(), found.loser.tolist()) == ([0], [0], [2])
-    assert found.unseen.tolist() == [False, True, True]
-    assert found.spread.tolist() == [2, 0, 0]
-
-
-def test_every_kept_pair_of_random_votes_is_agreed_on_and_none_is_missed():
-    generator = torch.Generator().manual_seed(0)
-    tables = torch.randn(3, 200, 4, generator=generator)
-    there = torch.rand(200, 4, generator=generator) > 0.2
-    margins = torch.tensor([0.1, 0.2, 0.3])
-    found = agreed(tables, margins, there)
-    for p in range(200):
-        good = {
-            (i, j)
-            for i in range(4)
-            for j in range(4)
-            if there[p, i] and there[p, j] and (tables[:, p, i] - tables[:, p, j] > margins).all()
-        }
-        assert (p in found.kept.tolist()) == bool(good)
-        if good:
-            k = found.kept.tolist().index(p)
-            assert (found.winner[k].item(), found.loser[k].item()) in good
 
 
 def test_a_vote_has_a_column_and_a_margin_for_each_critic():

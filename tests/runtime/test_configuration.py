@@ -186,7 +186,7 @@ def test_yaml_with_one_reading_is_read(tmp_path):
 
 def test_a_dataclass_that_refuses_is_told_by_its_full_name():
     values = {"validation": {"rollout": {"cache": {"every": 1}}}}
-    with pytest.raises(ValueError, match=r"^monitor\.rollout\.cache\.every is 1; expected 2 or more$"):
+    with pytest.raises(ValueError, match=r"^validation\.rollout\.cache\.every is 1; expected 2 or more$"):
         from_dict(type(read_recipe("sft-tiny")), values)
 
 

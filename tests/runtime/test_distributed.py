@@ -24,8 +24,8 @@ from besttake.models.policy import Policy, PolicyConfig
 from besttake.models.sharding import check_tokens, find_non_finite, is_sharded
 from besttake.rewards.panel import RewardConfig
 from besttake.runtime.configuration import to_yaml
-from besttake.runtime.distributed import ParallelConfig, all_gather_rows, backward, bit_checksum, init_processes
-from besttake.sampling.rollout import Preview, RolloutConfig, generate
+from besttake.runtime.distributed import ParallelConfig, backward, bit_checksum, init_processes
+from besttake.sampling.rollout import RolloutConfig, generate
 from besttake.sampling.step_cache import CacheConfig
 from besttake.training import run, validation
 from besttake.training.run import OptimConfig, Run
@@ -479,7 +479,7 @@ def test_what_only_some_processes_have_read_is_refused_by_name(common, material,
     configs = {}
     for case, (algorithm, *_) in OTHERWISE.items():
         own = {"reward": RewardConfig("heldout")} if algorithm is onlinevpo else {}
-        look = replace(common["monitor"], every=2 * (case == "looks"), rewards=())
+        look = replace(common["validation"], every=2 * (case == "looks"), rewards=())
         configs[case] = algorithm.Config(
             model=str(tmp_path / "model"),
             data=str(data.get(algorithm, tmp_path / "clips")),
@@ -602,30 +602,6 @@ def test_tokens_and_experts_are_shared_without_a_difference(tmp_path, name, size
         torch.testing.assert_close(pickle.loads(found), pickle.loads(alone), rtol=1e-4, atol=1e-6)
 
 
-def finished(folder, prompts):
-    """The takes of some prompts that go on after a preview: those that are darkest."""
-    init_processes(ParallelConfig(), "cpu")
-
-    def choose(previews, rows):
-        means = all_gather_rows(previews.mean((1, 2, 3, 4)), len(rows))
-        return means.view(-1, 3).argsort(1)[:, :2]
-
-    takes = generate(
-        load_model(str(folder)), prompts, RolloutConfig(steps=4, batch=2), n=3, preview=Preview(0.5, choose)
-    )
-    return takes.latents.tolist(), takes.prompts
-
-
-def test_previews_are_those_of_one_process(model_folder):
-    folder, prompts = model_folder("tiny-cogvideox"), ["a red ball", "a blue ball"]
-    (alone,) = results(launch(1, finished, folder, prompts))
-    for latents, rows in results(launch(2, finished, folder, prompts)):
-        assert rows == alone[1]
-        torch.testing.assert_close(torch.tensor(latents), torch.tensor(alone[0]), rtol=1e-5, atol=1e-5)
-    for ending in launch(2, finished, folder, prompts[:1]):
-        assert "1 prompts with previews cannot be dealt to these processes" in ending.raised
-
-
 def encoded(config, clips):
     """Which texts and how many clips this process encodes for a run."""
     init_processes(ParallelConfig(), "cpu")
@@ -633,9 +609,9 @@ def encoded(config, clips):
     seen, embed, encode = [], online.model.embed, online.encode
     online.model.embed = lambda prompts: seen.extend(prompts) or embed(prompts)
     online.encode = lambda video: seen.append("clip") or encode(video)
-    captions, latents = encode_clips(online, find_clips(clips), config.rollout)
-    online.model.encode_prompts(captions)
-    return seen, latents.tolist()
+    batch = encode_clips(online, find_clips(clips), config.rollout)
+    online.model.encode_prompts(batch.captions)
+    return seen, batch.clips.tolist()
 
 
 def test_a_text_or_clip_that_is_kept_on_disk_is_encoded_by_one_process(config, material, tmp_path):

@@ -1,5 +1,7 @@
 """What stands in for the network between two of its answers."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -57,13 +59,13 @@ def test_guidance_is_the_same_in_one_pass_and_in_two():
         return x_t * t.view(-1, 1, 1, 1, 1) + told["text"].view(-1, 1, 1, 1, 1)
 
     x_t, t = torch.randn(3, 4, 2, 2, 2), torch.tensor([0.1, 0.2, 0.3])
-    told = Guidance({"text": torch.tensor([1.0, 2.0, 3.0])}, {"text": torch.tensor([-1.0])}, 5.0, together=False)
+    told = Guidance({"text": torch.tensor([1.0, 2.0, 3.0])}, {"text": torch.tensor([-1.0])}, 5.0, one_pass=False)
     apart = predict_with_guidance(ask, x_t, t, told)
-    together = predict_with_guidance(ask, x_t, t, Guidance(told.condition, told.away, told.scale, together=True))
+    together = predict_with_guidance(ask, x_t, t, replace(told, one_pass=True))
     torch.testing.assert_close(apart, together)
     by_hand = x_t * t.view(-1, 1, 1, 1, 1) + (-1 + 5 * (torch.tensor([1.0, 2.0, 3.0]) + 1)).view(-1, 1, 1, 1, 1)
     torch.testing.assert_close(apart, by_hand)
-    assert passes == [("told", 3), ("untold", 3), ("both", 6)]
+    assert passes == [("conditional", 3), ("unconditional", 3), ("both", 6)]
 
 
 def counted(model, monkeypatch):
@@ -94,7 +96,9 @@ def test_the_more_often_it_is_asked_the_nearer_to_the_full_take(model):
 
 def test_outside_its_times_guidance_costs_nothing(model, monkeypatch):
     rows = counted(model, monkeypatch)
-    generate(model, ["a red ball"], RolloutConfig(steps=6, guidance=3.0, guided=(0.5, 1.0), batch=1), decode=False)
+    generate(
+        model, ["a red ball"], RolloutConfig(steps=6, guidance=3.0, guidance_interval=(0.5, 1.0), batch=1), decode=False
+    )
     times = [
         model.schedule.time(t).item() for t in model.sampler(6, model.latent_shape(*model.default_size())).timesteps
     ]
@@ -105,11 +109,13 @@ def test_guidance_at_all_times_is_guidance_and_at_none_is_none(model):
     def shoot(**settings):
         return generate(model, ["a red ball"], RolloutConfig(steps=4, **settings), decode=False).latents
 
-    assert torch.equal(shoot(guidance=3.0), shoot(guidance=3.0, guided=(0.0, 1.0)))
-    assert torch.equal(shoot(guidance=3.0, guided=(0.0, 0.0)), shoot(guidance=1.0))
+    assert torch.equal(shoot(guidance=3.0), shoot(guidance=3.0, guidance_interval=(0.0, 1.0)))
+    assert torch.equal(shoot(guidance=3.0, guidance_interval=(0.0, 0.0)), shoot(guidance=1.0))
 
 
-@pytest.mark.parametrize("settings", [{"asked": 1}, {"guided": (0.6, 0.4)}, {"guided": (0.0, 1.5)}])
+@pytest.mark.parametrize(
+    "settings", [{"evaluations": 1}, {"guidance_interval": (0.6, 0.4)}, {"guidance_interval": (0.0, 1.5)}]
+)
 def test_settings_that_mean_nothing_are_refused(settings):
     with pytest.raises(ValueError, match=f"{next(iter(settings))} is"):
         RolloutConfig(**settings)

@@ -149,7 +149,7 @@ def test_an_untrained_step_or_none_leaves_no_last_update(config):
 def test_a_step_without_a_loss_is_counted_as_skipped(config):
     run = Run(config)
     for _ in run.steps([0], 1):
-        assert not run.update(None, ties=1.0)
+        assert not run.update(None, {"pairs/ties": 1.0})
     assert [row["train/skipped"] for row in rows(run.folder)] == [1, 1, 1]
     assert run.updates == 0
 
@@ -202,7 +202,7 @@ def test_weights_that_are_no_numbers_are_not_saved(config, group, worth):
 
     def spoil(step):
         for name in (third, second) if step == 1 else ():
-            run._weights()[group][name].data[-1, -1] = worth
+            run.checkpointer._weights()[group][name].data[-1, -1] = worth
 
     with pytest.raises(FloatingPointError) as refusal:
         train_on_a_weight(run, spoil)
@@ -310,7 +310,7 @@ def test_logs_that_cannot_be_written_do_not_keep_what_is_saved_from_being_told(c
     def fail():
         for step, _ in run.steps([0], 1):
             if step == 2:
-                os.dup2(os.open("/dev/full", os.O_WRONLY), run._metrics.fileno())
+                os.dup2(os.open("/dev/full", os.O_WRONLY), run.log._file.fileno())
             run.update(next(iter(run.policy.trainable.values())).sum())
 
     with pytest.raises(OSError, match="No space left") as failed, run:
@@ -331,7 +331,7 @@ def test_whatever_keeps_a_run_from_saving_is_not_told_instead_of_what_ended_it(c
                 raise ConnectionError("the critic is gone")
             run.update(next(iter(run.policy.trainable.values())).sum())
 
-    monkeypatch.setattr("besttake.training.run.save_checkpoint", fail)
+    monkeypatch.setattr("besttake.training.checkpointer.save_checkpoint", fail)
     with pytest.raises(ConnectionError, match="the critic is gone") as failed, run:
         train_a_step()
     assert failed.value.__notes__ == ["CUDA error; no step is saved"]

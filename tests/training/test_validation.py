@@ -30,14 +30,14 @@ def test_a_look_keeps_samples_and_says_what_every_critic_says(tmp_path, config, 
 
 
 def test_looks_at_one_policy_agree_and_see_the_average(tmp_path, config, policy):
-    monitor = Validator(config, policy, tmp_path, 0, "cpu")
-    first = monitor.validate(0)
-    assert monitor.validate(5) == first
+    validator = Validator(config, policy, tmp_path, 0, "cpu")
+    first = validator.validate(0)
+    assert validator.validate(5) == first
     for weight in policy.trainable.values():
         weight.data += torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))
-    assert monitor.validate(10) == first  # the average has not moved yet
+    assert validator.validate(10) == first  # the average has not moved yet
     policy.update_ema(1)
-    assert monitor.validate(15) != first
+    assert validator.validate(15) != first
 
 
 def test_no_looks_need_no_prompts_and_no_critics(tmp_path, policy):
@@ -46,10 +46,10 @@ def test_no_looks_need_no_prompts_and_no_critics(tmp_path, policy):
 
 def test_looks_are_at_the_runs_own_prompts_where_none_are_named(tmp_path, policy):
     config = ValidationConfig(count=2, rollout=RolloutConfig(steps=1))
-    monitor = Validator(config, policy, tmp_path, 0, "cpu", None, ["a dog", "a cat", "a cow"])
-    assert validation.prompts == ["a dog", "a cat"]
-    assert [reward.name for reward in validation.rewards] == ["dynamic-degree", "temporal-flicker", "motion-smoothness"]
-    assert "eval/motion-smoothness/motion smoothness" in monitor.validate(0)
+    validator = Validator(config, policy, tmp_path, 0, "cpu", None, ["a dog", "a cat", "a cow"])
+    assert validator.prompts == ["a dog", "a cat"]
+    assert [reward.name for reward in validator.rewards] == ["dynamic-degree", "temporal-flicker", "motion-smoothness"]
+    assert "eval/motion-smoothness/motion smoothness" in validator.validate(0)
     world = Validator(config, policy, tmp_path, 0, "cpu", "world", ["a dog"])
     assert world.prompts == read_prompts("world-validation")[:2]
     assert [reward.name for reward in world.rewards] == ["world", "heldout", "dynamic-degree"]
@@ -73,13 +73,13 @@ def test_videos_of_the_first_and_the_newest_looks_are_kept(tmp_path, config, pol
     for old in range(0, 60, 10):
         (tmp_path / "samples" / f"step-{old:08d}").mkdir(parents=True)
         (tmp_path / "samples" / f"step-{old:08d}" / "00.mp4").write_bytes(bytes(5000))
-    monitor = Validator(replace(config, keep=3, rewards=()), policy, tmp_path, 0, "cpu")
+    validator = Validator(replace(config, keep=3, rewards=()), policy, tmp_path, 0, "cpu")
     with caplog.at_level("INFO"):
-        monitor.validate(35)  # of a run that went back: the looks at later steps will come again
-    assert [int(path.name[5:]) for path in sorted(monitor.folder.iterdir())] == [0, 30, 35, 40, 50]
+        validator.validate(35)  # of a run that went back: the looks at later steps will come again
+    assert [int(path.name[5:]) for path in sorted(validator.folder.iterdir())] == [0, 30, 35, 40, 50]
     assert "2 old looks are removed, 10 kB (validation.keep is 3)" in caplog.text
     Validator(replace(config, keep=0, rewards=()), policy, tmp_path, 0, "cpu").validate(60)
-    assert len(list(monitor.folder.iterdir())) == 6
+    assert len(list(validator.folder.iterdir())) == 6
 
 
 @pytest.mark.parametrize("keep", [-1, 1])
