@@ -18,7 +18,7 @@ from torch import Tensor
 
 from besttake.algorithms.losses import check_dpo, dpo, sampled_errors
 from besttake.algorithms.negatives import NegativeSamples, negatives_folder
-from besttake.algorithms.real_clips import ClipBatch, empty_batch, encode_clips
+from besttake.algorithms.real_clips import ClipBatch, drop_captions, empty_batch, encode_clips
 from besttake.data.real import find_clips
 from besttake.evaluation.before_after import batches
 from besttake.models.policy import Policy, ema_decay_at
@@ -47,6 +47,8 @@ class Config(TrainConfig):
     """DPO-Positive: weight of its penalty; 0 = plain DPO, as in the paper. It holds down the winner's own error."""
     sft_weight: float = 0.0
     """Weight of the diffusion loss on the real clip."""
+    caption_dropout: float = 0.0
+    """Caption dropout: share of captions that become the empty prompt. It keeps guidance's meaning; 0.1 is usual."""
     timesteps_per_pair: int = 1
     """Noise/timestep samples per real clip."""
     t_low: float = 0.0
@@ -67,6 +69,9 @@ class Config(TrainConfig):
     def __post_init__(self):
         super().__post_init__()
         require(self.clips_per_step >= 1, "clips_per_step", self.clips_per_step, "1 or more")
+        require(
+            0 <= self.caption_dropout < 1, "caption_dropout", self.caption_dropout, "a share of the captions, in [0, 1)"
+        )
         check_dpo(self.beta, self.dpop_weight, self.timesteps_per_pair)
         require(self.negatives >= 1, "negatives", self.negatives, "1 or more")
         require(self.regenerate_every >= 0, "regenerate_every", self.regenerate_every, "0 or more")
@@ -112,6 +117,7 @@ def step(
     """
     generator = step_generator(key)
     condition = config.rollout.condition(policy.model, batch.captions, generator)
+    condition = drop_captions(policy.model, condition, config.caption_dropout, key)
     times = config.t_low, config.t_high, config.timesteps_per_pair
     errors = sampled_errors(policy, batch.clips, condition, generator, *times)
     loss, metrics = dpo(errors, config.beta, config.dpop_weight)

@@ -275,10 +275,30 @@ class VideoModel(ABC):
                 told |= self.first_frame_condition(pictures, frames, generator)
         return told
 
-    def encode_negative(self, n: int) -> Condition:
-        """What classifier-free guidance steers away from: the empty prompt, `n` times."""
+    negative_prompt: str = ""
+    """Negative prompt that the family is deployed with."""
+
+    @property
+    def default_negative_prompt(self) -> str:
+        """Negative prompt: the family's, unless the autoencoder's config has a `sample_negative_prompt`."""
+        return str(self.pipeline.vae.config.get("sample_negative_prompt") or self.negative_prompt)
+
+    def encode_negative(self, n: int, prompt: str | None = None) -> Condition:
+        """What classifier-free guidance steers away from, `n` times.
+
+        Args:
+            prompt: by default the model's own; "" is the empty prompt, the unconditional model.
+
+        Raises:
+            ValueError: it has more tokens than the text encoder reads.
+        """
+        if prompt and (tokens := self.count_tokens(prompt)) > self.longest_prompt():
+            raise ValueError(
+                f"the negative prompt has {tokens} tokens; {self.source} reads {self.longest_prompt()}: shorten it"
+            )
+        text = self.default_negative_prompt if prompt is None else prompt
         with torch.no_grad():
-            return {name: value.repeat_interleave(n, 0) for name, value in _joined(self._text_of([""])).items()}
+            return {name: value.repeat_interleave(n, 0) for name, value in _joined(self._text_of([text])).items()}
 
     def _text_of(self, prompts: Sequence[str]) -> list[Condition]:
         """Embeddings of each prompt, encoded one by one, so that none depends on its neighbours; the last are kept."""

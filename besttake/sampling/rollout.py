@@ -36,7 +36,7 @@ from besttake.types import Condition, Latent, Prompt, Video
 log = logging.getLogger(__name__)
 
 
-INHERITED = ("steps", "guidance", "frames", "height", "width", "batch", "compile", "strength")
+INHERITED = ("steps", "guidance", "negative_prompt", "frames", "height", "width", "batch", "compile", "strength")
 """What validation and evaluation take from a run's rollout: what its videos are like, and how much memory there is."""
 
 
@@ -52,6 +52,8 @@ class RolloutOverrides:
     """Sampling steps; whatever is left out is as in the run's `rollout`."""
     guidance: float | None = None
     """Classifier-free guidance scale; 1 = none, half the cost."""
+    negative_prompt: str | None = None
+    """Negative prompt, which guidance steers away from; by default the model's own, mostly the empty one."""
     frames: int | None = None
     """Frames of a video."""
     height: int | None = None
@@ -190,7 +192,9 @@ def plan_rows(model: VideoModel, prompts: list[str], config: RolloutConfig, n: i
     shape = tuple(model.latent_shape(*config.size(model)))
     condition = {name: value.repeat_interleave(n, 0) for name, value in config.condition(model, prompts).items()}
     guided = config.scale(model) != 1 and not model.embeds_guidance
-    negative = model.encode_negative(1) if guided else None
+    if config.negative_prompt and model.embeds_guidance:
+        raise ValueError(f"rollout.negative_prompt is given, and {model.source} knows none: its guidance is distilled")
+    negative = model.encode_negative(1, config.negative_prompt) if guided else None
     source = encode_sources(model, prompts, config)
     generators = [keyed_generator(*seed, zlib.crc32(prompt.encode()), k) for prompt in prompts for k in range(n)]
     rows = [prompt for prompt in prompts for _ in range(n)]
