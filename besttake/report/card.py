@@ -65,7 +65,7 @@ def model_card(run: RunFolder, weights: str) -> str:
     )
     parts = [
         f"---\n{data.to_yaml()}\n---",
-        f"# {run.path.resolve().name}",
+        f"# {Path(weights).name if _is_hub_id(weights) else run.path.resolve().name}",
         f"{'A LoRA of' if lora else 'A fine-tune of'} `{base}`, trained by {name}"
         f"{f' ([arXiv {paper}](https://arxiv.org/abs/{paper}))' if paper else ''} with besttake {__version__}.",
         f"## Use\n\n```python\n{snippet(run, weights)}```",
@@ -97,6 +97,7 @@ def snippet(run: RunFolder, weights: str) -> str:
     names = {"steps": "num_inference_steps", "guidance": "guidance_scale", "frames": "num_frames"}
     named = {names.get(key, key): rollout.get(key) for key in ("frames", "height", "width", "steps", "guidance")}
     lines += [f"    prompt={prompt!r},", *(['    image=load_image("first_frame.png"),'] if frame else [])]
+    lines += [f"    negative_prompt={rollout['negative_prompt']!r},"] if rollout.get("negative_prompt") else []
     lines += [f"    {key}={value}," for key, value in named.items() if value is not None]
     return "\n".join([*lines, ").frames[0]", f'export_to_video(video, "video.mp4", fps={_fps(run)})']) + "\n"
 
@@ -151,7 +152,7 @@ def _figures(run: RunFolder) -> str:
         return found.sentence
     before, after = run.summary["before"], run.summary["after"]
     rows = [
-        f"| {shown_name(name, None)} | {shown(name, before[name])} | {shown(name, after[name])} "
+        f"| {shown_name(name, None).replace('_', ' ')} | {shown(name, before[name])} | {shown(name, after[name])} "
         f"| {difference(name, before[name], after[name])} |"
         for name in measures(run)[:MOST]
     ]

@@ -61,6 +61,7 @@ def test_metadata_are_of_the_base_and_the_method(trained, tmp_path):
         "tags": ["besttake", "lora", "sft"],
     }
     assert 'pipe.load_lora_weights("me/mine")' in card.content
+    assert card.content.partition("\n# ")[2].startswith("mine\n")
 
 
 def test_a_base_on_the_hub_is_named(trained, tmp_path):
