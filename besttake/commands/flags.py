@@ -69,7 +69,9 @@ def with_new_flags(arguments: Sequence[str]) -> list[str]:
             raise ValueError(f"{flag} is gone; leave it out")
         if today != name:
             log.warning("%s is the old name of --%s", flag, today)
-            flag = f"--{today}"
+            section, dot, last = today.rpartition(".")
+            off = "no-" if re.search(r"(^--|\.)no[-_]", flag) else ""
+            flag = f"--{section}{dot}{off}{last}"
         found.append(f"{flag}{equals}{value}")
     return found
 

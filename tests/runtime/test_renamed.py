@@ -1,0 +1,88 @@
+"""Settings and metrics by their former names."""
+
+import dataclasses
+import typing
+
+import pytest
+import yaml
+
+from besttake.algorithms import algorithms
+from besttake.commands.cli import read_recipe, with_flags
+from besttake.runtime.configuration import fingerprint, to_dict
+from besttake.runtime.renamed import REMOVED, RENAMED, new_name, with_new_metrics, with_new_names, with_old_names
+
+FINGERPRINTS = {  # of the shipped recipes, from before any setting was renamed: what their checkpoints hold
+    "dpo-tiny": "337054d62a1cb08c",
+    "onlinevpo-cogvideox-2b": "b515679b71bdbce2",
+    "onlinevpo-opensora": "6feeff8a33569a82",
+    "onlinevpo-tiny": "b7ab09bbea178319",
+    "onlinevpo-wan-1.3b": "748feefd46031485",
+    "onlinevpo-wan-5b": "db700c2baac94788",
+    "realdpo-cogvideox-5b-i2v": "10909474ebdf13bc",
+    "realdpo-tiny": "670cb205fbb26ab4",
+    "realdpo-wan-1.3b": "68ee49558a897559",
+    "sft-tiny": "fba1e8bcfca36c63",
+}
+
+
+@pytest.mark.parametrize("recipe", FINGERPRINTS)
+def test_checkpoints_from_before_stay_the_runs_own(recipe):
+    assert fingerprint(read_recipe(recipe)) == FINGERPRINTS[recipe]
+
+
+def settings(kind, head=""):
+    for field, hint in typing.get_type_hints(kind).items():
+        yield f"{head}{field}"
+        if dataclasses.is_dataclass(hint):
+            yield from settings(hint, f"{head}{field}.")
+
+
+def test_every_old_name_leads_to_a_setting_and_is_none():
+    known = {name for module in algorithms().values() for name in settings(module.Config)}
+    assert set(RENAMED.values()) <= known
+    assert not known & (RENAMED.keys() | REMOVED.keys())
+
+
+def test_a_recipe_by_its_old_names_is_the_recipe_with_one_warning(tmp_path, caplog):
+    recipe = read_recipe("onlinevpo-tiny")
+    values = with_old_names(to_dict(recipe), "onlinevpo")
+    assert {"monitor", "guard", "draws", "by_turns"} <= values.keys()
+    (tmp_path / "old.yaml").write_text(yaml.safe_dump({"algorithm": "onlinevpo", **values}))
+    assert read_recipe(str(tmp_path / "old.yaml")) == recipe
+    (warning,) = [message for message in caplog.messages if "old names" in message]
+    assert "policy.average -> policy.ema_decay" in warning
+    assert "rollout.shared (gone)" in warning
+
+
+def test_settings_of_rollouts_are_renamed_wherever_they_are(caplog):
+    values = {"monitor": {"rollout": {"asked": 3}, "guard": {"stop": True}}, "evaluation": {"rollout": {"guided": [0, 1]}}}
+    expected = {"validation": {"rollout": {"evaluations": 3}, "guard": {"stop": True}}}
+    assert with_new_names(values, "x.yaml") == expected | {"evaluation": {"rollout": {"guidance_interval": [0, 1]}}}
+    assert new_name("monitor.guard.stop") == "validation.guard.stop"
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"guard": 1.0, "dpop_weight": 1.0}, "'guard' is the old name of 'dpop_weight', and both are given"),
+        ({"rollout": {"shared": 0.25}}, "'rollout.shared' is gone, and 0.25 is not its default"),
+        ({"preview_at": 0.5, "preview_keeps": 2}, "'preview_at' is gone, and 0.5 is not its default"),
+    ],
+)
+def test_what_cannot_be_mapped_is_refused(values, words):
+    with pytest.raises(ValueError, match=words):
+        with_new_names(values, "x.yaml")
+
+
+def test_flags_by_their_old_names(caplog):
+    config = with_flags(read_recipe("onlinevpo-tiny"), ["--guard", "2", "--monitor.every=7", "--no-by-turns"], "train")
+    assert (config.dpop_weight, config.validation.every, config.offload_idle) == (2.0, 7, False)
+    assert "--guard is the old name of --dpop_weight" in caplog.text
+    with pytest.raises(ValueError, match=r"--rollout\.shared is gone"):
+        with_flags(config, ["--rollout.shared", "0.5"], "train")
+
+
+def test_columns_of_older_runs_are_read_by_todays_names():
+    row = {"step": 1, "loss": 0.7, "reward": 2.0, "reward/world": 3.0, "monitor/world/text alignment": 1.0}
+    expected = {"step": 1, "train/loss": 0.7, "reward/mean": 2.0, "reward/world": 3.0, "eval/world/text alignment": 1.0}
+    assert with_new_metrics(row) == expected
