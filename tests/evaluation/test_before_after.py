@@ -11,7 +11,6 @@ from besttake.evaluation.before_after import (
     Critics,
     EvaluateConfig,
     base_model,
-    check_evaluation,
     joined,
     sample_videos,
     trained_model,
@@ -57,11 +56,6 @@ def test_a_run_in_tiles_is_evaluated_in_tiles(run, model_folder):
     write_config(TrainConfig(model=str(model_folder("tiny-cogvideox")), tiling=True), folder / "config.yaml")
     assert base_model(folder).tiled
     assert trained_model(folder).tiled
-
-
-def test_an_evaluation_measures_whole_clips(cogvideox):
-    with pytest.raises(ValueError, match=r"evaluation\.rollout\.decoded is 2; whole clips are measured"):
-        check_evaluation(EvaluateConfig(rollout=RolloutConfig(decoded=2)), cogvideox, PROMPTS, (4, 16, 16))
 
 
 def test_one_clip_is_no_evaluation():

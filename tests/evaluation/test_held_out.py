@@ -159,19 +159,19 @@ def test_a_run_is_watched_and_measured_as_it_samples_and_on_its_own_prompts(conf
     rollout = RolloutConfig(steps=2, frames=4, height=32, width=16, batch=3)
     watched = replace(config, rollout=rollout, validation=ValidationConfig(count=3))
     run = Run(watched, MANY)
-    assert run.validation.prompts == run.chosen.prompts[:3]
-    assert [reward.name for reward in run.validation.rewards] == [
+    assert run.validator.prompts == run.chosen.prompts[:3]
+    assert [reward.name for reward in run.validator.rewards] == [
         "dynamic-degree",
         "temporal-flicker",
         "motion-smoothness",
     ]
-    assert run.validation.rollout == rollout
+    assert run.validator.rollout == rollout
     assert run.config.evaluation_config.rollout == rollout
     named = replace(watched, out=config.out / "named", evaluation=EvaluateConfig("world-test"))
     run = Run(named, MANY)
     assert run.data == MANY
     assert run.chosen.source == "world-test"
-    assert set(run.validation.prompts) < set(MANY)
+    assert set(run.validator.prompts) < set(MANY)
 
 
 def test_captions_of_clips_that_are_held_out_are_not_trained_on(config, tmp_path):

@@ -155,7 +155,7 @@ def _put(values, path, new):
         ("seed: 010", "'seed' in line 1 is 010, which YAML takes for a number to the base of 8"),
         ("seed: -017", "'seed' in line 1 is -017"),
         ("tiling: yes", "'tiling' in line 1 is yes, which YAML takes for true or false"),
-        ("policy: {halve: off}", "'policy.halve_on_oom' in line 1 is off"),
+        ("policy: {halve_on_oom: off}", "'policy.halve_on_oom' in line 1 is off"),
         ("dtype: No", "'dtype' in line 1 is No"),
         ("on: 1", "'on' in line 1 is on"),
         ("rewards: [world, on]", r"'rewards\[1\]' in line 1 is on"),

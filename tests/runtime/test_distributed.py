@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from besttake.algorithms.takes import NegativeSamples
 from safetensors.torch import load_file, save_file
 
 from besttake.algorithms import offline_dpo, onlinevpo, realdpo, sft
 from besttake.algorithms.losses import denoising_errors
+from besttake.algorithms.negatives import NegativeSamples
 from besttake.algorithms.real_clips import encode_clips
 from besttake.commands import cli
 from besttake.data.real import find_clips

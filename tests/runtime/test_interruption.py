@@ -26,6 +26,8 @@ from besttake.runtime.configuration import to_yaml
 from besttake.runtime.distributed import ParallelConfig
 from besttake.sampling.rollout import RolloutConfig, RolloutOverrides
 from besttake.training import checkpoint, run, validation
+from besttake.training.checkpointer import Checkpointer
+from besttake.training.metrics import MetricsLog
 from besttake.training.run import OptimConfig
 from besttake.training.validation import ValidationConfig
 from tests.processes import launch
@@ -82,7 +84,7 @@ MOMENTS = {
     "backward": (run, "backward", 2, 1),
     "clipping": (torch.nn.utils, "clip_grad_norm_", 1, 1),
     "updating": (torch.optim.AdamW, "step", 1, 2),
-    "averaging": (Policy, "update_average", 1, 2),
+    "averaging": (Policy, "update_ema", 1, 2),
     "refreshing": (AdapterReference, "refresh", 1, 2),
     "a look": (validation, "generate", 2, 2),
     "writing a clip": (validation, "write_video", 2, 2),
@@ -93,7 +95,8 @@ MOMENTS = {
 """What is called then, which of its calls a signal comes in, and the step that is saved."""
 STRIKES = MOMENTS | {
     "the first sampling": (onlinevpo, "generate", 1, 0),
-    "comparing": (run.Run, "_compare_weights", 2, 2),  # the first is at the start
+    "logging": (MetricsLog, "write", 3, 2),  # of the second step; the first two are of validation and the first step
+    "comparing": (Checkpointer, "compare_weights", 2, 2),  # the first is at the start
 }
 
 
@@ -324,6 +327,14 @@ def test_the_process_that_is_left_saves(config, dead, tmp_path):
     assert endings[1 - dead].code == 1
     assert "goes on from step 2, in" in endings[1 - dead].said.replace("\n", "")
     assert saved(cut.out) == [2]
+
+
+def test_a_row_that_process_0_was_killed_before_writing_is_written(config, tmp_path):
+    cut = replace(config, out=tmp_path / "cut")
+    dead, left = launch(2, struck, cut, "logging", 0, signal.SIGKILL)
+    assert (dead.code, left.code) == (-signal.SIGKILL, 1)
+    assert saved(cut.out) == [2], left.said
+    assert [row["step"] for row in rows(cut.out)] == [0, 0, 1]
 
 
 def gone_as_weights_are_compared(config):

@@ -138,7 +138,9 @@ def test_gradients_of_earlier_steps_are_not_lost_nor_counted_twice(train, room, 
 
 
 @pytest.mark.parametrize("where", ["forward", "backward"])
-@pytest.mark.parametrize(("flags", "clips"), [(["--policy.micro_batch_size", "1"], 0), (["--policy.no-halve"], 1)])
+@pytest.mark.parametrize(
+    ("flags", "clips"), [(["--policy.micro_batch_size", "1"], 0), (["--policy.no-halve-on-oom"], 1)]
+)
 def test_it_is_not_done_unasked_and_one_clip_is_not_halved(train, room, where, flags, clips, capsys, caplog):
     room[where] = clips
     assert train(*flags)[0] == 1
@@ -213,7 +215,7 @@ def test_nothing_is_kept_of_the_clips_that_were_too_many(cogvideox, room, monkey
         held.append(peak.bytes)
         replay(*args)
 
-    monkeypatch.setattr(losses, "replay", watched)
+    monkeypatch.setattr(losses, "recompute", watched)
     gc.collect()
     gc.disable()  # memory comes back when it is given back, not when somebody looks for it
     try:

@@ -55,7 +55,10 @@ def test_a_recipe_by_its_old_names_is_the_recipe_with_one_warning(tmp_path, capl
 
 
 def test_settings_of_rollouts_are_renamed_wherever_they_are(caplog):
-    values = {"monitor": {"rollout": {"asked": 3}, "guard": {"stop": True}}, "evaluation": {"rollout": {"guided": [0, 1]}}}
+    values = {
+        "monitor": {"rollout": {"asked": 3}, "guard": {"stop": True}},
+        "evaluation": {"rollout": {"guided": [0, 1]}},
+    }
     expected = {"validation": {"rollout": {"evaluations": 3}, "guard": {"stop": True}}}
     assert with_new_names(values, "x.yaml") == expected | {"evaluation": {"rollout": {"guidance_interval": [0, 1]}}}
     assert new_name("monitor.guard.stop") == "validation.guard.stop"
