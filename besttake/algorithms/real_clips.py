@@ -23,7 +23,6 @@ from besttake.sampling.rollout import RolloutConfig, keyed_generator
 from besttake.training.run import Run
 from besttake.types import Condition, Prompt
 
-
 DROPOUT = 4_294_967_291
 """What the random numbers are keyed on, by which captions are dropped."""
 

@@ -30,7 +30,9 @@ class RealClip:
 
 
 def find_clips(source: str | Path, *, skip_bad: bool = False) -> list[RealClip]:
-    """The captioned clips of a folder, a table file or a dataset ("hf:...", see `hub`); every video is read through once, undecoded.
+    """The captioned clips of a folder, a table file or a dataset ("hf:...", see `hub`).
+
+    Every video is read through once, undecoded.
 
     Args:
         skip_bad: leave out clips without a caption or a readable video, with a warning, instead of failing.

@@ -81,8 +81,9 @@ def snippet(run: RunFolder, weights: str) -> str:
     prompt = str(run.prompts[0] if run.prompts else "a dog runs on a beach")
     if pipeline and not hasattr(diffusers, pipeline):
         place = f'"{weights}"' if Path(weights).is_dir() else f'snapshot_download("{weights}")'
-        loading = "import besttake as bt\nfrom huggingface_hub import snapshot_download\n\n"
-        return f'{loading}model = bt.load_model("{base}", adapter={place})\nvideos = bt.generate(model, {prompt!r}).videos\n'
+        lines = ["import besttake as bt", "from huggingface_hub import snapshot_download", ""]
+        lines += [f'model = bt.load_model("{base}", adapter={place})', f"videos = bt.generate(model, {prompt!r}).videos"]
+        return "\n".join(lines) + "\n"
     lines = ["import torch", "from diffusers import DiffusionPipeline", "from diffusers.utils import export_to_video"]
     frame = "ImageToVideo" in pipeline
     lines[-1] += ", load_image" if frame else ""
@@ -103,7 +104,7 @@ def snippet(run: RunFolder, weights: str) -> str:
 
 
 def licence_of(base: str) -> str | None:
-    """The licence of a model, as its card says it on this machine or in the hub's cache; None where nothing is known."""
+    """The licence of a model, as its card in its folder or the hub's cache says; None where nothing is known."""
     folder = embedded_model(base)
     if folder != base:
         return "apache-2.0"  # besttake's own
