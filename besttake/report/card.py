@@ -82,7 +82,10 @@ def snippet(run: RunFolder, weights: str) -> str:
     if pipeline and not hasattr(diffusers, pipeline):
         place = f'"{weights}"' if Path(weights).is_dir() else f'snapshot_download("{weights}")'
         lines = ["import besttake as bt", "from huggingface_hub import snapshot_download", ""]
-        lines += [f'model = bt.load_model("{base}", adapter={place})', f"videos = bt.generate(model, {prompt!r}).videos"]
+        lines += [
+            f'model = bt.load_model("{base}", adapter={place})',
+            f"videos = bt.generate(model, {prompt!r}).videos",
+        ]
         return "\n".join(lines) + "\n"
     lines = ["import torch", "from diffusers import DiffusionPipeline", "from diffusers.utils import export_to_video"]
     frame = "ImageToVideo" in pipeline
