@@ -93,14 +93,21 @@ def new_name(name: str) -> str | None:
 
 def with_old_names(values: Mapping[str, Any], algorithm: str) -> dict[str, Any]:
     """A config's values by their first names, by which a run's identity is hashed: old checkpoints stay its own."""
-    first = {new: old for old, new in RENAMED.items()}
-    flat = {first.get(name, name): value for name, value in _flattened(values)}
+    flat = {_old_name(name): value for name, value in _flattened(values)}
     for name, off in REMOVED.items():
         if (name.startswith("rollout.") and "rollout" in values) or (
             name.startswith("preview") and algorithm == "onlinevpo"
         ):
             flat.setdefault(name, off)
     return _nested(flat)
+
+
+def _old_name(name: str) -> str:
+    section, _, rest = name.partition(".")
+    if section in ("validation", "evaluation") and rest:
+        first = "monitor" if section == "validation" else section
+        return f"{first}.{_old_name(rest) if rest.startswith('rollout.') else rest}"
+    return next((old for old, new in RENAMED.items() if new == name), name)
 
 
 def with_new_metrics(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -68,7 +68,8 @@ class MetricsLog:
         rows = [json.dumps(row) for row in self._newest if row["step"] < step]
         if missing := [row for row in rows if row not in text.splitlines()]:
             with self.path.open("a") as file:
-                file.write("".join(f"\n{row}" for row in missing) + "\n")  # on a new line, should the last be cut short
+                file.write("" if text.endswith("\n") else "\n")  # should the last line be cut short
+                file.write("".join(f"{row}\n" for row in missing))
 
     def close(self) -> None:
         """Write nothing any more."""

@@ -26,7 +26,6 @@ from besttake.rewards.panel import RewardConfig
 from besttake.runtime.configuration import to_yaml
 from besttake.runtime.distributed import ParallelConfig, backward, bit_checksum, init_processes
 from besttake.sampling.rollout import RolloutConfig, generate
-from besttake.sampling.step_cache import CacheConfig
 from besttake.training import run, validation
 from besttake.training.run import OptimConfig, Run
 from besttake.training.validation import ValidationConfig
@@ -524,14 +523,14 @@ def test_a_critic_that_dies_on_one_process_stops_all_and_no_step_is_lost(short, 
 
 def with_a_full_disk(config):
     """The second process can write no large file once a checkpoint is there."""
-    save = run.save_checkpoint
+    save = checkpointer.save_checkpoint
 
     def full(folder, step, *arguments):
         if rank() == 1 and step == 2:
             resource.setrlimit(resource.RLIMIT_FSIZE, (2000, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
         save(folder, step, *arguments)
 
-    run.save_checkpoint = full
+    checkpointer.save_checkpoint = full
     return started(config)
 
 
@@ -554,11 +553,8 @@ def test_what_processes_have_together_must_divide_them(monkeypatch, name):
 
 
 def test_what_does_not_go_with_shards_is_refused(short):
-    first_block = RolloutConfig(cache=CacheConfig("first-block"))
-    with pytest.raises(ValueError, match=r"does not go with policy.offload, rollout.cache.name: first-block"):
-        replace(short, parallel=ParallelConfig(2), policy=PolicyConfig(offload=True), rollout=first_block)
-    with pytest.raises(ValueError, match=r"does not go with rollout.cache.name: first-block"):
-        replace(short, parallel=ParallelConfig(context=2), policy=PolicyConfig(offload=True), rollout=first_block)
+    with pytest.raises(ValueError, match=r"parallel.shard is 2, which does not go with policy.offload"):
+        replace(short, parallel=ParallelConfig(2), policy=PolicyConfig(offload=True))
     full = PolicyConfig("full", reference_device="cpu")
     with pytest.raises(ValueError, match=r"does not go with policy.reference_device: cpu, optim.use_8bit_adam"):
         replace(short, parallel=ParallelConfig(2), policy=full, optim=OptimConfig(use_8bit_adam=True))
