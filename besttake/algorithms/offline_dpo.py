@@ -32,21 +32,21 @@ class Config(TrainConfig):
     """Offline Diffusion-DPO."""
 
     data: str = "pairs.jsonl"
-    """File of preference pairs: a prompt, a winner and its losers a line."""
+    """Preference pairs: a .jsonl file, or hf:USER/NAME. A line is a prompt, a winner and its losers."""
     skip_bad: bool = False
-    """Leave out pairs with an over-long prompt or unreadable clips, with a warning, instead of stopping."""
+    """Leave out unusable pairs, with a warning: too long a prompt, or unreadable clips."""
     pairs_per_step: int = 4
     """Preference pairs trained on in a step."""
     beta: float = 500.0
-    """DPO's beta: a smaller one lets the policy move further from its reference."""
+    """DPO's beta; the larger, the closer the policy stays to its reference."""
     dpop_weight: float = 0.0
-    """DPO-Positive: penalty on a winner's error above the reference's; 0 = plain DPO, as in the paper."""
+    """DPO-Positive: weight of its penalty; 0 = plain DPO, as in the paper. It holds down the winner's own error."""
     margin: float = 0.0
-    """Pairs whose scores differ by less are left out."""
+    """Smallest score difference in a pair; pairs below it are left out."""
     timesteps_per_pair: int = 1
     """Noise/timestep samples per pair."""
     refresh_every: int = 0
-    """Updates between copies of the policy into the reference; 0 = fixed reference, as in the paper."""
+    """Updates between refreshes of the reference; 0 = fixed, as in the paper. It becomes a copy of the policy."""
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     """Gives the size of the clips."""
 

@@ -35,25 +35,27 @@ class Config(TrainConfig):
     """OnlineVPO."""
 
     data: str = "world-train"
-    """File of prompts, one a line, or the name of an embedded list."""
+    """Prompts: a file, an embedded list, or hf:USER/NAME. One prompt a line; of datasets see docs/data.md."""
     skip_bad: bool = False
-    """Leave out prompts that are too long or lack their first frame, with a warning, instead of stopping."""
+    """Leave out unusable prompts, with a warning: too long, or without the first frame they need."""
     prompts_per_step: int = 4
     """Prompts sampled in a step."""
     candidates: int = 4
     """Candidate videos per prompt; the best is paired with the worst."""
     beta: float = 500.0
-    """DPO's beta: a smaller one lets the policy move further from its reference."""
+    """DPO's beta; the larger, the closer the policy stays to its reference."""
     dpop_weight: float = 0.0
-    """DPO-Positive: penalty on a winner's error above the reference's; 0 = plain DPO, as in the paper."""
+    """DPO-Positive: weight of its penalty; 0 = plain DPO, as in the paper. It holds down the winner's own error."""
     margin: float = 0.0
-    """Smallest difference of scores within a pair; pairs at or below it are dropped."""
+    """Smallest score difference in a pair; pairs at or below it are dropped."""
     timesteps_per_pair: int = 1
     """Noise/timestep samples per pair."""
     refresh_every: int = 20
-    """Updates between copies of the policy into the reference (the curriculum); 0 = fixed reference."""
+    """Updates between refreshes of the reference; 0 = fixed. It becomes a copy of the policy: the curriculum."""
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    """How candidates are sampled."""
     reward: RewardConfig = field(default_factory=RewardConfig)
+    """Which critics rank the candidates."""
 
     def __post_init__(self):
         super().__post_init__()

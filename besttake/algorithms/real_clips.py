@@ -19,9 +19,12 @@ from besttake.data.real import RealClip, load_real
 from besttake.data.video import check_length
 from besttake.models import VideoModel
 from besttake.runtime.distributed import check_equal_items, raise_on_all, shard_items
-from besttake.sampling.rollout import RolloutConfig
+from besttake.sampling.rollout import RolloutConfig, keyed_generator
 from besttake.training.run import Run
-from besttake.types import Prompt
+from besttake.types import Condition, Prompt
+
+DROPOUT = 4_294_967_291
+"""What the random numbers are keyed on, by which captions are dropped."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,25 @@ def encode_clips(run: Run, clips: Sequence[RealClip], size: RolloutConfig, skip_
             clips, latents = load(clips)
     check_equal_items("the clips that can be used", (f"{clip.caption!r}, {clip.path.name}" for clip in clips))
     return ClipBatch([shown_first_frame(run.model, clip.caption, clip.path) for clip in clips], latents[:, None])
+
+
+def drop_captions(model: VideoModel, condition: Condition, share: float, key: tuple[int, int]) -> Condition:
+    """The condition with a share of its rows' captions replaced by the empty prompt, as classifier-free guidance needs.
+
+    Args:
+        key: the seed and the number of the step, from which the choice follows; no other random number changes.
+    """
+    if not share:
+        return condition
+    empty = model.encode_negative(1, "")
+    rows = len(next(iter(condition.values())))
+    dropped = torch.rand(rows, generator=keyed_generator(*key, DROPOUT)) < share
+
+    def mixed(name: str, value: Tensor) -> Tensor:
+        choice = dropped.to(value.device).view(-1, *[1] * (value.ndim - 1))
+        return torch.where(choice, empty[name].to(value).expand_as(value), value)
+
+    return condition | {name: mixed(name, condition[name]) for name in empty}
 
 
 def visible_part(file: Path) -> str:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from besttake.algorithms.losses import check_dpo, dpo, sampled_errors
 from besttake.algorithms.negatives import NegativeSamples, negatives_folder
-from besttake.algorithms.real_clips import ClipBatch, empty_batch, encode_clips
+from besttake.algorithms.real_clips import ClipBatch, drop_captions, empty_batch, encode_clips
 from besttake.data.real import find_clips
 from besttake.evaluation.before_after import batches
 from besttake.models.policy import Policy, ema_decay_at
@@ -32,40 +32,46 @@ class Config(TrainConfig):
     """RealDPO."""
 
     data: str = "world"
-    """Folder or table of real clips and their captions."""
+    """Real clips and captions: a folder, a table, or hf:USER/NAME."""
     skip_bad: bool = False
-    """Leave out clips that are unreadable, too short or too long of caption, with a warning, instead of stopping."""
+    """Leave out unusable clips, with a warning: unreadable, too short, or with too long a caption."""
     clips_per_step: int = 4
     """Real clips trained on in a step."""
     negatives: int = 3
     """Negative samples per real clip."""
     regenerate_every: int = 50
-    """Steps between new negative samples from the current policy; 0 = sampled once, before training."""
+    """Steps between new negative samples; 0 = sampled once. They are of the policy as it is then."""
     beta: float = 100.0
-    """DPO's beta: a smaller one lets the policy move further from its reference."""
+    """DPO's beta; the larger, the closer the policy stays to its reference."""
     dpop_weight: float = 0.0
-    """DPO-Positive: penalty on a winner's error above the reference's; 0 = plain DPO, as in the paper."""
+    """DPO-Positive: weight of its penalty; 0 = plain DPO, as in the paper. It holds down the winner's own error."""
     sft_weight: float = 0.0
     """Weight of the diffusion loss on the real clip."""
+    caption_dropout: float = 0.0
+    """Caption dropout: share of captions that become the empty prompt. It keeps guidance's meaning; 0.1 is usual."""
     timesteps_per_pair: int = 1
     """Noise/timestep samples per real clip."""
     t_low: float = 0.0
-    """Lowest training time; times are drawn from [t_low, t_high], in the paper the low-noise half, [0, 0.5]."""
+    """Lowest training time; 0 = no noise. The paper trains on the low-noise half, [0, 0.5]."""
     t_high: float = 1.0
     """Highest training time; 1 = noise."""
     reference: Literal["ema", "refresh", "fixed"] = "ema"
-    """Reference model: a moving average of the policy (ema), copies of it (refresh), or the base (fixed)."""
+    """Reference model: ema, refresh or fixed. A moving average of the policy, copies of it, or the base model."""
     reference_every: int = 10
     """Updates between changes of the reference."""
     reference_decay: float = 0.9
-    """theta_ref <- decay theta_ref + (1 - decay) theta, for `reference = "ema"`."""
+    """Decay of the reference's moving average. theta_ref <- decay theta_ref + (1 - decay) theta."""
     reference_warmup: bool = True
-    """Have the decay rise from 0, being at most (1 + n) / (10 + n) after n changes; in the paper it is one number."""
+    """Reference warm-up: the decay rises from 0. After n changes it is at most (1 + n) / (10 + n); not in the paper."""
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    """How negative samples are made, and the size of all clips."""
 
     def __post_init__(self):
         super().__post_init__()
         require(self.clips_per_step >= 1, "clips_per_step", self.clips_per_step, "1 or more")
+        require(
+            0 <= self.caption_dropout < 1, "caption_dropout", self.caption_dropout, "a share of the captions, in [0, 1)"
+        )
         check_dpo(self.beta, self.dpop_weight, self.timesteps_per_pair)
         require(self.negatives >= 1, "negatives", self.negatives, "1 or more")
         require(self.regenerate_every >= 0, "regenerate_every", self.regenerate_every, "0 or more")
@@ -111,6 +117,7 @@ def step(
     """
     generator = step_generator(key)
     condition = config.rollout.condition(policy.model, batch.captions, generator)
+    condition = drop_captions(policy.model, condition, config.caption_dropout, key)
     times = config.t_low, config.t_high, config.timesteps_per_pair
     errors = sampled_errors(policy, batch.clips, condition, generator, *times)
     loss, metrics = dpo(errors, config.beta, config.dpop_weight)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from besttake.algorithms.losses import draw_noise, sft_error
-from besttake.algorithms.real_clips import ClipBatch, empty_batch, encode_clips
+from besttake.algorithms.real_clips import ClipBatch, drop_captions, empty_batch, encode_clips
 from besttake.data.real import find_clips
 from besttake.models.policy import Policy
 from besttake.runtime.configuration import require
@@ -21,17 +21,22 @@ class Config(TrainConfig):
     """SFT."""
 
     data: str = "world"
-    """Folder or table of real clips and their captions."""
+    """Real clips and captions: a folder, a table, or hf:USER/NAME."""
     skip_bad: bool = False
-    """Leave out clips that are unreadable, too short or too long of caption, with a warning, instead of stopping."""
+    """Leave out unusable clips, with a warning: unreadable, too short, or with too long a caption."""
     clips_per_step: int = 8
     """Clips trained on in a step."""
+    caption_dropout: float = 0.0
+    """Caption dropout: share of captions that become the empty prompt. It keeps guidance's meaning; 0.1 is usual."""
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     """Gives the size of the clips."""
 
     def __post_init__(self):
         super().__post_init__()
         require(self.clips_per_step >= 1, "clips_per_step", self.clips_per_step, "1 or more")
+        require(
+            0 <= self.caption_dropout < 1, "caption_dropout", self.caption_dropout, "a share of the captions, in [0, 1)"
+        )
 
 
 def train(config: Config) -> Run:
@@ -55,6 +60,7 @@ def step(
     model, x_0, generator = policy.model, batch.clips[:, 0], step_generator(key)
     t = model.schedule_for(x_0.shape).sample_times(len(x_0), generator).to(x_0.device)
     condition = config.rollout.condition(model, batch.captions, generator)
+    condition = drop_captions(model, condition, config.caption_dropout, key)
     error = sft_error(policy, x_0, condition, t, draw_noise(x_0.shape, generator, like=x_0))
     return error.mean(), {}
 

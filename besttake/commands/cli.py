@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 
 from besttake import __version__
 from besttake.commands.flags import from_flags, names, plain_values, with_new_flags
+from besttake.commands.listings import RECIPES, card_table, critic_table, recipe_table
 from besttake.contracts import ContractError
 from besttake.runtime import console
 from besttake.runtime.configuration import algorithm_of, from_dict, is_shipped, read_yaml, to_yaml
@@ -25,23 +26,25 @@ from besttake.runtime.memory import ADVICE, out_of_memory
 from besttake.runtime.plugins import ALGORITHMS, offered
 from besttake.runtime.renamed import with_new_names
 
-RECIPES = Path(__file__).parents[1] / "recipes"
 DEMO = "onlinevpo-tiny"
+HELP = ("-h", "--help", "--help-all")
 
 USAGE = f"""besttake {__version__}: post-train video diffusion models on preferences
 
   besttake demo                    the main job on an embedded model, in minutes on two CPU cores
   besttake train RECIPE [flags]    train; the same command again resumes
-  besttake plan RECIPE [flags]     memory, seconds and hours on a card; what to do where it does not fit
-  besttake generate [flags]        shoot takes of prompts
+  besttake plan RECIPE [flags]     memory, seconds and hours on a card, and how to make it fit
+  besttake generate [flags]        sample videos of prompts
   besttake score FOLDER ...        what critics say of videos; write preference pairs
-  besttake score --benchmark FILE  which critics rank like people? on votes; --reward for each critic
+  besttake score --benchmark FILE  how well critics agree with human votes
   besttake serve CRITIC            let a critic be asked over HTTP, from other machines too
   besttake report RUN              measure a finished run and write its report.html
   besttake check critic|algorithm|model FILE   does what you wrote do what it must?
+  besttake push RUN USER/NAME      upload a run's adapter to the hub, with a model card
   besttake world clips|pretrain    the embedded world: write clean clips, train the shipped weights
 
-  besttake COMMAND --help          what a command takes
+  besttake train                   lists recipes; `besttake serve` critics, `besttake plan` cards
+  besttake COMMAND --help          the essential settings of a command; --help-all for all of them
 """
 
 
@@ -60,6 +63,11 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     if name not in COMMANDS:
         return _complain(f"there is no command '{name}'; there are {', '.join(COMMANDS)}", 2)
+    if listing := _listing(name, rest):
+        usage, table = listing
+        print(f"usage: {usage}\n")
+        console.out.print(table)
+        return 0
     try:
         console.quiet_libraries()
         COMMANDS[name](rest)
@@ -76,6 +84,17 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt as stopped:  # a run has told already what is saved
         return 130 if stopped.args else _complain("stopped", 130)
     return 0
+
+
+def _listing(command: str, rest: list[str]) -> tuple[str, Table] | None:
+    """What a command without its argument lists, and its usage; None where it has one."""
+    if command == "train" and (not rest or rest[0] in HELP):
+        return "besttake train RECIPE [flags]      besttake train RECIPE --help shows its settings", recipe_table()
+    if command == "serve" and not rest:
+        return "besttake serve CRITIC [flags]      a run elsewhere takes --reward.name http://HOST:PORT", critic_table()
+    if command == "plan" and rest in ([], ["--card"]):
+        return "besttake plan RECIPE [--card NAME] [--gpus N] [flags]", card_table()
+    return None
 
 
 def _told(error: BaseException, *lines: str) -> str:
@@ -101,12 +120,9 @@ def _complain_of_others(error: BaseException) -> int:
 
 def train(arguments: list[str]) -> None:
     """besttake train RECIPE [--field value ...] [--print-config]"""
-    if not arguments or arguments[0].startswith("-"):
-        _list_recipes()
-        if arguments and arguments[0] not in ("-h", "--help"):
-            raise ValueError("give a recipe before the flags: besttake train RECIPE [flags]")
-        return
     recipe, *flags = arguments
+    if recipe.startswith("-"):
+        raise ValueError("give a recipe before the flags: besttake train RECIPE [flags]")
     _train(read_recipe(recipe), flags, f"besttake train {recipe}")
 
 
@@ -155,9 +171,10 @@ def plan(arguments: list[str]) -> None:
     from besttake.plan import PlanConfig, make_plan
     from besttake.plan.table import as_json, table, times, verdict
 
-    if not arguments or arguments[0].startswith("-"):
-        from_flags(PlanConfig, ["--help"], "besttake plan RECIPE")
     recipe, *flags = arguments
+    if recipe.startswith("-"):
+        from_flags(PlanConfig, arguments, "besttake plan RECIPE")
+        raise ValueError("give a recipe before the flags: besttake plan RECIPE [flags]")
     values, rest = plain_values(PlanConfig, flags, f"besttake plan {recipe}", others=True)
     asked, config = from_dict(PlanConfig, values), with_flags(read_recipe(recipe), rest, f"besttake plan {recipe}")
     with console.status("running one step without weights"):
@@ -270,11 +287,6 @@ def _score_benchmark(arguments: list[str]) -> None:
 
 def serve(arguments: list[str]) -> None:
     """besttake serve CRITIC [--port N] [flags]"""
-    if not arguments:
-        print(
-            "usage: besttake serve CRITIC [flags]\n\nServe a critic; a run elsewhere takes --reward.name http://HOST:PORT."
-        )
-        return
     from besttake.rewards.remote.serving import ServeConfig, serve_critic
 
     serve_critic(from_flags(ServeConfig, arguments, "besttake serve"))
@@ -282,9 +294,11 @@ def serve(arguments: list[str]) -> None:
 
 def report(arguments: list[str]) -> None:
     """besttake report RUN [--field value ...]"""
+    from besttake.evaluation.before_after import EvaluateConfig
+
     if not arguments or arguments[0].startswith("-"):
-        print("usage: besttake report RUN [flags]\n\nMeasure a finished run; write its summary.json and report.html.")
-        return
+        from_flags(EvaluateConfig, arguments or ["--help"], "besttake report RUN")
+        raise ValueError("give a run before the flags: besttake report RUN [flags]")
     from besttake.report.folder import read_run
     from besttake.runtime.distributed import end_processes
 
@@ -314,6 +328,14 @@ def _report(folder: Path, config: Any) -> None:
     console.out.print(table)
     print(f"{said.word}: {said.sentence}")
     print(f"report: {page}")
+
+
+def push(arguments: list[str]) -> None:
+    """besttake push RUN USER/NAME [--private] [--dry-run FOLDER]"""
+    from besttake.commands.push import PushConfig
+    from besttake.commands.push import push as upload
+
+    print(upload(from_flags(PushConfig, arguments or ["--help"], "besttake push")))
 
 
 def world(arguments: list[str]) -> None:
@@ -356,14 +378,6 @@ def check(arguments: list[str]) -> None:
         raise ContractError(f"{failed} of the checks failed")
 
 
-def _list_recipes() -> None:
-    print("usage: besttake train RECIPE [flags]      besttake train RECIPE --help lists the flags\n")
-    table = Table("recipe", "what it is", box=None)
-    for file in sorted(RECIPES.glob("*.yaml")):
-        table.add_row(file.stem, file.read_text().splitlines()[0].lstrip("# "))
-    console.out.print(table)
-
-
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "demo": demo,
     "train": train,
@@ -371,6 +385,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "generate": generate,
     "score": score,
     "report": report,
+    "push": push,
     "serve": serve,
     "check": check,
     "world": world,

@@ -27,7 +27,8 @@ def from_flags(kind: type[C], arguments: Sequence[str], command: str, default: C
 
     Raises:
         ValueError: a flag is given twice, or `from_dict` rejects a value.
-        SystemExit: with status 2 and a message if an argument is unknown or invalid; with 0 after `--help`.
+        SystemExit: with status 2 and a message if an argument is unknown or invalid; with 0 after
+            `--help` or `--help-all`.
     """
     return from_dict(kind, plain_values(kind, with_new_flags(arguments, kind), command, default)[0])
 
@@ -40,6 +41,11 @@ def plain_values(
     Args:
         others: return unknown arguments instead of rejecting them.
     """
+    if asked := {"-h", "--help", "--help-all"} & set(arguments):
+        from besttake.commands.help import help_text  # which imports PyTorch
+
+        print(help_text(kind, command, default, everything="--help-all" in asked), end="")
+        raise SystemExit(0)
     refuse_repeated(kind, arguments)
     settings: dict[str, Any] = {"prog": command, "registry": _rules(), "return_unknown_args": others}
     settings |= {} if default is None else {"default": default}

@@ -46,16 +46,21 @@ class GenerateConfig:
     adapter: Path | None = None
     """Folder of a trained adapter: a run's `adapter/`."""
     out: Path = Path("samples")
+    """Folder of the videos."""
     n: int = 4
     """Videos per prompt."""
     count: int = 0
     """Number of prompts to use; 0 = all."""
     seed: int = 0
+    """Seed of the noise."""
     device: str = "auto"
+    """Where to compute: auto, cpu, cuda, cuda:1, mps."""
     dtype: Literal["float32", "bfloat16"] = "float32"
+    """Precision of the model's weights."""
     quantize: Quantization = "none"
-    """Quantization of the weights of the denoiser's blocks."""
+    """Quantization of the denoiser's blocks."""
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    """How videos are sampled."""
 
     def __post_init__(self):
         require(self.n >= 1, "n", self.n, "1 or more videos per prompt")
@@ -151,9 +156,13 @@ class ClipsConfig:
     """Write clean clips of the small world as real data: mp4 files and `metadata.csv`."""
 
     out: Path = Path("runs/world-clips")
+    """Folder of the clips."""
     split: Literal["train", "validation", "test"] = "train"
+    """Captions: of which of the world's splits."""
     count: int = 384
+    """Number of clips."""
     seed: int = 31
+    """Seed of the clips."""
 
 
 def write_clips(config: ClipsConfig) -> Path:
@@ -189,11 +198,13 @@ class PretrainConfig:
     """Train the embedded weights, part by part; the same command resumes."""
 
     part: Literal["vae", "denoiser", "critic-world", "critic-heldout", "export"]
-    """The part to train; `export` writes a model's trained parts into the package."""
+    """What to train; `export` writes the trained parts of a model into the package."""
     family: Literal["tiny-cogvideox", "tiny-wan"] = "tiny-cogvideox"
+    """Model whose parts are trained."""
     out: Path = Path("runs/pretrain")
     """Folder of checkpoints and loss curves."""
     threads: int = 2
+    """CPU threads."""
     steps: int | None = None
     """Total training steps of the denoiser; default: those of `tiny-cogvideox`."""
     start: Path | None = None

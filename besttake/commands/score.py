@@ -64,6 +64,7 @@ class ScoreConfig:
     grain: float = 1.0
     """Standard deviation of that noise in grey levels (of 255); 0 for a judge with a temperature."""
     device: str = "auto"
+    """Where to compute: auto, cpu, cuda, cuda:1, mps."""
 
     def __post_init__(self):
         if bool(self.folders) == bool(self.samples):

@@ -19,6 +19,7 @@ from typing import Any
 
 from besttake.data.faults import read_each
 from besttake.data.files import atomic, line_of, read_jsonl
+from besttake.data.hub import local_copy
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ def write_pairs(path: str | Path, pairs: Iterable[PreferencePair]) -> None:
 
 
 def read_pairs(path: str | Path, skip_bad: bool | None = None) -> list[PreferencePair]:
-    """Read and validate the pairs of a file; every video must exist.
+    """Read and validate the pairs of a file, or of a dataset ("hf:...", see `hub`); every video must exist.
 
     Args:
         skip_bad: leave out invalid lines with a warning; None: the caller has no such setting.
@@ -75,6 +76,7 @@ def read_pairs(path: str | Path, skip_bad: bool | None = None) -> list[Preferenc
         ValueError: lists file, lines and keys: not JSON, a key missing, unknown or of the wrong type, a number that is
             not finite, a winner among its losers, a missing video; or the file has no pairs.
     """
+    path = local_copy(path, "pairs")
     rows, folder = read_jsonl(path, skip_bad), Path(path).parent
     pairs = read_each(
         rows, lambda row: _pair(row[1], folder), f"pairs of {path}", place=line_of(path), skip_bad=skip_bad

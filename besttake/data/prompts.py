@@ -10,6 +10,7 @@ import numpy as np
 
 from besttake.data.faults import read_each
 from besttake.data.files import content_hash, line_of, read_jsonl, read_text
+from besttake.data.hub import local_copy
 from besttake.runtime.configuration import require
 from besttake.runtime.embedded import embedded_prompts
 from besttake.types import Prompt
@@ -18,7 +19,7 @@ Item = TypeVar("Item")
 
 
 def read_prompts(path: str | Path, skip_bad: bool | None = None) -> list[str]:
-    """Read the prompts of a `.txt` (one per line), a `.jsonl`, or an embedded list.
+    """Read the prompts of a `.txt` (one per line), a `.jsonl`, an embedded list, or a dataset ("hf:...", see `hub`).
 
     An object of a `.jsonl` has a "prompt" and optionally a "first_frame" (an image or video file, for image-to-video)
     and a "source" (a video file, for video-to-video); paths are relative to the list. Blank lines are skipped.
@@ -31,7 +32,7 @@ def read_prompts(path: str | Path, skip_bad: bool | None = None) -> list[str]:
         ValueError: the file is missing, of another type or has no prompts; or, unless `skip_bad`, lists all lines
             without a prompt or with a missing file.
     """
-    path = embedded_prompts(str(path))
+    path = local_copy(embedded_prompts(str(path)), "prompts")
     suffix = Path(path).suffix.lower()
     if suffix == ".jsonl":
         rows, folder = read_jsonl(path, skip_bad), Path(path).parent

@@ -14,6 +14,7 @@ from torch import Tensor
 from besttake.data.cache import TensorCache
 from besttake.data.faults import read_each
 from besttake.data.files import content_hash
+from besttake.data.hub import local_copy
 from besttake.data.layouts import Entry, find_entries
 from besttake.data.video import probe, read_video
 from besttake.types import Video
@@ -29,7 +30,9 @@ class RealClip:
 
 
 def find_clips(source: str | Path, *, skip_bad: bool = False) -> list[RealClip]:
-    """The captioned clips of a folder or a table file; every video is read once without decoding.
+    """The captioned clips of a folder, a table file or a dataset ("hf:...", see `hub`).
+
+    Every video is read once without decoding.
 
     Args:
         skip_bad: leave out clips without a caption or a readable video, with a warning, instead of failing.
@@ -39,7 +42,7 @@ def find_clips(source: str | Path, *, skip_bad: bool = False) -> list[RealClip]:
             number; no clip is left; or, unless `skip_bad`, lists all clips with an empty caption or a video that is
             missing, unreadable, truncated, without frames, HDR or a picture.
     """
-    return read_each(find_entries(source), _clip, f"clips of {source}", skip_bad=skip_bad)
+    return read_each(find_entries(local_copy(source, "clips")), _clip, f"clips of {source}", skip_bad=skip_bad)
 
 
 def load_real(

@@ -60,7 +60,9 @@ class AgreementConfig:
     draws: int = 1000
     """Number of bootstrap samples."""
     seed: int = 0
+    """Seed of the bootstrap."""
     device: str = "auto"
+    """Where to compute: auto, cpu, cuda, cuda:1, mps."""
 
     def __post_init__(self):
         if len(set(self.reward)) < len(self.reward):

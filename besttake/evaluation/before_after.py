@@ -34,7 +34,7 @@ Items = TypeVar("Items", Tensor, list[str], list[int])
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """How a finished run is evaluated."""
+    """Evaluate a finished run, before against after training; write its summary.json and report.html."""
 
     prompts: str | None = None
     """File of prompts, one per line, or an embedded list; default: world-test for data of the embedded world, else a
@@ -42,11 +42,13 @@ class EvaluateConfig:
     count: int = 128
     """Largest number of prompts; one video is sampled for each."""
     seed: int = 777
+    """Seed of the noise; the same before and after training."""
     shown: int = 12
     """Number of videos in the report."""
     rewards: tuple[str, ...] = ()
     """Critics; default: the analytic ones, and for the embedded world also its own two."""
     rollout: RolloutOverrides = field(default_factory=RolloutOverrides)
+    """How the evaluation samples otherwise than the run."""
 
     def __post_init__(self):
         require(self.count >= 2, "count", self.count, "2 or more")

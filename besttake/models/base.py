@@ -199,10 +199,30 @@ class VideoModel(ABC):
         """
         return self.prompts.encode(prompts, size, generator)
 
-    def encode_negative(self, n: int) -> Condition:
-        """The unconditional input of classifier-free guidance: the empty prompt, `n` times."""
+    negative_prompt: str = ""
+    """Negative prompt that the family is deployed with."""
+
+    @property
+    def default_negative_prompt(self) -> str:
+        """Negative prompt: the family's, unless the autoencoder's config has a `sample_negative_prompt`."""
+        return str(self.pipeline.vae.config.get("sample_negative_prompt") or self.negative_prompt)
+
+    def encode_negative(self, n: int, prompt: str | None = None) -> Condition:
+        """What classifier-free guidance steers away from, `n` times.
+
+        Args:
+            prompt: by default the model's own; "" is the empty prompt, the unconditional model.
+
+        Raises:
+            ValueError: it has more tokens than the text encoder reads.
+        """
+        if prompt and (tokens := self.count_tokens(prompt)) > self.longest_prompt():
+            raise ValueError(
+                f"the negative prompt has {tokens} tokens; {self.source} reads {self.longest_prompt()}: shorten it"
+            )
+        text = self.default_negative_prompt if prompt is None else prompt
         with torch.no_grad():
-            return {name: value.repeat_interleave(n, 0) for name, value in self.prompts.text([""]).items()}
+            return {name: value.repeat_interleave(n, 0) for name, value in self.prompts.text([text]).items()}
 
     def check_prompts(self, prompts: Sequence[str], skip_bad: bool | None = None) -> list[str]:
         """The prompts that fit the model.

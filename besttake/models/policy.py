@@ -79,23 +79,24 @@ class PolicyConfig:
     """What of the model is trained."""
 
     train: Literal["lora", "full"] = "lora"
+    """What is trained: LoRA matrices, or all weights (full)."""
     rank: int = 32
     """Rank of the LoRA matrices."""
     alpha: float | None = None
-    """LoRA's scale is alpha / rank; by default alpha = rank."""
+    """Alpha of LoRA, whose scale is alpha / rank; by default the rank."""
     ema_decay: float = 0.0
-    """Decay of an exponential moving average of the policy, which is what is saved and evaluated; 0 = none. It rises
-    to this from 0, being at most (1 + n) / (10 + n) after n updates: little of the start is left in a short run's."""
+    """EMA of the policy, which is saved and evaluated; 0 = none. The decay rises from 0: after n updates it is at most
+    (1 + n) / (10 + n)."""
     gradient_checkpointing: bool = False
-    """Keep each block's input alone of the forward pass, and compute the rest again in the backward pass."""
+    """Gradient checkpointing: less memory, a third more compute. Of each block only the input is kept."""
     micro_batch_size: int = 0
-    """Clips of the loss whose activations are in memory together: the split backward; 0 = all of a step's."""
+    """Clips of the loss in memory at once; 0 = all of a step's. More than these are predicted twice."""
     halve_on_oom: bool = True
-    """Where memory runs out, take half as many clips at once, and say so."""
+    """Halve micro_batch_size when memory runs out, with a warning."""
     offload: bool = False
-    """Keep the base's blocks on the CPU, below a LoRA: each comes to the device when it is run."""
+    """Offload the frozen base below a LoRA: each block comes to the device when it is run."""
     reference_device: Literal["device", "cpu"] = "device"
-    """Where a full fine-tune's reference lives; from the CPU its blocks come to the device when they are run."""
+    """Where a full fine-tune's reference is kept. From the CPU, each block comes to the device when it is run."""
 
     def __post_init__(self):
         if self.train == "full" and self.offload:

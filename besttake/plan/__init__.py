@@ -27,13 +27,13 @@ class PlanConfig:
     """What the recipe is planned for; the recipe's own flags may follow."""
 
     card: str = "H100"
-    """A name of besttake/plan/cards.py."""
+    """Card to plan for; `besttake plan` lists them."""
     gpus: int = 1
-    """So many cards, each with its share of every step's takes and clips."""
+    """Number of cards, which share every step's samples and clips."""
     efficiency: float = 0.5
     """Share of the card's published rate that matrix products reach."""
     reserve: float = 1.5
-    """GiB that are not for tensors: CUDA's own, and gaps between allocations."""
+    """Memory in GiB that is not for tensors: CUDA's own, and gaps between allocations."""
     json: bool = False
     """Print the plan as JSON."""
 

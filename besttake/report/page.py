@@ -15,6 +15,7 @@ from markupsafe import Markup
 from besttake import __version__
 from besttake.algorithms import algorithms
 from besttake.data.files import atomic
+from besttake.report.card import write_card
 from besttake.report.clips import clip_cards
 from besttake.report.critics import trained_critic
 from besttake.report.curves import reward_charts, training_charts
@@ -33,6 +34,8 @@ LARGE = 25_000_000
 def write_report(run_folder: Path) -> Path:
     """Writes `report.html` into a run folder, finished or not; what the folder lacks is left out, with a word.
 
+    Beside an adapter it writes the model card, `adapter/README.md`.
+
     Args:
         run_folder: holds `config.yaml`, and as far as the run has come `metrics.jsonl`, `summary.json` (numbers by
             `before`, `after`, `real`; `about`), in `evaluation/` `{before,after,real}/NN.mp4`, `prompts.json` and
@@ -49,6 +52,8 @@ def write_report(run_folder: Path) -> Path:
     size = len(page.encode())
     if size > LARGE:
         page = _page(run, megabytes=f"{size / 1e6:.0f}")
+    if (run.path / "adapter").is_dir():
+        write_card(run.path)
     target = run.path / "report.html"
     with atomic(target) as temporary:
         temporary.write_text(page, encoding="utf-8")

@@ -244,6 +244,10 @@ def fingerprint(config: Any) -> str:
     values = with_old_names(values, algorithm_of(config))
     if algorithm_of(config) in ("onlinevpo", "offline_dpo") and values.get("skip_bad") is False:
         del values["skip_bad"]  # did not exist at first: older checkpoints resume
+    if not values.get("caption_dropout"):
+        values.pop("caption_dropout", None)  # did not exist at first, as `rollout.negative_prompt`
+    if values.get("rollout", {}).get("negative_prompt") is None:
+        values.get("rollout", {}).pop("negative_prompt", None)
     if values.get("reference_warmup") is False or values.get("reference") != "ema":
         values.pop("reference_warmup", None)  # did not exist at first
     text = json.dumps([algorithm_of(config), values], sort_keys=True)

@@ -36,7 +36,7 @@ from besttake.types import Condition, Latent, Prompt, Video
 log = logging.getLogger(__name__)
 
 
-INHERITED = ("steps", "guidance", "frames", "height", "width", "batch", "compile", "strength")
+INHERITED = ("steps", "guidance", "negative_prompt", "frames", "height", "width", "batch", "compile", "strength")
 """What validation and evaluation take from a run's rollout: what its videos are like, and how much memory there is."""
 
 
@@ -49,9 +49,11 @@ class RolloutOverrides:
     """
 
     steps: int | None = None
-    """Sampling steps; by default those of the run's `rollout`, as for all else that is left out."""
+    """Sampling steps; whatever is left out is as in the run's `rollout`."""
     guidance: float | None = None
-    """Classifier-free guidance scale; 1 = none, at half the cost."""
+    """Classifier-free guidance scale; 1 = none, half the cost."""
+    negative_prompt: str | None = None
+    """Negative prompt, which guidance steers away from; by default the model's own, mostly the empty one."""
     frames: int | None = None
     """Frames of a video."""
     height: int | None = None
@@ -59,16 +61,17 @@ class RolloutOverrides:
     width: int | None = None
     """Width of a video in pixels."""
     batch: int | None = None
-    """Videos denoised at once; with guidance, both halves of a prediction are one pass where twice as many fit."""
+    """Videos denoised at once. With guidance, both predictions are one pass where twice as many fit."""
     cache: CacheConfig = field(default_factory=CacheConfig)
+    """Which step cache saves network evaluations."""
     guidance_interval: tuple[float, float] = (0.0, 1.0)
-    """Diffusion times (1 = noise) with guidance (Kynkaanniemi et al. 2024); outside them a step costs half."""
+    """Guidance interval: times with guidance, 1 = noise (Kynkaanniemi et al. 2024). Outside it a step costs half."""
     evaluations: int | None = None
-    """Network evaluations: steps at which the network is run, by default all; x_0 is extrapolated at the others."""
+    """Network evaluations per sample; by default one a step. At the other steps x_0 is extrapolated."""
     compile: bool | None = None
-    """Compile the network's blocks (torch.compile), in training too: minutes at the start, faster afterwards."""
+    """Compile the network's blocks (torch.compile). It takes minutes at the start; training is compiled, too."""
     strength: float | None = None
-    """Noise strength for prompts with a source video: the share of the steps that are sampled again, in (0, 1]."""
+    """Noise strength for video-to-video prompts, in (0, 1]: the share of the steps that are sampled."""
 
     def __post_init__(self):
         self.over(RolloutConfig())
@@ -84,13 +87,13 @@ class RolloutConfig(RolloutOverrides):
     """How videos are sampled."""
 
     steps: int | None = None
-    """Sampling steps; by default the model's own, as for all else that is left out."""
+    """Sampling steps; whatever is left out is the model's own."""
     batch: int = 16
-    """Videos denoised at once; with guidance, both halves of a prediction are one pass where twice as many fit."""
+    """Videos denoised at once. With guidance, both predictions are one pass where twice as many fit."""
     compile: bool = False
-    """Compile the network's blocks (torch.compile), in training too: minutes at the start, faster afterwards."""
+    """Compile the network's blocks (torch.compile). It takes minutes at the start; training is compiled, too."""
     strength: float = 0.8
-    """Noise strength for prompts with a source video: the share of the steps that are sampled again, in (0, 1]."""
+    """Noise strength for video-to-video prompts, in (0, 1]: the share of the steps that are sampled."""
 
     def __post_init__(self):
         require(self.batch >= 1, "batch", self.batch, "1 or more")
@@ -189,7 +192,9 @@ def plan_rows(model: VideoModel, prompts: list[str], config: RolloutConfig, n: i
     shape = tuple(model.latent_shape(*config.size(model)))
     condition = {name: value.repeat_interleave(n, 0) for name, value in config.condition(model, prompts).items()}
     guided = config.scale(model) != 1 and not model.embeds_guidance
-    negative = model.encode_negative(1) if guided else None
+    if config.negative_prompt and model.embeds_guidance:
+        raise ValueError(f"rollout.negative_prompt is given, and {model.source} knows none: its guidance is distilled")
+    negative = model.encode_negative(1, config.negative_prompt) if guided else None
     source = encode_sources(model, prompts, config)
     generators = [keyed_generator(*seed, zlib.crc32(prompt.encode()), k) for prompt in prompts for k in range(n)]
     rows = [prompt for prompt in prompts for _ in range(n)]

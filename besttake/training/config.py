@@ -17,6 +17,7 @@ from besttake.models.policy import PolicyConfig
 from besttake.runtime.configuration import require
 from besttake.runtime.distributed import ParallelConfig
 from besttake.sampling.rollout import RolloutConfig
+from besttake.training.trackers import TrackerName
 from besttake.training.validation import ValidationConfig
 
 LOWER = "lower optim.lr, and give another --out: the checkpoints are of these settings"
@@ -28,21 +29,21 @@ class OptimConfig:
     """AdamW and what surrounds it."""
 
     lr: float = 1e-4
-    """Learning rate."""
+    """Learning rate of AdamW."""
     betas: tuple[float, float] = (0.9, 0.999)
-    """AdamW's two decay rates."""
+    """Decay rates of AdamW's two moments."""
     weight_decay: float = 0.0
-    """AdamW's weight decay."""
+    """Weight decay of AdamW."""
     warmup_steps: int = 10
-    """Updates over which the learning rate rises to `lr`."""
+    """Learning-rate warm-up: updates over which it rises."""
     decay: float = 0.0
-    """Learning-rate decay: the last share of the steps (or minutes) over which it falls to zero."""
+    """Learning-rate decay: the last share of the steps (or minutes), over which it falls to zero."""
     max_grad_norm: float = 1.0
-    """Gradient clipping: the largest norm of the gradient."""
+    """Gradient clipping: largest norm of the gradient."""
     gradient_accumulation_steps: int = 1
     """Steps per update; their gradients are averaged."""
     use_8bit_adam: bool = False
-    """AdamW with 8-bit moments (Dettmers et al. 2022, arXiv 2110.02861)."""
+    """8-bit AdamW (Dettmers et al. 2022, arXiv 2110.02861): a quarter of the moments' memory."""
 
     def __post_init__(self):
         require(self.lr > 0, "lr", self.lr, "a number above 0")
@@ -61,8 +62,7 @@ class TrainConfig:
     """What every training recipe has."""
 
     model: str = "tiny-cogvideox"
-    """Folder or hub id of a diffusers pipeline, or the name of an embedded one; of a family of your own,
-    ./my_family.py:FOLDER."""
+    """Model: a diffusers pipeline's folder or hub id, tiny-cogvideox or tiny-wan (embedded), or ./my_family.py:FOLDER."""
     out: Path = Path("runs/run")
     """Run folder; the same command on the same folder resumes."""
     steps: int = 100
@@ -74,30 +74,38 @@ class TrainConfig:
     device: str = "auto"
     """Where to train: auto, cpu, cuda, cuda:1, mps."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Precision of the frozen base, and of a full fine-tune's passes; trained weights and losses are float32."""
+    """Precision of the frozen base and of a full fine-tune's passes. Trained weights and losses are float32."""
     quantize: Quantization = "none"
     """Quantization of the denoiser's blocks below a LoRA."""
     tiling: bool = False
     """VAE tiling: less memory, for faint seams."""
     offload_idle: bool = False
-    """Keep networks on the CPU while they are idle: denoiser while decoding and scoring, critics while training."""
+    """Offload idle networks to the CPU. The denoiser while decoding and scoring, critics while training."""
     cache: Path | None = None
-    """Cache folder for text embeddings and latents of real clips, for this run and others."""
+    """Cache folder, for text embeddings and latents of real clips. Several runs may share it."""
     cache_limit: float = 50.0
     """Size limit of the cache in GB; least recently used files are deleted."""
     save_every: int = 50
     """Steps between checkpoints."""
+    log: tuple[TrackerName, ...] = ("tensorboard",)
+    """Trackers: tensorboard, wandb, trackio; metrics.jsonl is always written."""
     policy: PolicyConfig = field(default_factory=PolicyConfig)
+    """What is trained of the model, and in how much memory."""
     optim: OptimConfig = field(default_factory=OptimConfig)
+    """The optimizer, AdamW, and the learning rate's course."""
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    """How several processes share the work."""
     validation: ValidationConfig = field(default_factory=ValidationConfig)
+    """Validation passes while the run trains."""
     evaluation: EvaluateConfig = field(default_factory=EvaluateConfig)
+    """The evaluation after training, before against after."""
 
     def __post_init__(self):
         require(self.steps >= 1, "steps", self.steps, "1 or more")
         require(self.save_every >= 1, "save_every", self.save_every, "1 or more")
         require(self.seed >= 0, "seed", self.seed, "0 or more")
         require(self.minutes >= 0, "minutes", self.minutes, "0 or more")
+        require(len(set(self.log)) == len(self.log), "log", self.log, "each tracker once")
         require(self.cache_limit > 0, "cache_limit", self.cache_limit, "a positive number of GB")
         if self.offload_idle and self.policy.offload:
             raise ValueError("offload_idle moves whole networks; leave it out where policy.offload splits them")

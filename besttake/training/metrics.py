@@ -1,19 +1,22 @@
-"""Metrics of a run: `metrics.jsonl`, which a resumed run goes on with, and TensorBoard."""
+"""Metrics of a run: `metrics.jsonl`, which a resumed run goes on with, and the trackers."""
 
 from __future__ import annotations
 
 import json
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
 
 from besttake.data.files import atomic
+from besttake.runtime.configuration import to_dict
 from besttake.runtime.distributed import broadcast_from_main, is_main
 from besttake.runtime.renamed import with_new_metrics
+from besttake.training.config import TrainConfig
+from besttake.training.trackers import open_tracker
 
 Metrics = Mapping[str, float | Tensor]
 """Numbers to log, by names such as "train/loss"."""
@@ -29,7 +32,7 @@ class MetricsLog:
         earlier: the rows of the steps that a resumed run had before.
     """
 
-    def __init__(self, folder: Path, step: int):
+    def __init__(self, folder: Path, step: int, config: TrainConfig):
         """
         Args:
             step: that the run goes on from; rows of later ones are cut off.
@@ -41,7 +44,8 @@ class MetricsLog:
         self._newest: deque[dict[str, Any]] = deque(maxlen=REMEMBERED)
         if is_main():
             self._file = self.path.open("a")
-            self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step or None)
+        names = config.log if is_main() else ()
+        self._trackers = [open_tracker(name, folder, step, to_dict(config)) for name in names]
 
     def write(self, row: dict[str, Any]) -> None:
         """Log a row, which has a "step" and "minutes"."""
@@ -49,9 +53,14 @@ class MetricsLog:
         if is_main():
             self._file.write(json.dumps(row) + "\n")
             self._file.flush()
-            for name, value in row.items():
-                if isinstance(value, float):
-                    self._board.add_scalar(name, value, row["step"])
+        numbers = {name: value for name, value in row.items() if isinstance(value, float)}
+        for tracker in self._trackers:
+            tracker.write(numbers, row["step"])
+
+    def write_videos(self, files: Sequence[Path], prompts: Sequence[str], step: int) -> None:
+        """Send the videos of a validation pass to the trackers, each with its prompt."""
+        for tracker in self._trackers:
+            tracker.write_videos(files, prompts, step)
 
     def complete(self, step: int) -> None:
         """Write the newest rows before a step that are not there: process 0 was killed before it wrote them."""
@@ -62,16 +71,13 @@ class MetricsLog:
                 file.write("" if text.endswith("\n") else "\n")  # should the last line be cut short
                 file.write("".join(f"{row}\n" for row in missing))
 
-    def flush(self) -> None:
-        """Have everything that was logged on the disk."""
-        if is_main():
-            self._board.flush()
-
     def close(self) -> None:
         """Write nothing any more."""
-        if is_main():
-            self._file.close()
-            self._board.close()
+        with ExitStack() as closing:
+            for tracker in self._trackers:
+                closing.callback(tracker.close)
+            if is_main():
+                closing.callback(self._file.close)
 
     def _cut_back(self, step: int) -> list[str]:
         if not self.path.exists():

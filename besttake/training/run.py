@@ -56,10 +56,12 @@ from besttake.runtime.distributed import (
 )
 from besttake.runtime.embedded import embedded_family
 from besttake.sampling.rollout import RolloutConfig
+from besttake.training.callbacks import current_callbacks
 from besttake.training.checkpoint import oldest_resumable_step
 from besttake.training.checkpointer import Checkpointer, Progress, Stateful, open_run_folder
 from besttake.training.config import LOWER, OptimConfig, TrainConfig, adamw
 from besttake.training.metrics import Metrics, MetricsLog
+from besttake.training.trackers import check_trackers
 from besttake.training.validation import Validator
 from besttake.types import Latent, Reward, Video
 
@@ -73,7 +75,7 @@ COMPARE_EVERY = 50
 
 
 class Run:
-    """A training run in a folder: `config.yaml`, `metrics.jsonl`, TensorBoard, samples, checkpoints, adapter.
+    """A training run in a folder: `config.yaml`, `metrics.jsonl`, trackers, samples, checkpoints, adapter.
 
     As a context, `with Run(config, data) as run:`, it saves all whole steps if it fails, or if a signal ends it.
 
@@ -91,8 +93,11 @@ class Run:
             kept: what else a checkpoint keeps, by a name for it.
         """
         check_finite(config)
+        check_trackers(config.log)
         keep_freed_memory()
         self.config, self.folder, self.source = config, Path(config.out), str(getattr(config, "data", "world"))
+        self.callbacks = current_callbacks()
+        self._metrics: dict[str, Any] = {}
         self.family = embedded_family(self.source, {text_of(item) for item in data})
         device = find_device(config.device)
         init_processes(config.parallel, device)
@@ -125,7 +130,7 @@ class Run:
         self.checkpointer.compare_weights()
         self._gradients_agree, self._over = False, ExitStack()
         self.checkpointer.step_is_over(self._progress())
-        self.log = MetricsLog(self.folder, self.step)
+        self.log = MetricsLog(self.folder, self.step, config)
         self._over.callback(self.log.close)
         for row in self.log.earlier:
             self.guard.observe(row)
@@ -148,6 +153,7 @@ class Run:
                 self._began = time.perf_counter()
                 yield self.step, [item for _, item in prompt_batches(items, batch, self.config.seed, self.step)]
                 self._finish_step()
+                self.callbacks.step_is_over(self, self._metrics)
                 within = self.step * self._limit / self.seconds  # as many as the limit leaves time for
                 bar.update(task, completed=self.step, total=min(self.config.steps, within))
                 if self.step % self.config.save_every == 0:
@@ -182,6 +188,7 @@ class Run:
             row["train/loss"] = loss.item()
         self._rate = self._learning_rate()
         changes = (self.step + 1) % optim.gradient_accumulation_steps == 0 and self._clip_gradients(row)
+        self._metrics = row
         self._log(row)  # before the weights change: where it fails, on a full disk, say, no step is half done
         if changes:
             self._optimizer_step()
@@ -204,7 +211,6 @@ class Run:
     def save(self) -> None:
         """Write a checkpoint of the state after the current step."""
         self.checkpointer.save()
-        self.log.flush()
 
     def __enter__(self) -> Run:
         self._over.enter_context(interruption.save_on_signal(self._save_at_the_end))
@@ -369,7 +375,10 @@ class Run:
         every = self.config.validation.every
         if not every or not (last or self.step % every == 0):
             return False
-        alarms = [str(alarm) for alarm in self._log(self.validator.validate(self.step))]
+        metrics = self.validator.validate(self.step)
+        alarms = [str(alarm) for alarm in self._log(metrics)]
+        self.log.write_videos(*self.validator.kept(self.step), self.step)
+        self.callbacks.validated(self, metrics)
         for alarm in alarms:
             log.warning(alarm)
         if alarms:

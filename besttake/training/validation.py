@@ -26,24 +26,26 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ValidationConfig:
-    """How a run is watched."""
+    """How a run is validated."""
 
     every: int = 20
-    """Steps between two looks; 0 = never."""
+    """Steps between two validation passes; 0 = never."""
     prompts: str | None = None
-    """File of prompts, one a line, or an embedded list; by default world-validation where the data are the embedded
-    world's, and of yours those that an evaluation is measured on."""
+    """Validation prompts: a file, one a line, or an embedded list. By default world-validation for data of the
+    embedded world, and the evaluation's prompts for yours."""
     count: int = 16
-    """How many of them are shot."""
+    """Prompts sampled, one video each."""
     rewards: tuple[str, ...] = ()
-    """Critics whose mean scores are logged, none of them trained on for being here; by default the analytic ones, and
-    on the embedded world's prompts its own two and the dynamic degree."""
+    """Critics whose mean scores are logged. By default the analytic ones; on prompts of the embedded world its own two
+    and the dynamic degree."""
     samples: int = 4
-    """How many of the videos are kept as mp4."""
+    """Videos of a pass kept as mp4, and sent to the trackers."""
     rollout: RolloutOverrides = field(default_factory=RolloutOverrides)
+    """How validation samples otherwise than the run."""
     guard: GuardConfig = field(default_factory=GuardConfig)
+    """When to warn of reward hacking."""
     keep: int = 20
-    """Looks whose videos are kept: the first, and the newest; 0 = all."""
+    """Passes whose videos are kept: the first, and the newest; 0 = all."""
 
     def __post_init__(self):
         require(self.every >= 0, "every", self.every, "0 or more")
@@ -108,6 +110,11 @@ class Validator:
             for dimension in score.dimensions if there.any() else ():
                 row[f"eval/{reward.name}/{dimension}"] = score[dimension][there].mean().item()
         return row
+
+    def kept(self, step: int) -> tuple[list[Path], list[str]]:
+        """The video files of a step's validation pass, and their prompts."""
+        files = sorted((self.folder / _name(step)).glob("*.mp4"))
+        return files, self.prompts[: len(files)]
 
     def _forget(self, step: int) -> None:
         """Delete the videos of all looks up to a step but the first and the newest."""

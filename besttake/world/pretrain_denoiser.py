@@ -149,7 +149,7 @@ class ClipBuffer:
         self.texts: list[Tensor] = []
         self.weights: list[float] = []
         self.made = 0
-        self.empty = model.encode_negative(1)["text"]
+        self.empty = model.encode_negative(1, "")["text"]
 
     def __len__(self) -> int:
         return len(self.latents)

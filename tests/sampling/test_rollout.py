@@ -35,15 +35,18 @@ def config(**settings):
     return RolloutConfig(**{"steps": 5, "guidance": 1.0, "frames": frames, "height": height, "width": width} | settings)
 
 
-@pytest.mark.parametrize("guidance", [1.0, 3.0])
-@pytest.mark.parametrize("strength", [0.4, 0.8])
-def test_takes_over_a_source_are_the_official_video_to_video_pipelines(wan, clip, strength, guidance):
-    ours = generate(wan, [Prompt("a red ball", source=clip)], config(strength=strength, guidance=guidance), seed=(7,))
+@pytest.mark.parametrize(
+    ("strength", "guidance", "negative"), [(0.4, 1.0, None), (0.8, 1.0, None), (0.4, 3.0, None), (0.8, 3.0, "a cat")]
+)
+def test_takes_over_a_source_are_the_official_video_to_video_pipelines(wan, clip, strength, guidance, negative):
+    settings = {"strength": strength, "guidance": guidance, "negative_prompt": negative}
+    ours = generate(wan, [Prompt("a red ball", source=clip)], config(**settings), seed=(7,))
     kept = {name: part for name, part in wan.pipeline.components.items() if name != "transformer_2"}
     frames = read_video(clip, fps=16, frames=SIZE[0], size=SIZE[1:])
     official = WanVideoToVideoPipeline(**kept)(
         video=[Image.fromarray(frame) for frame in to_uint8(frames).numpy()],
         prompt="a red ball",
+        negative_prompt=negative,
         height=SIZE[1],
         width=SIZE[2],
         num_inference_steps=5,
@@ -54,6 +57,26 @@ def test_takes_over_a_source_are_the_official_video_to_video_pipelines(wan, clip
         output_type="latent",
     ).frames
     torch.testing.assert_close(ours.latents, official, atol=1e-4, rtol=1e-4)
+
+
+def test_the_negative_prompt_is_the_models_own_or_the_runs(wan, monkeypatch):
+    def sample(**settings):
+        return generate(wan, ["a red ball"], config(guidance=3.0, **settings), decode=False).latents
+
+    empty, cat = sample(), sample(negative_prompt="a cat")
+    assert not torch.equal(empty, cat)
+    monkeypatch.setattr(type(wan), "negative_prompt", "a cat")
+    assert torch.equal(sample(), cat)
+    assert torch.equal(sample(negative_prompt=""), empty)
+    assert RolloutOverrides().over(config(negative_prompt="a cat")).negative_prompt == "a cat"
+
+
+def test_a_negative_prompt_that_cannot_be_is_refused(wan, monkeypatch):
+    with pytest.raises(ValueError, match=r"the negative prompt has \d+ tokens; .* shorten it"):
+        generate(wan, ["a red ball"], config(guidance=3.0, negative_prompt="a cat " * 500))
+    monkeypatch.setattr(type(wan), "embeds_guidance", True)
+    with pytest.raises(ValueError, match=r"rollout\.negative_prompt is given, and .* its guidance is distilled"):
+        generate(wan, ["a red ball"], config(negative_prompt="a cat"))
 
 
 def test_the_stronger_the_further_from_the_source(wan, clip):

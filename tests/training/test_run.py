@@ -16,8 +16,10 @@ from safetensors.torch import load_file, save_file
 from besttake.algorithms.sft import Config, train
 from besttake.models import load_model
 from besttake.models.policy import PolicyConfig, legacy_weights_hash
+from besttake.sampling.rollout import RolloutConfig
 from besttake.training import checkpoint
 from besttake.training.run import OptimConfig, Run, TrainConfig
+from besttake.training.trackers import TensorBoard
 from besttake.training.validation import ValidationConfig
 from tests.processes import launch
 from tests.runs import rows
@@ -53,6 +55,24 @@ def test_the_rate_warms_up_and_the_gradient_is_clipped(config):
     assert [row["train/lr"] for row in rows(run.folder)] == [0.5, 1.0, 1.0]
     assert seen == [pytest.approx(0.5, rel=1e-3)] * 3
     assert all(row["train/grad_norm"] > 100 for row in rows(run.folder))
+
+
+def test_a_validation_pass_goes_to_the_trackers(config, monkeypatch):
+    seen = []
+    monkeypatch.setattr(TensorBoard, "write_videos", lambda _, *arguments: seen.append(arguments))
+    validation = ValidationConfig(every=2, count=2, samples=1, rewards=("dynamic-degree",))
+    train(replace(config, validation=validation, rollout=RolloutConfig(steps=1)))
+    assert [(step, [file.name for file in files], len(prompts)) for files, prompts, step in seen] == [
+        (0, ["00.mp4"], 1),
+        (2, ["00.mp4"], 1),
+        (3, ["00.mp4"], 1),
+    ]
+
+
+def test_without_trackers_there_is_metrics_jsonl(config):
+    folder = train(replace(config, log=())).folder
+    assert len(rows(folder)) == 3
+    assert not (folder / "tensorboard").exists()
 
 
 def test_the_rate_falls_to_zero_over_the_last_share_of_the_steps(config):

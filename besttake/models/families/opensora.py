@@ -118,8 +118,10 @@ class OpenSora(VideoModel):
         text, mask = self.pipeline.encode_prompt(prompts)
         return {"text": text, "mask": mask}
 
-    def encode_negative(self, n: int) -> Condition:
-        """The learned embedding of no caption, `n` times; it is read where the caption's mask says."""
+    def encode_negative(self, n: int, prompt: str | None = None) -> Condition:
+        """The learned embedding of no caption, read where the caption's mask says; or a negative prompt's."""
+        if prompt:
+            return super().encode_negative(n, prompt)
         return {"text": self.pipeline.transformer.y_embedder.y_embedding.to(self.device).expand(n, -1, -1)}
 
     def statistics(self) -> tuple[Tensor, Tensor]:

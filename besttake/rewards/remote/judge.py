@@ -66,7 +66,9 @@ class JudgeConfig:
     picture: Literal["jpeg", "png", "mp4"] = "jpeg"
     """How frames are sent: each as a picture, or all as one video, which vLLM and SGLang take for models of videos."""
     temperature: float = 0.0
+    """Temperature of the answers; 0 = the likeliest."""
     max_tokens: int = 1024
+    """Longest answer in tokens."""
     retries: int = 4
     """How often a question is repeated that failed or (with a temperature) had an unusable answer."""
     wait: float = 1.0

@@ -32,12 +32,15 @@ class ServeConfig:
     path: str | None = None
     """Folder or hub id of its weights; by default those it was published with."""
     port: int = 8000
+    """TCP port; 0 = any that is free."""
     host: str = "127.0.0.1"
+    """Address to listen at; 0.0.0.0 = all of this machine's, which needs a token."""
     device: str = "auto"
+    """Where to compute: auto, cpu, cuda, cuda:1, mps."""
     queue: int = 8
     """Requests held at once; when they are as many, clients are told to come back."""
     largest: int = 512
-    """MiB of a request."""
+    """Largest request in MiB."""
 
     def __post_init__(self):
         require(0 <= self.port < 65536, "port", self.port, "a port up to 65535, or 0 for any that is free")
