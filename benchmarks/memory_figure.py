@@ -20,7 +20,6 @@ from typing import Any
 
 import torch
 import tyro
-from random_weights import randomise
 from torch import nn
 
 from besttake.algorithms.losses import dpo, sampled_errors
@@ -29,6 +28,7 @@ from besttake.models.policy import Policy, PolicyConfig
 from besttake.plan.alike import run_one_of_each
 from besttake.plan.cards import find_card
 from besttake.plan.imagined import CARD, fake_device
+from besttake.plan.measured import randomise
 from besttake.plan.meter import Meter, Throughput
 from besttake.plan.skeletons import skeleton
 from besttake.runtime.devices import describe_device

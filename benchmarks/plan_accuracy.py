@@ -10,30 +10,24 @@ seconds would be right. On a CPU only memory can be compared, since the table of
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import tyro
-from random_weights import fill
 from rich.console import Console
 from rich.table import Table
 
 from besttake.commands.cli import read_recipe
 from besttake.plan.cards import find_card
-from besttake.plan.meter import Meter, Phase, Throughput
-from besttake.plan.steps import STEP, Step, black_picture, measure
+from besttake.plan.measured import measure_step
+from besttake.plan.meter import Phase, Throughput
+from besttake.plan.steps import STEP, measure
 from besttake.rewards.panel import RewardConfig
 from besttake.runtime.devices import describe_device, find_device
 
 GIB = 2**30
-
-DRAWN = ("weights", "autoencoder", "text encoder")
-"""Owners of what is given random numbers: what was in memory before might not stay finite."""
 
 
 @dataclass(frozen=True)
@@ -55,70 +49,6 @@ class AccuracyConfig:
     """Where to write the figures, a .json."""
 
 
-class Clock:
-    """What a `Meter` is to an imagined card: time and memory of a real one, by phase."""
-
-    def __init__(self, device: torch.device):
-        self.device, self.phases = device, dict[str, Phase]()
-        self._within, self._began = [Phase("")], 0.0
-
-    @contextmanager
-    def phase(self, name: str) -> Iterator[Phase]:
-        self._lap()
-        self._within.append(self.phases.setdefault(name, Phase(name)))
-        try:
-            yield self._within[-1]
-        finally:
-            self._lap()
-            self._within.pop()
-
-    def claim(self, owner: str, tensors: Any) -> None:
-        """Whose memory it is cannot be seen."""
-        if owner in DRAWN:
-            fill(tensors)
-
-    def once(self, work: Callable[..., Any], phase: str = "") -> Callable[..., Any]:
-        def timed(*args: Any, **kwargs: Any) -> Any:
-            if not phase:
-                return work(*args, **kwargs)
-            with self.phase(phase):
-                return work(*args, **kwargs)
-
-        return timed
-
-    def _lap(self) -> None:
-        """Put down what has passed since the last lap to the phase that it was in."""
-        torch.cuda.synchronize(self.device)
-        now, phase = time.perf_counter(), self._within[-1]
-        phase.seconds += now - self._began
-        phase.peak = max(phase.peak, torch.cuda.max_memory_allocated(self.device))
-        torch.cuda.reset_peak_memory_stats(self.device)
-        self._began = now
-
-
-class Whole(Meter):
-    """A meter under which everything is run that a plan runs once."""
-
-    def once(self, work: Callable[..., Any], phase: str = "") -> Callable[..., Any]:
-        return Clock.once(self, work, phase)  # type: ignore[arg-type]
-
-    def claim(self, owner: str, tensors: Any) -> None:
-        tensors = list(tensors)
-        if owner in DRAWN:
-            fill(tensors)
-        super().claim(owner, tensors)
-
-
-def run(config: Any, meter: Any, device: torch.device) -> dict[str, Phase]:
-    """The second step of a recipe; in the first, kernels are chosen."""
-    with black_picture() as picture:
-        step = Step(config, meter, picture, device)
-    for _ in range(2):
-        meter.phases.clear()
-        step.step()
-    return dict(meter.phases)
-
-
 def smaller(config: Any, settings: AccuracyConfig) -> Any:
     """The recipe with few sampling steps and rows, and a critic that needs no weights."""
     rows = {"prompts_per_step", "clips_per_step", "pairs_per_step"} & vars(config).keys()
@@ -134,11 +64,7 @@ def main(settings: AccuracyConfig) -> None:
     throughput = Throughput(find_card(settings.card), settings.efficiency)
     planned = measure(config, throughput, parts=("step",))
     on_gpu = device.type == "cuda"
-    if on_gpu:
-        found = run(config, Clock(device), device)
-    else:
-        with Whole(device, throughput) as meter:
-            found = run(config, meter, device)
+    found = measure_step(config, throughput, device)
     figures = {name: compared(planned[name], found[name], on_gpu) for name in STEP if name in planned and name in found}
     show(figures, f"{settings.recipe} on {describe_device(str(device))}")
     worst = max(abs(row["memory"] - 1) for row in figures.values())

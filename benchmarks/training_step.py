@@ -24,13 +24,13 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 import tyro
-from random_weights import randomise
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from besttake.algorithms.losses import dpo, sampled_errors
 from besttake.models import VideoModel, load_model
 from besttake.models.policy import Policy, PolicyConfig
+from besttake.plan.measured import randomise
 from besttake.plan.skeletons import skeleton
 from besttake.runtime.devices import describe_device, find_device, keep_freed_memory
 from besttake.runtime.embedded import embedded_model

@@ -30,6 +30,7 @@ from besttake.runtime.devices import find_device
 from besttake.runtime.distributed import end_processes, is_main
 from besttake.sampling.rollout import Rollout, RolloutConfig
 from besttake.sampling.rollout import generate as sample
+from besttake.training.callbacks import Callback, callbacks
 from besttake.types import FPS, Reward, Score, Video
 
 __all__ = [
@@ -51,13 +52,16 @@ def recipes() -> dict[str, str]:
     return {file.stem: file.read_text().splitlines()[0].lstrip("# ") for file in sorted(RECIPES.glob("*.yaml"))}
 
 
-def train(recipe: Any, **settings: Any) -> RunFolder:
+def train(
+    recipe: Any, *, on_step: Callback | None = None, on_validation: Callback | None = None, **settings: Any
+) -> RunFolder:
     """Train a recipe, measure before and after, and write the report: what `besttake train` does.
 
     The same call again resumes. Ctrl-C, or interrupting the notebook's cell, saves the steps that are over.
 
     Args:
         recipe: the name of a shipped recipe, the path of a YAML file or of an algorithm of your own (.py), or a config.
+        on_step, on_validation: called with the `Run`, and the metrics just logged, after each step or validation pass.
         settings: what is otherwise than in the recipe. Those of a section are a dict, which changes only what it
             names: `rollout={"steps": 4}`, `reward={"name": "./my_critic.py"}`.
 
@@ -68,7 +72,8 @@ def train(recipe: Any, **settings: Any) -> RunFolder:
         ValueError: there is no such recipe or setting, or the material cannot be used.
         FloatingPointError: the loss is no longer finite.
     """
-    return read_run(train_and_report(_config(recipe, settings), _measure_and_write))
+    with callbacks(on_step, on_validation):
+        return read_run(train_and_report(_config(recipe, settings), _measure_and_write))
 
 
 def plan(recipe: Any, card: str = "H100", gpus: int = 1, **settings: Any) -> Plan:

@@ -84,8 +84,11 @@ def test_train_trains_measures_and_reports_and_says_nothing(quick, capsys):
     again = bt.evaluate(run.path, count=3)
     assert again.about["clips"] == 3
     assert bt.report(run.path) == run.path / "report.html"
-    longer = bt.train("onlinevpo-tiny", **quick | {"steps": 3})  # resumes
+    steps = []
+    quick |= {"steps": 3, "on_step": lambda run, metrics: steps.append(run.step)}
+    longer = bt.train("onlinevpo-tiny", **quick)  # resumes
     assert longer.steps_done == 3
+    assert steps == [3]
     assert capsys.readouterr().out == ""
 
 

@@ -167,9 +167,9 @@ def _of_other_critics(reward: dict[str, Any], given: set[str], unnamed: str) -> 
 
 
 def plan(arguments: list[str]) -> None:
-    """besttake plan RECIPE [--card NAME] [--gpus N] [--json] [the recipe's flags]"""
+    """besttake plan RECIPE [--card NAME] [--gpus N] [--measure] [--json] [the recipe's flags]"""
     from besttake.plan import PlanConfig, make_plan
-    from besttake.plan.table import as_json, table, times, verdict
+    from besttake.plan.table import as_json, measured, table, times, verdict
 
     recipe, *flags = arguments
     if recipe.startswith("-"):
@@ -183,6 +183,8 @@ def plan(arguments: list[str]) -> None:
         print(json.dumps(as_json(made), indent=1))
         return
     console.out.print(table(made))
+    if made.measured:
+        console.out.print(measured(made))
     print(f"{times(made)}\n{verdict(made)}")
 
 

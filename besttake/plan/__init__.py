@@ -1,6 +1,6 @@
 """What a recipe will cost, before there are weights or a graphics card: memory, arithmetic, seconds, hours.
 
-`steps` runs the library's own code on an imagined card (`imagined`), on models made from their configurations
+`steps` runs the library's own code on a fake device (`fake_device`), on models made from their configurations
 (`skeletons`), under a meter (`meter`); `advice` does so again with other settings. Nothing here is a table of results.
 """
 
@@ -11,13 +11,17 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
 from besttake.data.real import find_clips
 from besttake.plan.advice import Advice, advise
 from besttake.plan.cards import Card, find_card
 from besttake.plan.critics import unasked
+from besttake.plan.measured import measure_step
 from besttake.plan.meter import Phase, Throughput
 from besttake.plan.steps import STEP, measure, peak_phase
 from besttake.runtime.configuration import require
+from besttake.runtime.devices import find_device
 
 __all__ = ["Plan", "PlanConfig", "make_plan"]
 
@@ -34,6 +38,8 @@ class PlanConfig:
     """Share of the card's published rate that matrix products reach."""
     reserve: float = 1.5
     """Memory in GiB that is not for tensors: CUDA's own, and gaps between allocations."""
+    measure: bool = False
+    """Also run one real step on this machine, with random weights."""
     json: bool = False
     """Print the plan as JSON."""
 
@@ -51,6 +57,7 @@ class Plan:
         phases: of the first card, by name: those of a step, then what is done beside.
         hours: of all cards' time together, by what they do.
         advice: what makes it fit, where it does not.
+        measured: the phases of one real step on this machine, if that was asked for.
         uncounted: critics whose work is not in it; their weights are.
     """
 
@@ -61,6 +68,7 @@ class Plan:
     hours: dict[str, float]
     advice: list[Advice] = field(default_factory=list)
     uncounted: list[str] = field(default_factory=list)
+    measured: dict[str, Phase] = field(default_factory=dict)
 
     @property
     def peak(self) -> Phase:
@@ -73,17 +81,19 @@ class Plan:
         return sum(phase.seconds for name, phase in self.phases.items() if name in STEP)
 
 
-def make_plan(config: Any, asked: PlanConfig) -> Plan:
+def make_plan(config: Any, settings: PlanConfig) -> Plan:
     """The plan of a recipe's config.
 
     Raises:
-        ValueError: there is no such card, or no such model, or it cannot take the clips' size.
+        ValueError: there is no such card, or no such model, or it cannot sample the size.
     """
-    card = find_card(asked.card)
-    pace, room = Throughput(card, asked.efficiency), (card.memory - asked.reserve) * 2**30
-    phases = measure(config, pace, asked.gpus)
-    advice = advise(config, phases, room, pace, asked.gpus)
-    return Plan(card, asked.gpus, room, phases, hours(config, phases, asked.gpus), advice, unasked(config))
+    card, gpus = find_card(settings.card), settings.gpus
+    throughput, room = Throughput(card, settings.efficiency), (card.memory - settings.reserve) * 2**30
+    phases = measure(config, throughput, gpus)
+    advice = advise(config, phases, room, throughput, gpus)
+    device = torch.device(find_device(config.device))
+    measured = measure_step(config, throughput, device) if settings.measure else {}
+    return Plan(card, gpus, room, phases, hours(config, phases, gpus), advice, unasked(config), measured)
 
 
 def hours(config: Any, phases: dict[str, Phase], gpus: int) -> dict[str, float]:

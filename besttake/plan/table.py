@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from rich.table import Table
@@ -24,6 +25,19 @@ def table(plan: Plan) -> Table:
     for name, phase in plan.phases.items():
         numbers = f"{phase.flops / 1e12:,.1f}", f"{phase.seconds:,.2f}", f"{phase.peak / GIB:.1f}"
         shown.add_row(name, BESIDE.get(name, "a step"), *numbers, whose(phase))
+    return shown
+
+
+def measured(plan: Plan) -> Table:
+    """The phases of one real step on this machine, beside those planned."""
+    shown = Table("measured here", "seconds", "peak GiB", "planned GiB", "measured / planned")
+    for column in shown.columns[1:]:
+        column.justify = "right"
+    for name, phase in plan.measured.items():
+        if planned := plan.phases.get(name):
+            seconds = "" if math.isnan(phase.seconds) else f"{phase.seconds:,.2f}"
+            numbers = seconds, f"{phase.peak / GIB:.2f}", f"{planned.peak / GIB:.2f}"
+            shown.add_row(name, *numbers, f"{phase.peak / planned.peak:.2f}")
     return shown
 
 
@@ -69,6 +83,10 @@ def as_json(plan: Plan) -> dict[str, Any]:
         },
         "seconds_of_a_step": sum(phase.seconds for name, phase in plan.phases.items() if name in STEP),
         "gpu_hours": plan.hours,
+        "measured": {
+            name: {"peak": phase.peak} | ({} if math.isnan(phase.seconds) else {"seconds": phase.seconds})
+            for name, phase in plan.measured.items()
+        },
         "advice": [{"setting": a.setting, "value": a.value, "peak": a.peak} for a in plan.advice],
         "uncounted": plan.uncounted,
     }

@@ -62,7 +62,7 @@ class TrainConfig:
     """What every training recipe has."""
 
     model: str = "tiny-cogvideox"
-    """Model: a diffusers pipeline's folder or hub id, tiny-cogvideox or tiny-wan (embedded), or ./my_family.py:FOLDER."""
+    """Model: a diffusers pipeline (folder or hub id), tiny-cogvideox, tiny-wan, or ./my_family.py:FOLDER."""
     out: Path = Path("runs/run")
     """Run folder; the same command on the same folder resumes."""
     steps: int = 100

@@ -13,11 +13,13 @@ from besttake.plan.table import verdict
 
 def test_a_recipe_is_planned_from_the_command_line(small_model, capsys):
     flags = ["--card", "4090", "--json", "--rollout.steps", "2", "--validation.every", "0", "--evaluation.count", "2"]
+    flags += ["--measure", "--prompts-per-step", "1", "--candidates", "2", "--device", "cpu"]
     assert main(["plan", "onlinevpo-tiny", "--model", small_model("tiny-cogvideox"), *flags]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["fits"]
     assert told["card"] == "RTX-4090"
     assert {"sample", "decode", "score", "train", "evaluate"} <= told["phases"].keys()
+    assert told["measured"]["train"]["peak"] == pytest.approx(told["phases"]["train"]["peak"], rel=0.1)
     assert told["seconds_of_a_step"] == pytest.approx(
         sum(phase["seconds"] for name, phase in told["phases"].items() if name != "evaluate")
     )
