@@ -22,12 +22,13 @@ import torch
 import tyro
 from torch import nn
 
-from besttake.algorithms.losses import dpo, sampled_errors
+from besttake.algorithms.errors import sampled_errors
+from besttake.algorithms.losses import dpo
 from besttake.models import Quantization, Size
 from besttake.models.policy import Policy, PolicyConfig
 from besttake.plan.alike import run_one_of_each
 from besttake.plan.cards import find_card
-from besttake.plan.imagined import CARD, fake_device
+from besttake.plan.fake_device import CARD, fake_device
 from besttake.plan.measured import randomise
 from besttake.plan.meter import Meter, Throughput
 from besttake.plan.skeletons import skeleton

@@ -20,7 +20,8 @@ import torch
 import torch.nn.functional as F
 import tyro
 
-from besttake.algorithms.losses import denoising_errors, dpo
+from besttake.algorithms.errors import denoising_errors
+from besttake.algorithms.losses import dpo
 from besttake.algorithms.pairing import best_against_worst
 from besttake.data.prompts import read_prompts
 from besttake.models import load_model

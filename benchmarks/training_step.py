@@ -27,7 +27,8 @@ import tyro
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from besttake.algorithms.losses import dpo, sampled_errors
+from besttake.algorithms.errors import sampled_errors
+from besttake.algorithms.losses import dpo
 from besttake.models import VideoModel, load_model
 from besttake.models.policy import Policy, PolicyConfig
 from besttake.plan.measured import randomise

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from besttake.algorithms.losses import sft_error
+from besttake.algorithms.errors import sft_error
 from besttake.models import load_model
 from besttake.models.policy import Policy, PolicyConfig
 

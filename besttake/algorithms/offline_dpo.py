@@ -13,7 +13,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from besttake.algorithms.losses import check_dpo, dpo, sampled_errors
+from besttake.algorithms.errors import sampled_errors
+from besttake.algorithms.losses import check_dpo, dpo
 from besttake.algorithms.real_clips import ClipBatch, check_caption, empty_batch, shown_first_frame, visible_part
 from besttake.data.faults import read_each
 from besttake.data.pairs import PreferencePair, read_pairs

@@ -18,7 +18,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from besttake.algorithms.losses import check_dpo, dpo, sampled_errors
+from besttake.algorithms.errors import sampled_errors
+from besttake.algorithms.losses import check_dpo, dpo
 from besttake.algorithms.pairing import best_against_worst
 from besttake.data.prompts import read_prompts
 from besttake.models import VideoModel

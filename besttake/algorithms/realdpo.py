@@ -16,7 +16,8 @@ from typing import Literal
 
 from torch import Tensor
 
-from besttake.algorithms.losses import check_dpo, dpo, sampled_errors
+from besttake.algorithms.errors import sampled_errors
+from besttake.algorithms.losses import check_dpo, dpo
 from besttake.algorithms.negatives import NegativeSamples, negatives_folder
 from besttake.algorithms.real_clips import ClipBatch, drop_captions, empty_batch, encode_clips
 from besttake.data.real import find_clips

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from besttake.algorithms.losses import draw_noise, sft_error
+from besttake.algorithms.errors import draw_noise, sft_error
 from besttake.algorithms.real_clips import ClipBatch, drop_captions, empty_batch, encode_clips
 from besttake.data.real import find_clips
 from besttake.models.policy import Policy

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tyro.conf import Positional, UseAppendAction
 
+from besttake.algorithms.pairing import best_pairs
 from besttake.data.files import atomic
 from besttake.data.pairs import PreferencePair, write_pairs
 from besttake.data.samples import Samples, read_folder, read_samples
@@ -205,10 +206,11 @@ def _write_pairs(config: ScoreConfig, scored: Sequence[ScoredSamples], weights: 
     groups = _comparison_groups([one.samples for one in scored], bool(config.folders))
     pairs = []
     for places in groups.values():
-        best = max(places, key=lambda place: totals[place[0]][place[1]])
-        worst = min(places, key=lambda place: totals[place[0]][place[1]])
-        margin = totals[best[0]][best[1]] - totals[worst[0]][worst[1]]
-        if margin > config.margin:
+        values = torch.tensor([totals[i][j] for i, j in places], dtype=torch.float64)
+        margins, scored_mask = torch.tensor([config.margin], dtype=torch.float64), torch.ones(1, len(places)).bool()
+        found = best_pairs(values[None, None], margins, scored_mask)
+        for best, worst, margin in zip(found.winner, found.loser, found.margin.tolist(), strict=True):
+            best, worst = places[best], places[worst]
             (winner, good), (loser, bad) = ((scored[i], scored[i].rows()[j]) for i, j in (best, worst))
             scores = {dimension: [good[dimension], bad[dimension]] for dimension in good}
             files = winner.samples.files[best[1]], [loser.samples.files[worst[1]]]

@@ -18,11 +18,11 @@ from torch.autograd.graph import get_gradient_edge
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 from torch.utils.checkpoint import checkpoint
 
-from besttake.algorithms.losses import recompute
 from besttake.models.policy import Policy
 from besttake.models.quantization import blocks
 from besttake.models.sharding import is_sharded
-from besttake.plan.imagined import AsReal
+from besttake.models.split_backward import recompute
+from besttake.plan.fake_device import AsReal
 from besttake.plan.meter import Meter, adapter
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from besttake.plan.imagined import real_device
+from besttake.plan.fake_device import real_device
 from besttake.rewards import critic_module, is_users, load_reward
 from besttake.rewards.judges import judge_names, load_judge
 from besttake.runtime.distributed import shard_rows

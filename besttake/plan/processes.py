@@ -1,4 +1,4 @@
-"""Several graphics cards, of which one is imagined: what the other processes would say is made up."""
+"""The first of several processes on a fake device: what the others would send is made up."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from unittest.mock import patch
 import torch.distributed as dist
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from besttake.plan.imagined import CARD
+from besttake.plan.fake_device import CARD
 from besttake.runtime import distributed
 from besttake.runtime.distributed import ParallelConfig, make_group
 

@@ -24,7 +24,7 @@ from besttake.models.networks.opensora import OpenSoraPipeline, RFlowScheduler, 
 from besttake.models.networks.opensora_vae import VideoAutoencoderPipeline
 from besttake.models.networks.stdit3 import STDiT3
 from besttake.models.quantization import quantize
-from besttake.plan.imagined import CARD, real_device
+from besttake.plan.fake_device import CARD, real_device
 from besttake.runtime.embedded import embedded_model
 
 ARCHITECTURES = Path(__file__).parent / "architectures"
@@ -47,7 +47,7 @@ def skeleton(
         claim: told of each part's name when its weights are there.
         bits: what the weights of the denoiser's blocks are held in.
         offload: leave these blocks off the card.
-        device: CARD, where tensors are imagined, or a real one.
+        device: CARD, where tensors take no memory, or a real one.
 
     Raises:
         ValueError: there are no such configurations, or they are broken.

@@ -23,12 +23,12 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from besttake.algorithms import losses
 from besttake.algorithms.real_clips import ClipBatch
+from besttake.models import split_backward
 from besttake.models.policy import Policy
 from besttake.plan.alike import run_one_of_each, run_one_part
 from besttake.plan.critics import Critics
-from besttake.plan.imagined import CARD, fake_device
+from besttake.plan.fake_device import CARD, fake_device
 from besttake.plan.meter import Meter, Phase, Throughput
 from besttake.plan.processes import first_of
 from besttake.plan.skeletons import skeleton
@@ -74,7 +74,7 @@ def measure(config: Any, throughput: Throughput, gpus: int = 1, parts: Iterable[
         step = Step(config, meter, picture)
         for network in (*step.model.denoisers.values(), *step.policy.reference.networks):
             run_one_of_each(meter, network, config.policy.gradient_checkpointing)
-        stack.enter_context(patch.object(losses, "recompute", run_one_part(meter, step.policy)))
+        stack.enter_context(patch.object(split_backward, "recompute", run_one_part(meter, step.policy)))
         for part in parts:
             gc.collect()
             meter.again()

@@ -6,19 +6,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from besttake.algorithms.losses import (
-    Errors,
-    check_dpo,
-    denoising_errors,
-    dpo,
-    draw_noise,
-    predictions,
-    sampled_errors,
-    sft_error,
-)
+from besttake.algorithms.errors import denoising_errors, draw_noise, sampled_errors, sft_error
+from besttake.algorithms.losses import Errors, check_dpo, dpo
 from besttake.models import load_model
 from besttake.models.policy import Policy, PolicyConfig
 from besttake.models.schedules import RectifiedFlow
+from besttake.models.split_backward import predict_both
 from tests.peak import Peak
 
 GOLDEN = load_file(Path(__file__).parent.parent / "golden" / "dpo.safetensors")
@@ -262,7 +255,7 @@ def test_all_clips_at_once_have_the_gradients_of_the_plain_network_to_the_bit(mo
     clips, condition, t, noise = two_rows(policy)
     asked = policy.model.schedule.add_noise(clips[:, 0], noise, t), t, condition
     found = []
-    for ask in (policy.predict, lambda *asked: predictions(policy, *asked)[0]):
+    for ask in (policy.predict, lambda *asked: predict_both(policy, *asked)[0]):
         prediction = ask(*asked)
         prediction.square().mean().backward()
         found.append([prediction.detach(), *(weight.grad for weight in policy.trainable.values())])

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from besttake.algorithms.losses import denoising_errors
+from besttake.algorithms.errors import denoising_errors
 from besttake.models.compiled import compile_blocks
 from besttake.models.policy import Policy, PolicyConfig
 from besttake.sampling.rollout import RolloutConfig, generate

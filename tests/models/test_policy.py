@@ -9,8 +9,7 @@ from diffusers.training_utils import EMAModel
 from safetensors import safe_open
 from torch import nn
 
-from besttake.algorithms import losses
-from besttake.models import load_model
+from besttake.models import load_model, split_backward
 from besttake.models.policy import (
     HASH_PREFIX,
     Policy,
@@ -308,7 +307,7 @@ def test_of_a_base_on_the_cpu_one_block_is_on_the_device(model_folder, family, a
 
     for block in parts:
         block.register_forward_pre_hook(look)
-    losses.predictions(policy, *asked)[0].square().mean().backward()
+    split_backward.predict_both(policy, *asked)[0].square().mean().backward()
     look()
     assert there[-1] == 0
     assert max(there) == 1

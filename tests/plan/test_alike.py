@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from besttake.algorithms.losses import recompute
+from besttake.models.split_backward import recompute
 from besttake.plan import alike, steps
 from besttake.plan.steps import measure
 from tests.plan.test_steps import PACE, recipe

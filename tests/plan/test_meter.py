@@ -2,7 +2,7 @@ import torch
 import torch.nn.functional as F
 
 from besttake.plan.cards import CARDS
-from besttake.plan.imagined import CARD, fake_device
+from besttake.plan.fake_device import CARD, fake_device
 from besttake.plan.meter import Meter, Throughput
 
 PACE = Throughput(CARDS["H100"], efficiency=0.5)

@@ -6,7 +6,7 @@ import torch
 
 from besttake.commands.cli import RECIPES, read_recipe
 from besttake.models import load_model
-from besttake.plan.imagined import CARD, fake_device
+from besttake.plan.fake_device import CARD, fake_device
 from besttake.plan.skeletons import ARCHITECTURES, Tokens, configurations, skeleton
 from besttake.runtime.embedded import embedded_model
 

@@ -7,7 +7,8 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from besttake.algorithms.losses import dpo, sampled_errors
+from besttake.algorithms.errors import sampled_errors
+from besttake.algorithms.losses import dpo
 from besttake.algorithms.onlinevpo import Config
 from besttake.models import load_model
 from besttake.models.policy import Policy, PolicyConfig

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from besttake.algorithms import offline_dpo, onlinevpo, realdpo, sft
-from besttake.algorithms.losses import denoising_errors
+from besttake.algorithms.errors import denoising_errors
 from besttake.algorithms.negatives import NegativeSamples
 from besttake.algorithms.real_clips import encode_clips
 from besttake.commands import cli

@@ -14,10 +14,10 @@ import yaml
 from safetensors.torch import load_file
 from torch.utils._pytree import tree_leaves
 
-from besttake.algorithms import losses, sft
-from besttake.algorithms.losses import sft_error
+from besttake.algorithms import sft
+from besttake.algorithms.errors import sft_error
 from besttake.commands import cli
-from besttake.models import load_model
+from besttake.models import load_model, split_backward
 from besttake.models.policy import Policy, PolicyConfig
 from besttake.models.quantization import blocks
 from besttake.models.sharding import is_sharded
@@ -206,13 +206,13 @@ def test_blocks_that_the_cpu_keeps_can_be_short_of_memory_before_they_were_ever_
 
 def test_nothing_is_kept_of_the_clips_that_were_too_many(cogvideox, room, monkeypatch):
     policy = Policy(cogvideox, PolicyConfig(rank=2))
-    asked, room["backward"], held, replay = clips_of(policy, 4), 2, [], losses.recompute
+    asked, room["backward"], held, replay = clips_of(policy, 4), 2, [], split_backward.recompute
 
     def watched(*args):
         held.append(peak.bytes)
         replay(*args)
 
-    monkeypatch.setattr(losses, "recompute", watched)
+    monkeypatch.setattr(split_backward, "recompute", watched)
     gc.collect()
     gc.disable()  # memory comes back when it is given back, not when somebody looks for it
     try:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from besttake.plan.imagined import CARD, SMALL, fake_device, known
+from besttake.plan.fake_device import CARD, SMALL, fake_device, known
 
 
 def test_large_tensors_take_no_memory_and_have_no_numbers():
