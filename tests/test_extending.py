@@ -135,7 +135,7 @@ def test_a_critic_that_is_none_is_one_plain_line(here, capsys, name, message):
 
 
 def test_a_path_or_a_setting_that_a_critic_does_not_take_is_refused(here):
-    with pytest.raises(ValueError, match=r"my_critic\.py has no setting power; there are strength"):
+    with pytest.raises(ValueError, match=r"my_critic\.py has no setting power; its settings: strength"):
         load_reward("./my_critic.py", power=2)
     with pytest.raises(ValueError, match=r"my_critic\.py takes no path"):
         load_reward("./my_critic.py", path="weights")

@@ -54,7 +54,8 @@ def recipes() -> list[RecipeFacts]:
 def critics() -> list[CriticFacts]:
     """The shipped critics, by name."""
     files = [*(PACKAGE / "rewards" / "critics").glob("*.py"), PACKAGE / "rewards" / "remote" / "judge.py"]
-    return [_critic(file) for file in sorted(files, key=lambda file: file.name) if file.name != "__init__.py"]
+    found = [_critic(file) for file in files if file.name != "__init__.py"]
+    return sorted([*found, *map(_judge, (PACKAGE / "rewards" / "judges").glob("*.yaml"))], key=lambda one: one.name)
 
 
 def recipe_table() -> Table:
@@ -113,6 +114,17 @@ def _critic(file: Path) -> CriticFacts:
             )
             licence, memory = _constant(named.get("licence"), licence), _constant(named.get("memory"), memory)
     return CriticFacts(file.stem.replace("_", "-"), measures, licence, memory)
+
+
+def _judge(file: Path) -> CriticFacts:
+    """A judge by its file: what it scores, by the first line."""
+    text = file.read_text(encoding="utf-8")
+    dimensions = re.search(r"^dimensions: \{(.*)\}", text, re.MULTILINE)
+    measures = ", ".join(re.findall(r"([^,{}\[\]]+): \[", dimensions[1] if dimensions else ""))
+    name = re.sub(r" \(.*", "", text.splitlines()[0].lstrip("# "))
+    return CriticFacts(
+        file.stem.replace("_", "-"), f"{name}, a judge:{' ' if measures else ''}{measures.strip()}", "", 0.0
+    )
 
 
 def _constant(node: ast.expr | None, otherwise: Any) -> Any:

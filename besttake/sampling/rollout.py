@@ -52,8 +52,6 @@ class RolloutOverrides:
     """Sampling steps; whatever is left out is as in the run's `rollout`."""
     guidance: float | None = None
     """Classifier-free guidance scale; 1 = none, half the cost."""
-    negative_prompt: str | None = None
-    """Negative prompt, which guidance steers away from; by default the model's own, mostly the empty one."""
     frames: int | None = None
     """Frames of a video."""
     height: int | None = None
@@ -72,6 +70,8 @@ class RolloutOverrides:
     """Compile the network's blocks (torch.compile). It takes minutes at the start; training is compiled, too."""
     strength: float | None = None
     """Noise strength for video-to-video prompts, in (0, 1]: the share of the steps that are sampled."""
+    negative_prompt: str | None = None
+    """Negative prompt, which guidance steers away from; by default the model's own, mostly the empty one."""
 
     def __post_init__(self):
         self.over(RolloutConfig())

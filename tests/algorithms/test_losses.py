@@ -53,7 +53,7 @@ def test_the_whole_way_from_latents_to_gradient_is_that_of_the_public_flow_dpo(b
     order = pairs(torch.arange(8)).flatten()  # winner and loser of a pair stand side by side
     policy = SimpleNamespace(
         micro_batch=lambda clips: clips,
-        model=SimpleNamespace(schedule=RectifiedFlow(), to_device=lambda: None),
+        model=SimpleNamespace(schedule=RectifiedFlow(), parts=SimpleNamespace(to_device=lambda: None)),
         predict=lambda *_: prediction[order],
         can_halve=False,
         reference=SimpleNamespace(predict=lambda *_: case["ref_pred"][order]),

@@ -46,7 +46,7 @@ def test_every_clip_that_cannot_be_used_is_named_before_any_is_encoded(run, fold
     _, long, short, advice = str(caught.value).split("\n")
     assert "1.mp4: the prompt 'a ball" in long
     assert "tokens" in long
-    assert "2.mp4 is too short: it lasts 0.250 s and gives 2 of 5 frames at 8 fps" in short
+    assert "2.mp4 is too short: it lasts 0.250 s and has 2 of 5 frames at 8 fps" in short
     assert "skip_bad" in advice
     assert run.encoded == 0
 

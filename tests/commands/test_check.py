@@ -59,7 +59,7 @@ def test_a_critic_s_fault_is_named_with_its_remedy(tmp_path, capsys, right, wron
     ("words", "message"),
     [
         (["critic", "./nowhere.py"], "cannot be loaded"),
-        (["critic", "no-such-critic"], "there is no critic"),
+        (["critic", "no-such-critic"], "unknown critic"),
         (["model", "./nowhere.py:checkpoint"], "cannot be loaded"),
         (["algorithm", "./nowhere.py"], "cannot be loaded"),
         (["critic", "world", "--frames", "0"], "frames is 0"),

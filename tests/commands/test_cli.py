@@ -186,7 +186,7 @@ def test_wrong_flags(refuses, flags, words):
             "has no dimension 'beauty'; its dimensions",
         ),
         ({"data": "nowhere.txt"}, "nowhere.txt is not a file"),
-        ({"device": "gpu9"}, "device 'gpu9' is not there"),
+        ({"device": "gpu9"}, "device 'gpu9' is not available"),
     ],
     ids=str,
 )
@@ -367,7 +367,7 @@ TAKES = '{"prompt": "a", "videos": ["gone.mp4"], "policy": "x", "size": [32, 32]
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ("", "lists no takes"),
+        ("", "lists no videos"),
         ('{"prompt": "a"}\n', 'line 1: "videos" is missing'),
         ("x\n", "line 1: not JSON"),
         ('{"prompt": "a"}\n' * 2, ["2 of 2 rows of", 'line 1: "videos"', 'line 2: "videos"']),
@@ -406,7 +406,7 @@ def test_settings_that_mean_nothing(refuses, flags, words):
         ({"count": 0}, "count is 0"),
         ({"rollout": {"height": 33}}, "33"),
         ({"rewards": ["heldout"]}, "critic heldout: videos have 4 frames, expected 8 or more"),
-        ({"rollout": {"height": 32}}, "shoots no clips of (4, 32, 16)"),
+        ({"rollout": {"height": 32}}, "cannot sample clips of (4, 32, 16)"),
         ({"rewards": ["clipscore"]}, "critic clipscore"),
     ],
 )
@@ -470,7 +470,7 @@ def test_a_run_is_measured_on_its_own_prompts_at_its_own_size(capsys, recipe, ma
     about = json.loads((run / "summary.json").read_text())["about"]
     assert (about["prompts"], about["clips"], about["trained_on"], about["held_out"]) == (str(data), 4, 4, False)
     assert "all of which it was trained on" in (run / "report.html").read_text()
-    assert "Nothing was measured but what critics say" in out
+    assert "Only critics' scores were measured" in out
     clip = read_video(run / "evaluation" / "after" / "00.mp4")
     assert len(clip) == 5
     assert clip.shape[-2] == 2 * clip.shape[-1]
@@ -511,7 +511,7 @@ def test_an_image_to_video_model_is_not_measured_on_prompts_without_first_frames
     tiny_models()["cogvideox-5b-i2v"].build().save_pretrained(model)
     refuses(
         *("train", recipe("sft", model=str(model), evaluation={"prompts": "world-test"})),
-        words=("has no first frame", "evaluation.prompts are what it is measured on"),
+        words=("has no first frame", "(in evaluation.prompts)"),
     )
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 

@@ -81,7 +81,7 @@ def test_no_folder_or_nothing_in_it(tmp_path):
 def test_several_layouts_are_ambiguous(tmp_path, clips, layouts):
     for write in layouts:
         write(tmp_path)
-    with pytest.raises(ValueError, match="holds several layouts"):
+    with pytest.raises(ValueError, match="has several layouts"):
         find_clips(tmp_path)
 
 
@@ -157,7 +157,7 @@ def test_a_json_that_lists_nothing_is_no_table(tmp_path, clips):
     with pytest.raises(ValueError, match=r"dataset_info\.json: expected a list of objects"):
         find_clips(tmp_path / "dataset_info.json")
     (tmp_path / "rows.json").write_text('{"path": "one.mp4"}\n{"path": "two.avi"}')
-    with pytest.raises(ValueError, match=r"rows\.json: not JSON .*with an object a line it is a \.jsonl"):
+    with pytest.raises(ValueError, match=r"rows\.json: not JSON .*name it \.jsonl if it has one object per line"):
         find_clips(tmp_path / "rows.json")
 
 
@@ -189,7 +189,9 @@ def test_clips_in_folders_below(tmp_path, clips):
     (hidden / "lost.txt").touch()
     assert [clip.path.name for clip in find_clips(tmp_path / "set")] == ["one.MP4", "two.AVI"]
     jsonl(tmp_path / "set" / "one", {"path": "one.MP4", "text": "x"})
-    with pytest.raises(ValueError, match=r"no captioned clips \(there is one/clips\.jsonl\).*name the folder or table"):
+    with pytest.raises(
+        ValueError, match=r"no captioned clips \(there is one/clips\.jsonl\).*give the path of the folder or table"
+    ):
         find_clips(tmp_path / "set")
 
 

@@ -52,10 +52,10 @@ def test_before_is_the_base_and_after_the_trained_model_from_the_same_noise(run,
 
 def test_a_run_in_tiles_is_evaluated_in_tiles(run, model_folder):
     folder, _ = run
-    assert not base_model(folder).tiled
+    assert not base_model(folder).parts.tiled
     write_config(TrainConfig(model=str(model_folder("tiny-cogvideox")), tiling=True), folder / "config.yaml")
-    assert base_model(folder).tiled
-    assert trained_model(folder).tiled
+    assert base_model(folder).parts.tiled
+    assert trained_model(folder).parts.tiled
 
 
 def test_one_clip_is_no_evaluation():

@@ -19,7 +19,7 @@ def test_a_recipe_is_planned_from_the_command_line(small_model, capsys):
     assert told["fits"]
     assert told["card"] == "RTX-4090"
     assert {"sample", "decode", "score", "train", "evaluate"} <= told["phases"].keys()
-    assert told["measured"]["train"]["peak"] == pytest.approx(told["phases"]["train"]["peak"], rel=0.1)
+    assert told["measured"]["train"]["peak"] == pytest.approx(told["phases"]["train"]["peak"], rel=0.15)
     assert told["seconds_of_a_step"] == pytest.approx(
         sum(phase["seconds"] for name, phase in told["phases"].items() if name != "evaluate")
     )

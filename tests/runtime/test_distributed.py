@@ -222,7 +222,7 @@ def test_when_a_process_is_killed_the_others_stop_and_the_run_goes_on_from_its_c
     first, second = launch(2, struck, short, signal.SIGKILL)
     assert second.code == -signal.SIGKILL
     assert first.returned == 1
-    assert "process 0 has lost the others" in first.said
+    assert "process 0 lost the connection to the others" in first.said
     assert "the same command goes on from step 1, in" in first.said
     assert saved(short) == ["step-00000001"]
     assert results(launch(1, started, short)) == [0]
@@ -233,7 +233,7 @@ def test_when_a_process_is_killed_the_others_stop_and_the_run_goes_on_from_its_c
 def test_a_process_that_falls_silent_is_waited_for_no_longer_than_was_said(short):
     first, _ = launch(2, struck, replace(short, parallel=ParallelConfig(timeout=0.1)), signal.SIGSTOP, silent=1)
     assert first.returned == 1
-    assert "has said nothing for 0.1 minutes" in first.said
+    assert "did not respond for 0.1 minutes" in first.said
 
 
 def with_own_settings(config):
@@ -345,7 +345,7 @@ def test_a_part_of_the_weights_that_is_no_number_is_not_saved(short):
     said = second.said.replace("\n", " ")
     assert "error: policy/" in said
     assert "is not finite at step 2, and nothing is saved; lower optim.lr" in said
-    assert "process 1 failed, so all stop: FloatingPointError: policy/" in first.said.replace("\n", " ")
+    assert "process 1 failed: FloatingPointError: policy/" in first.said.replace("\n", " ")
     assert saved(short) == ["step-00000001"]
     assert not (short.out / "adapter").exists()
 
@@ -507,7 +507,7 @@ def test_a_critic_that_dies_on_one_process_stops_all_and_no_step_is_lost(short, 
     own = replace(short, save_every=9, policy=policy, parallel=ParallelConfig(2))
     first, second = launch(2, with_a_critic_that_dies, own)
     assert first.returned == second.returned == 1
-    assert "process 1 failed, so all stop: ConnectionError: the critic is gone" in first.said
+    assert "process 1 failed: ConnectionError: the critic is gone" in first.said
     assert "the critic is gone" in second.said
     assert saved(own) == ["step-00000001"]
 

@@ -31,7 +31,7 @@ def test_captions_of_two_bodies_parse_back():
     ],
 )
 def test_a_sentence_of_another_grammar_is_refused_with_an_example(text):
-    with pytest.raises(ValueError, match="one looks like 'a small red ball"):
+    with pytest.raises(ValueError, match="expected one like 'a small red ball"):
         Caption.parse(text)
 
 
