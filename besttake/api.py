@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
@@ -23,6 +23,7 @@ from besttake.models.policy import Policy
 from besttake.plan import Plan, PlanConfig, make_plan
 from besttake.report import write_report
 from besttake.report.folder import RunFolder, read_run
+from besttake.rewards import complete
 from besttake.rewards import load_reward as read_reward
 from besttake.rewards.checks import score_checked
 from besttake.runtime.configuration import from_dict, to_dict
@@ -31,6 +32,7 @@ from besttake.runtime.distributed import end_processes, is_main
 from besttake.sampling.rollout import Rollout, RolloutConfig
 from besttake.sampling.rollout import generate as sample
 from besttake.training.callbacks import Callback, callbacks
+from besttake.training.config import TrainConfig
 from besttake.types import FPS, Reward, Score, Video
 
 __all__ = [
@@ -45,6 +47,8 @@ __all__ = [
     "score",
     "train",
 ]
+
+DTYPES = ("float32", "bfloat16")
 
 
 def recipes() -> dict[str, str]:
@@ -126,7 +130,7 @@ def report(run: str | Path) -> Path:
 
 
 def load_model(
-    source: str = "tiny-cogvideox",
+    source: str | Path = "tiny-cogvideox",
     adapter: str | Path | None = None,
     device: str = "auto",
     dtype: str = "float32",
@@ -145,7 +149,10 @@ def load_model(
     Raises:
         ValueError: there is no such model or adapter, or its files are broken.
     """
-    model = read_model(source, getattr(torch, dtype), find_device(device), quantize)
+    for name, value, choices in (("dtype", dtype, DTYPES), ("quantize", quantize, get_args(Quantization))):
+        if value not in choices:
+            raise ValueError(f"{name} is {value!r}; expected one of {', '.join(map(repr, choices))}")
+    model = read_model(str(source), getattr(torch, dtype), find_device(device), quantize)
     return with_adapter(model, Path(adapter)) if adapter else model
 
 
@@ -165,7 +172,7 @@ def load_reward(name: str | Path = "world", device: str = "auto", path: str | Pa
 
 
 def generate(
-    model: str | VideoModel | Policy, prompts: str | Sequence[str], n: int = 1, seed: int = 0, **settings: Any
+    model: str | Path | VideoModel | Policy, prompts: str | Sequence[str], n: int = 1, seed: int = 0, **settings: Any
 ) -> Rollout:
     """Sample videos of prompts.
 
@@ -184,14 +191,19 @@ def generate(
         ValueError: a prompt is empty or too long, there is no such setting, or the model cannot sample that size.
     """
     texts = [prompts] if isinstance(prompts, str) else list(prompts)
+    if not texts or n < 1:
+        raise ValueError(f"{len(texts)} prompts with n {n} make no video; give a prompt or more, and n of 1 or more")
     config = from_dict(RolloutConfig, settings)
-    return sample(load_model(model) if isinstance(model, str) else model, texts, config, n=n, seed=(seed,))
+    sampler = load_model(model) if isinstance(model, str | Path) else model
+    if not isinstance(sampler, VideoModel | Policy):
+        raise ValueError(f"model is {sampler!r}; expected a model, a policy, or the name of a model")
+    return sample(sampler, texts, config, n=n, seed=(seed,))
 
 
 def score(
     reward: str | Reward,
-    videos: Rollout | Video | Sequence[str | Path],
-    prompts: Sequence[str] | None = None,
+    videos: Rollout | Video | str | Path | Sequence[str | Path],
+    prompts: str | Sequence[str] | None = None,
     fps: float | None = None,
 ) -> Score:
     """What a critic says of videos.
@@ -208,14 +220,18 @@ def score(
     Raises:
         ValueError: there is no such critic, it cannot score the videos, or prompts are missing.
     """
-    critic = load_reward(reward) if isinstance(reward, str | Path) else reward
+    critic = load_reward(reward) if isinstance(reward, str | Path) else complete(reward, repr(reward))
+    if fps is not None and fps <= 0:
+        raise ValueError(f"fps is {fps}; expected frames a second, more than 0")
+    prompts = [prompts] if isinstance(prompts, str) else prompts
     if isinstance(videos, Rollout):
         return score_checked(critic, videos.videos, list(prompts or videos.prompts), fps or FPS)
     if prompts is None:
         raise ValueError("prompts are missing; give one for each video")
+    videos = [videos] if isinstance(videos, str | Path) else videos
     if isinstance(videos, torch.Tensor):
         return score_checked(critic, videos, list(prompts), fps or FPS)
-    if len(videos) != len(prompts):
+    if not videos or len(videos) != len(prompts):
         raise ValueError(f"{len(videos)} videos but {len(prompts)} prompts; give one for each")
     rows = [
         score_checked(critic, read_video(Path(file))[None], [prompt], fps or probe(Path(file)).fps).values
@@ -233,6 +249,8 @@ def _measure_and_write(folder: Path, config: Any) -> None:
 def _config(recipe: Any, settings: dict[str, Any]) -> Any:
     """A recipe's config with other settings."""
     config = read_recipe(str(recipe)) if isinstance(recipe, str | Path) else recipe
+    if not isinstance(config, TrainConfig):
+        raise ValueError(f"recipe is {recipe!r}; expected the name of a recipe, a .yaml or .py file, or a config")
     given = {name: to_dict(value) if dataclasses.is_dataclass(value) else value for name, value in settings.items()}
     return with_values(config, _merged(config, given), _names(config, given))
 

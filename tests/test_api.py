@@ -31,6 +31,29 @@ def test_the_functions_plan_and_report_stand_before_the_folders():
     assert bt.report is api.report
 
 
+WRONG = [
+    (lambda: bt.train(3), "recipe is 3; expected the name of a recipe"),
+    (lambda: bt.plan(None), "recipe is None"),
+    (lambda: bt.train("onlinevpo-tiny", on_step=3), "on_step is 3; expected a function"),
+    (lambda: bt.load_model(dtype="float99"), "dtype is 'float99'; expected one of 'float32', 'bfloat16'"),
+    (lambda: bt.load_model(quantize="int3"), "quantize is 'int3'; expected one of"),
+    (lambda: bt.load_model(Path("nowhere")), "no model folder 'nowhere'"),
+    (lambda: bt.generate("tiny-cogvideox", []), "0 prompts with n 1 make no video"),
+    (lambda: bt.generate("tiny-cogvideox", "a red ball", n=0), "1 prompts with n 0 make no video"),
+    (lambda: bt.generate(3, "a red ball"), "model is 3; expected a model"),
+    (lambda: bt.score(lambda videos, prompts, fps: 1, torch.zeros(1, 2, 3, 8, 8), "a"), "a critic has them all"),
+    (lambda: bt.score("world", [], []), "0 videos but 0 prompts"),
+    (lambda: bt.score("world", Path("nowhere.mp4"), "a red ball"), "nowhere.mp4 is not a file"),
+    (lambda: bt.score("world", torch.zeros(1, 2, 3, 8, 8), "a", fps=-1), "fps is -1"),
+]
+
+
+@pytest.mark.parametrize(("call", "words"), WRONG, ids=[words for _, words in WRONG])
+def test_wrong_arguments_are_a_value_error(call, words):
+    with pytest.raises(ValueError, match=words):
+        call()
+
+
 def test_every_name_is_documented():
     assert set(bt.__all__) == set(api.__all__)
     for name in bt.__all__:

@@ -271,6 +271,11 @@ def test_what_packages_offer_is_known_by_name(here, skyreels, monkeypatch):
     Path("config.yaml").write_text("algorithm: my_algorithm\ntau: 5.0\n")
     assert read_recipe("config.yaml") == config
     assert type(load_model("checkpoint")).__name__ == "SkyReels"
+    points.append(EntryPoint("broken", "no_such_package", plugins.ALGORITHMS))
+    points.append(EntryPoint("sft", "no_such_package", plugins.ALGORITHMS))
+    assert type(read_recipe("sft-tiny")).__module__ == "besttake.algorithms.sft"
+    with pytest.raises(ValueError, match=r"broken of the package no_such_package cannot be loaded"):
+        read_recipe("broken")
     points.append(EntryPoint("broken", "no_such_package", plugins.CRITICS))
     with pytest.raises(ValueError, match=r"broken of the package no_such_package cannot be loaded"):
         load_reward("broken")

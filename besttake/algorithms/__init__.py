@@ -1,4 +1,4 @@
-"""Training algorithms, one file per paper, each with a `Config`, a `step` and a `train(config)`.
+"""Training algorithms, one file per paper, each with a `Config`, a `step` (its loss) and a `train(config)` (its loop).
 
 Such a file lies in this folder, is the user's own, or is offered by an installed package (see docs/extending.md).
 """
@@ -15,10 +15,15 @@ from besttake.training.config import TrainConfig
 
 
 def algorithms() -> dict[str, ModuleType]:
-    """Every algorithm in this folder, the modules that have a `train`, and those that packages offer."""
+    """Every algorithm in this folder, and those that packages offer; of two of one name the former."""
+    others = {name: check_algorithm(load_offered(point), name) for name, point in offered(ALGORITHMS).items()}
+    return others | shipped_algorithms()
+
+
+def shipped_algorithms() -> dict[str, ModuleType]:
+    """Every algorithm in this folder: the modules that have a `train`."""
     modules = {m.name: importlib.import_module(f"{__name__}.{m.name}") for m in pkgutil.iter_modules(__path__)}
-    shipped = {name: module for name, module in modules.items() if hasattr(module, "train")}
-    return shipped | {name: check_algorithm(load_offered(point), name) for name, point in offered(ALGORITHMS).items()}
+    return {name: module for name, module in modules.items() if hasattr(module, "train")}
 
 
 def find_algorithm(name: str) -> ModuleType:
@@ -27,14 +32,17 @@ def find_algorithm(name: str) -> ModuleType:
     Raises:
         ValueError: there is none, its code fails, or it lacks what an algorithm has.
     """
-    known = algorithms()
-    if name in known:
-        return known[name]
-    for module in known.values():
-        if module.__name__ == name:
-            return module
+    shipped, others = shipped_algorithms(), offered(ALGORITHMS)  # others are loaded only if named: they may fail
+    if name in shipped:
+        return shipped[name]
+    if name in others:
+        return check_algorithm(load_offered(others[name]), name)
+    for point in others.values():
+        if point.module == name:
+            return check_algorithm(load_offered(point), name)
     if "." not in name:
-        raise ValueError(f"there is no algorithm {name!r}; there are {', '.join(known)}, or a file: ./my_algorithm.py")
+        known = ", ".join([*shipped, *others])
+        raise ValueError(f"there is no algorithm {name!r}; there are {known}, or a file: ./my_algorithm.py")
     return check_algorithm(load_module(name), name)
 
 

@@ -1,1 +1,1 @@
-"""The commands, one file each; `cli` tells them apart."""
+"""The commands, one file each; `cli` dispatches to them."""

@@ -245,7 +245,7 @@ def read_recipe(name: str) -> Any:
 def demo(arguments: list[str]) -> None:
     """besttake demo [--field value ...]: the recipe `onlinevpo-tiny`, measured before and after."""
     console.err.print(
-        "OnlineVPO on an embedded model: it shoots takes, a critic ranks them, it learns from best against worst."
+        "OnlineVPO on an embedded model: sample candidates, rank them with a critic, learn from the best and the worst."
     )
     _train(replace(read_recipe(DEMO), out=Path("runs/demo")), arguments, "besttake demo")
 
@@ -368,7 +368,10 @@ def check(arguments: list[str]) -> None:
     elif kind == "algorithm" and rest and not rest[0].startswith("-"):
         found = check_algorithm(with_flags(read_recipe(rest[0]), rest[1:], f"{command} {rest[0]}"))
     else:
-        print("usage: besttake check critic FILE | algorithm FILE | model FILE:CHECKPOINT [flags]")
+        usage = "besttake check critic FILE | algorithm FILE | model FILE:CHECKPOINT [flags]"
+        if kind and kind not in (*HELP, "algorithm"):
+            raise ValueError(f"there is no check of '{kind}': {usage}")
+        print(f"usage: {usage}")
         return
     failed = 0
     for result in found:

@@ -73,10 +73,10 @@ def with_new_flags(arguments: Sequence[str], kind: Any) -> list[str]:
         if today is None:
             raise ValueError(f"{flag} was removed; leave it out")
         if today != name:
-            log.warning("%s was renamed to --%s", flag, today)
             section, dot, last = today.rpartition(".")
             off = "no-" if re.search(r"(^--|\.)no[-_]", flag) else ""
-            flag = f"--{section}{dot}{off}{last}"
+            former, flag = flag, f"--{section}{dot}{off}{last}".replace("_", "-")
+            log.warning("%s was renamed to %s", former, flag)
         found.append(f"{flag}{equals}{value}")
     return found
 

@@ -100,7 +100,10 @@ def _load(source: Source) -> Any:
     datasets = importlib.import_module("datasets")
     folder = Path(source.name)
     if (folder / "dataset_dict.json").exists():
-        data = datasets.load_from_disk(source.name)[source.split]
+        splits = datasets.load_from_disk(source.name)
+        if source.split not in splits:
+            raise ValueError(f"there is no split '{source.split}'; there are {', '.join(splits)}: hf:PLACE:SPLIT")
+        data = splits[source.split]
     elif (folder / "state.json").exists():
         data = datasets.load_from_disk(source.name)
     else:

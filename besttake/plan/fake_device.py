@@ -113,6 +113,9 @@ class _SmallOnesKnown(TorchDispatchMode):
         if func is aten.index.Tensor:
             args = args[0], [place for index in args[1] for place in self._places(index)]
         leaves = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        for leaf in leaves:
+            if isinstance(leaf, FakeTensor):
+                leaf.constant = None  # PyTorch's own note of a single number, which would stay on the host
         numbers = [known(leaf) for leaf in leaves]
         computable = func not in OF_NETWORKS and all(number is not None for number in numbers)
         if func in SHAPED_BY_NUMBERS:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,8 @@ def model_card(run: RunFolder, weights: str) -> str:
         weights: folder or hub id that the snippet loads.
     """
     base, pipeline = str(run.config["model"]), _pipeline_of(run)
-    name, paper = METHODS.get(run.config["algorithm"], (run.config["algorithm"], ""))
+    algorithm = Path(run.config["algorithm"]).stem  # of the user's own it is the path of a file
+    name, paper = METHODS.get(algorithm, (algorithm, ""))
     lora = run.config.get("policy", {}).get("train", "lora") == "lora"
     data = ModelCardData(
         base_model=base if _is_hub_id(base) else None,
@@ -61,14 +63,14 @@ def model_card(run: RunFolder, weights: str) -> str:
         library_name="diffusers",
         license=licence_of(base),
         pipeline_tag="image-to-video" if "ImageToVideo" in pipeline else "text-to-video",
-        tags=["besttake", *(["lora"] if lora else []), run.config["algorithm"], *([f"arxiv:{paper}"] if paper else [])],
+        tags=["besttake", *(["lora"] if lora else []), algorithm, *([f"arxiv:{paper}"] if paper else [])],
     )
     parts = [
         f"---\n{data.to_yaml()}\n---",
         f"# {Path(weights).name if _is_hub_id(weights) else run.path.resolve().name}",
         f"{'A LoRA of' if lora else 'A fine-tune of'} `{base}`, trained by {name}"
         f"{f' ([arXiv {paper}](https://arxiv.org/abs/{paper}))' if paper else ''} with besttake {__version__}.",
-        f"## Use\n\n```python\n{snippet(run, weights)}```",
+        f"## Use\n\n{_fenced(snippet(run, weights))}",
         f"## Figures\n\n{_figures(run)}",
         f"## Training\n\n{_training(run)}",
     ]
@@ -167,6 +169,17 @@ def _figures(run: RunFolder) -> str:
     )
 
 
+def _fenced(code: str) -> str:
+    """Python as a Markdown block; its fence is longer than any run of backticks in the code, such as a prompt's."""
+    fence = "`" * max([3, *(len(run) + 1 for run in re.findall("`+", code))])
+    return f"{fence}python\n{code}{fence}"
+
+
+def _cell(value: Any) -> str:
+    """A value in a Markdown table."""
+    return str(value).replace("|", r"\|").replace("\n", " ")
+
+
 def _training(run: RunFolder) -> str:
     config, optim, policy = run.config, run.config.get("optim", {}), run.config.get("policy", {})
     reward = config.get("reward", {})
@@ -181,5 +194,5 @@ def _training(run: RunFolder) -> str:
         "beta": config.get("beta"),
         "seed": config.get("seed"),
     }
-    rows = [f"| {name} | {value} |" for name, value in facts.items() if value not in (None, "")]
+    rows = [f"| {name} | {_cell(value)} |" for name, value in facts.items() if value not in (None, "")]
     return "\n".join(["| setting | value |", "|---|---|", *rows, "", "All settings are in `config.yaml`."])

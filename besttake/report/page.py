@@ -13,7 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from besttake import __version__
-from besttake.algorithms import algorithms
+from besttake.algorithms import shipped_algorithms
 from besttake.data.files import atomic
 from besttake.report.card import write_card
 from besttake.report.clips import clip_cards
@@ -134,7 +134,7 @@ def _clips_lead(run: RunFolder, cards: bool) -> str:
 
 
 def _reward_lead(run: RunFolder) -> str:
-    lead = "By step. At each look the same fixed prompts and seeds are shot."
+    lead = "By step. Each validation pass samples the same fixed prompts and seeds."
     if trained_critic(run):
         lead += " Where the training critic rises and the held-out one falls, the reward is being gamed."
     return lead
@@ -142,7 +142,7 @@ def _reward_lead(run: RunFolder) -> str:
 
 def _name_of(algorithm: str) -> str:
     """What an algorithm's config calls it."""
-    known = algorithms().get(algorithm)
+    known = shipped_algorithms().get(algorithm)
     return str(known.Config.__doc__).rstrip(".") if known else Path(algorithm).stem
 
 

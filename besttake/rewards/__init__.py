@@ -75,6 +75,8 @@ def load_reward(
         return Remote(str(name_or_path))
     name, folder = find_critic(name_or_path)
     load = _factory(name)
+    if not callable(load):
+        raise ValueError(f"{name} is {load!r}; expected a function that returns the critic, or the critic's class")
     parameters = inspect.signature(load).parameters
     if unknown := sorted(settings.keys() - parameters.keys()):
         known = ", ".join(parameters.keys() - {"path", "device"}) or "none"
@@ -83,7 +85,7 @@ def load_reward(
     if path and "path" not in parameters:
         raise ValueError(f"critic {name_or_path} takes no path, and {path} is given; leave it out")
     reward = load(**{key: value for key, value in given.items() if key in parameters} | settings)
-    return _complete(reward, name) if is_users(name) else reward
+    return complete(reward, name) if is_users(name) else reward
 
 
 def find_critic(name_or_path: str | Path) -> tuple[str, Path | None]:
@@ -123,7 +125,7 @@ def _factory(name: str) -> Callable[..., Reward]:
     return named_in(found, FACTORIES, point.value) if isinstance(found, ModuleType) else found
 
 
-def _complete(reward: Any, name: str) -> Reward:
+def complete(reward: Any, name: str) -> Reward:
     """A critic of the user's, if it has what a `Reward` has."""
     missing = [part for part in ("name", "dimensions", "differentiable", "card") if not hasattr(reward, part)]
     missing += [] if callable(reward) else ["__call__"]

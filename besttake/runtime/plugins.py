@@ -43,7 +43,7 @@ def load_module(place: str) -> ModuleType:
     """
     try:
         return _module_of_file(Path(place)) if place.endswith(".py") else _module_of_name(place)
-    except Exception as error:  # whatever the user's code raises
+    except (Exception, SystemExit) as error:  # whatever the user's code raises
         raise ValueError(f"{place} cannot be loaded: {_where(error)}{type(error).__name__}: {error}") from error
 
 
@@ -77,7 +77,7 @@ def load_offered(point: EntryPoint) -> Any:
     """What an entry point names; ValueError if it cannot be imported."""
     try:
         return point.load()
-    except Exception as error:  # whatever the package's code raises
+    except (Exception, SystemExit) as error:  # whatever the package's code raises
         raise ValueError(
             f"{point.name} of the package {point.dist.name if point.dist else point.value} cannot be loaded: "
             f"{_where(error)}{type(error).__name__}: {error}; update the package, or uninstall it"
@@ -124,10 +124,14 @@ def _can_import_from(folder: Path) -> None:
         sys.path.append(str(folder))  # last, so that it hides nothing
 
 
-def _where(error: Exception) -> str:
+def _where(error: BaseException) -> str:
     """The line of a user's code that an error comes from, if it is of any."""
     if isinstance(error, SyntaxError):
         return ""  # which says so itself
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "importlib" not in frame.filename]
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if not re.search("importlib|<frozen", frame.filename)
+    ]
     last = frames[-1]
     return "" if last.filename == __file__ else f"line {last.lineno} of {Path(last.filename).name}: "

@@ -41,6 +41,9 @@ _current: ContextVar[Callbacks] = ContextVar("callbacks", default=Callbacks())  
 @contextmanager
 def callbacks(on_step: Callback | None = None, on_validation: Callback | None = None) -> Iterator[None]:
     """Every run that is begun within calls these. An error of theirs stops the run with a checkpoint saved."""
+    for name, callback in (("on_step", on_step), ("on_validation", on_validation)):
+        if callback is not None and not callable(callback):
+            raise ValueError(f"{name} is {callback!r}; expected a function of the run and its metrics")
     token = _current.set(Callbacks(on_step, on_validation))
     try:
         yield

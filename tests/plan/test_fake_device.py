@@ -39,6 +39,14 @@ def test_a_mask_of_known_numbers_picks_rows_of_unknown_ones():
         assert large[mask].shape == (3, SMALL)
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_few_numbers_are_moved_as_many_are(count):
+    with fake_device():
+        moved = torch.arange(count).to(CARD)
+        assert (moved.device, moved[0].device) == (CARD, CARD)
+        assert torch.tensor([7.0] * count).to(CARD)[0].item() == 7
+
+
 def test_the_host_is_another_device():
     with fake_device(), pytest.raises(RuntimeError, match="same device"):
         torch.empty(SMALL, 2) + torch.empty(SMALL, 2, device=CARD)

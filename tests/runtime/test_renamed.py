@@ -80,7 +80,8 @@ def test_what_cannot_be_mapped_is_refused(values, words):
 def test_flags_by_their_old_names(caplog):
     config = with_flags(read_recipe("onlinevpo-tiny"), ["--guard", "2", "--monitor.every=7", "--no-by-turns"], "train")
     assert (config.dpop_weight, config.validation.every, config.offload_idle) == (2.0, 7, False)
-    assert "--guard was renamed to --dpop_weight" in caplog.text
+    assert "--guard was renamed to --dpop-weight" in caplog.text
+    assert "--no-by-turns was renamed to --no-offload-idle" in caplog.text
     with pytest.raises(ValueError, match=r"--rollout\.shared was removed"):
         with_flags(config, ["--rollout.shared", "0.5"], "train")
 
