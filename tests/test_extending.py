@@ -120,12 +120,15 @@ def test_the_one_file_server_reads_a_bare_file_alike(here):
         ("./my_family.py", r"my_family\.py has no load or make"),
         ("no_such_module.critic:make", r"no_such_module\.critic cannot be loaded: ModuleNotFoundError"),
         ("./broken.py", r"broken\.py cannot be loaded: line 2 of broken\.py: ZeroDivisionError"),
+        ("./exits.py", r"exits\.py cannot be loaded: .*SystemExit: 3"),
+        ("./bare.py:number", r"number is 3; expected a function"),
         ("./bare.py", r"critic \./bare\.py is a object without name, dimensions, differentiable, card, __call__"),
     ],
 )
 def test_a_critic_that_is_none_is_one_plain_line(here, capsys, name, message):
     (here / "broken.py").write_text("\n1 / 0\n")
-    (here / "bare.py").write_text("load = lambda: object()\n")
+    (here / "bare.py").write_text("load = lambda: object()\nnumber = 3\n")
+    (here / "exits.py").write_text("raise SystemExit(3)\n")
     (here / "clips").mkdir()
     write_video(here / "clips" / "a red ball.mp4", torch.zeros(2, 3, 16, 16), 8)
     assert main(["score", "clips", "--reward", name]) == 2

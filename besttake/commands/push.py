@@ -46,8 +46,8 @@ def push(config: PushConfig) -> str:
         OSError: the hub refuses, or cannot be reached.
     """
     if config.dry_run:
-        if config.dry_run.exists() and any(config.dry_run.iterdir()):
-            raise ValueError(f"dry_run is {config.dry_run}, which is not empty; give a folder that is new")
+        if config.dry_run.is_file() or (config.dry_run.exists() and any(config.dry_run.iterdir())):
+            raise ValueError(f"dry_run is {config.dry_run}, which is a file or not empty; give a folder that is new")
         collect(config.run, config.repo, config.dry_run)
         return str(config.dry_run)
     with TemporaryDirectory() as folder:

@@ -36,6 +36,8 @@ def test_prompts_of_a_split_saved_to_disk(tmp_path):
     datasets.DatasetDict(train=train, test=test).save_to_disk(tmp_path / "set")
     assert read_prompts(f"hf:{tmp_path / 'set'}") == ["a cat", "a dog"]
     assert read_prompts(f"hf:{tmp_path / 'set'}:test?prompt=text") == ["an owl"]
+    with pytest.raises(ValueError, match=r"no split 'validation'; there are train, test"):
+        read_prompts(f"hf:{tmp_path / 'set'}:validation")
 
 
 def test_prompts_with_first_frames(tmp_path):

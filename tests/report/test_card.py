@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 import yaml
@@ -11,7 +12,7 @@ from besttake.algorithms.sft import Config, train
 from besttake.commands.cli import main
 from besttake.models.policy import PolicyConfig
 from besttake.report import write_report
-from besttake.report.card import licence_of, model_card
+from besttake.report.card import _fenced, licence_of, model_card
 from besttake.report.folder import read_run
 from besttake.runtime.configuration import write_config
 from besttake.sampling.rollout import RolloutConfig
@@ -62,6 +63,20 @@ def test_metadata_are_of_the_base_and_the_method(trained, tmp_path):
     }
     assert 'pipe.load_lora_weights("me/mine")' in card.content
     assert card.content.partition("\n# ")[2].startswith("mine\n")
+
+
+def test_names_and_prompts_do_not_break_the_markdown(trained):
+    run = read_run(trained)
+    config = run.config | {"algorithm": "/home/me/my_algorithm.py", "data": "a|b"}
+    run = replace(run, config=config, rows=run.rows)
+    card = ModelCard(model_card(run, "me/mine"))
+    assert card.data.tags == ["besttake", "lora", "my_algorithm"]
+    assert "/home/me" not in card.content
+    assert r"| data | a\|b |" in card.content
+
+
+def test_a_prompt_with_a_fence_stays_code():
+    assert _fenced("prompt='```'\n") == "````python\nprompt='```'\n````"
 
 
 def test_a_base_on_the_hub_is_named(trained, tmp_path):
