@@ -1,7 +1,7 @@
-"""What running code costs: floating-point operations, seconds on a card, and memory by owner, phase by phase.
+"""Meter of running code: FLOPs, seconds on a card, and memory by owner, for each phase.
 
-Every operation passes here on its way. Its result is memory from then on until nobody holds it any more; its time is
-that of its arithmetic or that of reading and writing its tensors, whichever is longer.
+It is a dispatch mode that sees every operation. A result counts as memory until its storage is freed. An operation's
+time is that of its FLOPs or of its memory traffic, whichever is longer (a roofline model).
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ from besttake.plan.cards import Card
 aten = torch.ops.aten
 
 REST = "activations"
-"""The owner of what nobody has claimed: what a network computes on its way."""
+"""Owner of all memory that is not claimed: intermediate results."""
 
 
 @dataclass
 class Phase:
-    """A part of a step.
+    """Cost of a part of a step.
 
     Attributes:
-        name: what it is called.
-        flops: floating-point operations, a multiply-add being two.
-        seconds: on the card.
-        peak: bytes at the fullest moment; `owners` tells whose they were.
+        flops: floating-point operations; a multiply-add counts as two.
+        seconds: time on the card.
+        peak: peak memory in bytes.
+        owners: the peak memory by owner.
     """
 
     name: str
@@ -52,11 +52,11 @@ class Phase:
 
 @dataclass(frozen=True)
 class Throughput:
-    """How fast a card is thought to be.
+    """Assumed speed of a card.
 
     Attributes:
-        efficiency: share of the published rate that arithmetic reaches.
-        bandwidth: share of the published bandwidth that reading and writing reach.
+        efficiency: fraction of the published FLOP/s that is reached.
+        bandwidth: fraction of the published memory bandwidth that is reached.
     """
 
     card: Card
@@ -64,22 +64,23 @@ class Throughput:
     bandwidth: float = 0.8
 
     def seconds(self, flops: float, nbytes: float, rate: float) -> float:
-        """
+        """Time of an operation.
+
         Args:
-            rate: TFLOP/s, as published.
+            rate: published TFLOP/s.
         """
         arithmetic = flops / (rate * 1e12 * self.efficiency)
         return max(arithmetic, nbytes / (self.card.bandwidth * 1e12 * self.bandwidth))
 
     def rate(self, func: Any, dtype: torch.dtype) -> float:
-        """TFLOP/s, as published, of an operation on tensors of a dtype."""
+        """Published TFLOP/s of an operation on tensors of a dtype."""
         if dtype != torch.float32:
             return self.card.half
         return self.card.tensor32 if "convolution" in str(func) else self.card.single
 
 
 class Meter(TorchDispatchMode):
-    """Within this context every operation on `device` is measured."""
+    """Context in which every operation on `device` is measured."""
 
     def __init__(self, device: torch.device, pace: Throughput):
         super().__init__()
@@ -91,16 +92,16 @@ class Meter(TorchDispatchMode):
 
     @contextmanager
     def phase(self, name: str) -> Iterator[Phase]:
-        """What happens within counts for this phase, and not for one around it."""
+        """Context whose operations count towards this phase, not towards an enclosing one."""
         with self._into(self.phases.setdefault(name, Phase(name))) as phase:
             yield phase
 
     def again(self) -> None:
-        """Forget the phases so far; what is in memory stays."""
+        """Clear the phases measured so far; allocated memory stays allocated."""
         self.phases.clear()
 
     def claim(self, owner: str, tensors: Iterable[Tensor]) -> None:
-        """From now on the memory of these tensors belongs to `owner`."""
+        """Assign the memory of these tensors to `owner`."""
         for tensor in filter(self._is_here, itertools.chain.from_iterable(map(plain_tensors, tensors))):
             self._note(tensor)
             held = self._held[tensor.untyped_storage()._cdata]
@@ -109,12 +110,12 @@ class Meter(TorchDispatchMode):
             held.owner = owner
 
     def once(self, work: Callable[..., Any], phase: str = "") -> Callable[..., Any]:
-        """The same function, but of calls that differ in no shape only the first is run; the others cost as much.
+        """Memoize `work`: of calls with equal shapes only the first is run, and its cost charged for the others.
 
-        Calls that carry gradients are all run.
+        Calls with gradients enabled are always run.
 
         Args:
-            phase: what the work counts for; by default what it is called in.
+            phase: phase that the work counts towards; by default the current one.
         """
         seen: dict[Any, tuple[Phase, Counter[str], Any]] = {}
 
@@ -129,7 +130,7 @@ class Meter(TorchDispatchMode):
                     now = self.live.copy()
                     now.update(extra)
                     self._charge(cost, now)
-                    with self._into(Phase("")):  # writing it is charged already
+                    with self._into(Phase("")):  # already charged
                         out = tree_map_only(_Look, _Look.again, out)
                     self._mark(self.live)
                     return out
@@ -146,9 +147,9 @@ class Meter(TorchDispatchMode):
 
     @contextmanager
     def until_saved(self) -> Iterator[None]:
-        """What is done within, after the last tensor that is kept for a gradient, costs nothing.
+        """Context whose operations after the last tensor saved for backward are free.
 
-        A checkpointed forward that is run once more stops there.
+        There the recomputed forward of a checkpointed block stops.
         """
         phase = self._within[-1]
         cost = phase.flops, phase.seconds
@@ -163,7 +164,7 @@ class Meter(TorchDispatchMode):
         phase.flops, phase.seconds = cost
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if not PLAIN.issuperset(types):  # of a quantized weight: what it does to its own parts comes by here next
+        if not PLAIN.issuperset(types):  # a quantized weight, whose inner operations are dispatched here next
             return NotImplemented
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
@@ -184,7 +185,7 @@ class Meter(TorchDispatchMode):
             self._within.pop()
 
     def _charge(self, cost: Phase, fullest: Counter[str]) -> None:
-        """Add work that was measured apart, at whose fullest moment memory was this."""
+        """Add a separately measured cost, with this memory at its peak."""
         phase = self._within[-1]
         phase.flops, phase.seconds = phase.flops + cost.flops, phase.seconds + cost.seconds
         self._mark(fullest)
@@ -207,7 +208,7 @@ class Meter(TorchDispatchMode):
         return device == self.device and isinstance(leaf, Tensor) and not hasattr(leaf, "__tensor_flatten__")
 
     def _note(self, tensor: Tensor) -> None:
-        """Count a tensor's memory until nobody holds it."""
+        """Count a tensor's memory until its storage is freed."""
         storage = tensor.untyped_storage()
         key, size = storage._cdata, storage.nbytes()
         if key not in self._held:
@@ -229,7 +230,7 @@ class _Held:
 
 @dataclass(frozen=True)
 class _Look:
-    """All that a cost depends on of a tensor."""
+    """The properties of a tensor that a cost depends on."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
@@ -240,7 +241,7 @@ class _Look:
 
 
 def adapter(network: nn.Module) -> Any:
-    """Which LoRA is at work in a network, if one is."""
+    """The active LoRA adapter of a network, if there is one."""
     layer = next((part for part in network.modules() if isinstance(part, BaseTunerLayer)), None)
     return layer and (layer._active_adapter, layer._disable_adapters)
 
@@ -266,6 +267,6 @@ FORMULAS: dict[Any, Callable[..., float]] = {
     aten._scaled_dot_product_flash_attention_for_cpu: _attention,
     aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
 }
-"""PyTorch's own, and those of its fused attention on a CPU, which it leaves out."""
+"""FLOP formulas of PyTorch, and of its fused CPU attention, which it lacks."""
 
 PLAIN = {Tensor, nn.Parameter, nn.Buffer, FakeTensor}

@@ -1,7 +1,6 @@
-"""One training step of a recipe, run on a fake device: the algorithm's own `step`, with a meter on it.
+"""Measures one training step of a recipe on a fake device, by running the algorithm's own `step` under a meter.
 
-Nothing here knows an algorithm: what `step` samples, scores and differentiates, and holds in memory meanwhile, is found
-out by running it.
+Nothing here is specific to an algorithm.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ from besttake.training.config import adamw
 from besttake.types import Prompt, Video
 
 PARTS = ("encode", "step", "validate", "evaluate")
-"""What a recipe does: what comes before its steps, a step, and what is done beside them."""
+"""Parts of a recipe that are measured: encoding before training, a step, and validation and evaluation."""
 
 STEP = ("prompts", "sample", "decode", "score", "train")
 """The phases of a step."""
@@ -50,21 +49,21 @@ OWNERS = {"transformer": "weights", "transformer_2": "weights", "vae": "autoenco
 
 
 def measure(config: Any, throughput: Throughput, gpus: int = 1, parts: Iterable[str] = PARTS) -> dict[str, Phase]:
-    """The phases of the second step, when all that lasts is in memory; and of what is done beside steps.
+    """The phases of the second step, when optimizer states exist, and of encoding, validation and evaluation.
 
-    "encode" is of one real clip, "validate" of one validation pass, "evaluate" of one batch of videos.
+    "encode" is for one real clip, "validate" for one validation pass, "evaluate" for one batch of videos.
 
     Args:
-        gpus: cards, each with a process and its shard of the rows; what is measured is the first.
-        parts: those that are wanted.
+        gpus: number of cards, each with a process and its shard of the rows; the first one is measured.
+        parts: the parts of `PARTS` to measure.
 
     Raises:
-        ValueError: the model cannot be had, or cannot sample the size.
+        ValueError: the model is not available, or cannot sample the size.
     """
     found: dict[str, Phase] = {}
     config = _without_data_dependence(config)
     with (
-        warnings.catch_warnings(action="ignore"),  # of an unusual device; a run of the recipe has its own
+        warnings.catch_warnings(action="ignore"),  # about the fake device
         first_of(gpus, config.parallel),
         black_picture() as picture,
         fake_device(),
@@ -85,10 +84,10 @@ def measure(config: Any, throughput: Throughput, gpus: int = 1, parts: Iterable[
 
 
 class Step:
-    """A recipe's model, policy and optimizer on a device, and what training does with them.
+    """A recipe's model, policy and optimizer on a device, and the parts of a run that can be measured.
 
     Args:
-        meter: a `Meter`, or what measures a real device.
+        meter: a `Meter`, or a `Clock` for a real device.
         picture: a first frame, for models that need one.
     """
 
@@ -97,7 +96,7 @@ class Step:
         self.algorithm = importlib.import_module(type(config).__module__)
         if not hasattr(self.algorithm, "plan_batch"):
             raise ValueError(
-                f"{algorithm_of(config)} has no function plan_batch, which makes the batch that is planned"
+                f"{algorithm_of(config)} has no function plan_batch, which `besttake plan` needs to make a batch"
             )
         self.critics = Critics(config, device, meter.claim)
         dtype, offload = getattr(torch, config.dtype), config.policy.offload
@@ -113,7 +112,7 @@ class Step:
             self._offload_idle()
 
     def encode(self) -> None:
-        """A real clip, before training."""
+        """Encode a real clip, as before training."""
         with torch.no_grad(), self.meter.phase("sample"):
             batch = self.algorithm.plan_batch(self.policy, self.config, self.prompts)
         self.meter.again()
@@ -124,7 +123,7 @@ class Step:
                 self.model.encode(video.to(self.device))
 
     def step(self) -> None:
-        """The algorithm's step, and the update that follows from it."""
+        """The algorithm's step, and the optimizer step."""
         config, policy = self.config, self.policy
         with ExitStack() as phase:
             phase.enter_context(self.meter.phase("sample"))
@@ -156,11 +155,11 @@ class Step:
     def evaluate(self) -> None:
         """A batch of the evaluation."""
         config = self.config.evaluation
-        with self.meter.phase("evaluate"), single_process():  # a batch is not sharded, but the batches are
+        with self.meter.phase("evaluate"), single_process():  # each process evaluates whole batches
             generate(self.policy, self._some(min(config.count, config.rollout.batch)), config.rollout)
 
     def _reward(self, then: Callable[[], None]) -> Callable[[Video, list[str], float], PanelScores]:
-        """The recipe's reward; its scores are made up, and what follows them is another phase."""
+        """The recipe's reward, with made-up scores; calls `then` after scoring, to start the next phase."""
 
         def reward(videos: Video, prompts: list[str], fps: float) -> PanelScores:
             with self.meter.phase("score"), torch.no_grad():
@@ -174,13 +173,13 @@ class Step:
         return [next(self.prompts) for _ in range(count)]
 
     def _prompts(self, first_frame: Path | None) -> Iterator[str]:
-        """Prompts, none twice, as long as people's are; with a first frame where the model needs one."""
+        """Distinct prompts of realistic length, with a first frame if the model needs one."""
         for number in itertools.count():
             text = f"a woman opens a red umbrella in the rain and walks on, number {number}"
             yield Prompt(text, first_frame=first_frame) if first_frame else text
 
     def _measure_once(self) -> None:
-        """Have what is done many times alike be run a single time."""
+        """Memoize work that a step repeats with equal shapes."""
         model, once, sampler_of, read_part = self.model, self.meter.once, self.model.sampler, self.model.parts.read
 
         def read(name: str, cls: type, dtype: torch.dtype) -> nn.Module:
@@ -195,13 +194,13 @@ class Step:
             sampler.step = once(sampler.step)
             return sampler
 
-        alike = {"embed": once(model.embed, "prompts"), "decode": once(model.decode, "decode"), "sampler": sampler}
-        alike |= {"encode": once(model.encode), "predict": once(model.predict)}
-        vars(model).update(alike)
+        memoized = {"embed": once(model.embed, "prompts"), "decode": once(model.decode, "decode"), "sampler": sampler}
+        memoized |= {"encode": once(model.encode), "predict": once(model.predict)}
+        vars(model).update(memoized)
         vars(model.parts).update(read=read)
 
     def _remember(self) -> None:
-        """What is there from the second step on: the optimizer's moments and, between updates, gradients."""
+        """Allocate what exists from the second step on: optimizer states, and gradients if they are accumulated."""
         policy, claim = self.policy, self.meter.claim
         self._claim_weights()
         claim("ema", policy.ema.values())
@@ -218,7 +217,7 @@ class Step:
         self._forget_gradients()
 
     def _offload_idle(self) -> None:
-        """As a run does; what comes back to the device is claimed anew."""
+        """Offload idle networks as a run does; weights are claimed again when they return to the device."""
         model, to_device = self.model, self.model.parts.to_device
         model.parts.offload_idle = [*model.denoisers.values(), *self.policy.reference.networks]
 
@@ -229,7 +228,7 @@ class Step:
         vars(model.parts)["to_device"] = claimed
 
     def _claim_weights(self) -> None:
-        """Whose the denoiser's memory is: first all of it the base's, then some of it trained, or the reference's."""
+        """Claim the denoiser's memory for the base, then the trained weights and the reference's within it."""
         policy, claim = self.policy, self.meter.claim
         for name, part in self.model.denoisers.items():
             self._claim(name, part)
@@ -247,7 +246,7 @@ class Step:
 
 
 def _decode_once(vae: Any, once: Callable[[Callable], Callable]) -> None:
-    """Clips are decoded one by one, by stretches and tiles; Wan's decoder writes into what comes with a stretch."""
+    """Memoize decoding by clip and, except for Wan's decoder, which updates its `feat_cache`, by chunk and tile."""
     if hasattr(vae, "_decode"):
         vae._decode = once(vae._decode)
     if hasattr(vae, "decoder") and "feat_cache" not in inspect.signature(vae.decoder.forward).parameters:
@@ -255,7 +254,7 @@ def _decode_once(vae: Any, once: Callable[[Callable], Callable]) -> None:
 
 
 def _without_data_dependence(config: Any) -> Any:
-    """A recipe without what depends on a real machine or on real numbers: compiled blocks, and caches between steps."""
+    """The config without compiled blocks and step caches, which depend on the machine or on values."""
 
     def plain(rollout: RolloutConfig) -> RolloutConfig:
         return replace(rollout, compile=False, cache=CacheConfig())
@@ -266,12 +265,12 @@ def _without_data_dependence(config: Any) -> Any:
 
 
 def peak_phase(phases: Mapping[str, Phase]) -> Phase:
-    """The phase that takes the most memory, of those while training; an evaluation has its card to itself."""
+    """The phase with the highest peak during training; the evaluation runs afterwards and is left out."""
     return max((phase for name, phase in phases.items() if name != "evaluate"), key=lambda phase: phase.peak)
 
 
 def merge_phases(name: str, phases: Iterable[Phase]) -> Phase:
-    """Phases as one: their work is summed, and the fullest moment is that of the fullest."""
+    """Merge phases: FLOPs and seconds are summed, the peak is the highest."""
     phases = list(phases)
     fullest = max(phases, key=lambda phase: phase.peak)
     flops, seconds = sum(phase.flops for phase in phases), sum(phase.seconds for phase in phases)
@@ -280,7 +279,7 @@ def merge_phases(name: str, phases: Iterable[Phase]) -> Phase:
 
 @contextmanager
 def black_picture() -> Iterator[Path]:
-    """An image file, for models that are shown one."""
+    """A temporary image file, for models that need a first frame."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "black.png"
         Image.new("RGB", (16, 16)).save(file)

@@ -1,8 +1,8 @@
-"""A training run: everything around an algorithm's loop that is the same for all of them.
+"""A training run: everything around an algorithm's loop that is common to all algorithms.
 
-The algorithm owns the loop and its `step`; `Run` gives it the batches, takes its losses, and sees to the optimizer, the
-metrics, validation, checkpoints and resume. All randomness is keyed on the seed and the step, so a checkpoint is the
-weights, the optimizer and the step: on CPU a resumed run goes on bit by bit.
+The algorithm owns the loop and its `step`. `Run` yields the batches, receives the losses, and handles the optimizer,
+metrics, validation, checkpoints and resume. All random numbers are keyed on the seed and the step, so a checkpoint
+consists of the weights, the optimizer and the step; on the CPU a resumed run is bit-identical.
 """
 
 from __future__ import annotations
@@ -71,26 +71,26 @@ log = logging.getLogger(__name__)
 Item = TypeVar("Item")
 
 COMPARE_EVERY = 50
-"""Updates after which the processes compare the weights that they train, which should be the same to the bit."""
+"""Updates between checks that all processes have bit-identical trained weights."""
 
 
 class Run:
     """A training run in a folder: `config.yaml`, `metrics.jsonl`, trackers, samples, checkpoints, adapter.
 
-    As a context, `with Run(config, data) as run:`, it saves all whole steps if it fails, or if a signal ends it.
+    Used as a context, `with Run(config, data) as run:`, so that completed steps are saved on an error or a signal.
 
     Attributes:
-        data: what is left to train on when some is held out, for the evaluation to be measured on.
-        step: how many steps are over.
-        updates: how many times the weights were changed.
-        seconds: of training, validation left out.
+        data: the training data, without what is held out for the evaluation.
+        step: number of completed steps.
+        updates: number of optimizer steps.
+        seconds: time spent on training, without validation.
     """
 
     def __init__(self, config: TrainConfig, data: Sequence[Any] = (), **kept: Stateful):
         """
         Args:
-            data: what there is to train on: prompts, real clips or preference pairs.
-            kept: what else a checkpoint keeps, by a name for it.
+            data: prompts, real clips or preference pairs.
+            kept: further objects whose state is saved in checkpoints, by name.
         """
         check_finite(config)
         check_trackers(config.log)
@@ -113,7 +113,7 @@ class Run:
             check_evaluation(config.evaluation_config, self.model, self.chosen.prompts, size)
         self.base = weights_hash(self.model.denoiser)
         self._check_same_networks(critics)
-        if found and not found[1]["base"].startswith(HASH_PREFIX):  # of before the hash saw all of the weights
+        if found and not found[1]["base"].startswith(HASH_PREFIX):  # written before the hash covered all weights
             self.base = legacy_weights_hash(self.model.denoiser)
         self.policy = Policy(self.model, config.policy, config.seed)
         self.optimizer = adamw(config.optim, self.policy.trainable.values())
@@ -136,25 +136,25 @@ class Run:
             self.guard.observe(row)
 
     def steps(self, items: Sequence[Item], batch: int) -> Iterator[tuple[int, list[Item]]]:
-        """The steps that are left, each with its batch of items; saves, validates and shows progress on the way.
+        """The remaining steps, each with its batch of items. Saves, validates and shows progress in between.
 
-        Processes must have the same items: the same text, prompts with the same pictures. Of numbers, whoever gives
-        them must have compared what they stand for (`check_equal_items`).
+        All processes must have the same items, which is checked for text and prompts. If the items are numbers, the
+        caller must have checked what they refer to (`check_equal_items`).
         """
         if len(items) < batch:
-            log.warning("a step trains on %d items and there are only %d: some come twice", batch, len(items))
-        check_equal_items("what there is to train on", map(describe_prompt, items))
+            log.warning("a step uses %d items but there are only %d: some occur twice in a batch", batch, len(items))
+        check_equal_items("the training data", map(describe_prompt, items))
         with _progress_bar() as bar:
             task, stopped = bar.add_task("training", total=self.config.steps, completed=self.step), False
             while self.step < self.config.steps and self.seconds < self._limit:
                 if stopped := self._validate() and self.config.validation.guard.stop:
-                    log.warning("stopped by validation.guard.stop; with it off, the same command goes on")
+                    log.warning("stopped by validation.guard.stop; turn it off to resume with the same command")
                     break
                 self._began = time.perf_counter()
                 yield self.step, [item for _, item in prompt_batches(items, batch, self.config.seed, self.step)]
                 self._finish_step()
                 self.callbacks.step_is_over(self, self._metrics)
-                within = self.step * self._limit / self.seconds  # as many as the limit leaves time for
+                within = self.step * self._limit / self.seconds  # steps that fit into the time limit
                 bar.update(task, completed=self.step, total=min(self.config.steps, within))
                 if self.step % self.config.save_every == 0:
                     self.save()
@@ -165,14 +165,14 @@ class Run:
         self.checkpointer.save_adapter()
 
     def update(self, loss: Tensor | None, metrics: Metrics | None = None) -> bool:
-        """Take the gradient of a step's loss, and an optimizer step when enough of them are summed.
+        """Backward pass of a step's loss, and an optimizer step when enough gradients are accumulated.
 
         Args:
-            loss: None when a step has nothing to learn from (every pair was a tie): it is counted as skipped.
+            loss: None if the step has no pairs to learn from (all were ties); it is logged as skipped.
             metrics: numbers to log.
 
         Returns:
-            Whether the weights were changed.
+            Whether there was an optimizer step.
 
         Raises:
             FloatingPointError: the loss, or its gradient, is not finite.
@@ -189,23 +189,23 @@ class Run:
         self._rate = self._learning_rate()
         changes = (self.step + 1) % optim.gradient_accumulation_steps == 0 and self._clip_gradients(row)
         self._metrics = row
-        self._log(row)  # before the weights change: where it fails, on a full disk, say, no step is half done
+        self._log(row)  # before the update: an error here (a full disk) leaves no step half done
         if changes:
             self._optimizer_step()
         return changes
 
     def every(self, interval: int) -> bool:
-        """Whether the update just made completes an interval; never for an interval of 0."""
+        """Whether the last update completes an interval of so many updates; False for an interval of 0."""
         return interval > 0 and self.updates % interval == 0
 
     @torch.no_grad()
     def encode(self, videos: Video, batch: int = 8) -> Latent:
-        """Latents of videos, a few at a time, or one where memory is scarce."""
+        """Latents of videos, in batches (of one if `low_memory`)."""
         device, batch = self.model.device, 1 if self.model.parts.low_memory else batch
         return torch.cat([self.model.encode(part.to(device)).float() for part in videos.split(batch)])
 
     def oldest_resumable_step(self) -> int:
-        """The earliest step that this run can still be resumed from."""
+        """The earliest step that this run can be resumed from."""
         return oldest_resumable_step(self.folder / "checkpoints")
 
     def save(self) -> None:
@@ -222,7 +222,7 @@ class Run:
                 error.add_note(message)
         finally:
             self._update_is_over()
-            with suppress(OSError) if error else nullcontext():  # a full disk, say, which would be told instead
+            with suppress(OSError) if error else nullcontext():  # must not hide the error
                 self._over.close()
 
     # Before the first step -------------------------------------------------------------------------------------------
@@ -238,7 +238,7 @@ class Run:
         return model
 
     def _check_same_networks(self, critics: Iterable[Reward]) -> None:
-        """Refuse processes that have read other weights than the rest, of the model or of a critic."""
+        """ValueError on every process unless all have read the same weights of the model and the critics."""
         if is_single_process():
             return
         read: dict[str, Any] = {
@@ -250,7 +250,7 @@ class Run:
         check_equal({name: hashlib.sha256(repr(what).encode()).hexdigest()[:16] for name, what in read.items()})
 
     def _choose(self, data: Sequence[Any], resumed: bool) -> EvaluationSet:
-        """What the run is measured on; one that goes on holds out what it has held out from its start."""
+        """The evaluation set. A resumed run keeps its held-out data."""
         config, before = self.config.evaluation_config, read_set(self.folder) if resumed else None
         listed = config.prompts or (self.family and f"{self.family}-test")
         if before and before.source == (listed or self.source):
@@ -293,17 +293,17 @@ class Run:
         return Progress(self.step, self.updates, self.seconds, self._rate)
 
     def _finish_step(self) -> None:
-        """Count the step that is over; from here on it is whole."""
+        """Complete the step: count it and take the snapshot."""
         self.step += 1
         self.seconds += time.perf_counter() - self._began
         self.checkpointer.step_is_over(self._progress())
         updated = self._update_is_over()
-        if updated and self.every(COMPARE_EVERY):  # not before: where a process is gone, the others have this step
+        if updated and self.every(COMPARE_EVERY):  # after the snapshot: if a process has died, the others can save it
             self.checkpointer.compare_weights()
         self.seconds = broadcast_from_main(lambda: self.seconds)  # process 0's clock decides when to stop
 
     def _update_is_over(self) -> bool:
-        """Let signals through again, once an update and all that belongs to it is made; whether there was one."""
+        """Unblock signals after an update; whether there was one."""
         if not self.checkpointer.updating:
             return False
         self.checkpointer.updating = False
@@ -320,7 +320,7 @@ class Run:
             self._gradients_agree = True
 
     def _finite_norm(self, norm: Tensor) -> float:
-        """The gradient's norm as a number; FloatingPointError on every process if it is none on one."""
+        """The gradient's norm as a float; FloatingPointError on every process if it is not finite on one."""
         number = float(full_tensor(norm))
         with raise_on_all():
             if not math.isfinite(number):
@@ -328,7 +328,7 @@ class Run:
         return number
 
     def _clip_gradients(self, row: dict[str, Any]) -> bool:
-        """Clip the gradient, if there is any, and put its norm and the rate into a row of the log."""
+        """Clip the gradient and log its norm and the learning rate; False if there is no gradient."""
         parameters = [p for p in self.policy.trainable.values() if p.grad is not None]
         if not parameters:
             return False
@@ -339,7 +339,7 @@ class Run:
     def _optimizer_step(self) -> None:
         for group in self.optimizer.param_groups:
             group["lr"] = self._rate
-        interruption.block_signals()  # until the step is over: whatever of it follows an update belongs to it
+        interruption.block_signals()  # until the step is complete
         self.checkpointer.updating = True
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -354,7 +354,7 @@ class Run:
         row: dict[str, Any] = {}
         steps = self.config.optim.gradient_accumulation_steps
         for weight in self.policy.trainable.values():
-            if weight.grad is not None:  # a sum of parts of so many steps, to be the mean of as many as there are
+            if weight.grad is not None:  # was divided by `steps`, but fewer were summed
                 weight.grad *= steps / (self.step % steps)
         if self._clip_gradients(row):
             self._log(row)
@@ -371,7 +371,7 @@ class Run:
     # Between steps ---------------------------------------------------------------------------------------------------
 
     def _validate(self, last: bool = False) -> bool:
-        """Validate the policy if it is time to; whether that raised an alarm."""
+        """Validate the policy if it is due; whether there was an alarm."""
         every = self.config.validation.every
         if not every or not (last or self.step % every == 0):
             return False
@@ -391,7 +391,7 @@ class Run:
         return self.guard.observe(row)
 
     def _save_at_the_end(self) -> str:
-        """Save all whole steps, at any moment; what there is to go on from."""
+        """Save the last completed step; a message that says which step can be resumed from."""
         message, wrote = self.checkpointer.save_at_the_end()
         if wrote and not is_main():
             with suppress(OSError):
@@ -400,7 +400,7 @@ class Run:
 
 
 def step_generator(key: tuple[int, int]) -> torch.Generator:
-    """The random numbers of a step's loss, by (seed, step): the same on every device and however many processes."""
+    """The generator of a step's loss, keyed on (seed, step): the same on every device and process."""
     seed, step = key
     return torch.Generator().manual_seed(seed * 1_000_003 + step)
 
