@@ -21,7 +21,7 @@ SLOW = (
     "commands/test_cli.py",
     "contracts/test_algorithms.py",
     "world/test_pretrain_denoiser.py",
-    "plan/test_alike.py",
+    "plan/test_block_cache.py",
     "rewards/critics/test_heldout.py",
     "training/test_run.py",
     "test_recipes.py",

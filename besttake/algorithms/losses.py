@@ -37,14 +37,14 @@ def dpo(errors: Errors, beta: float, dpop_weight: float = 0.0) -> tuple[Float[Te
     the errors are of the velocity and beta is constant, as Flow-DPO (Liu et al. 2025) recommends.
 
     Losers are summed; RealDPO's public code averages them. The sum is N times the average of N losers, with the same
-    beta inside the sigmoid: docs/realdpo.md tells what that changes.
+    beta inside the sigmoid (see docs/realdpo.md).
 
-    With a `guard` > 0, DPO-Positive (Pal et al. 2024): -beta/2 guard max(0, w) is added to each margin. A loser's error
-    grows without end, and may take the winner's along, as long as it grows faster; this stops the winner's.
+    With `dpop_weight` > 0, DPO-Positive (Pal et al. 2024): -beta/2 dpop_weight max(0, w) is added to each margin. Under
+    plain DPO the winner's error may grow as long as the losers' errors grow faster; the penalty prevents that.
 
     Returns:
-        The loss of each row, and what to watch: the winner's and the losers' errors apart (a loser's error may grow
-        alone, or drag the winner's along), margin, implicit accuracy, and the distance to the reference.
+        The loss of each row, and metrics: errors and gains of winners and losers, margin, implicit accuracy, and the
+        distance to the reference.
     """
     gain = errors.policy - errors.reference
     w, v = gain[:, :1], gain[:, 1:]

@@ -1,8 +1,8 @@
-"""RealDPO's negative samples: the policy's samples of the real clips' captions, kept on disk and regenerated regularly.
+"""RealDPO's negative samples: the policy's samples of the real clips' captions, kept on disk.
 
-A file is named after its caption and the step it was sampled at, so that a resumed run finds exactly the samples it had;
-samples of later steps are those that it would sample again. Only process 0 reads the folder and broadcasts the result,
-since on a shared disk new files may appear to other processes with a delay.
+A file is named after its caption and the step it was sampled at, so that a resumed run finds exactly the samples it
+had; samples of later steps are those that it would sample again. Only process 0 reads the folder and broadcasts the
+result, since on a shared disk new files may appear to other processes with a delay.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class NegativeSamples:
         found = {name: self._read(name, captions[name], made[name], step) for name in dict.fromkeys(names)}
         return torch.stack([found[name] for name in names])
 
-    def forget(self, before: int) -> None:
+    def delete(self, before: int) -> None:
         """Delete samples from before a step, which no resumed run will need."""
         for path in self.folder.glob("[!.]*.safetensors") if is_main() else ():
             if _step_of(path) < before:

@@ -97,7 +97,9 @@ def usable(pairs: list[PreferencePair], config: Config) -> list[PreferencePair]:
         )
     if len(kept) < len(pairs):
         log.info(
-            "%d of %d pairs are left out, since their margin is below %g", len(pairs) - len(kept), len(pairs),
+            "%d of %d pairs are left out, since their margin is below %g",
+            len(pairs) - len(kept),
+            len(pairs),
             config.margin,
         )
     if len({len(pair.losers) for pair in kept}) > 1:

@@ -95,7 +95,7 @@ def train(config: Config) -> Run:
         )
         for number, batch in run.steps(range(len(clips)), config.clips_per_step):
             losers = negatives.of(batch, number, config.regenerate_every)
-            negatives.forget(
+            negatives.delete(
                 before=run.oldest_resumable_step() - config.regenerate_every if config.regenerate_every else 0
             )
             pairs = clips.batch(batch).against(losers)

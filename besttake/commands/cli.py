@@ -62,7 +62,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(__version__)
         return 0
     if name not in COMMANDS:
-        return _complain(f"there is no command '{name}'; there are {', '.join(COMMANDS)}", 2)
+        return _fail(f"there is no command '{name}'; there are {', '.join(COMMANDS)}", 2)
     if listing := _listing(name, rest):
         usage, table = listing
         print(f"usage: {usage}\n")
@@ -72,17 +72,17 @@ def main(arguments: list[str] | None = None) -> int:
         console.quiet_libraries()
         COMMANDS[name](rest)
     except ContractError as error:
-        return _complain(str(error), 1)
+        return _fail(str(error), 1)
     except (ValueError, FileNotFoundError) as error:
-        return _complain(_told(error), 2)
+        return _fail(_message_of(error), 2)
     except (FloatingPointError, OSError, SafetensorError) as error:
-        return _complain(_told(error), 1)
+        return _fail(_message_of(error), 1)
     except (RuntimeError, MemoryError) as error:
         if out_of_memory(error):
-            return _complain(_told(error, "".join(str(error).splitlines()[:1]), ADVICE), 1)
-        return _complain_of_others(error)
+            return _fail(_message_of(error, "".join(str(error).splitlines()[:1]), ADVICE), 1)
+        return _fail_of_other_process(error)
     except KeyboardInterrupt as stopped:  # a run has told already what is saved
-        return 130 if stopped.args else _complain("stopped", 130)
+        return 130 if stopped.args else _fail("stopped", 130)
     return 0
 
 
@@ -97,24 +97,24 @@ def _listing(command: str, rest: list[str]) -> tuple[str, Table] | None:
     return None
 
 
-def _told(error: BaseException, *lines: str) -> str:
+def _message_of(error: BaseException, *lines: str) -> str:
     """The message of an error and its notes, in which a run says what is saved."""
     return "\n".join([*(lines or [str(error)]), *getattr(error, "__notes__", [])])
 
 
-def _complain(message: str, status: int) -> int:
+def _fail(message: str, status: int) -> int:
     console.err.print("error:", message, style="bold red", soft_wrap=True)
     return status
 
 
-def _complain_of_others(error: BaseException) -> int:
+def _fail_of_other_process(error: BaseException) -> int:
     """Report an error that another process caused; any other error is raised again."""
     from besttake.runtime.distributed import OtherProcessError, describe_lost_process, is_main
 
     if isinstance(error, OtherProcessError):
-        return _complain(_told(error), 1) if is_main() else 1  # the one that failed says so itself
+        return _fail(_message_of(error), 1) if is_main() else 1  # the one that failed says so itself
     if reason := describe_lost_process(error):
-        return _complain(_told(error, reason), 1)
+        return _fail(_message_of(error, reason), 1)
     raise error
 
 
@@ -229,9 +229,7 @@ def read_recipe(name: str) -> Any:
     path = Path(name) if name.endswith((".yaml", ".yml")) else RECIPES / f"{name}.yaml"
     if not path.exists():
         known = ", ".join(sorted(file.stem for file in RECIPES.glob("*.yaml")))
-        raise ValueError(
-            f"there is no recipe '{name}'; expected one of {known}, the path of a .yaml file, or an algorithm's .py file"
-        )
+        raise ValueError(f"there is no recipe '{name}'; give one of {known}, a .yaml file, or an algorithm's .py file")
     values = read_yaml(path)
     try:
         algorithm = str(values.pop("algorithm", None))

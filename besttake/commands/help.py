@@ -47,7 +47,7 @@ ESSENTIAL = {
     "validation": ("every", "prompts", "rewards"),
     "evaluation": ("prompts", "count"),
 }
-"""Settings that `--help` shows of each group. Groups that are not listed, such as an algorithm's own, are shown whole."""
+"""Settings that `--help` shows of each group. Other groups, such as an algorithm's own, are shown whole."""
 
 
 @dataclass(frozen=True)

@@ -101,7 +101,9 @@ def _same_run(one: Path, other: Path, advice: str) -> None:
     for a, b in zip(rows(one), rows(other), strict=False):
         different = sorted(name for name in a.keys() | b.keys() if a.get(name) != b.get(name))
         demand(not different, f"at step {b['step']} {', '.join(different)} differ; {advice}")
-    demand(len(rows(one)) == len(rows(other)), f"there are {len(rows(one))} rows, expected {len(rows(other))}; {advice}")
+    demand(
+        len(rows(one)) == len(rows(other)), f"there are {len(rows(one))} rows, expected {len(rows(other))}; {advice}"
+    )
     weights, expected = load_file(one / ADAPTER), load_file(other / ADAPTER)
     demand(weights.keys() == expected.keys(), "the adapter has other weights")
     differ = [name for name in weights if not torch.equal(weights[name], expected[name])]

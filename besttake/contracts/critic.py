@@ -83,14 +83,20 @@ def uses_the_frames_it_chooses(critic: Reward, videos: Video, prompts: list[str]
     """The score depends only on the frames that `chosen` returns, since a server receives no others."""
     if not hasattr(critic, "chosen"):
         frames = critic.card.frames
-        demand(frames is None, f"card.frames is {frames}, but there is no method `chosen`; add it, or leave out card.frames")
+        demand(
+            frames is None,
+            f"card.frames is {frames}, but there is no method `chosen`; add it, or leave out card.frames",
+        )
         return
     for fps in (8.0, 24.0):
         places, rate = select_frames(critic, videos.shape[1], fps)
         most = critic.card.frames or videos.shape[1]
         demand(len(places) <= most, f"`chosen` returns {len(places)} frames, but card.frames is {critic.card.frames}")
         again = select_frames(critic, len(places), rate)[0]
-        demand(again == list(range(len(places))), f"given the {len(places)} chosen frames, `chosen` must return all of them, not {again}")
+        demand(
+            again == list(range(len(places))),
+            f"given the {len(places)} chosen frames, `chosen` must return all of them, not {again}",
+        )
         whole, part = (critic(v, prompts[:1], f).values for v, f in ((videos[:1], fps), (videos[:1, places], rate)))
         demand(
             torch.allclose(whole, part, atol=1e-5, rtol=1e-5),

@@ -55,7 +55,9 @@ def samples_videos(model: VideoModel, subject: Subject) -> None:
         tuple(rollout.latents.shape) == shape, f"latents are {tuple(rollout.latents.shape)}, latent_shape says {shape}"
     )
     demand(bool(rollout.videos.isfinite().all()), "a pixel is not finite")
-    demand(rollout.latents.std().item() > 0.01, "the latents are constant; does `predict` return the schedule's target?")
+    demand(
+        rollout.latents.std().item() > 0.01, "the latents are constant; does `predict` return the schedule's target?"
+    )
 
 
 @torch.no_grad()
@@ -93,7 +95,7 @@ def shares_one_noise_process(model: VideoModel, subject: Subject) -> None:
     rollout = subject.rollout(steps=4)
     rows = plan_rows(model, subject.prompts[:1], rollout, 1, (0,))
     noise = torch.Generator().manual_seed(0)
-    x_0 = model.with_known(torch.randn(1, *rows.shape, generator=noise).to(model.device), rows.condition)
+    x_0 = model.with_known_frames(torch.randn(1, *rows.shape, generator=noise).to(model.device), rows.condition)
     with torch.no_grad():
         (latents,) = sample_rows(_Oracle(model, x_0), rows, rollout, [0])  # type: ignore[arg-type]
     distance = (latents - x_0).abs().max().item()
@@ -118,7 +120,8 @@ def saves_an_adapter_for_the_pipeline(model: VideoModel, subject: Subject) -> No
     theirs = with_adapter(subject.load(), subject.folder / "adapter")
     loaded = generate(theirs, subject.prompts, subject.rollout(), decode=False).latents
     demand(
-        torch.allclose(loaded, ours, atol=1e-3, rtol=1e-3), "the loaded adapter gives different latents; see `save_lora`"
+        torch.allclose(loaded, ours, atol=1e-3, rtol=1e-3),
+        "the loaded adapter gives different latents; see `save_lora`",
     )
 
 

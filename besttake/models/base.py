@@ -219,7 +219,8 @@ class VideoModel(ABC):
         """
         if prompt and (tokens := self.count_tokens(prompt)) > self.longest_prompt():
             raise ValueError(
-                f"the negative prompt has {tokens} tokens, but {self.source} accepts {self.longest_prompt()}: shorten it"
+                f"the negative prompt has {tokens} tokens, but {self.source} accepts "
+                f"{self.longest_prompt()}: shorten it"
             )
         text = self.default_negative_prompt if prompt is None else prompt
         with torch.no_grad():
@@ -244,7 +245,7 @@ class VideoModel(ABC):
         """Latents of videos: the mode of the posterior, scaled as the denoiser expects."""
         with self.using("vae"):
             vae = self.pipeline.vae
-            latents = vae.encode(folded(video).to(vae.device, vae.dtype)).latent_dist.mode()
+            latents = vae.encode(swap_frames_and_channels(video).to(vae.device, vae.dtype)).latent_dist.mode()
             mean, scale = self.statistics()
             return (latents - mean) / scale
 
@@ -257,7 +258,7 @@ class VideoModel(ABC):
         with self.using("vae"):
             vae = self.pipeline.vae
             mean, scale = self.statistics()
-            return folded(self.decode_latents(latents.to(vae.device, vae.dtype) * scale + mean))
+            return swap_frames_and_channels(self.decode_latents(latents.to(vae.device, vae.dtype) * scale + mean))
 
     def decode_latents(self, latents: Latent) -> Float[Tensor, "b c f h w"]:
         """The autoencoder's own decoder."""
@@ -288,7 +289,7 @@ class VideoModel(ABC):
         """Arguments that the family's pipeline passes to its scheduler's `set_timesteps`."""
         return {"num_inference_steps": steps}
 
-    def with_known(self, latents: Latent, condition: Condition) -> Latent:
+    def with_known_frames(self, latents: Latent, condition: Condition) -> Latent:
         """Latents with known ones (of a first frame) put in place; unchanged for most models."""
         return latents
 
@@ -305,6 +306,6 @@ class VideoModel(ABC):
         self.pipeline.load_lora_weights(str(folder))
 
 
-def folded(frames: Tensor) -> Tensor:
+def swap_frames_and_channels(frames: Tensor) -> Tensor:
     """`b f c h w` <-> `b c f h w`: swap the frame and channel axes."""
     return frames.transpose(1, 2)

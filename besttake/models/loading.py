@@ -146,11 +146,11 @@ def read_denoiser(read: Callable[[str], Any], device: str, bits: Quantization, o
         read: loads the network to the given device.
     """
     if offload:
-        return without_blocks(read("cpu"), device)
+        return move_without_blocks(read("cpu"), device)
     return quantize(read("cpu"), bits, device) if bits != "none" else read(device)
 
 
-def without_blocks(network: Any, device: str) -> Any:
+def move_without_blocks(network: Any, device: str) -> Any:
     """Move a network to the device, except for its blocks."""
     for child in network.children():
         if not isinstance(child, nn.ModuleList):

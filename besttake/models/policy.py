@@ -165,7 +165,7 @@ class Policy:
             for part in model.denoisers.values():
                 part.enable_gradient_checkpointing()
         self.ema = {n: p.detach().clone() for n, p in self.trainable.items()} if config.ema_decay else {}
-        self._aside: dict[str, Tensor] = {}
+        self._trained_weights: dict[str, Tensor] = {}
 
     def predict(self, x_t: Latent, t: Time, condition: Condition) -> Latent:
         """The policy's prediction at `x_t`."""
@@ -201,18 +201,20 @@ class Policy:
     @contextmanager
     def ema_weights(self) -> Iterator[None]:
         """Context in which the policy has its EMA weights, if there are any."""
-        self._aside = {name: parameter.detach().clone() for name, parameter in self.trainable.items() if self.ema}
+        self._trained_weights = {
+            name: parameter.detach().clone() for name, parameter in self.trainable.items() if self.ema
+        }
         try:
             _copy(self.ema, self.trainable)
             yield
         finally:
-            _copy(self._aside, self.trainable)
-            self._aside = {}
+            _copy(self._trained_weights, self.trainable)
+            self._trained_weights = {}
 
     @property
     def current(self) -> Mapping[str, Tensor]:
         """The trained weights, also within `ema_weights`."""
-        return self._aside or self.trainable
+        return self._trained_weights or self.trainable
 
     @contextmanager
     @torch.no_grad()
@@ -344,7 +346,7 @@ class ModelReference(Reference):
                 if isinstance(module, nn.Linear):
                     module.to(policy.dtype)  # as autocast does; layers outside the blocks depend on their own dtype
         if policy.config.reference_device == "cpu":
-            self._keep_on_cpu()
+            self._offload_to_cpu()
         else:
             self.networks = experts_of(denoiser)
 
@@ -356,7 +358,7 @@ class ModelReference(Reference):
         if self.weights is not self._held:
             _copy(self.weights, self._held)
 
-    def _keep_on_cpu(self) -> None:
+    def _offload_to_cpu(self) -> None:
         device = self.policy.model.device
         for part in experts_of(self.denoiser):
             apply_group_offloading(part, device, num_blocks_per_group=1, use_stream=device.type == "cuda")
@@ -375,7 +377,9 @@ def _add_adapters(model: VideoModel, config: PolicyConfig) -> dict[str, nn.Param
     named = dict(denoiser.named_parameters())
     reference = {n.replace(".reference.", "."): p for n, p in named.items() if ".reference." in n}
     if not reference:
-        raise ValueError(f"{model.source} has no modules named {', '.join(model.lora_targets)} for LoRA to adapt; mend `lora_targets`")
+        raise ValueError(
+            f"{model.source} has no modules named {', '.join(model.lora_targets)} to adapt; mend `lora_targets`"
+        )
     for name, parameter in named.items():
         if ".policy." in name or ".reference." in name:
             parameter.data = parameter.data.to(model.device, torch.float32)

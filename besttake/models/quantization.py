@@ -40,7 +40,7 @@ def quantize(network: Any, kind: Quantization, device: str) -> Any:
         for block in blocks(network):
             for layer in block.modules():
                 if type(layer) is nn.Linear:
-                    _shrink(layer.to(device), kind)
+                    _quantize_layer(layer.to(device), kind)
     except (ImportError, RuntimeError) as error:
         raise ValueError(
             f"quantize is {kind}, which fails on {device} ({error}); pip install 'besttake[quantize]', "
@@ -49,7 +49,7 @@ def quantize(network: Any, kind: Quantization, device: str) -> Any:
     return network.to(device)
 
 
-def _shrink(layer: nn.Linear, kind: str) -> None:
+def _quantize_layer(layer: nn.Linear, kind: str) -> None:
     from torchao.quantization import Float8WeightOnlyConfig, Int8WeightOnlyConfig, quantize_, to_nf4
 
     if kind != "nf4":

@@ -40,7 +40,7 @@ def predict_both(policy: Policy, x_t: Latent, t: Time, condition: Condition) -> 
         wanted = torch.empty(0, requires_grad=torch.is_grad_enabled())  # autograd needs an input with a gradient
         return _SplitBackward.apply(policy, x_t, t, condition, wanted), torch.cat(reference)
 
-    return _in_the_memory_there_is(policy, predict)
+    return _halving_on_oom(policy, predict)
 
 
 class _SplitBackward(torch.autograd.Function):
@@ -64,14 +64,14 @@ class _SplitBackward(torch.autograd.Function):
             held, ctx.held = ctx.held, None  # freed if this fails
             size = policy.micro_batch(len(gradient))
             parts = list(zip(_parts(size, *ctx.seen), gradient.split(size), strict=True))
-            with _as_before_if_it_fails(policy.trainable.values()) if policy.can_halve else nullcontext():
+            with _restore_gradients_on_error(policy.trainable.values()) if policy.can_halve else nullcontext():
                 if held is not None and len(held) == len(parts[-1][1]):
                     torch.autograd.backward(held, parts.pop()[1])
                 held = None
                 for part, upstream in reversed(parts):
                     recompute(policy, part, upstream)
 
-        _in_the_memory_there_is(policy, go_back)
+        _halving_on_oom(policy, go_back)
         return None, None, None, None, None
 
 
@@ -87,7 +87,7 @@ def _parts(size: int, x_t: Latent, t: Time, condition: Condition) -> list[tuple[
     return [(x_t[part], t[part], {name: value[part] for name, value in condition.items()}) for part in slices]
 
 
-def _in_the_memory_there_is(policy: Policy, work: Callable[[], T]) -> T:
+def _halving_on_oom(policy: Policy, work: Callable[[], T]) -> T:
     """The result of `work`; if memory runs out, it is repeated with half the micro-batch size."""
     try:
         return work()
@@ -97,13 +97,13 @@ def _in_the_memory_there_is(policy: Policy, work: Callable[[], T]) -> T:
             raise
         free_memory(error)
     reset_after_failure(policy.model.denoiser)
-    _drop_what_is_queued(policy.model.device)
+    _clear_autograd_queue(policy.model.device)
     policy.micro_batch_size = clips // 2
     log.warning("out of memory with a micro-batch of %d clips: policy.micro_batch_size is now %d", clips, clips // 2)
-    return _in_the_memory_there_is(policy, work)
+    return _halving_on_oom(policy, work)
 
 
-def _drop_what_is_queued(device: torch.device) -> None:
+def _clear_autograd_queue(device: torch.device) -> None:
     """Clear the queue of PyTorch's autograd engine, and its memory, after a nested backward pass has failed.
 
     The engine clears it at the start of any backward pass.
@@ -112,7 +112,7 @@ def _drop_what_is_queued(device: torch.device) -> None:
 
 
 @contextmanager
-def _as_before_if_it_fails(weights: Iterable[Tensor]) -> Iterator[None]:
+def _restore_gradients_on_error(weights: Iterable[Tensor]) -> Iterator[None]:
     """Context that restores the weights' accumulated gradients if it fails."""
     before = [(weight, None if weight.grad is None else weight.grad.clone()) for weight in weights]
     try:

@@ -16,7 +16,7 @@ import torch
 from besttake.data.real import find_clips
 from besttake.plan.advice import Advice, advise
 from besttake.plan.cards import Card, find_card
-from besttake.plan.critics import unasked
+from besttake.plan.critics import uncounted_critics
 from besttake.plan.measured import measure_step
 from besttake.plan.meter import Phase, Throughput
 from besttake.plan.steps import STEP, measure, peak_phase
@@ -93,7 +93,7 @@ def make_plan(config: Any, settings: PlanConfig) -> Plan:
     advice = advise(config, phases, room, throughput, gpus)
     device = torch.device(find_device(config.device))
     measured = measure_step(config, throughput, device) if settings.measure else {}
-    return Plan(card, gpus, room, phases, hours(config, phases, gpus), advice, unasked(config), measured)
+    return Plan(card, gpus, room, phases, hours(config, phases, gpus), advice, uncounted_critics(config), measured)
 
 
 def hours(config: Any, phases: dict[str, Phase], gpus: int) -> dict[str, float]:

@@ -25,10 +25,10 @@ SMALL = 2**15
 """Tensors of up to so many elements keep their values."""
 
 aten = torch.ops.aten
-SHAPED_BY_NUMBERS = {aten.nonzero.default, aten._local_scalar_dense.default, aten.masked_select.default}
+DATA_DEPENDENT = {aten.nonzero.default, aten._local_scalar_dense.default, aten.masked_select.default}
 """Operations whose result, or its shape, depends on the values."""
 
-OF_NETWORKS = {aten.convolution.default, aten.native_group_norm.default}
+NEVER_COMPUTED = {aten.convolution.default, aten.native_group_norm.default}
 """Operations whose values are never needed, and whose real kernels give other memory layouts than the fake ones."""
 
 
@@ -36,7 +36,7 @@ OF_NETWORKS = {aten.convolution.default, aten.native_group_norm.default}
 def fake_device() -> Iterator[None]:
     """Context in which tensors take no memory and CARD exists."""
     fakes = _Fakes(allow_non_fake_inputs=True)
-    with fakes, _SmallOnesKnown(fakes), AsReal():
+    with fakes, _SmallTensorValues(fakes), FakeTensorPatches():
         yield
 
 
@@ -44,7 +44,7 @@ real_device = _disable_current_modes
 """Context in which tensors are real, within `fake_device`."""
 
 
-def known(tensor: Tensor) -> Tensor | None:
+def known_values(tensor: Tensor) -> Tensor | None:
     """The values of a tensor, on the CPU, if they are known."""
     if isinstance(tensor, FakeTensor):
         held = getattr(tensor, "held", None)
@@ -53,14 +53,14 @@ def known(tensor: Tensor) -> Tensor | None:
 
 
 @dataclass
-class _Held:
+class _Values:
     """The values of a small fake tensor, stored as its attribute `held`."""
 
     numbers: Tensor
 
-    def __deepcopy__(self, memo: dict) -> _Held:
+    def __deepcopy__(self, memo: dict) -> _Values:
         with real_device():
-            return _Held(self.numbers.clone())
+            return _Values(self.numbers.clone())
 
 
 class _Fakes(FakeTensorMode):
@@ -78,7 +78,7 @@ class _Fakes(FakeTensorMode):
 SET_DATA: Any = Tensor.data.__set__  # type: ignore[attr-defined]
 
 
-class AsReal(TorchFunctionMode):
+class FakeTensorPatches(TorchFunctionMode):
     """Adds what fake tensors lack.
 
     `tensor.data = other` also changes the device and the values; `tensor.numpy()` gives an array of zeros;
@@ -100,7 +100,7 @@ class AsReal(TorchFunctionMode):
         return out
 
 
-class _SmallOnesKnown(TorchDispatchMode):
+class _SmallTensorValues(TorchDispatchMode):
     """Also runs small operations on known values for real, so that the result's values are known."""
 
     def __init__(self, fakes: FakeTensorMode):
@@ -114,17 +114,17 @@ class _SmallOnesKnown(TorchDispatchMode):
         if func is aten.index.Tensor:
             args = args[0], [place for index in args[1] for place in self._places(index)]
         leaves = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        numbers = [known(leaf) for leaf in leaves]
-        computable = func not in OF_NETWORKS and all(number is not None for number in numbers)
-        if func in SHAPED_BY_NUMBERS:
+        numbers = [known_values(leaf) for leaf in leaves]
+        computable = func not in NEVER_COMPUTED and all(number is not None for number in numbers)
+        if func in DATA_DEPENDENT:
             return self._shaped(func, args, kwargs, leaves, computable)
         out = func(*args, **kwargs)
         results = [leaf for leaf in tree_leaves(out) if isinstance(leaf, FakeTensor)]
         touched = results or (leaves if func._schema.is_mutable else [])  # in-place operations on lists return nothing
         if touched and computable and all(leaf.numel() <= SMALL for leaf in touched):
-            real = [leaf for leaf in tree_leaves(_really(func, args, kwargs)) if isinstance(leaf, Tensor)]
+            real = [leaf for leaf in tree_leaves(_compute(func, args, kwargs)) if isinstance(leaf, Tensor)]
             for result, number in zip(results, real, strict=True):
-                result.held = _Held(number)  # type: ignore[attr-defined]
+                result.held = _Values(number)  # type: ignore[attr-defined]
         elif func._schema.is_mutable:
             for leaf in touched:
                 leaf.held = None  # type: ignore[attr-defined]
@@ -133,12 +133,12 @@ class _SmallOnesKnown(TorchDispatchMode):
     def _shaped(self, func: Any, args: Any, kwargs: Any, leaves: list[Tensor], computable: bool) -> Any:
         if not computable:
             raise NotImplementedError(f"{func} needs values, which are unknown on a fake device")
-        real = _really(func, args, kwargs)
+        real = _compute(func, args, kwargs)
         return self._fake(real, leaves[0].device) if isinstance(real, Tensor) else real
 
     def _places(self, index: Any) -> list[Any]:
         """An index; a mask with known values as the indices where it is true."""
-        if not isinstance(index, Tensor) or index.dtype != torch.bool or (mask := known(index)) is None:
+        if not isinstance(index, Tensor) or index.dtype != torch.bool or (mask := known_values(index)) is None:
             return [index]
         with unset_fake_temporarily():
             places = mask.nonzero().unbind(1)
@@ -147,13 +147,13 @@ class _SmallOnesKnown(TorchDispatchMode):
     def _fake(self, real: Tensor, device: torch.device) -> Tensor:
         with self.fakes:
             fake = torch.empty(real.shape, dtype=real.dtype, device=device)
-        fake.held = _Held(real)  # type: ignore[attr-defined]
+        fake.held = _Values(real)  # type: ignore[attr-defined]
         return fake
 
 
-def _really(func: Any, args: Any, kwargs: Any) -> Any:
+def _compute(func: Any, args: Any, kwargs: Any) -> Any:
     """The real result of an operation on known values, on the CPU."""
-    args, kwargs = tree_map_only(Tensor, known, (args, kwargs))
+    args, kwargs = tree_map_only(Tensor, known_values, (args, kwargs))
     kwargs = {name: value for name, value in kwargs.items() if name not in ("device", "pin_memory")}
     with unset_fake_temporarily():
         return func(*args, **kwargs)

@@ -60,7 +60,7 @@ class Clock:
         self.device, self.phases = device, dict[str, Phase]()
         self._within, self._began = [Phase("")], time.perf_counter()
 
-    def again(self) -> None:
+    def reset(self) -> None:
         """Clear the phases measured so far."""
         self.phases.clear()
 
@@ -80,9 +80,9 @@ class Clock:
         if owner in RANDOM:
             fill(tensors)
 
-    def once(self, work: Callable[..., Any], phase: str = "") -> Callable[..., Any]:
+    def memoize(self, work: Callable[..., Any], phase: str = "") -> Callable[..., Any]:
         """`work` without memoization: every call is run."""
-        return _every_time(self, work, phase)
+        return _unmemoized(self, work, phase)
 
     def _lap(self) -> None:
         """Add the time since the last lap to the current phase."""
@@ -97,8 +97,8 @@ class Clock:
 class FullMeter(Meter):
     """A `Meter` without memoization: every call is run."""
 
-    def once(self, work: Callable[..., Any], phase: str = "") -> Callable[..., Any]:
-        return _every_time(self, work, phase)
+    def memoize(self, work: Callable[..., Any], phase: str = "") -> Callable[..., Any]:
+        return _unmemoized(self, work, phase)
 
     def claim(self, owner: str, tensors: Any) -> None:
         tensors = list(tensors)
@@ -107,7 +107,7 @@ class FullMeter(Meter):
         super().claim(owner, tensors)
 
 
-def _every_time(meter: Any, work: Callable[..., Any], phase: str) -> Callable[..., Any]:
+def _unmemoized(meter: Any, work: Callable[..., Any], phase: str) -> Callable[..., Any]:
     def run(*args: Any, **kwargs: Any) -> Any:
         with meter.phase(phase) if phase else nullcontext():
             return work(*args, **kwargs)

@@ -28,7 +28,7 @@ from besttake.plan.cards import Card
 
 aten = torch.ops.aten
 
-REST = "activations"
+UNCLAIMED = "activations"
 """Owner of all memory that is not claimed: intermediate results."""
 
 
@@ -84,10 +84,10 @@ class Meter(TorchDispatchMode):
 
     def __init__(self, device: torch.device, pace: Throughput):
         super().__init__()
-        self.device, self.pace = device, pace
+        self.device, self.throughput = device, pace
         self.phases: dict[str, Phase] = {}
         self.live: Counter[str] = Counter()
-        self._held: dict[int, _Held] = {}
+        self._held: dict[int, _Allocation] = {}
         self._within = [Phase("")]
 
     @contextmanager
@@ -96,20 +96,20 @@ class Meter(TorchDispatchMode):
         with self._into(self.phases.setdefault(name, Phase(name))) as phase:
             yield phase
 
-    def again(self) -> None:
+    def reset(self) -> None:
         """Clear the phases measured so far; allocated memory stays allocated."""
         self.phases.clear()
 
     def claim(self, owner: str, tensors: Iterable[Tensor]) -> None:
         """Assign the memory of these tensors to `owner`."""
-        for tensor in filter(self._is_here, itertools.chain.from_iterable(map(plain_tensors, tensors))):
-            self._note(tensor)
+        for tensor in filter(self._is_on_device, itertools.chain.from_iterable(map(plain_tensors, tensors))):
+            self._track(tensor)
             held = self._held[tensor.untyped_storage()._cdata]
             self.live[held.owner] -= held.size
             self.live[owner] += held.size
             held.owner = owner
 
-    def once(self, work: Callable[..., Any], phase: str = "") -> Callable[..., Any]:
+    def memoize(self, work: Callable[..., Any], phase: str = "") -> Callable[..., Any]:
         """Memoize `work`: of calls with equal shapes only the first is run, and its cost charged for the others.
 
         Calls with gradients enabled are always run.
@@ -124,29 +124,29 @@ class Meter(TorchDispatchMode):
             if torch.is_grad_enabled():
                 return work(*args, **kwargs)
             with self.phase(phase) if phase else nullcontext():
-                key = self._within[-1].name, str(tree_map(_look, (args, kwargs)))
+                key = self._within[-1].name, str(tree_map(_spec, (args, kwargs)))
                 if key in seen:
                     cost, extra, out = seen[key]
                     now = self.live.copy()
                     now.update(extra)
                     self._charge(cost, now)
                     with self._into(Phase("")):  # already charged
-                        out = tree_map_only(_Look, _Look.again, out)
-                    self._mark(self.live)
+                        out = tree_map_only(_TensorSpec, _TensorSpec.reset, out)
+                    self._update_peak(self.live)
                     return out
                 before = self.live.copy()
                 with self._into(Phase(self._within[-1].name)) as cost:
                     out = work(*args, **kwargs)
                 extra = cost.owners.copy()
                 extra.subtract(before)
-                seen[key] = cost, extra, tree_map_only(Tensor, _look, out)
+                seen[key] = cost, extra, tree_map_only(Tensor, _spec, out)
                 self._charge(cost, cost.owners)
                 return out
 
         return replayed
 
     @contextmanager
-    def until_saved(self) -> Iterator[None]:
+    def free_after_last_saved(self) -> Iterator[None]:
         """Context whose operations after the last tensor saved for backward are free.
 
         There the recomputed forward of a checkpointed block stops.
@@ -168,17 +168,17 @@ class Meter(TorchDispatchMode):
             return NotImplemented
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
-        results = [leaf for leaf in tree_leaves(out) if self._is_here(leaf)]
+        results = [leaf for leaf in tree_leaves(out) if self._is_on_device(leaf)]
         if results and not func.is_view:
             self._work(func, args, kwargs, out, results)
             for result in results:
-                self._note(result)
+                self._track(result)
         return out
 
     @contextmanager
     def _into(self, phase: Phase) -> Iterator[Phase]:
         self._within.append(phase)
-        self._mark(self.live)
+        self._update_peak(self.live)
         try:
             yield phase
         finally:
@@ -188,9 +188,9 @@ class Meter(TorchDispatchMode):
         """Add a separately measured cost, with this memory at its peak."""
         phase = self._within[-1]
         phase.flops, phase.seconds = phase.flops + cost.flops, phase.seconds + cost.seconds
-        self._mark(fullest)
+        self._update_peak(fullest)
 
-    def _mark(self, owners: Counter[str]) -> None:
+    def _update_peak(self, owners: Counter[str]) -> None:
         phase, total = self._within[-1], owners.total()
         if total > phase.peak:
             phase.peak, phase.owners = total, owners.copy()
@@ -198,23 +198,23 @@ class Meter(TorchDispatchMode):
     def _work(self, func: Any, args: Any, kwargs: Any, out: Any, results: Sequence[Tensor]) -> None:
         formula = FORMULAS.get(func._overloadpacket)
         flops = formula(*args, **kwargs, out_val=out) if formula else 0
-        nbytes = sum(leaf.nbytes for leaf in (*tree_leaves((args, kwargs)), *results) if self._is_here(leaf))
+        nbytes = sum(leaf.nbytes for leaf in (*tree_leaves((args, kwargs)), *results) if self._is_on_device(leaf))
         phase = self._within[-1]
         phase.flops += flops
-        phase.seconds += self.pace.seconds(flops, nbytes, self.pace.rate(func, results[0].dtype))
+        phase.seconds += self.throughput.seconds(flops, nbytes, self.throughput.rate(func, results[0].dtype))
 
-    def _is_here(self, leaf: Any) -> bool:
+    def _is_on_device(self, leaf: Any) -> bool:
         device = leaf.fake_device if isinstance(leaf, FakeTensor) else getattr(leaf, "device", None)
         return device == self.device and isinstance(leaf, Tensor) and not hasattr(leaf, "__tensor_flatten__")
 
-    def _note(self, tensor: Tensor) -> None:
+    def _track(self, tensor: Tensor) -> None:
         """Count a tensor's memory until its storage is freed."""
         storage = tensor.untyped_storage()
         key, size = storage._cdata, storage.nbytes()
         if key not in self._held:
-            self._held[key] = _Held(REST, size, weakref.ref(storage, lambda _: self._free(key)))
-            self.live[REST] += size
-            self._mark(self.live)
+            self._held[key] = _Allocation(UNCLAIMED, size, weakref.ref(storage, lambda _: self._free(key)))
+            self.live[UNCLAIMED] += size
+            self._update_peak(self.live)
 
     def _free(self, key: int) -> None:
         held = self._held.pop(key)
@@ -222,21 +222,21 @@ class Meter(TorchDispatchMode):
 
 
 @dataclass
-class _Held:
+class _Allocation:
     owner: str
     size: int
     until: weakref.ref
 
 
 @dataclass(frozen=True)
-class _Look:
+class _TensorSpec:
     """The properties of a tensor that a cost depends on."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
     device: torch.device
 
-    def again(self) -> Tensor:
+    def reset(self) -> Tensor:
         return torch.ones(self.shape, dtype=self.dtype, device=self.device)
 
 
@@ -246,9 +246,9 @@ def adapter(network: nn.Module) -> Any:
     return layer and (layer._active_adapter, layer._disable_adapters)
 
 
-def _look(leaf: Any) -> Any:
+def _spec(leaf: Any) -> Any:
     if isinstance(leaf, Tensor):
-        return _Look(tuple(leaf.shape), leaf.dtype, leaf.device)
+        return _TensorSpec(tuple(leaf.shape), leaf.dtype, leaf.device)
     if isinstance(leaf, nn.Module):
         return id(leaf), adapter(leaf)
     return type(leaf) if isinstance(leaf, str | torch.Generator) else leaf

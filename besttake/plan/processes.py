@@ -18,7 +18,7 @@ FSDP = "torch.distributed.fsdp._fully_shard._fully_shard"
 
 
 @contextmanager
-def first_of(size: int, config: ParallelConfig) -> Iterator[None]:
+def fake_process_group(size: int, config: ParallelConfig) -> Iterator[None]:
     """Context in which this process is rank 0 of `size`, each with an equal share of the work.
 
     Raises:

@@ -19,7 +19,7 @@ from transformers import BatchEncoding, PreTrainedModel, T5EncoderModel
 
 from besttake.models import Quantization, VideoModel, model_classes, users_family
 from besttake.models.families.opensora import OpenSora
-from besttake.models.loading import FAULTS, class_of, empty_part, without_blocks
+from besttake.models.loading import FAULTS, class_of, empty_part, move_without_blocks
 from besttake.models.networks.opensora import OpenSoraPipeline, RFlowScheduler, part_of
 from besttake.models.networks.opensora_vae import VideoAutoencoderPipeline
 from besttake.models.networks.stdit3 import STDiT3
@@ -62,7 +62,7 @@ def skeleton(
     def read(name: str, cls: type, dtype: torch.dtype) -> nn.Module:
         with real_device():
             part = _empty(folder, name, cls)
-        claim(name, filled(part, dtype, device))
+        claim(name, allocated(part, dtype, device))
         return model.parts.configure_vae(part) if name == "vae" else part
 
     try:
@@ -70,9 +70,9 @@ def skeleton(
             pipeline: Any = _open_sora(folder) if issubclass(family, OpenSora) else _pipeline(folder)
         for name, part in pipeline.components.items():
             if name.startswith("transformer") and part is not None:
-                filled(part, dtypes.get(name, dtype), device)
+                allocated(part, dtypes.get(name, dtype), device)
                 if offload:
-                    without_blocks(part.to("cpu"), str(device))
+                    move_without_blocks(part.to("cpu"), str(device))
                 elif bits != "none":  # on the CPU, since torchao does not keep the index of a CPU device
                     quantize(part.to("cpu"), bits, "cpu").to(device)
                 claim(name, part)
@@ -102,7 +102,7 @@ def configurations(source: str) -> str:
         ) from error
 
 
-def filled(part: Any, dtype: torch.dtype, device: torch.device) -> nn.Module:
+def allocated(part: Any, dtype: torch.dtype, device: torch.device) -> nn.Module:
     """Allocate an empty part's weights, uninitialised, in the dtypes that loading a checkpoint gives."""
     kept = "_keep_in_fp32_modules" if isinstance(part, diffusers.ModelMixin) else "_keep_in_fp32_modules_strict"
     exact = set(getattr(part, kept, None) or ())
@@ -125,7 +125,7 @@ def filled(part: Any, dtype: torch.dtype, device: torch.device) -> nn.Module:
     return part
 
 
-class Tokens:
+class WordTokenizer:
     """Replaces a tokenizer whose files are not available: one token per word, and one for the end."""
 
     model_max_length = 512
@@ -158,14 +158,14 @@ def _pipeline(folder: str) -> Any:
         elif issubclass(cls := class_of(*entry), nn.Module):
             parts[name] = empty_part(folder, name, cls)
         elif name.startswith("tokenizer") and not list(Path(folder, name).glob("*token*")):
-            parts[name] = Tokens()
+            parts[name] = WordTokenizer()
         else:
             parts[name] = cls.from_pretrained(folder, subfolder=name)
     return getattr(diffusers, index["_class_name"])(**parts)
 
 
 def _open_sora(folder: str) -> OpenSoraPipeline:
-    tokenizer: Any = Tokens()
+    tokenizer: Any = WordTokenizer()
     encoder = _empty(folder, "text_encoder", T5EncoderModel)
     vae = _empty(folder, "vae", VideoAutoencoderPipeline)
     return OpenSoraPipeline(tokenizer, encoder, vae, STDiT3.empty(folder), RFlowScheduler())

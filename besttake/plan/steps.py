@@ -25,11 +25,11 @@ from torch import Tensor, nn
 from besttake.algorithms.real_clips import ClipBatch
 from besttake.models import split_backward
 from besttake.models.policy import Policy
-from besttake.plan.alike import run_one_of_each, run_one_part
+from besttake.plan.block_cache import cached_recompute, reuse_equal_blocks
 from besttake.plan.critics import Critics
 from besttake.plan.fake_device import CARD, fake_device
 from besttake.plan.meter import Meter, Phase, Throughput
-from besttake.plan.processes import first_of
+from besttake.plan.processes import fake_process_group
 from besttake.plan.skeletons import skeleton
 from besttake.rewards.panel import PanelScores
 from besttake.runtime.configuration import algorithm_of
@@ -64,7 +64,7 @@ def measure(config: Any, throughput: Throughput, gpus: int = 1, parts: Iterable[
     config = _without_data_dependence(config)
     with (
         warnings.catch_warnings(action="ignore"),  # about the fake device
-        first_of(gpus, config.parallel),
+        fake_process_group(gpus, config.parallel),
         black_picture() as picture,
         fake_device(),
         Meter(CARD, throughput) as meter,
@@ -72,11 +72,11 @@ def measure(config: Any, throughput: Throughput, gpus: int = 1, parts: Iterable[
     ):
         step = Step(config, meter, picture)
         for network in (*step.model.denoisers.values(), *step.policy.reference.networks):
-            run_one_of_each(meter, network, config.policy.gradient_checkpointing)
-        stack.enter_context(patch.object(split_backward, "recompute", run_one_part(meter, step.policy)))
+            reuse_equal_blocks(meter, network, config.policy.gradient_checkpointing)
+        stack.enter_context(patch.object(split_backward, "recompute", cached_recompute(meter, step.policy)))
         for part in parts:
             gc.collect()
-            meter.again()
+            meter.reset()
             getattr(step, part)()
             beside = part in ("validate", "evaluate") and meter.phases
             found |= {part: merge_phases(part, meter.phases.values())} if beside else meter.phases
@@ -106,8 +106,8 @@ class Step:
         self.policy = Policy(self.model, config.policy, config.seed)
         self.optimizer: Any = adamw(config.optim, self.policy.trainable.values())
         self.prompts = self._prompts(picture if self.model.needs_first_frame else None)
-        self._measure_once()
-        self._remember()
+        self._memoize()
+        self._allocate_optimizer_state()
         if config.offload_idle:
             self._offload_idle()
 
@@ -115,7 +115,7 @@ class Step:
         """Encode a real clip, as before training."""
         with torch.no_grad(), self.meter.phase("sample"):
             batch = self.algorithm.plan_batch(self.policy, self.config, self.prompts)
-        self.meter.again()
+        self.meter.reset()
         if isinstance(batch, ClipBatch):
             frames, height, width = self.config.rollout.size(self.model)
             video = torch.empty(1, frames, 3, height, width)
@@ -141,7 +141,7 @@ class Step:
             backward(loss / config.optim.gradient_accumulation_steps, list(policy.trainable.values()))
             nn.utils.clip_grad_norm_(policy.trainable.values(), config.optim.max_grad_norm, foreach=True)
             self.optimizer.step()
-            self._forget_gradients()
+            self._zero_grad()
             policy.update_ema(1)
 
     def validate(self) -> None:
@@ -149,27 +149,27 @@ class Step:
         config = self.config.validation
         if config.every:
             with self.meter.phase("validate"), self.policy.ema_weights():
-                rollout = generate(self.policy, self._some(config.count), config.rollout)
-                self.critics.ask("validate", rollout.videos, rollout.prompts, self.model.fps)
+                rollout = generate(self.policy, self._next_prompts(config.count), config.rollout)
+                self.critics.score("validate", rollout.videos, rollout.prompts, self.model.fps)
 
     def evaluate(self) -> None:
         """A batch of the evaluation."""
         config = self.config.evaluation
         with self.meter.phase("evaluate"), single_process():  # each process evaluates whole batches
-            generate(self.policy, self._some(min(config.count, config.rollout.batch)), config.rollout)
+            generate(self.policy, self._next_prompts(min(config.count, config.rollout.batch)), config.rollout)
 
     def _reward(self, then: Callable[[], None]) -> Callable[[Video, list[str], float], PanelScores]:
         """The recipe's reward, with made-up scores; calls `then` after scoring, to start the next phase."""
 
         def reward(videos: Video, prompts: list[str], fps: float) -> PanelScores:
             with self.meter.phase("score"), torch.no_grad():
-                self.critics.ask("score", videos, prompts, fps)
+                self.critics.score("score", videos, prompts, fps)
             then()
             return PanelScores.of(torch.arange(len(prompts), dtype=torch.float32))
 
         return reward
 
-    def _some(self, count: int) -> list[str]:
+    def _next_prompts(self, count: int) -> list[str]:
         return [next(self.prompts) for _ in range(count)]
 
     def _prompts(self, first_frame: Path | None) -> Iterator[str]:
@@ -178,15 +178,15 @@ class Step:
             text = f"a woman opens a red umbrella in the rain and walks on, number {number}"
             yield Prompt(text, first_frame=first_frame) if first_frame else text
 
-    def _measure_once(self) -> None:
+    def _memoize(self) -> None:
         """Memoize work that a step repeats with equal shapes."""
-        model, once, sampler_of, read_part = self.model, self.meter.once, self.model.sampler, self.model.parts.read
+        model, once, sampler_of, read_part = self.model, self.meter.memoize, self.model.sampler, self.model.parts.read
 
         def read(name: str, cls: type, dtype: torch.dtype) -> nn.Module:
             with self.meter.phase("prompts") if name in model.text_parts else nullcontext():
                 part: Any = read_part(name, cls, dtype)
             if name == "vae":
-                _decode_once(part, once)
+                _memoize_decoding(part, once)
             return part
 
         def sampler(steps: int, shape: Sequence[int]) -> Any:
@@ -199,7 +199,7 @@ class Step:
         vars(model).update(memoized)
         vars(model.parts).update(read=read)
 
-    def _remember(self) -> None:
+    def _allocate_optimizer_state(self) -> None:
         """Allocate what exists from the second step on: optimizer states, and gradients if they are accumulated."""
         policy, claim = self.policy, self.meter.claim
         self._claim_weights()
@@ -214,7 +214,7 @@ class Step:
         self.optimizer.step()
         for state in self.optimizer.state.values():
             claim("optimizer", [value for value in state.values() if isinstance(value, Tensor)])
-        self._forget_gradients()
+        self._zero_grad()
 
     def _offload_idle(self) -> None:
         """Offload idle networks as a run does; weights are claimed again when they return to the device."""
@@ -237,7 +237,7 @@ class Step:
         for network in policy.reference.networks:
             claim("reference", network.parameters())
 
-    def _forget_gradients(self) -> None:
+    def _zero_grad(self) -> None:
         if self.config.optim.gradient_accumulation_steps == 1:
             self.optimizer.zero_grad()
 
@@ -245,7 +245,7 @@ class Step:
         self.meter.claim(OWNERS.get(name, name.replace("_", " ")), [*part.parameters(), *part.buffers()])
 
 
-def _decode_once(vae: Any, once: Callable[[Callable], Callable]) -> None:
+def _memoize_decoding(vae: Any, once: Callable[[Callable], Callable]) -> None:
     """Memoize decoding by clip and, except for Wan's decoder, which updates its `feat_cache`, by chunk and tile."""
     if hasattr(vae, "_decode"):
         vae._decode = once(vae._decode)

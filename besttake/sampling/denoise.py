@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from besttake.models import VideoModel
-from besttake.models.base import folded
+from besttake.models.base import swap_frames_and_channels
 from besttake.models.schedules import Schedule, like
 from besttake.sampling.step_cache import CachedPredict
 from besttake.types import Condition, Latent, Time
@@ -112,7 +112,13 @@ class SchedulerStep:
     def __call__(self, prediction: Tensor, timestep: Tensor, x: Latent) -> Latent:
         if not self._is_dpm:
             return self.scheduler.step(prediction, timestep, x, return_dict=False)[0]
-        args = folded(prediction), self._previous[0], timestep, self._previous[1], folded(x)
+        args = (
+            swap_frames_and_channels(prediction),
+            self._previous[0],
+            timestep,
+            self._previous[1],
+            swap_frames_and_channels(x),
+        )
         x, predicted_x0 = self.scheduler.step(*args, generator=self.generators)
         self._previous = [predicted_x0, timestep]
-        return folded(x)
+        return swap_frames_and_channels(x)

@@ -264,7 +264,7 @@ def _sample(
             else:
                 prediction = extrapolate(x_t, t)
             x = step(prediction, timestep, x)
-    return model.with_known(x, condition)
+    return model.with_known_frames(x, condition)
 
 
 def decode_latents(model: VideoModel, latents: Sequence[Latent], config: RolloutConfig) -> Video:
@@ -280,7 +280,9 @@ def encode_sources(model: VideoModel, prompts: Sequence[str], config: RolloutCon
     if not sources:
         return None
     if len(sources) < len(prompts):
-        raise ValueError(f"{len(sources)} of {len(prompts)} prompts have a source video; give one to all of them, or to none")
+        raise ValueError(
+            f"{len(sources)} of {len(prompts)} prompts have a source video; give one to all of them, or to none"
+        )
     frames, height, width = config.size(model)
     with model.using("vae"):
         videos = (read_video(path, fps=model.fps, frames=frames, size=(height, width)) for path in sources)

@@ -54,7 +54,9 @@ def step_cache(denoisers: Collection[Any], config: CacheConfig, predict: Predict
     with ExitStack() as stack:
         for denoiser in caching:
             if not hasattr(denoiser, "enable_cache"):
-                raise ValueError(f"{type(denoiser).__name__} does not support step caches; set rollout.cache.name to none")
+                raise ValueError(
+                    f"{type(denoiser).__name__} does not support step caches; set rollout.cache.name to none"
+                )
             # "lite" hooks the network's last layer; the full variant expects layer names that video models lack
             denoiser.enable_cache(
                 TaylorSeerCacheConfig(config.every, 4, taylor_factors_dtype=torch.float32, use_lite_mode=True)

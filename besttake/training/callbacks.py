@@ -28,10 +28,10 @@ class Callbacks:
     on_step: Callback | None = None
     on_validation: Callback | None = None
 
-    def step_is_over(self, run: Run, metrics: Mapping[str, Any]) -> None:
+    def after_step(self, run: Run, metrics: Mapping[str, Any]) -> None:
         _call(self.on_step, run, metrics)
 
-    def validated(self, run: Run, metrics: Mapping[str, Any]) -> None:
+    def after_validation(self, run: Run, metrics: Mapping[str, Any]) -> None:
         _call(self.on_validation, run, metrics)
 
 

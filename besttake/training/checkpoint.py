@@ -46,15 +46,15 @@ def save_checkpoint(folder: Path, step: int, tensors: dict[str, Tensor], state: 
     state = {"step": step, **state}
     try:
         if any(is_sharded(tensor) for tensor in tensors.values()):
-            broadcast_from_main(lambda: _make_empty(partial))
+            broadcast_from_main(lambda: _new_folder(partial))
             writer = HuggingFaceStorageWriter(str(partial), save_distributed=True)
             shards.save(tensors, storage_writer=writer, process_group=control_group())
-            broadcast_from_main(lambda: _put_in_place(partial, target, state))
+            broadcast_from_main(lambda: _finalize(partial, target, state))
         else:
-            _make_empty(partial)
+            _new_folder(partial)
             here = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
-            save_file(_apart(here), partial / TENSORS)
-            _put_in_place(partial, target, state)
+            save_file(_without_shared_memory(here), partial / TENSORS)
+            _finalize(partial, target, state)
     except (OSError, SafetensorError, CheckpointException, OtherProcessError) as error:
         if is_main():
             shutil.rmtree(partial, ignore_errors=True)
@@ -151,7 +151,7 @@ def _is_whole(file: Path, size: int) -> bool:
         return False
 
 
-def _apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def _without_shared_memory(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """The same tensors without shared memory, which safetensors refuses."""
     first = {tensor.data_ptr(): name for name, tensor in reversed(tensors.items())}
     return {name: tensor if first[tensor.data_ptr()] == name else tensor.clone() for name, tensor in tensors.items()}
@@ -161,24 +161,24 @@ def _entries(path: Path) -> dict[str, Any]:
     return HuggingFaceStorageReader(str(path)).read_metadata().state_dict_metadata
 
 
-def _make_empty(folder: Path) -> None:
+def _new_folder(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
 
 
-def _put_in_place(partial: Path, target: Path, state: dict[str, Any]) -> None:
+def _finalize(partial: Path, target: Path, state: dict[str, Any]) -> None:
     """Write the state with the file sizes, flush, and rename the folder into place."""
     set_file_mode(partial)
     sizes = {file.name: file.stat().st_size for file in partial.iterdir()}
     (partial / STATE).write_text(json.dumps({**state, "bytes": sizes.get(TENSORS, sizes)}))
     for file in partial.iterdir():
-        _flush(file)
+        _fsync(file)
     shutil.rmtree(target, ignore_errors=True)
     os.replace(partial, target)
-    _flush(target.parent)
+    _fsync(target.parent)
 
 
-def _flush(path: Path) -> None:
+def _fsync(path: Path) -> None:
     """fsync a file or folder, so that it survives a power cut."""
     if path.is_dir() and not hasattr(os, "O_DIRECTORY"):
         return  # Windows cannot open folders, nor flush a file that is open for reading only

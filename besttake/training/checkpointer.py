@@ -37,7 +37,7 @@ from besttake.training.checkpoint import (
     step_of,
     wait_for_checkpoint,
 )
-from besttake.training.config import LOWER, TrainConfig
+from besttake.training.config import LOWER_LR, TrainConfig
 
 log = logging.getLogger(__name__)
 
@@ -104,10 +104,10 @@ class Checkpointer:
         """
         self.config, self.policy, self.optimizer, self.kept, self.base = config, policy, optimizer, kept, base
         self.folder = Path(config.out) / "checkpoints"
-        self.updating = self.spoilt = False
+        self.updating = self.diverged = False
         self._snapshot: Snapshot
 
-    def step_is_over(self, progress: Progress) -> None:
+    def take_snapshot(self, progress: Progress) -> None:
         """Take the snapshot that checkpoints are written from."""
         gradients = {name: weight.grad for name, weight in self.policy.trainable.items() if weight.grad is not None}
         # copied, since a backward pass accumulates in place
@@ -126,11 +126,11 @@ class Checkpointer:
     def save_adapter(self) -> None:
         """Write the trained weights in the format that diffusers loads."""
         with raise_on_all():
-            self._refuse_what_is_not_finite()
+            self._check_finite()
         with raise_on_all():
             self.policy.save(self.folder.parent / "adapter")
 
-    def save_at_the_end(self) -> tuple[str, bool]:
+    def emergency_save(self) -> tuple[str, bool]:
         """Save the last completed step at any moment, unless another process has already done so.
 
         If a process has died or hangs, any other can write the checkpoint, except when weights are sharded.
@@ -141,12 +141,12 @@ class Checkpointer:
         step, wrote = self._snapshot.progress.step, False
         beside = threading.current_thread() is not threading.main_thread()
         trouble = f"step {step} was interrupted in the middle of its update" if self.updating else ""
-        if self.spoilt:
+        if self.diverged:
             trouble = "the processes' weights differ, so they are not saved"
         try:
             if not trouble and step:
                 with _own_cuda_stream() if beside else nullcontext():
-                    trouble, wrote = self._write_with_others() if self.is_sharded else ("", self._write())
+                    trouble, wrote = self._write_sharded() if self.is_sharded else ("", self._write())
         except Exception as error:  # must not hide the error that ended the run
             trouble = str(error)
         newest = self._newest()
@@ -170,7 +170,7 @@ class Checkpointer:
                 f"the checkpoint in {self.folder.parent} does not match {self.config.model}: only one of them has "
                 f"'{name}' of shape {shape}; give another --out"
             )
-        tensors = load_tensors(path, self._like)
+        tensors = load_tensors(path, self._layout_of)
         for name, thing in self.kept.items():
             head = f"kept.{name}/"
             thing.load_state({key.removeprefix(head): t for key, t in tensors.items() if key.startswith(head)})
@@ -201,7 +201,7 @@ class Checkpointer:
         try:
             self.compare("the trained weights", list(self.policy.trainable.values()))
         except ValueError:
-            self.spoilt = True
+            self.diverged = True
             raise
 
     def compare(self, what: str, tensors: Sequence[Tensor]) -> None:
@@ -223,7 +223,7 @@ class Checkpointer:
         """The step of the newest checkpoint, -1 if there is none."""
         return max(map(step_of, checkpoints(self.folder)), default=-1)
 
-    def _write_with_others(self) -> tuple[str, bool]:
+    def _write_sharded(self) -> tuple[str, bool]:
         """Write sharded weights, if all processes are alive; the reason if not, and whether it was written."""
         with failure_group(self._snapshot.progress.step) as all_here:
             if all_here:
@@ -240,15 +240,15 @@ class Checkpointer:
             if (broadcast_from_main(self._newest) if self.is_sharded else self._newest()) >= done.step:
                 return False
             with raise_on_all() if self.is_sharded else nullcontext():
-                self._refuse_what_is_not_finite()
+                self._check_finite()
             save_checkpoint(self.folder, done.step, self._tensors(), state)
         return True
 
-    def _refuse_what_is_not_finite(self) -> None:
+    def _check_finite(self) -> None:
         """FloatingPointError if a tensor to be saved is not finite."""
         if name := find_non_finite(self._tensors()):
             step = self._snapshot.progress.step
-            raise FloatingPointError(f"{name} is not finite at step {step}, so nothing is saved; {LOWER}")
+            raise FloatingPointError(f"{name} is not finite at step {step}, so nothing is saved; {LOWER_LR}")
 
     def _weights(self) -> dict[str, Mapping[str, Tensor]]:
         policy = self.policy
@@ -266,7 +266,7 @@ class Checkpointer:
                 tensors[f"optimizer.{key}/{name}"] = torch.as_tensor(value)
         return tensors
 
-    def _like(self, key: str) -> Tensor | None:
+    def _layout_of(self, key: str) -> Tensor | None:
         """The weight whose device and sharding a tensor of a checkpoint has; None for a plain tensor on the CPU."""
         group, _, name = key.partition("/")
         if group.startswith("kept.") or group == "optimizer.step":

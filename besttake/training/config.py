@@ -20,7 +20,7 @@ from besttake.sampling.rollout import RolloutConfig
 from besttake.training.trackers import TrackerName
 from besttake.training.validation import ValidationConfig
 
-LOWER = "lower optim.lr and give another --out (checkpoints only resume with the same settings)"
+LOWER_LR = "lower optim.lr and give another --out (checkpoints only resume with the same settings)"
 """Advice for losses, gradients and weights that are not finite."""
 
 
@@ -108,8 +108,10 @@ class TrainConfig:
         require(len(set(self.log)) == len(self.log), "log", self.log, "each tracker once")
         require(self.cache_limit > 0, "cache_limit", self.cache_limit, "a positive number of GB")
         if self.offload_idle and self.policy.offload:
-            raise ValueError("offload_idle and policy.offload are both set; the first moves whole networks, the second "
-                "single blocks: leave out one of them")
+            raise ValueError(
+                "offload_idle and policy.offload are both set; the first moves whole networks, the second "
+                "single blocks: leave out one of them"
+            )
         if self.quantize != "none" and self.policy.offload:
             raise ValueError(
                 f"quantize is {self.quantize} and policy.offload is set; quantized weights cannot be offloaded: "

@@ -21,7 +21,7 @@ from besttake.training.trackers import open_tracker
 Metrics = Mapping[str, float | Tensor]
 """Numbers to log, by names such as "train/loss"."""
 
-REMEMBERED = 8
+KEPT_ROWS = 8
 """Recent rows that every process keeps, in case process 0 is killed before it writes them."""
 
 
@@ -39,9 +39,9 @@ class MetricsLog:
         """
         self.path = folder / "metrics.jsonl"
         self.earlier = [
-            with_new_metrics(json.loads(line)) for line in broadcast_from_main(lambda: self._cut_back(step))
+            with_new_metrics(json.loads(line)) for line in broadcast_from_main(lambda: self._truncate(step))
         ]
-        self._newest: deque[dict[str, Any]] = deque(maxlen=REMEMBERED)
+        self._newest: deque[dict[str, Any]] = deque(maxlen=KEPT_ROWS)
         if is_main():
             self._file = self.path.open("a")
         names = config.log if is_main() else ()
@@ -79,7 +79,7 @@ class MetricsLog:
             if is_main():
                 closing.callback(self._file.close)
 
-    def _cut_back(self, step: int) -> list[str]:
+    def _truncate(self, step: int) -> list[str]:
         if not self.path.exists():
             return []
         rows = [line for line in self.path.read_text().splitlines() if line and _step_of(line) < step]

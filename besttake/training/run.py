@@ -59,7 +59,7 @@ from besttake.sampling.rollout import RolloutConfig
 from besttake.training.callbacks import current_callbacks
 from besttake.training.checkpoint import oldest_resumable_step
 from besttake.training.checkpointer import Checkpointer, Progress, Stateful, open_run_folder
-from besttake.training.config import LOWER, OptimConfig, TrainConfig, adamw
+from besttake.training.config import LOWER_LR, OptimConfig, TrainConfig, adamw
 from besttake.training.metrics import Metrics, MetricsLog
 from besttake.training.trackers import check_trackers
 from besttake.training.validation import Validator
@@ -106,13 +106,13 @@ class Run:
         critics = [critic for panel in kept.values() for critic in getattr(panel, "rewards", ())]
         self._offload(critics)
         self.model = self._load_model(device)
-        self.chosen = broadcast_from_main(lambda: self._choose(data, resumed=bool(found)))
-        self.data = without_held_out(data, self.chosen.held_out)
+        self.evaluation_set = broadcast_from_main(lambda: self._choose_evaluation_set(data, resumed=bool(found)))
+        self.data = without_held_out(data, self.evaluation_set.held_out)
         with raise_on_all():
             size = config.rollout_config.size(self.model)
-            check_evaluation(config.evaluation_config, self.model, self.chosen.prompts, size)
+            check_evaluation(config.evaluation_config, self.model, self.evaluation_set.prompts, size)
         self.base = weights_hash(self.model.denoiser)
-        self._check_same_networks(critics)
+        self._check_same_weights(critics)
         if found and not found[1]["base"].startswith(HASH_PREFIX):  # written before the hash covered all weights
             self.base = legacy_weights_hash(self.model.denoiser)
         self.policy = Policy(self.model, config.policy, config.seed)
@@ -126,12 +126,12 @@ class Run:
         self._limit = config.minutes * 60 or float("inf")
         if found:
             with raise_on_all():
-                self._go_on_from(self.checkpointer.restore(*found))
+                self._resume(self.checkpointer.restore(*found))
         self.checkpointer.compare_weights()
-        self._gradients_agree, self._over = False, ExitStack()
-        self.checkpointer.step_is_over(self._progress())
+        self._gradients_compared, self._exit_stack = False, ExitStack()
+        self.checkpointer.take_snapshot(self._progress())
         self.log = MetricsLog(self.folder, self.step, config)
-        self._over.callback(self.log.close)
+        self._exit_stack.callback(self.log.close)
         for row in self.log.earlier:
             self.guard.observe(row)
 
@@ -150,16 +150,16 @@ class Run:
                 if stopped := self._validate() and self.config.validation.guard.stop:
                     log.warning("stopped by validation.guard.stop; turn it off to resume with the same command")
                     break
-                self._began = time.perf_counter()
+                self._step_started = time.perf_counter()
                 yield self.step, [item for _, item in prompt_batches(items, batch, self.config.seed, self.step)]
                 self._finish_step()
-                self.callbacks.step_is_over(self, self._metrics)
+                self.callbacks.after_step(self, self._metrics)
                 within = self.step * self._limit / self.seconds  # steps that fit into the time limit
                 bar.update(task, completed=self.step, total=min(self.config.steps, within))
                 if self.step % self.config.save_every == 0:
                     self.save()
             self.save()
-            self._end_update()
+            self._apply_remaining_gradients()
             if not stopped:
                 self._validate(last=True)
         self.checkpointer.save_adapter()
@@ -183,7 +183,7 @@ class Run:
             row["train/skipped"] = 1.0
         else:
             if not torch.isfinite(loss):
-                raise FloatingPointError(f"the loss of step {self.step} is {loss.item()}; {LOWER}")
+                raise FloatingPointError(f"the loss of step {self.step} is {loss.item()}; {LOWER_LR}")
             self._backward(loss / optim.gradient_accumulation_steps)
             row["train/loss"] = loss.item()
         self._rate = self._learning_rate()
@@ -213,17 +213,17 @@ class Run:
         self.checkpointer.save()
 
     def __enter__(self) -> Run:
-        self._over.enter_context(interruption.save_on_signal(self._save_at_the_end))
+        self._exit_stack.enter_context(interruption.save_on_signal(self._emergency_save))
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         try:
-            if error and not interruption.is_stopping() and (message := self._save_at_the_end()):
+            if error and not interruption.is_stopping() and (message := self._emergency_save()):
                 error.add_note(message)
         finally:
-            self._update_is_over()
+            self._finish_update()
             with suppress(OSError) if error else nullcontext():  # must not hide the error
-                self._over.close()
+                self._exit_stack.close()
 
     # Before the first step -------------------------------------------------------------------------------------------
 
@@ -237,7 +237,7 @@ class Run:
         check_tokens(model, [rollout.size(model) for rollout in (config.rollout_config, *others)])
         return model
 
-    def _check_same_networks(self, critics: Iterable[Reward]) -> None:
+    def _check_same_weights(self, critics: Iterable[Reward]) -> None:
         """ValueError on every process unless all have read the same weights of the model and the critics."""
         if is_single_process():
             return
@@ -249,7 +249,7 @@ class Run:
             read[f"the critic {critic.name}"] = weights_of(getattr(critic, "reward", critic))
         check_equal({name: hashlib.sha256(repr(what).encode()).hexdigest()[:16] for name, what in read.items()})
 
-    def _choose(self, data: Sequence[Any], resumed: bool) -> EvaluationSet:
+    def _choose_evaluation_set(self, data: Sequence[Any], resumed: bool) -> EvaluationSet:
         """The evaluation set. A resumed run keeps its held-out data."""
         config, before = self.config.evaluation_config, read_set(self.folder) if resumed else None
         listed = config.prompts or (self.family and f"{self.family}-test")
@@ -265,8 +265,8 @@ class Run:
     def _validator(self, data: Sequence[Any], device: str) -> Validator:
         config, own = self.config.validation_config, []
         if config.every:
-            own = self.chosen.prompts
-            if self.chosen.source != self.source and data:
+            own = self.evaluation_set.prompts
+            if self.evaluation_set.source != self.source and data:
                 size, seed = config.rollout.over(RolloutConfig()).size(self.model), self.config.evaluation.seed
                 own = [prompt for prompt, _ in examples(data, config.count, seed, self.model, size)]
         validator = Validator(config, self.policy, self.folder, self.config.seed, device, self.family, own)
@@ -283,7 +283,7 @@ class Run:
         for critic in critics if self.config.offload_idle else ():
             offload_reward(critic)
 
-    def _go_on_from(self, progress: Progress) -> None:
+    def _resume(self, progress: Progress) -> None:
         self.step, self.updates = progress.step, progress.updates
         self.seconds, self._rate = progress.seconds, progress.rate
 
@@ -295,14 +295,14 @@ class Run:
     def _finish_step(self) -> None:
         """Complete the step: count it and take the snapshot."""
         self.step += 1
-        self.seconds += time.perf_counter() - self._began
-        self.checkpointer.step_is_over(self._progress())
-        updated = self._update_is_over()
+        self.seconds += time.perf_counter() - self._step_started
+        self.checkpointer.take_snapshot(self._progress())
+        updated = self._finish_update()
         if updated and self.every(COMPARE_EVERY):  # after the snapshot: if a process has died, the others can save it
             self.checkpointer.compare_weights()
         self.seconds = broadcast_from_main(lambda: self.seconds)  # process 0's clock decides when to stop
 
-    def _update_is_over(self) -> bool:
+    def _finish_update(self) -> bool:
         """Unblock signals after an update; whether there was one."""
         if not self.checkpointer.updating:
             return False
@@ -313,18 +313,18 @@ class Run:
     def _backward(self, loss: Tensor) -> None:
         weights = list(self.policy.trainable.values())
         backward(loss, weights)
-        if not self._gradients_agree:
+        if not self._gradients_compared:
             gradients = [weight.grad for weight in weights if weight.grad is not None]
             self._finite_norm(nn.utils.get_total_norm(gradients))
             self.checkpointer.compare("the gradients", gradients)
-            self._gradients_agree = True
+            self._gradients_compared = True
 
     def _finite_norm(self, norm: Tensor) -> float:
         """The gradient's norm as a float; FloatingPointError on every process if it is not finite on one."""
         number = float(full_tensor(norm))
         with raise_on_all():
             if not math.isfinite(number):
-                raise FloatingPointError(f"the gradient of step {self.step} has norm {number}; {LOWER}")
+                raise FloatingPointError(f"the gradient of step {self.step} has norm {number}; {LOWER_LR}")
         return number
 
     def _clip_gradients(self, row: dict[str, Any]) -> bool:
@@ -346,7 +346,7 @@ class Run:
         self.updates += 1
         self.policy.update_ema(self.updates)
 
-    def _end_update(self) -> None:
+    def _apply_remaining_gradients(self) -> None:
         """Take the optimizer step of the last steps, where they are fewer than `optim.gradient_accumulation_steps`.
 
         The checkpoint before it holds their gradients, so that a short run made longer is the long run.
@@ -359,7 +359,7 @@ class Run:
         if self._clip_gradients(row):
             self._log(row)
             self._optimizer_step()
-            self._update_is_over()
+            self._finish_update()
 
     def _learning_rate(self) -> float:
         optim, steps = self.config.optim, self.config.steps
@@ -377,8 +377,8 @@ class Run:
             return False
         metrics = self.validator.validate(self.step)
         alarms = [str(alarm) for alarm in self._log(metrics)]
-        self.log.write_videos(*self.validator.kept(self.step), self.step)
-        self.callbacks.validated(self, metrics)
+        self.log.write_videos(*self.validator.saved_videos(self.step), self.step)
+        self.callbacks.after_validation(self, metrics)
         for alarm in alarms:
             log.warning(alarm)
         if alarms:
@@ -390,9 +390,9 @@ class Run:
         self.log.write(row)
         return self.guard.observe(row)
 
-    def _save_at_the_end(self) -> str:
+    def _emergency_save(self) -> str:
         """Save the last completed step; a message that says which step can be resumed from."""
-        message, wrote = self.checkpointer.save_at_the_end()
+        message, wrote = self.checkpointer.emergency_save()
         if wrote and not is_main():
             with suppress(OSError):
                 self.log.complete(self.checkpointer.last_step)

@@ -52,13 +52,13 @@ class ValidationConfig:
         require(self.count >= 1, "count", self.count, "1 or more")
         require(self.keep == 0 or self.keep >= 2, "keep", self.keep, "2 or more, or 0 = all")
 
-    def listed(self, family: str | None) -> str | None:
+    def prompt_source(self, family: str | None) -> str | None:
         """The prompt file or embedded list; `family` is that of the run's embedded data, None for other data."""
         return self.prompts or (family and f"{family}-validation")
 
     def critics(self, family: str | None) -> tuple[str, ...]:
         """The names of the validation critics; `family` as in `listed`."""
-        world = (self.listed(family) or "").startswith("world-")
+        world = (self.prompt_source(family) or "").startswith("world-")
         return self.rewards or (("world", "heldout", "dynamic-degree") if world else ANALYTIC)
 
 
@@ -84,7 +84,7 @@ class Validator:
         self.config, self.policy, self.folder, self.seed = config, policy, folder / "samples", seed
         self.rollout, self.rewards = config.rollout.over(RolloutConfig()), []
         if config.every:
-            listed = config.listed(family)
+            listed = config.prompt_source(family)
             self.prompts = (read_prompts(listed) if listed else list(own))[: config.count]
             policy.model.check_prompts(self.prompts)
             check_equal_items("validation.prompts", map(describe_prompt, self.prompts))
@@ -106,7 +106,7 @@ class Validator:
                 if i < self.config.samples:
                     write_video(target / f"{i:02d}.mp4", video, fps, upscale=upscale_for(video))
         if is_main() and self.config.keep:
-            self._forget(step)
+            self._delete_old_videos(step)
         row = {}
         for reward in self.rewards:
             score = score_shard(reward, rollout.videos, rollout.prompts, fps)
@@ -115,12 +115,12 @@ class Validator:
                 row[f"eval/{reward.name}/{dimension}"] = score[dimension][scored].mean().item()
         return row
 
-    def kept(self, step: int) -> tuple[list[Path], list[str]]:
+    def saved_videos(self, step: int) -> tuple[list[Path], list[str]]:
         """The video files of a step's validation pass, and their prompts."""
         files = sorted((self.folder / _name(step)).glob("*.mp4"))
         return files, self.prompts[: len(files)]
 
-    def _forget(self, step: int) -> None:
+    def _delete_old_videos(self, step: int) -> None:
         """Delete the videos of all passes up to `step` except the first and the newest ones."""
         passes = sorted(path for path in self.folder.glob("step-*") if path.name <= _name(step))
         old = passes[1 : len(passes) - self.config.keep + 1]

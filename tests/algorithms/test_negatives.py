@@ -88,7 +88,7 @@ def test_takes_that_no_run_comes_back_to_are_deleted(takes):
     takes.of([1], 0, 10)
     takes.of([1], 10, 10)
     takes.of([1], 20, 10)
-    takes.forget(before=10)
+    takes.delete(before=10)
     assert files(takes) == [named(1, 10), named(1, 20)]
 
 
@@ -103,7 +103,7 @@ def test_a_kill_leaves_nothing_that_a_resumed_run_trips_over(takes):
     (takes.folder / named(2, 4)).unlink()  # killed between the two files of a batch
     (takes.folder / f".{named(2, 4)}.4242.tmp").write_bytes(b"half")
     assert torch.equal(takes.of([0, 2], 4, 50), whole)
-    takes.forget(before=3)
+    takes.delete(before=3)
     assert {named(0, 4), named(2, 4)} <= set(files(takes))
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from besttake.models.base import Size, VideoModel, folded
+from besttake.models.base import Size, VideoModel, swap_frames_and_channels
 from besttake.models.schedules import VPrediction
 from besttake.types import Condition, Latent, Time, Video
 
@@ -82,14 +82,14 @@ class CogVideoX(VideoModel):
     def predict(self, denoiser: Any, x_t: Latent, t: Time, condition: Condition) -> Latent:
         channels = [x_t, condition["first_frame"]] if self.accepts_first_frame else [x_t]
         prediction = denoiser(
-            hidden_states=folded(torch.cat(channels, 1)).to(denoiser.dtype),
+            hidden_states=swap_frames_and_channels(torch.cat(channels, 1)).to(denoiser.dtype),
             encoder_hidden_states=condition["text"].to(denoiser.dtype),
             timestep=self.schedule.timestep(t),
             ofs=x_t.new_full((1,), 2.0) if self.denoiser.config.ofs_embed_dim else None,
             image_rotary_emb=self._rotary(x_t),
             return_dict=False,
         )[0]
-        return folded(prediction)
+        return swap_frames_and_channels(prediction)
 
     def _rotary(self, x_t: Latent):
         if not self.denoiser.config.use_rotary_positional_embeddings:

@@ -16,7 +16,7 @@ from huggingface_hub import snapshot_download
 from torch import Tensor, nn
 from transformers import T5EncoderModel
 
-from besttake.models.base import Size, VideoModel, folded
+from besttake.models.base import Size, VideoModel, swap_frames_and_channels
 from besttake.models.loading import FAULTS, empty_part, read_denoiser, read_part
 from besttake.models.networks.checkpoints import check_whole
 from besttake.models.networks.opensora import FPS, FPS_OF_STILLS, HUB, OpenSoraPipeline, noise_ratio, part_of
@@ -131,10 +131,12 @@ class OpenSora(VideoModel):
         """Videos of `frames` frames, by default the most that the latents hold: the last latent frame is 1 to 4."""
         with self.using("vae"):
             vae, (shift, scale) = self.pipeline.vae, self.statistics()
-            return folded(vae.decode(latents.to(vae.device, vae.dtype) * scale + shift, frames, return_dict=False)[0])
+            return swap_frames_and_channels(
+                vae.decode(latents.to(vae.device, vae.dtype) * scale + shift, frames, return_dict=False)[0]
+            )
 
     def predict(self, denoiser: Any, x_t: Latent, t: Time, condition: Condition) -> Latent:
-        """The condition may contain `fps`, `height` and `width` of each row; by default they follow from the latents."""
+        """The condition may have each row's `fps`, `height` and `width`; by default they follow from the latents."""
         b, channels, frames, height, width = x_t.shape
         space = self.pipeline.vae.space
         size = {"fps": FPS if frames > 1 else FPS_OF_STILLS, "height": height * space, "width": width * space}

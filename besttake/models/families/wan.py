@@ -96,7 +96,7 @@ class Wan(VideoModel):
     def _predict(self, denoiser: Any, x_t: Latent, t: Time, condition: Condition) -> Latent:
         timestep, first = self.schedule.timestep(t), condition.get("first_frame")
         if self.in_place:
-            x_t, timestep = self.with_known(x_t, condition), self._timestep_of_tokens(x_t, timestep, first)
+            x_t, timestep = self.with_known_frames(x_t, condition), self._timestep_of_tokens(x_t, timestep, first)
         elif first is not None:
             x_t = torch.cat([x_t, first.to(x_t)], 1)
         picture = condition.get("picture")
@@ -120,7 +120,7 @@ class Wan(VideoModel):
             table[:, 0] = 0
         return table.flatten(1)
 
-    def with_known(self, latents: Latent, condition: Condition) -> Latent:
+    def with_known_frames(self, latents: Latent, condition: Condition) -> Latent:
         if not self.in_place or "first_frame" not in condition:
             return latents
         return torch.cat([condition["first_frame"].to(latents), latents[:, :, 1:]], 2)

@@ -28,9 +28,7 @@ def read_answer(
     found = _once(_from_json(text) if form == "json" else _from_lines(text, list(wanted)))
     missing, wrong = [name for name in wanted if name not in found], [name for name in found if name not in wanted]
     if missing or wrong:
-        raise ValueError(
-            f"missing: {', '.join(missing) or 'nothing'}; unexpected: {', '.join(wrong) or 'nothing'}"
-        )
+        raise ValueError(f"missing: {', '.join(missing) or 'nothing'}; unexpected: {', '.join(wrong) or 'nothing'}")
     for name, (low, high) in dimensions.items():
         if not low <= found[name.lower()] <= high:
             raise ValueError(f"{name!r} is {found[name.lower()]:g}, outside its range [{low:g}, {high:g}]")

@@ -149,7 +149,9 @@ class Remote:
                 continue
             part.tries += 1
             log.warning("critic %s at %s: %s", self.name, server.url, fault)
-            reason = f"critic {self.name} at {server.url} did not return {self._about(part)}: {fault} (try {part.tries})"
+            reason = (
+                f"critic {self.name} at {server.url} did not return {self._about(part)}: {fault} (try {part.tries})"
+            )
             batch.put_back(part, ConnectionError(reason))
             if failures >= self.retry.tries:
                 batch.leave()
@@ -205,7 +207,9 @@ class Server:
     def __init__(self, url: str, token: str | None, retry: RetryPolicy):
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError(f"{url!r} is not the URL of a critic's server; expected a URL such as http://127.0.0.1:8000")
+            raise ValueError(
+                f"{url!r} is not the URL of a critic's server; expected a URL such as http://127.0.0.1:8000"
+            )
         self.url, self.retry = url.rstrip("/"), retry
         self.http = Client(self.url, token, retry, busy=(503,))
 

@@ -21,8 +21,8 @@ from besttake.types import Reward
 
 @dataclass(frozen=True)
 class ServeConfig:
-    """Serve a critic over HTTP until Ctrl-C. Use the printed URL as the critic's name (`--reward.name`). For access from
-    other machines, set `--host 0.0.0.0` and the same secret in BESTTAKE_TOKEN on server and clients.
+    """Serve a critic over HTTP until Ctrl-C. Use the printed URL as the critic's name (`--reward.name`). For access
+    from other machines, set `--host 0.0.0.0` and the same secret in BESTTAKE_TOKEN on server and clients.
     """
 
     critic: Positional[str]

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from besttake.models.split_backward import recompute
-from besttake.plan import alike, steps
+from besttake.plan import steps
 from besttake.plan.steps import measure
 from tests.plan.test_steps import PACE, recipe
 

@@ -21,17 +21,17 @@ from besttake.models.policy import Policy
 from besttake.models.quantization import blocks
 from besttake.models.sharding import is_sharded
 from besttake.models.split_backward import recompute
-from besttake.plan.fake_device import AsReal
+from besttake.plan.fake_device import FakeTensorPatches
 from besttake.plan.meter import Meter, adapter
 
 
-def run_one_of_each(meter: Meter, network: Any, checkpointed: bool) -> None:
+def reuse_equal_blocks(meter: Meter, network: Any, checkpointed: bool) -> None:
     """Patch a network so that of equal blocks only the first is run.
 
     Args:
         checkpointed: whether the network uses gradient checkpointing.
     """
-    forward, backward = meter.once(_forward), meter.once(partial(_backward, meter))
+    forward, backward = meter.memoize(_forward), meter.memoize(partial(_backward, meter))
     found = {module: Block(module) for module in blocks(network)}
 
     def run(block: Block, *args: Any, **kwargs: Any) -> Any:
@@ -40,7 +40,7 @@ def run_one_of_each(meter: Meter, network: Any, checkpointed: bool) -> None:
     def checkpoint_one(module: nn.Module, *args: Any) -> Any:
         """The checkpointing function that diffusers calls instead of a block."""
         block = found.get(module)
-        if block is None or block.apart or _casting():
+        if block is None or block.sharded or _casting():
             return checkpoint(module, *args, use_reentrant=False)
         leaves, spec = tree_flatten(args)
         return _Checkpointed.apply((block, spec, len(leaves), forward, backward), *leaves, *block.trained)
@@ -51,15 +51,15 @@ def run_one_of_each(meter: Meter, network: Any, checkpointed: bool) -> None:
         network.enable_gradient_checkpointing(checkpoint_one)
 
 
-def run_one_part(meter: Meter, policy: Policy) -> Callable[..., None]:
+def cached_recompute(meter: Meter, policy: Policy) -> Callable[..., None]:
     """A replacement for `split_backward.recompute` that runs only the first of equal micro-batches."""
 
     def recompute_on_fake(*args: Any) -> None:
-        with AsReal():  # a backward pass starts without function modes
+        with FakeTensorPatches():  # a backward pass starts without function modes
             recompute(*args)
 
     sharded = any(is_sharded(weight) for weight in policy.model.denoiser.parameters())
-    return recompute_on_fake if sharded else meter.once(recompute_on_fake)
+    return recompute_on_fake if sharded else meter.memoize(recompute_on_fake)
 
 
 class Block:
@@ -70,7 +70,7 @@ class Block:
         weights = dict(module.named_parameters())
         self._kind = type(module).__name__, [(name, w.shape, w.dtype, w.requires_grad) for name, w in weights.items()]
         self.trained = [weight for weight in weights.values() if weight.requires_grad]
-        self.apart = any(map(is_sharded, weights.values()))
+        self.sharded = any(map(is_sharded, weights.values()))
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self._run(*args, **kwargs)
@@ -111,7 +111,11 @@ def _backward(
     """Gradients of a block's inputs, where wanted, and of its trained weights."""
     leaves = [leaf.detach() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
     inputs = [*(leaves[place].requires_grad_() for place in wanted), *block.trained]
-    with torch.enable_grad(), AsReal(), meter.until_saved():  # a backward pass starts without function modes
+    with (
+        torch.enable_grad(),
+        FakeTensorPatches(),
+        meter.free_after_last_saved(),
+    ):  # a backward pass starts without function modes
         out = block(*tree_unflatten(leaves, spec))
     outs = zip([out] if isinstance(out, Tensor) else out, upstream, strict=True)
     edges, upstream = zip(*((get_gradient_edge(x), grad) for x, grad in outs if x.requires_grad), strict=True)
