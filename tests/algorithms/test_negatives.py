@@ -81,7 +81,7 @@ def test_lost_takes_that_were_made_once_are_said_to_be_lost(takes, caplog):
     next(takes.folder.iterdir()).unlink()
     with caplog.at_level(logging.WARNING):
         takes.of([1], 7, 0)
-    assert "1 samples made before training are lost" in caplog.text
+    assert "1 samples from before training are missing" in caplog.text
 
 
 def test_takes_that_no_run_comes_back_to_are_deleted(takes):
@@ -135,4 +135,4 @@ def test_takes_that_vanish_are_made_again(takes, caplog):
 
     takes._load = too_late
     assert torch.equal(takes.of([1], 0, 50), first)
-    assert "are damaged: they are made again" in caplog.text
+    assert "are damaged; regenerating them" in caplog.text

@@ -152,7 +152,7 @@ def test_a_short_run_made_longer_is_the_long_run(config, whole_of, tmp_path):
 
 @one_family
 def test_it_resumes_as_every_algorithm_must(config, whole_of, tmp_path):
-    contract.goes_on_as_if_nothing_had_been(whole_of(config), tmp_path)
+    contract.resumes_exactly(whole_of(config), tmp_path)
     contract.leaves_a_finished_run_alone(whole_of(config), tmp_path)
 
 

@@ -26,7 +26,7 @@ from tests.tiny import tiny_models
 
 TAKES = 2
 
-CHECKS = [check for check in contract.CHECKS if check is not contract.trains_to_an_adapter_of_the_pipeline]
+CHECKS = [check for check in contract.CHECKS if check is not contract.saves_an_adapter_for_the_pipeline]
 """The one left out is weaker than the comparison with the official pipeline below; tests/test_extending.py runs it."""
 
 
@@ -305,7 +305,7 @@ def test_first_frames_are_asked_for_where_needed_and_refused_where_not(model, ti
         with pytest.raises(ValueError, match=r"test_models.py cannot be read"):
             model.check_prompts([Prompt("a red ball", first_frame=Path(__file__))])
     elif not model.accepts_first_frame:
-        with pytest.raises(ValueError, match="takes no first frame"):
+        with pytest.raises(ValueError, match="accepts no first frame"):
             generate(model, [Prompt("a red ball", first_frame=picture((16, 16)))], config(tiny, steps=1))
 
 
