@@ -14,21 +14,23 @@ import pytest
 
 SLOW = (
     "runtime/test_interruption.py",
-    "contracts/test_models.py",
-    "runtime/test_distributed.py",
-    "contracts/test_training.py",
-    "plan/test_steps.py",
-    "commands/test_cli.py",
     "contracts/test_algorithms.py",
-    "world/test_pretrain_denoiser.py",
+    "runtime/test_distributed.py",
+    "contracts/test_models.py",
+    "plan/test_steps.py",
+    "contracts/test_training.py",
+    "commands/test_cli.py",
+    "runtime/test_memory.py",
     "plan/test_block_cache.py",
     "rewards/critics/test_heldout.py",
+    "contracts/test_rewards.py",
     "training/test_run.py",
-    "test_recipes.py",
-    "plan/test_plan.py",
-    "test_extending.py",
     "test_notebooks.py",
-    "test_api.py",
+    "test_recipes.py",
+    "world/test_pretrain_denoiser.py",
+    "rewards/remote/test_isolated.py",
+    "models/test_loading.py",
+    "test_extending.py",
 )
 """Files that take longest, in their order; they come first, or one process would wait for another's last file."""
 

@@ -125,6 +125,7 @@ def train_until_killed(config, monkeypatch):
             train(config)
 
 
+@one_family
 def test_an_interrupted_run_goes_on_bit_by_bit(config, whole_of, monkeypatch, tmp_path):
     whole = whole_of(config)
     assert any("train/loss" in row for row in rows(whole.folder))
@@ -138,16 +139,6 @@ def test_an_interrupted_run_goes_on_bit_by_bit(config, whole_of, monkeypatch, tm
     assert all(torch.equal(weights[name], whole_weights[name]) for name in weights)
     reference, expected = resumed.policy.reference.weights, whole.policy.reference.weights
     assert all(torch.equal(reference[name], expected[name]) for name in expected)
-
-
-@one_family
-def test_a_short_run_made_longer_is_the_long_run(config, whole_of, tmp_path):
-    whole, two = whole_of(config), replace(config, out=tmp_path / "two")
-    train(replace(two, steps=1))
-    assert [row["step"] for row in rows(two.out)] == [0, 0, 1, 1]
-    train(two)
-    assert rows(two.out) == rows(whole.folder)
-    assert all(torch.equal(weight, adapter(whole.folder)[name]) for name, weight in adapter(two.out).items())
 
 
 @one_family

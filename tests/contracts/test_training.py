@@ -1,4 +1,4 @@
-"""OnlineVPO and RealDPO, unchanged, on every video model: three steps each, and only the right weights move."""
+"""OnlineVPO and RealDPO, unchanged, on every video model: two or three steps, and only the right weights move."""
 
 import json
 
@@ -45,7 +45,7 @@ def settings(tmp_path, clips, tiny, folder_of, name):
         "validation": ValidationConfig(every=0),
         "rollout": RolloutConfig(steps=2, guidance=1.0, frames=frames, height=height, width=width),
         "evaluation": EvaluateConfig(prompts=str(tmp_path / "prompts.jsonl")),
-        "timesteps_per_pair": 4,
+        "timesteps_per_pair": 2,
     }
 
 
@@ -69,7 +69,7 @@ def moves_the_right_weights_only(train, config, folder):
 
 def test_onlinevpo(settings, clips, folder_of, name):
     config = onlinevpo.Config(
-        **settings,
+        **settings | {"steps": 2},
         data=str(clips.parent / "prompts.jsonl"),
         prompts_per_step=2,
         candidates=2,

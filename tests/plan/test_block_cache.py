@@ -8,13 +8,15 @@ import pytest
 from besttake.models.split_backward import recompute
 from besttake.plan import block_cache, steps
 from besttake.plan.steps import measure
-from tests.plan.test_steps import PACE, recipe
+from tests.plan.test_steps import PACE, SHORT, recipe
 
 LORA = {"gradient_checkpointing": True, "micro_batch_size": 1}
 
 
 def small(model: str, rows: int = 1, **policy):
-    return replace(recipe(model, **policy), dtype="bfloat16", prompts_per_step=rows, timesteps_per_pair=1)
+    return replace(
+        recipe(model, **policy), dtype="bfloat16", prompts_per_step=rows, timesteps_per_pair=1, rollout=SHORT
+    )
 
 
 @pytest.mark.parametrize(

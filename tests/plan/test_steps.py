@@ -23,6 +23,7 @@ from tests.tiny.opensora import TINY
 
 PACE = Throughput(CARDS["H100"], 0.5)
 ROLLOUT = RolloutConfig(steps=2, guidance=3.0, batch=3)
+SHORT = RolloutConfig(steps=2, guidance=1.0, batch=3)
 
 
 def recipe(model: str, **policy) -> Config:
@@ -58,7 +59,7 @@ def test_arithmetic_of_a_rollout(name, small_model):
 
 @pytest.mark.parametrize("policy", [{}, {"gradient_checkpointing": True}, {"train": "full"}, {"micro_batch_size": 1}])
 def test_a_training_step(policy):
-    config = recipe("tiny-cogvideox", **policy)
+    config = replace(recipe("tiny-cogvideox", **policy), rollout=SHORT)
     planned = measure(config, PACE, parts=("step",))["train"]
     real = Policy(load_model("tiny-cogvideox"), config.policy)
     a_step(real, config)
@@ -91,7 +92,8 @@ def test_sharded_weights_take_their_share(small_model):
 
 def test_blocks_on_the_cpu_leave_the_card(small_model):
     wan = small_model("tiny-wan", layers=5)
-    owners = [measure(recipe(wan, offload=off), PACE, parts=("step",))["train"].owners for off in (False, True)]
+    configs = (replace(recipe(wan, offload=off), rollout=SHORT) for off in (False, True))
+    owners = [measure(config, PACE, parts=("step",))["train"].owners for config in configs]
     assert owners[1]["weights"] < owners[0]["weights"] / 3
 
 

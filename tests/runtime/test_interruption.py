@@ -341,7 +341,7 @@ def test_the_step_before_a_comparison_of_weights_is_whole(config, tmp_path):
 
 def test_it_saves_to_a_slow_disk_before_torchrun_ends_it(config, tmp_path):
     cut = replace(config, out=tmp_path / "cut")
-    code, said = under_torchrun(cut, "sampling", 0, signal.SIGKILL, 5.0)
+    code, said = under_torchrun(cut, "sampling", 0, signal.SIGKILL, 3.0)
     assert code, said
     assert saved(cut.out) == [2], said
     assert "resumes from step 2, in" in said.replace("\n", "")

@@ -203,7 +203,7 @@ def test_weights_that_are_no_numbers_are_not_saved(config, group, worth):
 
     with pytest.raises(FloatingPointError) as refusal:
         train_on_a_weight(run, spoil)
-    advice = "and nothing is saved; lower optim.lr, and give another --out"
+    advice = "so nothing is saved; lower optim.lr and give another --out"
     assert str(refusal.value).startswith(f"{group}/{second} is not finite at step 2, {advice}")
     assert [path.name for path in (run.folder / "checkpoints").iterdir()] == ["step-00000001"]
     assert not (run.folder / "adapter").exists()
@@ -224,7 +224,7 @@ def test_a_step_that_fails_leaves_no_weights_that_are_no_numbers(config):
         fail()
     (said,) = failed.value.__notes__
     assert said.startswith("policy/")
-    assert "is not finite at step 1, and nothing is saved" in said
+    assert "is not finite at step 1, so nothing is saved" in said
     assert said.endswith("no step is saved")
     assert checkpoint.checkpoints(config.out / "checkpoints") == []
 
@@ -313,7 +313,7 @@ def test_logs_that_cannot_be_written_do_not_keep_what_is_saved_from_being_told(c
     with pytest.raises(OSError, match="No space left") as failed, run:
         fail()
     (said,) = failed.value.__notes__
-    assert "goes on from step 2, in" in said
+    assert "resumes from step 2, in" in said
 
 
 def test_whatever_keeps_a_run_from_saving_is_not_told_instead_of_what_ended_it(config, monkeypatch):
