@@ -35,19 +35,19 @@ class Config(TrainConfig):
     data: str = "pairs.jsonl"
     """Preference pairs: a .jsonl file, or hf:USER/NAME. Each line has a prompt, a winner and its losers."""
     skip_bad: bool = False
-    """Leave out unusable pairs, with a warning: too long a prompt, or unreadable clips."""
+    """Skip unusable pairs, with a warning: too long a prompt, or unreadable clips."""
     pairs_per_step: int = 4
     """Preference pairs trained on in a step."""
     beta: float = 500.0
-    """DPO's beta; larger values keep the policy closer to its reference."""
+    """DPO's beta; larger = closer to the reference."""
     dpop_weight: float = 0.0
-    """DPO-Positive: weight of the penalty on the winner's own error; 0 = plain DPO, as in the paper."""
+    """DPO-Positive: penalty on the winner's own error; 0 = plain DPO, as in the paper."""
     margin: float = 0.0
     """Smallest score difference in a pair; pairs below it are left out."""
     timesteps_per_pair: int = 1
     """Noise/timestep samples per pair."""
     refresh_every: int = 0
-    """Updates between refreshes of the reference, which copy the policy; 0 = fixed, as in the paper."""
+    """Updates between refreshes of the reference; 0 = fixed, as in the paper. Each copies the policy."""
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     """Size of the clips."""
 

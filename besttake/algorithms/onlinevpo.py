@@ -38,21 +38,21 @@ class Config(TrainConfig):
     data: str = "world-train"
     """Prompts: a file, an embedded list, or hf:USER/NAME. One prompt a line; of datasets see docs/data.md."""
     skip_bad: bool = False
-    """Leave out unusable prompts, with a warning: too long, or without the first frame they need."""
+    """Skip unusable prompts, with a warning: too long, or without the first frame they need."""
     prompts_per_step: int = 4
     """Prompts sampled in a step."""
     candidates: int = 4
     """Candidate videos per prompt; the best is paired with the worst."""
     beta: float = 500.0
-    """DPO's beta; larger values keep the policy closer to its reference."""
+    """DPO's beta; larger = closer to the reference."""
     dpop_weight: float = 0.0
-    """DPO-Positive: weight of the penalty on the winner's own error; 0 = plain DPO, as in the paper."""
+    """DPO-Positive: penalty on the winner's own error; 0 = plain DPO, as in the paper."""
     margin: float = 0.0
     """Smallest score difference in a pair; pairs at or below it are dropped."""
     timesteps_per_pair: int = 1
     """Noise/timestep samples per pair."""
     refresh_every: int = 20
-    """Updates between refreshes of the reference, which copy the policy (the curriculum); 0 = fixed."""
+    """Updates between refreshes of the reference; 0 = fixed. Each copies the policy (the curriculum)."""
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     """Sampling of candidates."""
     reward: RewardConfig = field(default_factory=RewardConfig)

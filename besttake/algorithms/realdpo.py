@@ -35,7 +35,7 @@ class Config(TrainConfig):
     data: str = "world"
     """Real clips and captions: a folder, a table, or hf:USER/NAME."""
     skip_bad: bool = False
-    """Leave out unusable clips, with a warning: unreadable, too short, or with too long a caption."""
+    """Skip unusable clips, with a warning: unreadable, too short, or with too long a caption."""
     clips_per_step: int = 4
     """Real clips trained on in a step."""
     negatives: int = 3
@@ -43,9 +43,9 @@ class Config(TrainConfig):
     regenerate_every: int = 50
     """Steps after which negatives are sampled anew from the current policy; 0 = sampled once."""
     beta: float = 100.0
-    """DPO's beta; larger values keep the policy closer to its reference."""
+    """DPO's beta; larger = closer to the reference."""
     dpop_weight: float = 0.0
-    """DPO-Positive: weight of the penalty on the winner's own error; 0 = plain DPO, as in the paper."""
+    """DPO-Positive: penalty on the winner's own error; 0 = plain DPO, as in the paper."""
     sft_weight: float = 0.0
     """Weight of the diffusion loss on the real clip."""
     caption_dropout: float = 0.0

@@ -23,7 +23,7 @@ class Config(TrainConfig):
     data: str = "world"
     """Real clips and captions: a folder, a table, or hf:USER/NAME."""
     skip_bad: bool = False
-    """Leave out unusable clips, with a warning: unreadable, too short, or with too long a caption."""
+    """Skip unusable clips, with a warning: unreadable, too short, or with too long a caption."""
     clips_per_step: int = 8
     """Clips trained on in a step."""
     caption_dropout: float = 0.0

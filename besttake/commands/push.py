@@ -31,7 +31,7 @@ class PushConfig:
     private: bool = False
     """Create a private repository."""
     dry_run: Path | None = None
-    """Dry run: write the files to this folder instead of uploading them."""
+    """Write the files to this folder instead of uploading them."""
 
     def __post_init__(self):
         if not re.fullmatch(r"[\w.-]+/[\w.-]+", self.repo):

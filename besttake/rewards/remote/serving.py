@@ -36,7 +36,7 @@ class ServeConfig:
     device: str = "auto"
     """Device: auto, cpu, cuda, cuda:1, mps."""
     queue: int = 8
-    """Size of the request queue; when it is full, clients must retry later."""
+    """Size of the request queue; clients retry while it is full."""
     largest: int = 512
     """Maximum size of a request in MiB."""
 

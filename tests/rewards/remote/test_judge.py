@@ -229,9 +229,7 @@ UNUSABLE = {
 @pytest.mark.parametrize("text", UNUSABLE.values(), ids=UNUSABLE)
 def test_an_unusable_answer_is_an_error_or_an_abstention_never_a_number(server, text):
     server.replies = [text]
-    with pytest.raises(
-        ValueError, match=r"critic judge: the answer for the video of 'a ball' is unusable: .*abstain"
-    ):
+    with pytest.raises(ValueError, match=r"critic judge: the answer for the video of 'a ball' is unusable: .*abstain"):
         judge(server)(film(), ["a ball"])
     critic = judge(server, unusable="abstain")
     score = critic(film(), ["a ball"])
