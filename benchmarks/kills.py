@@ -23,6 +23,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -169,7 +170,8 @@ def run_and_kill(config: Any, number: int, processes: int, after: float, rng: ra
     time.sleep(after)
     if launcher.poll() is None:
         if number == signal.SIGKILL:
-            os.kill(int(pid(f".{rank}.pid").read_text()), number)
+            with suppress(ProcessLookupError):  # it has just ended
+                os.kill(int(pid(f".{rank}.pid").read_text()), number)
         else:
             os.killpg(launcher.pid, number)
     return launcher.wait()

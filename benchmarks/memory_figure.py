@@ -26,7 +26,7 @@ from besttake.algorithms.errors import sampled_errors
 from besttake.algorithms.losses import dpo
 from besttake.models import Quantization, Size
 from besttake.models.policy import Policy, PolicyConfig
-from besttake.plan.alike import run_one_of_each
+from besttake.plan.block_cache import reuse_equal_blocks
 from besttake.plan.cards import find_card
 from besttake.plan.fake_device import CARD, fake_device
 from besttake.plan.measured import randomise
@@ -82,7 +82,7 @@ def peak(config: FigureConfig, method: str, train: Any, size: Size) -> float:
         try:
             policy = Policy(model, how)
             if counted:
-                run_one_of_each(meter, model.pipeline.transformer, how.gradient_checkpointing)
+                reuse_equal_blocks(meter, model.pipeline.transformer, how.gradient_checkpointing)
             optimizer = adamw(OptimConfig(use_8bit_adam=config.use_8bit_adam), policy.trainable.values())
             for _ in range(2):
                 condition = model.encode_prompts(["a woman opens an umbrella"])

@@ -49,7 +49,7 @@ class SpeedConfig:
     models: tuple[str, ...] = ("THUDM/CogVideoX-2b", "THUDM/CogVideoX-5b", "Wan-AI/Wan2.1-T2V-1.3B-Diffusers")
     candidates: int = 4
     batch: int = 4
-    """Videos denoised at once."""
+    """Batch size of sampling."""
     micro_batch_size: int = 1
     checkpointing: bool = True
     compile: bool = False

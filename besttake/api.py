@@ -52,41 +52,41 @@ DTYPES = ("float32", "bfloat16")
 
 
 def recipes() -> dict[str, str]:
-    """The shipped recipes: name -> what it is, in a line."""
+    """The shipped recipes: name -> one-line description."""
     return {file.stem: file.read_text().splitlines()[0].lstrip("# ") for file in sorted(RECIPES.glob("*.yaml"))}
 
 
 def train(
     recipe: Any, *, on_step: Callback | None = None, on_validation: Callback | None = None, **settings: Any
 ) -> RunFolder:
-    """Train a recipe, measure before and after, and write the report: what `besttake train` does.
+    """Train a recipe, evaluate it before and after, and write the report, like `besttake train`.
 
-    The same call again resumes. Ctrl-C, or interrupting the notebook's cell, saves the steps that are over.
+    The same call resumes the run. Ctrl-C, or interrupting the notebook cell, saves the completed steps.
 
     Args:
-        recipe: the name of a shipped recipe, the path of a YAML file or of an algorithm of your own (.py), or a config.
-        on_step, on_validation: called with the `Run`, and the metrics just logged, after each step or validation pass.
-        settings: what is otherwise than in the recipe. Those of a section are a dict, which changes only what it
-            names: `rollout={"steps": 4}`, `reward={"name": "./my_critic.py"}`.
+        recipe: name of a shipped recipe, path of a YAML file or of an algorithm of your own (.py), or a config.
+        on_step, on_validation: called after each step or validation pass with the `Run` and the metrics just logged.
+        settings: override the recipe's. A section is a dict with the settings to change: `rollout={"steps": 4}`,
+            `reward={"name": "./my_critic.py"}`.
 
     Returns:
         The run: `path`, `config`, `rows` of metrics, `summary` ("before" and "after", each name -> number), `clips`.
 
     Raises:
-        ValueError: there is no such recipe or setting, or the material cannot be used.
-        FloatingPointError: the loss is no longer finite.
+        ValueError: there is no such recipe or setting, or the data cannot be used.
+        FloatingPointError: the loss is not finite.
     """
     with callbacks(on_step, on_validation):
         return read_run(train_and_report(_config(recipe, settings), _measure_and_write))
 
 
 def plan(recipe: Any, card: str = "H100", gpus: int = 1, **settings: Any) -> Plan:
-    """Memory, seconds and hours of a recipe on a card, before there are weights or a card: what `besttake plan` does.
+    """Memory, seconds and hours of a recipe on a card, without weights or the card, like `besttake plan`.
 
     Args:
-        recipe, settings: as of `train`.
-        card: a name of besttake/plan/cards.py.
-        gpus: so many cards, each with its share of every step.
+        recipe, settings: as for `train`.
+        card: a name in besttake/plan/cards.py.
+        gpus: number of cards, among which every step is split.
 
     Returns:
         The plan: `phases` by name, each with `peak` bytes and `seconds`; `room` in bytes; `step` in seconds; `hours`.
@@ -98,17 +98,17 @@ def plan(recipe: Any, card: str = "H100", gpus: int = 1, **settings: Any) -> Pla
 
 
 def evaluate(run: str | Path, **settings: Any) -> RunFolder:
-    """Measure a finished run before and after training, on prompts that it was not trained on.
+    """Evaluate a finished run before and after training, on held-out prompts.
 
     Args:
-        run: its folder.
-        settings: of the section `evaluation`, where they are otherwise than the run's: `count=32`.
+        run: the run's folder.
+        settings: override the run's `evaluation` settings: `count=32`.
 
     Returns:
-        The run with its `summary`, which is also written to its `summary.json`.
+        The run with its `summary`, which is also written to `summary.json`.
 
     Raises:
-        ValueError: the folder holds no finished run, or there is no such setting.
+        ValueError: the folder has no finished run, or there is no such setting.
     """
     folder = read_run(Path(run)).path
     config = _config(str(folder / "config.yaml"), {"evaluation": settings})
@@ -118,13 +118,13 @@ def evaluate(run: str | Path, **settings: Any) -> RunFolder:
 
 
 def report(run: str | Path) -> Path:
-    """Write the page of a run, finished or not; `evaluate` first measures it.
+    """Write the report of a run, finished or not. Call `evaluate` first to include measurements.
 
     Returns:
-        The path of its `report.html`, which needs no other file.
+        The path of its `report.html`, which is self-contained.
 
     Raises:
-        ValueError: the folder holds no run, or one of its files is broken.
+        ValueError: the folder has no run, or one of its files is broken.
     """
     return write_report(Path(run))
 
@@ -136,15 +136,15 @@ def load_model(
     dtype: str = "float32",
     quantize: Quantization = "none",
 ) -> VideoModel:
-    """A video diffusion model.
+    """Load a video diffusion model.
 
     Args:
         source: folder or hub id of a diffusers pipeline, the name of an embedded one, or a family of your own with its
             checkpoint: "./my_family.py:CHECKPOINT".
-        adapter: folder of what a run has trained, its `adapter/`.
+        adapter: the `adapter/` folder of a run.
         device: "auto", "cpu", "cuda", "cuda:1", "mps".
         dtype: "float32" or "bfloat16".
-        quantize: what the weights of the denoiser's blocks are held in instead.
+        quantize: quantization of the denoiser's blocks: "none", "int8", "fp8", "nf4".
 
     Raises:
         ValueError: there is no such model or adapter, or its files are broken.
@@ -157,12 +157,12 @@ def load_model(
 
 
 def load_reward(name: str | Path = "world", device: str = "auto", path: str | Path | None = None, **own: Any) -> Reward:
-    """A critic: `reward(videos, prompts, fps)` gives a `Score`.
+    """Load a critic; `reward(videos, prompts, fps)` returns a `Score`.
 
     Args:
-        name: of a critic that comes along; a folder with its config.json; a judge's .yaml file; the URL of a served
-            critic; or a file of your own, "./my_critic.py" or "my_package.critic:make".
-        path: folder or hub id of its weights; by default those it was published with.
+        name: name of a shipped critic, folder with a config.json, a judge's .yaml file, URL of a served critic, or a
+            critic of your own, "./my_critic.py" or "my_package.critic:make".
+        path: folder or hub id of the weights; by default the published ones.
         own: the critic's own settings, such as VideoAlign's `num_frames`.
 
     Raises:
@@ -177,15 +177,15 @@ def generate(
     """Sample videos of prompts.
 
     Args:
-        model: a model, a policy in training, or what `load_model` takes as its source.
-        prompts: one, or several; `besttake.types.Prompt` also holds a first frame or a source video.
-        n: videos of each prompt.
-        seed: with the prompt and the number of the video, the key of its noise: the same in any batch.
-        settings: of the section `rollout`: `steps`, `guidance`, `frames`, `height`, `width`, `batch`, ...
+        model: a model, a policy, or a `source` of `load_model`.
+        prompts: one or several; a `besttake.types.Prompt` can have a first frame or a source video.
+        n: videos per prompt.
+        seed: key of the noise, together with the prompt and the number of the video; independent of the batch.
+        settings: as in the section `rollout`: `steps`, `guidance`, `frames`, `height`, `width`, `batch`, ...
 
     Returns:
-        `videos`, float (b, f, 3, h, w) in [-1, 1] with the n of a prompt side by side; their `latents` (b, c, f, h, w),
-        `prompts` (b) and `condition`.
+        `videos`, float (b, f, 3, h, w) in [-1, 1], grouped by prompt; their `latents` (b, c, f, h, w), `prompts` (b)
+        and `condition`.
 
     Raises:
         ValueError: a prompt is empty or too long, there is no such setting, or the model cannot sample that size.
@@ -206,16 +206,16 @@ def score(
     prompts: str | Sequence[str] | None = None,
     fps: float | None = None,
 ) -> Score:
-    """What a critic says of videos.
+    """Score videos with a critic.
 
     Args:
-        reward: a critic, or what `load_reward` takes as its name.
-        videos: what `generate` gave; a float tensor (b, f, 3, h, w) in [-1, 1]; or paths of b video files.
-        prompts: one for each video; not for those of `generate`, which have theirs.
-        fps: frames a second; by default the files' own, or 8.
+        reward: a critic, or a `name` of `load_reward`.
+        videos: the result of `generate`, a float tensor (b, f, 3, h, w) in [-1, 1], or paths of b video files.
+        prompts: one per video; not needed for the result of `generate`.
+        fps: frames per second; by default that of the files, or 8.
 
     Returns:
-        `values`, float32 (b, d), higher is better; `dimensions`, the names of the d columns; `score["name"]` is one.
+        `values`, float32 (b, d), higher is better; `dimensions`, the names of the d columns; `score["name"]`, a column.
 
     Raises:
         ValueError: there is no such critic, it cannot score the videos, or prompts are missing.
@@ -227,12 +227,12 @@ def score(
     if isinstance(videos, Rollout):
         return score_checked(critic, videos.videos, list(prompts or videos.prompts), fps or FPS)
     if prompts is None:
-        raise ValueError("prompts are missing; give one for each video")
+        raise ValueError("prompts are missing; give one per video")
     videos = [videos] if isinstance(videos, str | Path) else videos
     if isinstance(videos, torch.Tensor):
         return score_checked(critic, videos, list(prompts), fps or FPS)
     if not videos or len(videos) != len(prompts):
-        raise ValueError(f"{len(videos)} videos but {len(prompts)} prompts; give one for each")
+        raise ValueError(f"there are {len(videos)} videos but {len(prompts)} prompts; give one prompt per video")
     rows = [
         score_checked(critic, read_video(Path(file))[None], [prompt], fps or probe(Path(file)).fps).values
         for file, prompt in zip(videos, prompts, strict=True)
@@ -256,7 +256,7 @@ def _config(recipe: Any, settings: dict[str, Any]) -> Any:
 
 
 def _merged(config: Any, changes: dict[str, Any]) -> dict[str, Any]:
-    """A config as plain values, with other ones in the place of some; sections keep what is not changed."""
+    """A config as plain values, updated recursively with `changes`."""
     values = to_dict(config)
     for name, value in changes.items():
         section = getattr(config, name, None)
@@ -265,7 +265,7 @@ def _merged(config: Any, changes: dict[str, Any]) -> dict[str, Any]:
 
 
 def _names(config: Any, changes: dict[str, Any], head: str = "") -> list[str]:
-    """Dotted names of the settings that are changed."""
+    """Dotted names of the changed settings."""
     names: list[str] = []
     for name, value in changes.items():
         section = getattr(config, name, None)

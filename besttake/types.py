@@ -25,15 +25,15 @@ Time = Float[Tensor, "b"]
 """Diffusion time: 0 = data, 1 = noise."""
 
 Condition = dict[str, Tensor]
-"""What a denoiser is told besides time: named tensors whose first axis is the batch (text embeddings, first frame)."""
+"""Inputs of a denoiser besides latents and time: named tensors whose first axis is the batch (text embeddings, ...)."""
 
 
 class Prompt(str):
     """A prompt, with what else the model is shown beside the text. Wherever only text is wanted, it is that text.
 
     Attributes:
-        first_frame: an image, or a video for its first frame: how the take begins (image-to-video).
-        source: a video that the take is made over (video-to-video).
+        first_frame: an image, or a video whose first frame is used (image-to-video).
+        source: a source video (video-to-video).
     """
 
     first_frame: Path | None
@@ -92,7 +92,7 @@ class CriticCard:
 
 
 FPS = 8.0
-"""Frames a second of a clip that nobody has told the rate of."""
+"""Default frame rate of a clip whose rate is unknown."""
 
 
 class Reward(Protocol):

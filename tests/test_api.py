@@ -120,7 +120,7 @@ def test_settings_that_are_none_are_named_before_anything_is_done(tmp_path):
         ({"rolout": {}}, r"unknown key 'rolout'; did you mean 'rollout'"),
         ({"rollout": {"step": 4}}, r"unknown key 'rollout.step'; did you mean 'steps'"),
         ({"steps": "many"}, r"'steps' is 'many' \(str\), expected a whole number"),
-        ({"reward": {"name": "world", "critics": {"world": {}}}}, r"give one of the two"),
+        ({"reward": {"name": "world", "critics": {"world": {}}}}, r"give only one of them"),
     ):
         with pytest.raises(ValueError, match=message):
             bt.train("onlinevpo-tiny", out=tmp_path / "run", **settings)

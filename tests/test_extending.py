@@ -177,7 +177,7 @@ def test_a_recipe_finds_the_algorithm_beside_it_and_its_config_is_one(here, tmp_
     [
         ("def step", "def stride", "has no function step"),
         ("class Config(TrainConfig)", "class Config", "has no Config"),
-        ("@dataclass(frozen=True)\n", "", "leaves out `@dataclass"),
+        ("@dataclass(frozen=True)\n", "", "is not a frozen dataclass"),
         ("tau: float = 5.0", "tau: float", "tau"),
         ('data: str = "world-train"', 'prompts: str = "world-train"', "has no data in Config"),
     ],
@@ -211,7 +211,7 @@ def test_an_algorithm_whose_random_numbers_follow_nothing_is_found_out(here, qui
     (here / "my_algorithm.py").write_text("import itertools\nimport torch\nNUMBERS = itertools.count()\n" + code)
     assert main(["check", "algorithm", "./my_algorithm.py", *quick]) == 1
     told = capsys.readouterr()
-    assert "key all random numbers on the seed and the step" in told.out
+    assert "key all random numbers on seed and step" in told.out
     assert "of the checks failed" in told.err
 
 

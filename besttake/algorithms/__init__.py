@@ -1,6 +1,6 @@
 """Training algorithms, one file per paper, each with a `Config`, a `step` (its loss) and a `train(config)` (its loop).
 
-Such a file lies in this folder, is the user's own, or is offered by an installed package (see docs/extending.md).
+Such a file is in this folder, is the user's own, or belongs to an installed package (see docs/extending.md).
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ def shipped_algorithms() -> dict[str, ModuleType]:
 
 
 def find_algorithm(name: str) -> ModuleType:
-    """The module of an algorithm by its name, `onlinevpo`; or by a file, `./my_algorithm.py`, or dotted name.
+    """The module of an algorithm by name (`onlinevpo`), file (`./my_algorithm.py`) or dotted module name.
 
     Raises:
-        ValueError: there is none, its code fails, or it lacks what an algorithm has.
+        ValueError: there is none, importing it fails, or it is not an algorithm.
     """
     shipped, others = shipped_algorithms(), offered(ALGORITHMS)  # others are loaded only if named: they may fail
     if name in shipped:
@@ -47,7 +47,7 @@ def find_algorithm(name: str) -> ModuleType:
 
 
 def check_algorithm(module: ModuleType, name: str) -> ModuleType:
-    """The module, if it is an algorithm; ValueError saying what it lacks."""
+    """Return the module if it is an algorithm; otherwise ValueError says what is missing."""
     config = getattr(module, "Config", None)
     if not (isinstance(config, type) and issubclass(config, TrainConfig)):
         raise ValueError(
@@ -55,14 +55,14 @@ def check_algorithm(module: ModuleType, name: str) -> ModuleType:
         )
     if config.__module__ != module.__name__ or "__dataclass_fields__" not in vars(config):
         raise ValueError(
-            f"{name} borrows its Config from {config.__module__}, or leaves out `@dataclass(frozen=True)` above it; "
-            "write `@dataclass(frozen=True)`, and below it `class Config(TrainConfig)`, or another Config to extend"
+            f"{name} imports its Config from {config.__module__}, or its Config is not a frozen dataclass; define "
+            "`class Config(TrainConfig)`, or a subclass of another Config, below `@dataclass(frozen=True)`"
         )
     required = [f.name for f in dataclasses.fields(config) if f.init and _has_no_default(f)]
     if required:
-        raise ValueError(f"{name}: {', '.join(required)} in Config has no default; give each setting one")
+        raise ValueError(f"{name}: {', '.join(required)} in Config has no default; give every setting a default")
     if "data" not in config.__dataclass_fields__:
-        raise ValueError(f"{name} has no data in Config; add `data: str = ...`, what there is to train on")
+        raise ValueError(f"{name} has no data in Config; add `data: str = ...`, the training data")
     for function in ("step", "train"):
         if not callable(getattr(module, function, None)):
             raise ValueError(f"{name} has no function {function}; see docs/extending.md for what it does")

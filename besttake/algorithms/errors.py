@@ -1,4 +1,4 @@
-"""Denoising errors of policy and reference: what the losses are functions of."""
+"""Denoising errors of policy and reference, the inputs of the losses."""
 
 from __future__ import annotations
 
@@ -16,11 +16,9 @@ from besttake.types import Condition, Time
 def denoising_errors(
     policy: Policy, clips: Clips, condition: Condition, t: Time, noise: Float[Tensor, "b c f h w"]
 ) -> Errors:
-    """Errors of policy and reference on clips that share, row by row, their time `t` (b,) and their noise."""
+    """Errors of policy and reference; the clips of a row share their time `t` (b,) and their noise."""
     b, k = clips.shape[:2]
-    mine = torch.tensor(
-        shard_rows(b * k), device=clips.device
-    )  # of several processes each takes its share of the clips
+    mine = torch.tensor(shard_rows(b * k), device=clips.device)  # this process's shard of the clips
     x_0, flat_noise, flat_t = clips.flatten(0, 1)[mine], noise[mine // k], t[mine // k]
     condition_rows = {name: value[mine // k] for name, value in condition.items()}
     schedule = policy.model.schedule
@@ -39,10 +37,10 @@ def sampled_errors(
     high: float = 1.0,
     timesteps_per_pair: int = 1,
 ) -> Errors:
-    """`denoising_errors` at times in [`low`, `high`] and with noise drawn from `generator`, `draws` of each per row.
+    """`denoising_errors` at random times in [`low`, `high`] with random noise.
 
-    More draws are averaged before the loss, each with its own share of the schedule's times. DPO's log-ratio is an
-    expectation over time and noise; from one draw it is mostly noise.
+    Errors are averaged over `timesteps_per_pair` draws of time and noise, stratified over the schedule's times: DPO's
+    log-ratio is an expectation over both, and a single draw is a very noisy estimate.
     """
     b, k = clips.shape[:2]
     part = torch.arange(timesteps_per_pair).repeat_interleave(b)
@@ -59,7 +57,7 @@ def sampled_errors(
 
 
 def sft_error(policy: Policy, x_0: Tensor, condition: Condition, t: Time, noise: Tensor) -> Float[Tensor, "b"]:
-    """The plain diffusion loss of each clip."""
+    """The diffusion loss of each clip."""
     schedule, mine, rows = policy.model.schedule, shard_rows(len(x_0)), len(x_0)
     x_0, noise, t = x_0[mine], noise[mine], t[mine]
     condition_rows = {name: value[mine] for name, value in condition.items()}

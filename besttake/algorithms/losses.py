@@ -1,7 +1,7 @@
-"""The DPO family as pure functions of denoising errors.
+"""DPO losses as pure functions of denoising errors.
 
 Notation: l = mean squared error of the network's prediction at time t, one number per clip; w = l_theta - l_ref of the
-winner, v of a loser. w < 0 says that the policy has got better at the winner than its reference.
+winner, v of a loser. w < 0: the policy denoises the winner better than the reference.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ Clips = Float[Tensor, "b k c f h w"]
 
 @dataclass(frozen=True)
 class Errors:
-    """Mean squared prediction errors, float32 (b, k), of the same clips, noise and times.
+    """Mean squared prediction errors, float32 (b, k), for the same clips, noise and times.
 
-    `distance` is the mean squared difference of the two predictions, (b, k): how far policy and reference are apart.
+    `distance` is the mean squared difference between the predictions of policy and reference.
     """
 
     policy: Float[Tensor, "b k"]
@@ -37,14 +37,14 @@ def dpo(errors: Errors, beta: float, dpop_weight: float = 0.0) -> tuple[Float[Te
     the errors are of the velocity and beta is constant, as Flow-DPO (Liu et al. 2025) recommends.
 
     Losers are summed; RealDPO's public code averages them. The sum is N times the average of N losers, with the same
-    beta inside the sigmoid: docs/realdpo.md tells what that changes.
+    beta inside the sigmoid (see docs/realdpo.md).
 
-    With a `guard` > 0, DPO-Positive (Pal et al. 2024): -beta/2 guard max(0, w) is added to each margin. A loser's error
-    grows without end, and may take the winner's along, as long as it grows faster; this stops the winner's.
+    With `dpop_weight` > 0, DPO-Positive (Pal et al. 2024): -beta/2 dpop_weight max(0, w) is added to each margin. Under
+    plain DPO the winner's error may grow as long as the losers' errors grow faster; the penalty prevents that.
 
     Returns:
-        The loss of each row, and what to watch: the winner's and the losers' errors apart (a loser's error may grow
-        alone, or drag the winner's along), margin, implicit accuracy, and the distance to the reference.
+        The loss of each row, and metrics: errors and gains of winners and losers, margin, implicit accuracy, and the
+        distance to the reference.
     """
     gain = errors.policy - errors.reference
     w, v = gain[:, :1], gain[:, 1:]
@@ -58,12 +58,12 @@ def dpo(errors: Errors, beta: float, dpop_weight: float = 0.0) -> tuple[Float[Te
         "dpo/implicit_accuracy": (margin > 0).float().mean(),
         "dpo/reference_distance": errors.distance.mean(),
     }
-    guarded = margin - beta / 2 * dpop_weight * w.clamp(min=0)
-    return -F.logsigmoid(guarded).sum(1), {name: value.detach() for name, value in metrics.items()}
+    penalised = margin - beta / 2 * dpop_weight * w.clamp(min=0)
+    return -F.logsigmoid(penalised).sum(1), {name: value.detach() for name, value in metrics.items()}
 
 
 def check_dpo(beta: float, dpop_weight: float, timesteps_per_pair: int) -> None:
-    """Refuse settings of a DPO loss that mean nothing."""
+    """ValueError for invalid settings of a DPO loss."""
     require(beta > 0, "beta", beta, "a number above 0")
     require(dpop_weight >= 0, "dpop_weight", dpop_weight, "0 or more")
     require(timesteps_per_pair >= 1, "timesteps_per_pair", timesteps_per_pair, "1 or more")

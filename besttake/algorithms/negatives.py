@@ -1,8 +1,8 @@
-"""The policy's own samples of the real clips' captions, RealDPO's losers, kept on disk and renewed as the policy moves.
+"""RealDPO's negative samples: the policy's samples of the real clips' captions, kept on disk.
 
-A file's name says of which caption it is and at which step it was made, so that a resumed run finds exactly the samples
-it had: those made later than the step it resumes from are the very ones it would make again. Process 0 alone looks at
-the disk, and tells the others what it has found: a shared one may show a file to some of them later than to others.
+A file is named after its caption and the step it was sampled at, so that a resumed run finds exactly the samples it
+had; samples of later steps are those that it would sample again. Only process 0 reads the folder and broadcasts the
+result, since on a shared disk new files may appear to other processes with a delay.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 
 class NegativeSamples:
-    """`n` samples of each caption, as latents under `folder`, which no run of other settings may share."""
+    """`n` samples of each caption, as latents in `folder`, which must not be shared by runs with other settings."""
 
     def __init__(self, policy: Policy, captions: list[str], config: RolloutConfig, n: int, seed: int, folder: Path):
         self.policy, self.captions, self.config, self.n, self.seed = policy, captions, config, n, seed
@@ -37,13 +37,13 @@ class NegativeSamples:
         self.names = broadcast_from_main(lambda: [_name(caption) for caption in captions])
         if is_main():
             folder.mkdir(parents=True, exist_ok=True)
-            for part in folder.glob(".*.tmp"):  # which a kill has left half-written
+            for part in folder.glob(".*.tmp"):  # incomplete, of a process that was killed
                 part.unlink()
 
     def of(self, clips: list[int], step: int, regenerate_every: int) -> Tensor:
-        """Latents (b, n, c, f, h, w) of some clips' samples, none made before the last multiple of `regenerate_every`.
+        """Latents (b, n, c, f, h, w) of the samples for some clips, from the last multiple of `regenerate_every` on.
 
-        With `regenerate_every` 0 all samples are made at once by the policy as it is when first asked, at step 0.
+        With `regenerate_every` = 0 the samples of all clips are generated once, at the first call, at step 0.
         """
         oldest = step - step % regenerate_every if regenerate_every else 0
         captions = {self.names[i]: self.captions[i] for i in (clips if regenerate_every else range(len(self.captions)))}
@@ -51,26 +51,26 @@ class NegativeSamples:
         missing = [name for name in captions if min(made[name], default=step) == step]
         if missing and step and not regenerate_every:
             log.warning(
-                "%d samples made before training are lost: they are made again by the policy of now", len(missing)
+                "%d samples from before training are missing; regenerating them with the current policy", len(missing)
             )
         batch = max(1, self.config.batch // self.n)
         for start in range(0, len(missing), batch):
             part = {name: captions[name] for name in missing[start : start + batch]}
             if not all(made[name] for name in part):
-                self._make(part, step)  # whole, whatever a kill left of it: a batch's size shows in the last bits
+                self._make(part, step)  # the whole batch, since the last bits depend on its size
                 made |= {name: [step] for name in part}
         names = [self.names[i] for i in clips]
         found = {name: self._read(name, captions[name], made[name], step) for name in dict.fromkeys(names)}
         return torch.stack([found[name] for name in names])
 
-    def forget(self, before: int) -> None:
-        """Delete samples made before a step from which no run will resume any more."""
+    def delete(self, before: int) -> None:
+        """Delete samples from before a step, which no resumed run will need."""
         for path in self.folder.glob("[!.]*.safetensors") if is_main() else ():
             if _step_of(path) < before:
                 path.unlink(missing_ok=True)
 
     def _made(self, names: Collection[str], oldest: int, newest: int) -> dict[str, list[int]]:
-        """The steps in [oldest, newest] of each caption's samples that there are files of."""
+        """The steps in [oldest, newest] that each caption has files of."""
         made: dict[str, list[int]] = {name: [] for name in names}
         for path in self.folder.glob("[!.]*.safetensors"):
             name, step = path.stem.split("-")[0], _step_of(path)
@@ -87,7 +87,7 @@ class NegativeSamples:
                     save_tensors(self._path(name, step), {"latents": latents.contiguous().cpu()})
 
     def _read(self, name: str, caption: str, made: Sequence[int], step: int) -> Tensor:
-        """The youngest of a caption's samples."""
+        """The newest samples of a caption."""
         latents = broadcast_tensor_from_main(lambda: self._load(self._path(name, max(made))))
         if latents is not None:
             return latents
@@ -98,7 +98,7 @@ class NegativeSamples:
         try:
             return load(path.read_bytes())["latents"]
         except (FileNotFoundError, SafetensorError, KeyError):
-            log.warning("the samples %s are damaged: they are made again by the policy of now", path)
+            log.warning("the samples in %s are damaged; regenerating them with the current policy", path)
             path.unlink(missing_ok=True)
             return None
 
@@ -107,9 +107,9 @@ class NegativeSamples:
 
 
 def negatives_folder(run: Run) -> Path:
-    """Where a run's samples lie: they are of its settings, of the weights that it began from, and of its model's parts.
+    """The folder of a run's samples, keyed on its settings, the base weights and the model's other parts.
 
-    A run that an older version began, whose base has a signature of that time, goes on in the folder of that time.
+    A run started by an older version, whose base has a hash without prefix, keeps its old folder.
     """
     model = run.model
     parts = [name for name in model.parts.names if name != "vae" or model.accepts_first_frame]
@@ -120,7 +120,7 @@ def negatives_folder(run: Run) -> Path:
 
 
 def _name(caption: str) -> str:
-    """A file name for a caption and, if it has one, its first frame, by what is to be seen in it."""
+    """A file name for a caption, by a hash of its text and the content of its first frame, if any."""
     frame = image_hashes(caption).get("first_frame")
     return hashlib.sha256((caption + (f"\n{frame}" if frame else "")).encode()).hexdigest()[:16]
 

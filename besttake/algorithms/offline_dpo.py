@@ -1,6 +1,6 @@
-"""Diffusion-DPO (Wallace et al. 2023, arXiv 2311.12908) on a file of preference pairs made before training.
+"""Offline Diffusion-DPO (Wallace et al. 2023, arXiv 2311.12908) on a file of preference pairs.
 
-`besttake generate` and `besttake score` write such a file; pairs of people's votes have the same form.
+`besttake generate` and `besttake score` write such a file; pairs of human votes have the same format.
 """
 
 from __future__ import annotations
@@ -33,23 +33,23 @@ class Config(TrainConfig):
     """Offline Diffusion-DPO."""
 
     data: str = "pairs.jsonl"
-    """Preference pairs: a .jsonl file, or hf:USER/NAME. A line is a prompt, a winner and its losers."""
+    """Preference pairs: a .jsonl file, or hf:USER/NAME. Each line has a prompt, a winner and its losers."""
     skip_bad: bool = False
-    """Leave out unusable pairs, with a warning: too long a prompt, or unreadable clips."""
+    """Skip unusable pairs, with a warning: too long a prompt, or unreadable clips."""
     pairs_per_step: int = 4
     """Preference pairs trained on in a step."""
     beta: float = 500.0
-    """DPO's beta; the larger, the closer the policy stays to its reference."""
+    """DPO's beta; larger = closer to the reference."""
     dpop_weight: float = 0.0
-    """DPO-Positive: weight of its penalty; 0 = plain DPO, as in the paper. It holds down the winner's own error."""
+    """DPO-Positive: penalty on the winner's own error; 0 = plain DPO, as in the paper."""
     margin: float = 0.0
     """Smallest score difference in a pair; pairs below it are left out."""
     timesteps_per_pair: int = 1
     """Noise/timestep samples per pair."""
     refresh_every: int = 0
-    """Updates between refreshes of the reference; 0 = fixed, as in the paper. It becomes a copy of the policy."""
+    """Updates between refreshes of the reference; 0 = fixed, as in the paper. Each copies the policy."""
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
-    """Gives the size of the clips."""
+    """Size of the clips."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -74,7 +74,7 @@ def step(
     """The Diffusion-DPO loss of a batch of pairs, and its metrics (equation 14).
 
     Args:
-        key: the seed and the number of the step, from which all random numbers follow.
+        key: seed and step, which determine all random numbers.
     """
     generator, repeats = step_generator(key), config.timesteps_per_pair
     condition = config.rollout.condition(policy.model, batch.captions, generator)
@@ -97,7 +97,10 @@ def usable(pairs: list[PreferencePair], config: Config) -> list[PreferencePair]:
         )
     if len(kept) < len(pairs):
         log.info(
-            "%d of %d pairs are left out: their margin is below %g", len(pairs) - len(kept), len(pairs), config.margin
+            "%d of %d pairs are left out, since their margin is below %g",
+            len(pairs) - len(kept),
+            len(pairs),
+            config.margin,
         )
     if len({len(pair.losers) for pair in kept}) > 1:
         raise ValueError(f"the pairs in {config.data} have different numbers of losers; give each the same number")
@@ -105,11 +108,11 @@ def usable(pairs: list[PreferencePair], config: Config) -> list[PreferencePair]:
 
 
 def encode_pairs(run: Run, pairs: Sequence[PreferencePair], config: Config) -> ClipBatch:
-    """Prompts of the pairs that can be used, and latents of their clips, the winner first.
+    """Prompts of the usable pairs, and latents of their clips, the winner first.
 
     Raises:
-        ValueError: naming, unless `config.skip_bad`, every pair whose prompt is too long for the model, or of whose
-            clips one is too short or cannot be read; or none is left.
+        ValueError: naming, unless `config.skip_bad`, every pair whose prompt is too long for the model, or with a clip
+            that is too short or unreadable; or no pair is left.
     """
     model = run.model
     frames, height, width = config.rollout.size(model)

@@ -4,10 +4,10 @@
 is the loop around it, and the curriculum: the reference becomes the current policy every `refresh_every` updates.
 
 What differs from the paper, and why:
-- The pair rule, best against worst, is our reading; the paper names no other.
-- beta is not given there; the recipes hold what a sweep found.
-- Pairs that the critic cannot tell apart are dropped and counted, never paired with themselves.
-- `dpop_weight` and `timesteps_per_pair`, off by default: DPO-Positive, and a log-ratio of more than one time and noise.
+- Pairing best against worst is our interpretation; the paper does not state a rule.
+- The paper does not give beta; the recipes' value is from a sweep.
+- Ties are dropped and counted.
+- `dpop_weight` and `timesteps_per_pair`, off by default: DPO-Positive, and a log-ratio averaged over several times.
 """
 
 from __future__ import annotations
@@ -38,25 +38,25 @@ class Config(TrainConfig):
     data: str = "world-train"
     """Prompts: a file, an embedded list, or hf:USER/NAME. One prompt a line; of datasets see docs/data.md."""
     skip_bad: bool = False
-    """Leave out unusable prompts, with a warning: too long, or without the first frame they need."""
+    """Skip unusable prompts, with a warning: too long, or without the first frame they need."""
     prompts_per_step: int = 4
     """Prompts sampled in a step."""
     candidates: int = 4
     """Candidate videos per prompt; the best is paired with the worst."""
     beta: float = 500.0
-    """DPO's beta; the larger, the closer the policy stays to its reference."""
+    """DPO's beta; larger = closer to the reference."""
     dpop_weight: float = 0.0
-    """DPO-Positive: weight of its penalty; 0 = plain DPO, as in the paper. It holds down the winner's own error."""
+    """DPO-Positive: penalty on the winner's own error; 0 = plain DPO, as in the paper."""
     margin: float = 0.0
     """Smallest score difference in a pair; pairs at or below it are dropped."""
     timesteps_per_pair: int = 1
     """Noise/timestep samples per pair."""
     refresh_every: int = 20
-    """Updates between refreshes of the reference; 0 = fixed. It becomes a copy of the policy: the curriculum."""
+    """Updates between refreshes of the reference; 0 = fixed. Each copies the policy (the curriculum)."""
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
-    """How candidates are sampled."""
+    """Sampling of candidates."""
     reward: RewardConfig = field(default_factory=RewardConfig)
-    """Which critics rank the candidates."""
+    """Critics that rank the candidates."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -84,16 +84,16 @@ def train(config: Config) -> Run:
 def step(
     policy: Policy, reward: Panel, batch: list[str], config: Config, key: tuple[int, int]
 ) -> tuple[Tensor | None, Metrics]:
-    """The loss of a batch of prompts, and its metrics; None where the reward ranks no two candidates of a prompt.
+    """The loss of a batch of prompts, and its metrics; None instead of a loss if no prompt has a pair.
 
     Args:
-        key: the seed and the number of the step, from which all random numbers follow.
+        key: seed and step, which determine all random numbers.
     """
     candidates = generate(policy, batch, config.rollout, n=config.candidates, seed=key)
     scores = reward(candidates.videos, candidates.prompts, policy.model.fps)
     pairs, counts = best_against_worst(candidates, scores, config.margin)
     metrics = {**scores.metrics, **counts}
-    del candidates  # whose videos would take memory beside the loss
+    del candidates  # free the videos before the loss
     if not len(pairs):
         return None, metrics
     errors = sampled_errors(
@@ -104,12 +104,12 @@ def step(
 
 
 def check_reward(reward: Panel, prompt: str, config: RolloutConfig, model: VideoModel) -> None:
-    """Score a clip of noise, so that a critic that cannot score is found out before anything is sampled."""
+    """Score a clip of noise, so that a critic that fails does so before anything is sampled."""
     frames, height, width = config.size(model)
     noise = torch.rand(1, frames, 3, height, width, generator=torch.Generator().manual_seed(0))
     state = reward.state()
     reward(2 * noise - 1, [prompt], model.fps)
-    reward.load_state(state)  # without a trace in running means
+    reward.load_state(state)  # undo the effect on running means
 
 
 def plan_batch(policy: Policy, config: Config, prompts: Iterator[str]) -> list[str]:

@@ -1,4 +1,4 @@
-"""From scored candidates to preference pairs."""
+"""Preference pairs of scored candidates."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from besttake.types import Condition
 
 @dataclass(frozen=True)
 class Pairs:
-    """Winners and losers as latents, with the condition of each row and the margin by which the winner won."""
+    """Winners and losers as latents, with the condition and the score margin of each row."""
 
     clips: Clips
     condition: Condition
@@ -32,16 +32,16 @@ def best_against_worst(
 ) -> tuple[Pairs, dict[str, float]]:
     """The best candidate of each prompt against its worst (OnlineVPO, section 3.2).
 
-    A prompt whose candidates differ by no more than `margin` teaches nothing: its pair is dropped, and counted. Where
-    critics vote, the pair is that of the candidates that all of them order alike, and by the most; a prompt without
-    one is counted as below the margin. Candidates without a score are left out.
+    A pair whose scores differ by no more than `margin` is dropped and counted. If several critics vote, the pair is the
+    one that all of them order the same way, with the largest difference; a prompt without such a pair is counted as
+    below the margin. Candidates without a score are ignored.
 
     Args:
-        scores: one number per candidate, higher is better; or those of several critics that vote and may abstain.
-        margin: of a single voter; those who vote have their own.
+        scores: one number per candidate, higher is better; or the scores of several critics that vote and may abstain.
+        margin: for a single critic; critics that vote have their own.
 
     Returns:
-        The pairs that are left, and how many prompts were dropped as ties, and below the margin.
+        The pairs, and how many prompts were dropped as ties or below the margin.
     """
     scores = scores if isinstance(scores, PanelScores) else PanelScores.of(scores)
     tables = scores.values.float().T.reshape(-1, len(scores.values) // candidates.n, candidates.n)  # (voters, p, n)
@@ -62,15 +62,15 @@ def best_against_worst(
 
 @dataclass(frozen=True)
 class BestPairs:
-    """The pair of each of `p` prompts' candidates that all voters order alike, and by the most.
+    """The best pair of candidates of each of `p` prompts: all voters agree on its order, and the difference is largest.
 
     Attributes:
-        kept: which prompts have one.
-        winner, loser: numbers of the candidates, of the kept prompts.
-        margin: of the kept prompts: the difference in score of a single voter; of several, the mean of their
-            differences, each divided by its deviation among the prompt's candidates.
-        spread: (p,) largest difference that a voter sees among the candidates, the mean over voters.
-        tied: which prompts have candidates between which no voter sees any difference, or fewer than two candidates.
+        kept: indices of the prompts that have a pair.
+        winner, loser: indices of the candidates, for the kept prompts.
+        margin: for the kept prompts: the score difference of a single voter; for several, the mean of their
+            differences, each divided by its standard deviation among the prompt's candidates.
+        spread: (p,) largest difference among the candidates, averaged over voters.
+        tied: prompts whose candidates all have equal scores, or with fewer than two scored candidates.
     """
 
     kept: Int[Tensor, "m"]
@@ -82,24 +82,22 @@ class BestPairs:
 
 
 def best_pairs(tables: Float[Tensor, "k p n"], margins: Float[Tensor, "k"], scored: Bool[Tensor, "p n"]) -> BestPairs:
-    """Of each prompt the two candidates that every voter orders alike, and all together by the most.
-
-    With a single voter, that is the best candidate against the worst.
+    """Find the best pair of each prompt. With a single voter, it is the best candidate against the worst.
 
     Args:
-        tables: a score for each voter, prompt and candidate, higher is better.
-        margins: a voter has no preference between candidates whose scores differ by no more.
-        scored: candidates that have a score; the others are never paired.
+        tables: score of each voter, prompt and candidate; higher is better.
+        margins: differences up to which a voter has no preference.
+        scored: candidates with a score; the others are never paired.
     """
     n = tables.shape[2]
     both = scored[:, :, None] & scored[:, None, :]
     difference = torch.where(both, tables[:, :, :, None] - tables[:, :, None, :], 0)  # (k, p, winner, loser)
     strength = difference[0] if len(tables) == 1 else (difference / _deviation(tables, scored)[..., None, None]).mean(0)
     voted = both & (difference > margins[:, None, None, None]).all(0)
-    best, place = torch.where(voted, strength, -torch.inf).flatten(1).max(1)
+    best, index = torch.where(voted, strength, -torch.inf).flatten(1).max(1)
     kept = voted.flatten(1).any(1).nonzero()[:, 0]
     spreads = difference.flatten(2).amax(2)
-    return BestPairs(kept, place[kept] // n, place[kept] % n, best[kept], spreads.mean(0), (spreads == 0).all(0))
+    return BestPairs(kept, index[kept] // n, index[kept] % n, best[kept], spreads.mean(0), (spreads == 0).all(0))
 
 
 def _deviation(tables: Float[Tensor, "k p n"], scored: Bool[Tensor, "p n"]) -> Float[Tensor, "k p"]:

@@ -1,4 +1,4 @@
-"""Real clips as the algorithms train on them: as latents, of the size and rate of the model's own."""
+"""Real clips for training: latents in the size and frame rate of the model's own videos."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from besttake.training.run import Run
 from besttake.types import Condition, Prompt
 
 DROPOUT = 4_294_967_291
-"""What the random numbers are keyed on, by which captions are dropped."""
+"""Key of the random numbers of caption dropout."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class ClipBatch:
         return len(self.captions)
 
     def batch(self, rows: Sequence[int]) -> ClipBatch:
-        """Some of the rows."""
+        """A subset of the rows."""
         return ClipBatch([self.captions[row] for row in rows], self.clips[list(rows)])
 
     def against(self, losers: Float[Tensor, "b n c f h w"]) -> ClipBatch:
@@ -47,17 +47,17 @@ class ClipBatch:
 
 
 def empty_batch(model: VideoModel, size: RolloutConfig, captions: Iterator[str], rows: int, clips: int) -> ClipBatch:
-    """A batch of the shape that training has, of whatever content, for `besttake plan`."""
+    """A batch with the shapes of training and uninitialised values, for `besttake plan`."""
     shape = rows, clips, *model.latent_shape(*size.size(model))
     return ClipBatch([next(captions) for _ in range(rows)], torch.empty(shape, device=model.device))
 
 
 def encode_clips(run: Run, clips: Sequence[RealClip], size: RolloutConfig, skip_bad: bool = False) -> ClipBatch:
-    """Captions and latents of the clips, in the frames, height and width that the model samples.
+    """Captions and latents of the clips, in the frames, height and width of `size`.
 
     Raises:
-        ValueError: naming, unless `skip_bad`, every clip whose caption is too long for the model, or that is too short
-            or cannot be read; or none is left; or the processes have other clips or captions.
+        ValueError: naming, unless `skip_bad`, every clip that is too short or unreadable, or has too long a caption for
+            the model; or no clip is left; or the processes have different clips or captions.
     """
     check_equal_items("the clips", (f"{clip.caption!r}, {visible_part(clip.path)}" for clip in clips))
     frames, height, width = size.size(run.model)
@@ -67,7 +67,7 @@ def encode_clips(run: Run, clips: Sequence[RealClip], size: RolloutConfig, skip_
         check_length(clip.path, clip.seconds, run.model.fps, frames)
         return clip
 
-    advice = "Shorten or remove them, or ask for fewer frames"
+    advice = "Shorten or remove them, or lower rollout.frames"
     clips = read_each(clips, check, "clips", skip_bad=skip_bad, advice=advice)
     run.model.prompts.prepare([shown_first_frame(run.model, clip.caption, clip.path) for clip in clips])
     load = partial(
@@ -82,19 +82,19 @@ def encode_clips(run: Run, clips: Sequence[RealClip], size: RolloutConfig, skip_
     )
     with run.model.using("vae"):
         if run.model.prompts.cache and (mine := shard_items(clips)):
-            with raise_on_all(), suppress(ValueError):  # of clips that are no good; all are told of them below
+            with raise_on_all(), suppress(ValueError):  # unusable clips are reported on all processes below
                 load(mine)
         with raise_on_all():
             clips, latents = load(clips)
-    check_equal_items("the clips that can be used", (f"{clip.caption!r}, {clip.path.name}" for clip in clips))
+    check_equal_items("the usable clips", (f"{clip.caption!r}, {clip.path.name}" for clip in clips))
     return ClipBatch([shown_first_frame(run.model, clip.caption, clip.path) for clip in clips], latents[:, None])
 
 
 def drop_captions(model: VideoModel, condition: Condition, share: float, key: tuple[int, int]) -> Condition:
-    """The condition with a share of its rows' captions replaced by the empty prompt, as classifier-free guidance needs.
+    """Caption dropout: replace the captions of a fraction of rows by the empty prompt, for classifier-free guidance.
 
     Args:
-        key: the seed and the number of the step, from which the choice follows; no other random number changes.
+        key: seed and step, which determine the choice; other random numbers are not affected.
     """
     if not share:
         return condition
@@ -110,12 +110,12 @@ def drop_captions(model: VideoModel, condition: Condition, share: float, key: tu
 
 
 def visible_part(file: Path) -> str:
-    """A file as two processes see it: its name, its size, and a hash of pieces of it."""
+    """A description of a file to compare between processes: its name, size, and a hash of parts of it."""
     return f"{file.name} of {file.stat().st_size} bytes ({content_hash(file, full_bytes=1 << 20)[:8]})"
 
 
 def check_caption(model: VideoModel, caption: str, clip: Path) -> None:
-    """ValueError naming a clip whose caption the model cannot be given."""
+    """ValueError, naming the clip, if the model cannot encode its caption."""
     try:
         model.prompts.check(shown_first_frame(model, caption, clip))
     except ValueError as error:
@@ -123,5 +123,5 @@ def check_caption(model: VideoModel, caption: str, clip: Path) -> None:
 
 
 def shown_first_frame(model: VideoModel, caption: str, clip: Path) -> str:
-    """The prompt of a clip: an image-to-video model is shown how it begins."""
+    """The prompt of a clip, with its first frame for image-to-video models."""
     return Prompt(caption, first_frame=clip) if model.needs_first_frame else caption

@@ -1,11 +1,11 @@
-"""RealDPO (arXiv 2510.14955): real footage is the winner, the model's own samples of its caption are the losers.
+"""RealDPO (arXiv 2510.14955): real clips are the winners, the model's own samples of their captions the losers.
 
 What differs from the public code, and why:
-- Real clips and samples pass through the same scaling ([-1, 1]); there, negatives were encoded from 0..255.
-- The winner's forward serves all of its losers: 2 + 2N forwards instead of 4N.
-- Losers are sampled anew from the current policy every `regenerate_every` steps, as the abstract promises.
-- The moving average of the reference is kept in float32; in bf16 a decay of .999 rounds to 1.
-- `sft_weight` adds the diffusion loss on the real clip, so that the winner's own error cannot rise.
+- Real clips and samples are scaled in the same way, to [-1, 1]; the public code encodes negatives from 0..255.
+- The winner's forward pass is shared by all of its losers: 2 + 2N forward passes instead of 4N.
+- Losers are sampled anew from the current policy every `regenerate_every` steps, as the abstract says.
+- The EMA reference is kept in float32; in bfloat16 a decay of .999 rounds to 1.
+- `sft_weight` adds the diffusion loss on the real clip, which keeps the winner's own error from rising.
 """
 
 from __future__ import annotations
@@ -35,21 +35,21 @@ class Config(TrainConfig):
     data: str = "world"
     """Real clips and captions: a folder, a table, or hf:USER/NAME."""
     skip_bad: bool = False
-    """Leave out unusable clips, with a warning: unreadable, too short, or with too long a caption."""
+    """Skip unusable clips, with a warning: unreadable, too short, or with too long a caption."""
     clips_per_step: int = 4
     """Real clips trained on in a step."""
     negatives: int = 3
     """Negative samples per real clip."""
     regenerate_every: int = 50
-    """Steps between new negative samples; 0 = sampled once. They are of the policy as it is then."""
+    """Steps after which negatives are sampled anew from the current policy; 0 = sampled once."""
     beta: float = 100.0
-    """DPO's beta; the larger, the closer the policy stays to its reference."""
+    """DPO's beta; larger = closer to the reference."""
     dpop_weight: float = 0.0
-    """DPO-Positive: weight of its penalty; 0 = plain DPO, as in the paper. It holds down the winner's own error."""
+    """DPO-Positive: penalty on the winner's own error; 0 = plain DPO, as in the paper."""
     sft_weight: float = 0.0
     """Weight of the diffusion loss on the real clip."""
     caption_dropout: float = 0.0
-    """Caption dropout: share of captions that become the empty prompt. It keeps guidance's meaning; 0.1 is usual."""
+    """Caption dropout: fraction of captions replaced by the empty prompt, for guidance; 0.1 is usual."""
     timesteps_per_pair: int = 1
     """Noise/timestep samples per real clip."""
     t_low: float = 0.0
@@ -57,21 +57,21 @@ class Config(TrainConfig):
     t_high: float = 1.0
     """Highest training time; 1 = noise."""
     reference: Literal["ema", "refresh", "fixed"] = "ema"
-    """Reference model: ema, refresh or fixed. A moving average of the policy, copies of it, or the base model."""
+    """Reference model: ema of the policy, refresh (copies of the policy), or fixed (the base model)."""
     reference_every: int = 10
     """Updates between changes of the reference."""
     reference_decay: float = 0.9
-    """Decay of the reference's moving average. theta_ref <- decay theta_ref + (1 - decay) theta."""
+    """EMA decay of the reference: theta_ref <- decay theta_ref + (1 - decay) theta."""
     reference_warmup: bool = True
-    """Reference warm-up: the decay rises from 0. After n changes it is at most (1 + n) / (10 + n); not in the paper."""
+    """Warm-up of reference_decay: after n changes it is at most (1 + n) / (10 + n); not in the paper."""
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
-    """How negative samples are made, and the size of all clips."""
+    """Sampling of negatives, and size of all clips."""
 
     def __post_init__(self):
         super().__post_init__()
         require(self.clips_per_step >= 1, "clips_per_step", self.clips_per_step, "1 or more")
         require(
-            0 <= self.caption_dropout < 1, "caption_dropout", self.caption_dropout, "a share of the captions, in [0, 1)"
+            0 <= self.caption_dropout < 1, "caption_dropout", self.caption_dropout, "a fraction of captions, in [0, 1)"
         )
         check_dpo(self.beta, self.dpop_weight, self.timesteps_per_pair)
         require(self.negatives >= 1, "negatives", self.negatives, "1 or more")
@@ -81,7 +81,7 @@ class Config(TrainConfig):
             raise ValueError(f"t_low and t_high are {self.t_low} and {self.t_high}; expected a range within [0, 1]")
 
     def decay(self, change: int) -> float:
-        """That of the reference's `change`-th change, from 1."""
+        """The decay at the reference's `change`-th change, from 1."""
         return ema_decay_at(self.reference_decay, change) if self.reference_warmup else self.reference_decay
 
 
@@ -95,7 +95,7 @@ def train(config: Config) -> Run:
         )
         for number, batch in run.steps(range(len(clips)), config.clips_per_step):
             losers = negatives.of(batch, number, config.regenerate_every)
-            negatives.forget(
+            negatives.delete(
                 before=run.oldest_resumable_step() - config.regenerate_every if config.regenerate_every else 0
             )
             pairs = clips.batch(batch).against(losers)
@@ -114,7 +114,7 @@ def step(
     """The loss of real clips, each against the policy's own samples, and its metrics.
 
     Args:
-        key: the seed and the number of the step, from which all random numbers follow.
+        key: seed and step, which determine all random numbers.
     """
     generator = step_generator(key)
     condition = config.rollout.condition(policy.model, batch.captions, generator)
@@ -127,7 +127,7 @@ def step(
 
 
 def plan_batch(policy: Policy, config: Config, prompts: Iterator[str]) -> ClipBatch:
-    """A batch for `step`, for `besttake plan`: with its negatives, sampled a few captions at a time as in training."""
+    """A batch for `step`, for `besttake plan`. Its negatives are sampled in batches as in training."""
     captions = [next(prompts) for _ in range(config.clips_per_step)]
     for some in batches(captions, max(1, config.rollout.batch // config.negatives)):
         generate(policy, some, config.rollout, n=config.negatives, decode=False)
@@ -135,9 +135,9 @@ def plan_batch(policy: Policy, config: Config, prompts: Iterator[str]) -> ClipBa
 
 
 def sampling_share(config: Config, clips: float) -> float:
-    """Share of the steps that sample, for `besttake plan`: those at which a clip's negative samples are out of date.
+    """Fraction of the steps that sample negatives, for `besttake plan`.
 
     Args:
-        clips: how many there are; infinite = none comes twice before its samples are out of date.
+        clips: number of clips; infinity = no clip occurs twice before its negatives are sampled anew.
     """
     return min(1.0, clips / (config.clips_per_step * (config.regenerate_every or config.steps)))

@@ -1,4 +1,4 @@
-"""Supervised fine-tuning on real clips: the baseline that every preference method has to beat."""
+"""Supervised fine-tuning on real clips: the baseline for preference methods."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ class Config(TrainConfig):
     data: str = "world"
     """Real clips and captions: a folder, a table, or hf:USER/NAME."""
     skip_bad: bool = False
-    """Leave out unusable clips, with a warning: unreadable, too short, or with too long a caption."""
+    """Skip unusable clips, with a warning: unreadable, too short, or with too long a caption."""
     clips_per_step: int = 8
     """Clips trained on in a step."""
     caption_dropout: float = 0.0
-    """Caption dropout: share of captions that become the empty prompt. It keeps guidance's meaning; 0.1 is usual."""
+    """Caption dropout: fraction of captions replaced by the empty prompt, for guidance; 0.1 is usual."""
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
-    """Gives the size of the clips."""
+    """Size of the clips."""
 
     def __post_init__(self):
         super().__post_init__()
         require(self.clips_per_step >= 1, "clips_per_step", self.clips_per_step, "1 or more")
         require(
-            0 <= self.caption_dropout < 1, "caption_dropout", self.caption_dropout, "a share of the captions, in [0, 1)"
+            0 <= self.caption_dropout < 1, "caption_dropout", self.caption_dropout, "a fraction of captions, in [0, 1)"
         )
 
 
@@ -55,7 +55,7 @@ def step(
     """The diffusion loss of a batch of real clips, and its metrics (none).
 
     Args:
-        key: the seed and the number of the step, from which all random numbers follow.
+        key: seed and step, which determine all random numbers.
     """
     model, x_0, generator = policy.model, batch.clips[:, 0], step_generator(key)
     t = model.schedule_for(x_0.shape).sample_times(len(x_0), generator).to(x_0.device)

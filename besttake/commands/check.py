@@ -1,4 +1,4 @@
-"""`besttake check critic|algorithm|model FILE`: what our own tests demand of these, of a user's."""
+"""`besttake check critic|algorithm|model FILE`: run the contract tests on a user's own code."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ from besttake.training.validation import ValidationConfig
 from besttake.types import Prompt
 
 STEPS = 4
-"""Steps of the run that an algorithm is checked with."""
+"""Training steps of the run that checks an algorithm."""
 
 
 @dataclass(frozen=True)
 class CriticCheck:
-    """Check a critic: does it score as every critic must?"""
+    """Check that a critic meets the contract of critics, on two videos of noise."""
 
     name: Positional[str]
-    """`./my_critic.py`, `./my_critic.py:make`, `my_package.critic:make`, or any critic's name."""
+    """Critic: `./my_critic.py`, `./my_critic.py:make`, `my_package.critic:make`, or a shipped critic's name."""
     path: str | None = None
     """Folder or hub id of its weights."""
     frames: int = 16
-    """Frames of the two videos of noise that it is shown."""
+    """Frames of the test videos."""
     height: int = 32
-    """Their height in pixels."""
+    """Height of the test videos in pixels."""
     width: int = 32
-    """Their width in pixels."""
+    """Width of the test videos in pixels."""
     device: str = "auto"
     """Where to run it: auto, cpu, cuda, mps."""
 
@@ -52,16 +52,16 @@ class CriticCheck:
 
 @dataclass(frozen=True)
 class ModelCheck:
-    """Check a model family: does it sample, and can it be trained, as every model must?"""
+    """Check that a model family meets the contract of models: sampling, encoding, training a LoRA."""
 
     name: Positional[str]
-    """`./my_family.py:CHECKPOINT`; a small checkpoint is enough, of random weights too."""
+    """Model: `./my_family.py:CHECKPOINT`. A small checkpoint with random weights is enough."""
     frames: int | None = None
-    """Frames of the videos; by default the model's own, as their height and width."""
+    """Frames of the videos; by default the model's own."""
     height: int | None = None
-    """Their height in pixels."""
+    """Height of the videos in pixels; by default the model's own."""
     width: int | None = None
-    """Their width in pixels."""
+    """Width of the videos in pixels; by default the model's own."""
     device: str = "auto"
     """Where to run it: auto, cpu, cuda, mps."""
 
@@ -93,7 +93,7 @@ def check_algorithm(config: TrainConfig) -> Iterator[Result]:
     """The results, one by one.
 
     Args:
-        config: of the algorithm; a run of a few steps is made of it, in a folder that is deleted again.
+        config: of the algorithm. A short run with it is made in a temporary folder.
 
     Raises:
         ValueError: it cannot be trained with these settings.
@@ -104,7 +104,7 @@ def check_algorithm(config: TrainConfig) -> Iterator[Result]:
 
 
 def small(config: Any, folder: Path) -> Any:
-    """A run of a few steps, with a checkpoint half-way; of real clips of the embedded world only a few."""
+    """The config of a run of a few steps with a checkpoint half-way, and few real clips."""
     if config.data == "world":
         write_clips(folder / "clips")
     return replace(
@@ -123,7 +123,7 @@ def small(config: Any, folder: Path) -> Any:
 
 
 def write_clips(folder: Path, count: int = 6) -> None:
-    """Captioned clips of the world, fewer than `besttake world clips` writes."""
+    """Write a few captioned clips of the embedded world."""
     from besttake.world.clips import make_clip
     from besttake.world.physics import FPS
 

@@ -1,4 +1,4 @@
-"""`besttake`: the commands, their help, and plain words for errors."""
+"""The `besttake` command line: its commands, their usage, and exit codes for errors."""
 
 from __future__ import annotations
 
@@ -35,21 +35,21 @@ USAGE = f"""besttake {__version__}: post-train video diffusion models on prefere
   besttake train RECIPE [flags]    train; the same command again resumes
   besttake plan RECIPE [flags]     memory, seconds and hours on a card, and how to make it fit
   besttake generate [flags]        sample videos of prompts
-  besttake score FOLDER ...        what critics say of videos; write preference pairs
+  besttake score FOLDER ...        score videos with critics; write preference pairs
   besttake score --benchmark FILE  how well critics agree with human votes
-  besttake serve CRITIC            let a critic be asked over HTTP, from other machines too
+  besttake serve CRITIC            serve a critic over HTTP
   besttake report RUN              measure a finished run and write its report.html
-  besttake check critic|algorithm|model FILE   does what you wrote do what it must?
+  besttake check critic|algorithm|model FILE   run the contract tests on your own code
   besttake push RUN USER/NAME      upload a run's adapter to the hub, with a model card
   besttake world clips|pretrain    the embedded world: write clean clips, train the shipped weights
 
   besttake train                   lists recipes; `besttake serve` critics, `besttake plan` cards
-  besttake COMMAND --help          the essential settings of a command; --help-all for all of them
+  besttake COMMAND --help          the essential settings of a command; --help-all shows all
 """
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a command; the exit status: 0 done, 1 the machine failed, 2 the input was wrong."""
+    """Run a command. Returns the exit status: 0 = success, 1 = failure at run time, 2 = invalid input."""
     arguments = sys.argv[1:] if arguments is None else arguments
     logging.basicConfig(
         level=logging.INFO, format="%(message)s", handlers=[RichHandler(console=console.err, show_path=False)]
@@ -62,7 +62,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(__version__)
         return 0
     if name not in COMMANDS:
-        return _complain(f"there is no command '{name}'; there are {', '.join(COMMANDS)}", 2)
+        return _fail(f"there is no command '{name}'; there are {', '.join(COMMANDS)}", 2)
     if listing := _listing(name, rest):
         usage, table = listing
         print(f"usage: {usage}\n")
@@ -72,49 +72,49 @@ def main(arguments: list[str] | None = None) -> int:
         console.quiet_libraries()
         COMMANDS[name](rest)
     except ContractError as error:
-        return _complain(str(error), 1)
+        return _fail(str(error), 1)
     except (ValueError, FileNotFoundError) as error:
-        return _complain(_told(error), 2)
+        return _fail(_message_of(error), 2)
     except (FloatingPointError, OSError, SafetensorError) as error:
-        return _complain(_told(error), 1)
+        return _fail(_message_of(error), 1)
     except (RuntimeError, MemoryError) as error:
         if out_of_memory(error):
-            return _complain(_told(error, "".join(str(error).splitlines()[:1]), ADVICE), 1)
-        return _complain_of_others(error)
+            return _fail(_message_of(error, "".join(str(error).splitlines()[:1]), ADVICE), 1)
+        return _fail_of_other_process(error)
     except KeyboardInterrupt as stopped:  # a run has told already what is saved
-        return 130 if stopped.args else _complain("stopped", 130)
+        return 130 if stopped.args else _fail("stopped", 130)
     return 0
 
 
 def _listing(command: str, rest: list[str]) -> tuple[str, Table] | None:
-    """What a command without its argument lists, and its usage; None where it has one."""
+    """Usage and table that a command shows when its argument is missing; None if it is given."""
     if command == "train" and (not rest or rest[0] in HELP):
         return "besttake train RECIPE [flags]      besttake train RECIPE --help shows its settings", recipe_table()
     if command == "serve" and not rest:
-        return "besttake serve CRITIC [flags]      a run elsewhere takes --reward.name http://HOST:PORT", critic_table()
+        return "besttake serve CRITIC [flags]      then train with --reward.name http://HOST:PORT", critic_table()
     if command == "plan" and rest in ([], ["--card"]):
         return "besttake plan RECIPE [--card NAME] [--gpus N] [flags]", card_table()
     return None
 
 
-def _told(error: BaseException, *lines: str) -> str:
-    """What to say of an error, and what a run has added to it: what is saved."""
+def _message_of(error: BaseException, *lines: str) -> str:
+    """The message of an error and its notes, in which a run says what is saved."""
     return "\n".join([*(lines or [str(error)]), *getattr(error, "__notes__", [])])
 
 
-def _complain(message: str, status: int) -> int:
+def _fail(message: str, status: int) -> int:
     console.err.print("error:", message, style="bold red", soft_wrap=True)
     return status
 
 
-def _complain_of_others(error: BaseException) -> int:
-    """Of several processes: what stopped this one was another. Any other error is raised again."""
+def _fail_of_other_process(error: BaseException) -> int:
+    """Report an error that another process caused; any other error is raised again."""
     from besttake.runtime.distributed import OtherProcessError, describe_lost_process, is_main
 
     if isinstance(error, OtherProcessError):
-        return _complain(_told(error), 1) if is_main() else 1  # the one that failed says so itself
+        return _fail(_message_of(error), 1) if is_main() else 1  # the one that failed says so itself
     if reason := describe_lost_process(error):
-        return _complain(_told(error, reason), 1)
+        return _fail(_message_of(error, reason), 1)
     raise error
 
 
@@ -135,29 +135,29 @@ def _train(recipe: Any, flags: list[str], command: str) -> None:
 
 
 def with_flags(config: Any, flags: list[str], command: str) -> Any:
-    """A recipe's config with what the flags change; critics that they name come without the weights of the recipe's."""
+    """A recipe's config changed by flags. If they name other critics, the recipe's weights are dropped."""
     flags = with_new_flags(flags, type(config)) if is_shipped(config) else flags
     values, _ = plain_values(type(config), flags, command, config)
     return with_values(config, values, names(flags))
 
 
 def with_values(config: Any, values: dict[str, Any], changed: Iterable[str]) -> Any:
-    """A recipe's config with other values; critics that are named anew come without the weights of the recipe's.
+    """A recipe's config with other values. If other critics are named, the recipe's weights are dropped.
 
     Args:
         values: of all settings.
-        changed: dotted names of those that are not the recipe's.
+        changed: dotted names of the settings that differ from the recipe.
     """
     given = {name.removeprefix("reward.") for name in changed if name.startswith("reward.")}
     if {"name", "critics"} <= given:
-        raise ValueError("reward.name is of a single critic and reward.critics of several; give one of the two")
+        raise ValueError("reward.name is for a single critic, reward.critics for several; give only one of them")
     if "critics" in given or ("name" in given and list(config.reward.chosen) != [values["reward"]["name"]]):
         values["reward"] = _of_other_critics(values["reward"], given, type(config.reward).name)
     return from_dict(type(config), values)
 
 
 def _of_other_critics(reward: dict[str, Any], given: set[str], unnamed: str) -> dict[str, Any]:
-    """The settings of a reward without what a recipe, but no flag, says of critics that are no longer asked."""
+    """Reward settings without the recipe's own settings for critics that are no longer used."""
     chosen: dict[str, Any] = {"name": unnamed} if "critics" in given else {"critics": {}}
     asked = list(reward["critics"]) if "critics" in given else [reward["name"]]
     left: dict[str, Any] = {"weights": {}}
@@ -189,10 +189,10 @@ def plan(arguments: list[str]) -> None:
 
 
 def train_and_report(config: Any, report: Callable[[Path, Any], None] | None = None) -> Path:
-    """Train, on as many processes as there are; then measure before and after on test prompts, and write the report.
+    """Train, on all processes; then evaluate before and after on test prompts, and write the report.
 
     Args:
-        report: what does the latter; by default it says on the terminal what it has found.
+        report: evaluates and writes the report; the default also prints the result.
 
     Returns:
         The run's folder.
@@ -205,7 +205,7 @@ def train_and_report(config: Any, report: Callable[[Path, Any], None] | None = N
     with save_on_signal():
         init_processes(config.parallel, find_device(config.device))
         folder = module.train(replace(config, data=broadcast_from_main(lambda: real_data(config.data)))).folder
-        told = f"{folder} is trained; the same command measures it"
+        told = f"training of {folder} is complete; run the same command again to evaluate it"
         with save_on_signal(lambda: told):
             try:
                 (report or _report)(folder, config)
@@ -217,7 +217,7 @@ def train_and_report(config: Any, report: Callable[[Path, Any], None] | None = N
 
 
 def read_recipe(name: str) -> Any:
-    """The config of a shipped recipe, of a YAML file, or of an algorithm of the user's own with its own defaults.
+    """The config of a shipped recipe, a YAML file, or the user's own algorithm (with its defaults).
 
     Raises:
         ValueError: there is no such recipe or algorithm, a key is unknown, or a value has the wrong type.
@@ -229,9 +229,7 @@ def read_recipe(name: str) -> Any:
     path = Path(name) if name.endswith((".yaml", ".yml")) else RECIPES / f"{name}.yaml"
     if not path.exists():
         known = ", ".join(sorted(file.stem for file in RECIPES.glob("*.yaml")))
-        raise ValueError(
-            f"there is no recipe '{name}'; there are {known}, or the path of a .yaml file, or of an algorithm's .py"
-        )
+        raise ValueError(f"there is no recipe '{name}'; give one of {known}, a .yaml file, or an algorithm's .py file")
     values = read_yaml(path)
     try:
         algorithm = str(values.pop("algorithm", None))
@@ -243,9 +241,10 @@ def read_recipe(name: str) -> Any:
 
 
 def demo(arguments: list[str]) -> None:
-    """besttake demo [--field value ...]: the recipe `onlinevpo-tiny`, measured before and after."""
+    """besttake demo [--field value ...]: the recipe `onlinevpo-tiny`, evaluated before and after training."""
     console.err.print(
-        "OnlineVPO on an embedded model: sample candidates, rank them with a critic, learn from the best and the worst."
+        "OnlineVPO on an embedded model: it samples candidates, a critic ranks them, and DPO learns from the best "
+        "against the worst."
     )
     _train(replace(read_recipe(DEMO), out=Path("runs/demo")), arguments, "besttake demo")
 
@@ -266,7 +265,7 @@ def score(arguments: list[str]) -> None:
     config = from_flags(ScoreConfig, arguments, "besttake score")
     if config.calibrate:
         found = calibrate_videos(config)
-        print(f"margin {found.margin:.4g}: best and worst of equally good videos differ by less for 95 of 100 prompts")
+        print(f"margin {found.margin:.4g}: for 95 % of prompts, equally good videos differ by less than this")
         print(f"noise {found.noise:.4g}, spread of the videos {found.spread:.4g}")
         print(f"pairs that tie {found.ties:.0%}, pairs that flip {found.flips:.0%}")
         return
@@ -312,7 +311,7 @@ def report(arguments: list[str]) -> None:
 
 
 def _report(folder: Path, config: Any) -> None:
-    """Measure a run by its config, on as many processes as there are, write its page, and say what was found."""
+    """Evaluate a run, on all processes; write its report and print the verdict."""
     from besttake.commands.report import measure_run
     from besttake.report import write_report
     from besttake.report.folder import read_run

@@ -1,6 +1,6 @@
-"""Help of a command: its settings with their present values and texts, the essential ones or all of them.
+"""Help of a command: the essential settings, or all of them, with current values and descriptions.
 
-A setting's text is the string under its field in a config dataclass.
+A setting's description is the string under its field in a config dataclass.
 """
 
 from __future__ import annotations
@@ -47,16 +47,16 @@ ESSENTIAL = {
     "validation": ("every", "prompts", "rewards"),
     "evaluation": ("prompts", "count"),
 }
-"""Settings of each group that `--help` shows; of all others, such as an algorithm's own, it shows all."""
+"""Settings that `--help` shows of each group. Other groups, such as an algorithm's own, are shown whole."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """A setting as help shows it.
+    """A setting as it is shown in the help.
 
     Attributes:
         section: dotted name of the dataclass that holds it; "" for the command's own.
-        group: under which it is listed: its section; "method" for what an algorithm adds to "run", what all have.
+        group: heading in the help: the section; "method" for an algorithm's own settings, "run" for those of all.
     """
 
     section: str
@@ -69,7 +69,7 @@ class Setting:
 
     @property
     def usage(self) -> str:
-        """The flag with its present value; in brackets, a value that is not typed."""
+        """The flag with its current value; values in parentheses are descriptions, not to be typed."""
         if self.positional:
             return self.name.upper()
         flag = f"--{self.section}.{self.name}" if self.section else f"--{self.name}"
@@ -80,8 +80,8 @@ def help_text(kind: type, command: str, default: Any = None, everything: bool = 
     """The help of a command whose settings are a dataclass.
 
     Args:
-        default: the dataclass with the present values; by default the class's own.
-        everything: all settings with their whole texts, instead of the essential ones, one a line.
+        default: an instance with the current values; by default the class's defaults.
+        everything: show all settings with full descriptions, instead of the essential ones in one line each.
     """
     found = list(settings(kind, default))
     shown = found if everything else [setting for setting in found if _is_essential(setting)]
@@ -90,16 +90,16 @@ def help_text(kind: type, command: str, default: Any = None, everything: bool = 
         lines += [f"{group}:"]
         for setting in (setting for setting in shown if setting.group == group):
             lines += _whole(setting) if everything else [_line(setting)]
-    lines += ["", "A flag with (off) or (on) takes no value: --flag turns it on, --no-flag off."]
+    lines += ["", "Switches are shown as (off) or (on): --flag turns one on, --no-flag off."]
     if everything and (overridden := _overridden(kind)):
-        lines += [f"{' and '.join(overridden)} take the settings of --rollout, and sample with them instead."]
+        lines += [f"{' and '.join(overridden)} have the settings of --rollout; those you set override it."]
     if len(shown) < len(found):
-        lines += [f"--help-all explains all {len(found)} settings."]
+        lines += [f"--help-all shows all {len(found)} settings."]
     return "\n".join(lines) + "\n"
 
 
 def settings(kind: type, default: Any = None, section: str = "") -> Iterator[Setting]:
-    """Every setting of a config dataclass and of those within it; overrides of its own rollout are left out."""
+    """Every setting of a config dataclass and its nested dataclasses, except overrides of its own rollout."""
     hints, texts = typing.get_type_hints(kind, include_extras=True), field_texts(kind)
     overridden = tuple(_overridden(kind))
     nested = [field for field in dataclasses.fields(kind) if dataclasses.is_dataclass(hints[field.name])]
@@ -116,7 +116,7 @@ def settings(kind: type, default: Any = None, section: str = "") -> Iterator[Set
 
 
 def field_texts(kind: type) -> dict[str, str]:
-    """The text under each field of a dataclass, in one line; a subclass's goes before that of its base."""
+    """Description of each field of a dataclass, in one line; a subclass's replaces its base's."""
     texts: dict[str, str] = {}
     for base in reversed(kind.__mro__):
         if dataclasses.is_dataclass(base):
@@ -156,7 +156,7 @@ def _group(kind: type, name: str, section: str) -> str:
 
 
 def _line(setting: Setting) -> str:
-    """A setting in one line, with as many clauses of its text as fit."""
+    """A setting in one line, with as many clauses of its description as fit."""
     usage = textwrap.shorten(setting.usage, COLUMN - 4, placeholder="...")
     clauses = re.split(r"(?<=[;:.,])\s", setting.text)
     lengths = [len(" ".join(clauses[:count])) for count in range(1, len(clauses) + 1)]
@@ -166,7 +166,7 @@ def _line(setting: Setting) -> str:
 
 
 def _whole(setting: Setting) -> list[str]:
-    """A setting with its whole text."""
+    """A setting with its full description."""
     text = setting.text + (f" One of {', '.join(map(str, setting.options))}." if setting.options else "")
     lines = textwrap.wrap(text, WIDTH, initial_indent=" " * COLUMN, subsequent_indent=" " * COLUMN) or [""]
     head = f"  {setting.usage} "
@@ -180,7 +180,7 @@ def _value(field: dataclasses.Field, default: Any) -> Any:
 
 
 def _shown(value: Any) -> str:
-    """A value as a flag takes it; in brackets what is not typed."""
+    """A value as typed after a flag; a description in parentheses where nothing is typed."""
     if value is dataclasses.MISSING:
         return "(required)"
     if isinstance(value, bool):

@@ -1,4 +1,4 @@
-"""What commands list without an argument: recipes, critics, cards; read from their files, without importing PyTorch."""
+"""Tables of recipes, critics and cards, read from their files without importing PyTorch."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ RECIPES = PACKAGE / "recipes"
 
 @dataclass(frozen=True)
 class RecipeFacts:
-    """What the head of a recipe's file says of it.
+    """Facts from the header of a recipe's file.
 
     Attributes:
-        memory: of the GPU, or of the machine where it needs none.
-        hours: on one GPU, of the kind it names.
+        memory: GPU memory, or RAM if it needs no GPU.
+        hours: on one GPU of the named kind.
     """
 
     name: str
@@ -33,11 +33,11 @@ class RecipeFacts:
 
 @dataclass(frozen=True)
 class CriticFacts:
-    """What a critic's file says of it.
+    """Facts from a critic's source file.
 
     Attributes:
-        licence: of its weights; "" where another server has them.
-        memory: GB of its weights.
+        licence: of its weights; "" if they are on another server.
+        memory: size of its weights in GB.
     """
 
     name: str
@@ -59,14 +59,14 @@ def critics() -> list[CriticFacts]:
 
 
 def recipe_table() -> Table:
-    table = _table("recipe", "what it is", "paper", "memory", "hours")
+    table = _table("recipe", "description", "paper", "memory", "hours")
     for recipe in recipes():
         table.add_row(recipe.name, recipe.title, recipe.paper, recipe.memory, recipe.hours)
     return table
 
 
 def critic_table() -> Table:
-    table = _table("critic", "what it measures", "licence of its weights", "GB")
+    table = _table("critic", "measures", "licence of weights", "GB")
     for critic in critics():
         table.add_row(
             critic.name,
@@ -79,7 +79,7 @@ def critic_table() -> Table:
 
 def card_table() -> Table:
     cards = run_path(str(PACKAGE / "plan" / "cards.py"))["CARDS"]
-    table = _table("card", "GiB", "TFLOP/s in bfloat16", "TB/s of memory")
+    table = _table("card", "GiB", "TFLOP/s (bfloat16)", "memory TB/s")
     for card in cards.values():
         table.add_row(card.name, f"{card.memory:.0f}", f"{card.half:g}", f"{card.bandwidth:g}")
     return table
@@ -102,7 +102,7 @@ def _recipe(file: Path) -> RecipeFacts:
 
 
 def _critic(file: Path) -> CriticFacts:
-    """A critic by its source: its docstring's first line, and the `CriticCard` that it makes."""
+    """Facts of a critic from its source: the first line of the docstring, and its `CriticCard`."""
     tree = ast.parse(file.read_text(encoding="utf-8"))
     first = (ast.get_docstring(tree) or "").partition("\n")[0]
     measures = re.sub(r" \(.*?\)|\.$", "", first).removeprefix("Analytic critic: ")
@@ -117,7 +117,7 @@ def _critic(file: Path) -> CriticFacts:
 
 
 def _judge(file: Path) -> CriticFacts:
-    """A judge by its file: what it scores, by the first line."""
+    """Facts of a judge from its YAML file: its name in the first line, and its dimensions."""
     text = file.read_text(encoding="utf-8")
     dimensions = re.search(r"^dimensions: \{(.*)\}", text, re.MULTILINE)
     measures = ", ".join(re.findall(r"([^,{}\[\]]+): \[", dimensions[1] if dimensions else ""))

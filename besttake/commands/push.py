@@ -1,4 +1,4 @@
-"""`besttake push`: what a run has trained, on the hub with a model card."""
+"""`besttake push`: upload a run's adapter to the Hugging Face hub, with a model card."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from besttake.report.card import model_card
 from besttake.report.folder import read_run
 
 PRIVATE = ("out", "cache")
-"""Settings that name places on this machine, and are not uploaded."""
+"""Settings that are not uploaded: local paths."""
 
 
 @dataclass(frozen=True)
 class PushConfig:
-    """Upload a run's adapter to the Hugging Face hub, with a model card. `hf auth login` comes first."""
+    """Upload a run's adapter to the Hugging Face hub, with a model card. Log in first: `hf auth login`."""
 
     run: Positional[Path]
     """Folder of a finished run."""
     repo: Positional[str]
-    """Where to: USER/NAME, which is created unless it is there."""
+    """Repository USER/NAME; created if it does not exist."""
     private: bool = False
-    """Private: create the repository so that only you see it."""
+    """Create a private repository."""
     dry_run: Path | None = None
-    """Write what would be uploaded to this folder instead."""
+    """Write the files to this folder instead of uploading them."""
 
     def __post_init__(self):
         if not re.fullmatch(r"[\w.-]+/[\w.-]+", self.repo):
@@ -47,7 +47,7 @@ def push(config: PushConfig) -> str:
     """
     if config.dry_run:
         if config.dry_run.is_file() or (config.dry_run.exists() and any(config.dry_run.iterdir())):
-            raise ValueError(f"dry_run is {config.dry_run}, which is a file or not empty; give a folder that is new")
+            raise ValueError(f"dry_run is {config.dry_run}, which is a file or not empty; give a new or empty folder")
         collect(config.run, config.repo, config.dry_run)
         return str(config.dry_run)
     with TemporaryDirectory() as folder:
@@ -58,13 +58,13 @@ def push(config: PushConfig) -> str:
             api.upload_folder(repo_id=config.repo, folder_path=folder, commit_message="Upload by besttake")
         except HfHubHTTPError as error:
             raise OSError(
-                f"the hub does not take {config.repo}: {error}; `hf auth login` with a write token"
+                f"the upload to {config.repo} was refused: {error}; log in with a write token: `hf auth login`"
             ) from error
         return str(address)
 
 
 def collect(folder: Path, repo: str, target: Path) -> None:
-    """Write what is uploaded of a run: weights, card, settings and figures."""
+    """Write the files to upload: weights, model card, settings and results."""
     run = read_run(folder)
     if not any((run.path / "adapter").rglob("*.safetensors")):
         raise ValueError(f"{run.path} has no adapter; has the run finished?")

@@ -1,7 +1,7 @@
-"""What a critic, an algorithm and a model family must do, as functions to be called on anybody's.
+"""Contract tests for critics, algorithms and model families.
 
-`besttake check` runs them on a user's file, and our own tests run them on everything that is shipped. The first line of
-a function's docstring is what it demands; where that is not met it raises a `ContractError`, which says how to mend it.
+`besttake check` runs them on a user's code, and our own tests run them on everything that is shipped. The first line of
+a check's docstring is the requirement; if it is not met, the check raises a `ContractError` that says how to fix it.
 """
 
 from __future__ import annotations
@@ -13,25 +13,25 @@ Check = Callable[..., None]
 
 
 class ContractError(ValueError):
-    """Something does not do what its contract demands."""
+    """A requirement of a contract is not met."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a contract demands, and what is wrong, "" = nothing."""
+    """A requirement, and how it is not met; "" = it is met."""
 
     demand: str
     problem: str = ""
 
 
 def demand(met: bool, otherwise: str) -> None:
-    """ContractError with what is wrong and how to mend it, unless it is met."""
+    """ContractError with the message `otherwise`, unless the requirement is met."""
     if not met:
         raise ContractError(otherwise)
 
 
 def results(checks: Sequence[Check], *what: object) -> Iterator[Result]:
-    """The result of each check, one after the other; whatever else one raises is a problem too."""
+    """The result of each check, one by one. Any exception counts as a failure."""
     for check in checks:
         title = (check.__doc__ or check.__name__).splitlines()[0].rstrip(".")
         try:

@@ -1,4 +1,4 @@
-"""What every algorithm must do. The checks take a run of it that is over, and a folder for others."""
+"""Contract of algorithms. The checks are called with a finished run, and a folder for further runs."""
 
 from __future__ import annotations
 
@@ -27,62 +27,62 @@ ADAPTER = "adapter/pytorch_lora_weights.safetensors"
 
 
 def train(config: Any) -> Run:
-    """A run of a config's algorithm."""
+    """Train a config with its algorithm."""
     return importlib.import_module(type(config).__module__).train(config)
 
 
 def rows(folder: Path) -> list[dict[str, Any]]:
-    """`metrics.jsonl` without the wall clock."""
+    """The rows of `metrics.jsonl` without their times."""
     lines = (folder / "metrics.jsonl").read_text().splitlines()
     return [{name: value for name, value in json.loads(line).items() if name != "minutes"} for line in lines]
 
 
 def trains_the_policy_alone(run: Run, folder: Path) -> None:
-    """A run changes the policy, to finite weights, and leaves the base as it is."""
+    """Training changes the policy's weights, keeps them finite, and does not change the base."""
     base = load_model(run.config.model, getattr(torch, run.config.dtype), str(run.model.device), run.config.quantize)
     before = dict(base.denoiser.named_parameters())
     for name, weight in run.model.denoiser.named_parameters():
         if "lora" not in name:
             same = torch.equal(weight, before[name.replace(".base_layer", "")])
-            demand(same, f"the base's {name} has changed; only `policy.trainable` is to be trained")
+            demand(same, f"the base weight {name} has changed; train `policy.trainable` only")
     weights = run.policy.trainable
     demand(all(bool(w.isfinite().all()) for w in weights.values()), "a trained weight is not finite; lower optim.lr")
     moved = any(w.any() for name, w in weights.items() if "lora_B" in name)
-    demand(moved, "no weight has changed; give the loss to run.update, and have it depend on policy.predict")
+    demand(moved, "no weight has changed; pass the loss to run.update, and compute it from policy.predict")
 
 
 def leaves_a_run_folder(run: Run, folder: Path) -> None:
-    """A run leaves its config, a row of metrics for each step, and an adapter that diffusers loads."""
+    """A run writes its config, a row of metrics for each step, and an adapter that diffusers loads."""
     values = read_yaml(run.folder / "config.yaml")
     again = find_algorithm(str(values.pop("algorithm"))).Config
-    demand(again is type(run.config), f"config.yaml leads to another Config, of {again.__module__}")
-    demand(from_dict(again, values) == run.config, "config.yaml is read back as another config")
+    demand(again is type(run.config), f"config.yaml refers to another Config, of {again.__module__}")
+    demand(from_dict(again, values) == run.config, "config.yaml does not give the same config when it is read")
     steps = {row["step"] for row in rows(run.folder) if {"train/loss", "train/skipped"} & row.keys()}
     missing = sorted(set(range(run.config.steps)) - steps)
-    demand(not missing, f"steps {missing} have no row of metrics; call run.update once in every step")
+    demand(not missing, f"steps {missing} have no row of metrics; call run.update exactly once per step")
     pipeline = load_model(run.config.model).pipeline
     pipeline.load_lora_weights(str(run.folder / "adapter"))
     demand(bool(pipeline.get_active_adapters()), "diffusers finds no adapter in adapter/")
 
 
-def goes_on_as_if_nothing_had_been(run: Run, folder: Path) -> None:
-    """A run that is stopped and resumed ends as one that was not, to the bit."""
+def resumes_exactly(run: Run, folder: Path) -> None:
+    """A run that is stopped and resumed is bit-identical to an uninterrupted one."""
     cut = replace(run.config, out=folder / "cut")
     train(replace(cut, steps=max(1, run.config.steps // 2)))
     train(cut)
-    _same_run(cut.out, run.folder, "key all random numbers on the seed and the step, and give Run what changes (kept)")
+    _same_run(cut.out, run.folder, "key all random numbers on seed and step, and pass stateful objects to Run")
 
 
 def leaves_a_finished_run_alone(run: Run, folder: Path) -> None:
-    """The same command on a finished run changes nothing."""
+    """Running a finished run again changes nothing."""
     copy = folder / "finished"
     shutil.copytree(run.folder, copy)
     train(replace(run.config, out=copy))
-    _same_run(copy, run.folder, "do nothing outside `for ... in run.steps(...)` that trains or logs")
+    _same_run(copy, run.folder, "train and log only inside `for ... in run.steps(...)`")
 
 
 def plans_a_step(run: Run, folder: Path) -> None:
-    """`step` takes what `plan_batch` makes, and gives one loss with a gradient, or None, and numbers."""
+    """`step` accepts the batch of `plan_batch`, and returns a scalar loss with a gradient (or None) and metrics."""
     config, module = run.config, importlib.import_module(type(run.config).__module__)
     if not hasattr(module, "plan_batch"):
         return
@@ -91,17 +91,19 @@ def plans_a_step(run: Run, folder: Path) -> None:
     batch = module.plan_batch(policy, config, itertools.cycle(["a red ball", "a large blue square"]))
     loss, metrics = module.step(policy, reward, batch, config, key=(config.seed, 0))
     if loss is not None:
-        demand(isinstance(loss, Tensor) and loss.dim() == 0, "the loss of `step` is no single number; take its mean()")
-        demand(loss.requires_grad, "the loss of `step` has no gradient; have it depend on policy.predict")
+        demand(isinstance(loss, Tensor) and loss.dim() == 0, "the loss of `step` is not a scalar; take its mean()")
+        demand(loss.requires_grad, "the loss of `step` has no gradient; compute it from policy.predict")
     for name, value in metrics.items():
-        demand(_is_number(value), f"the metric {name} of `step` is {value!r}; give a number, or a tensor of one")
+        demand(_is_number(value), f"the metric {name} of `step` is {value!r}; expected a number or a scalar tensor")
 
 
 def _same_run(one: Path, other: Path, advice: str) -> None:
     for a, b in zip(rows(one), rows(other), strict=False):
         different = sorted(name for name in a.keys() | b.keys() if a.get(name) != b.get(name))
         demand(not different, f"at step {b['step']} {', '.join(different)} differ; {advice}")
-    demand(len(rows(one)) == len(rows(other)), f"there are {len(rows(one))} rows, not {len(rows(other))}; {advice}")
+    demand(
+        len(rows(one)) == len(rows(other)), f"there are {len(rows(one))} rows, expected {len(rows(other))}; {advice}"
+    )
     weights, expected = load_file(one / ADAPTER), load_file(other / ADAPTER)
     demand(weights.keys() == expected.keys(), "the adapter has other weights")
     differ = [name for name in weights if not torch.equal(weights[name], expected[name])]
@@ -115,7 +117,7 @@ def _is_number(value: Any) -> bool:
 CHECKS = (
     trains_the_policy_alone,
     leaves_a_run_folder,
-    goes_on_as_if_nothing_had_been,
+    resumes_exactly,
     leaves_a_finished_run_alone,
     plans_a_step,
 )

@@ -1,4 +1,4 @@
-"""What every critic must do. Each check takes the critic, two videos `b f 3 h w` in [-1, 1], and their prompts."""
+"""Contract of critics. The checks are called with a critic, two videos `b f 3 h w` in [-1, 1], and their prompts."""
 
 from __future__ import annotations
 
@@ -19,53 +19,53 @@ def example_videos(frames: int = 16, height: int = 32, width: int = 32) -> Video
 
 
 def scores_every_video(critic: Reward, videos: Video, prompts: list[str]) -> None:
-    """A finite float32 score for every video in every dimension."""
+    """Every video has a finite float32 score in every dimension."""
     score_checked(critic, videos, prompts, FPS)
 
 
-def says_what_it_is(critic: Reward, videos: Video, prompts: list[str]) -> None:
-    """A card with its source, licence, resolution, and the range of every dimension."""
+def has_a_complete_card(critic: Reward, videos: Video, prompts: list[str]) -> None:
+    """The card has the source, licence, resolution, and the range of every dimension."""
     card = critic.card
-    demand(isinstance(card, CriticCard), f"card is a {type(card).__name__}; make it a besttake.types.CriticCard")
+    demand(isinstance(card, CriticCard), f"card is a {type(card).__name__}; expected a besttake.types.CriticCard")
     demand(
         tuple(card.ranges) == tuple(critic.dimensions),
-        f"card.ranges are of {', '.join(card.ranges)}; give (low, high) of each of {', '.join(critic.dimensions)}",
+        f"card.ranges has {', '.join(card.ranges)}; expected (low, high) for each of {', '.join(critic.dimensions)}",
     )
     for dimension, (low, high) in card.ranges.items():
-        demand(low < high, f"the range of {dimension} is ({low}, {high}); give the lowest score first")
+        demand(low < high, f"the range of {dimension} is ({low}, {high}); expected (low, high) with low < high")
     for field in ("source", "licence", "resolution"):
-        demand(bool(getattr(card, field)), f"card.{field} is empty; say it in a few words")
+        demand(bool(getattr(card, field)), f"card.{field} is empty; fill it in")
 
 
 def does_not_depend_on_the_batch(critic: Reward, videos: Video, prompts: list[str]) -> None:
-    """A video's score does not depend on the other videos, nor on their order."""
+    """A video's score does not depend on the other videos of the batch, nor on their order."""
     both = critic(videos, prompts, FPS).values
     alone, turned = critic(videos[1:], prompts[1:], FPS).values, critic(videos.flip(0), prompts[::-1], FPS).values
     demand(
         torch.allclose(alone, both[1:], 1e-4, 1e-4) and torch.allclose(turned, both.flip(0), 1e-4, 1e-4),
-        f"the second video scores {both[1].tolist()} beside the first, and {alone[0].tolist()} alone; normalise by "
-        "nothing that is of the whole batch, and put the network into eval()",
+        f"the second video scores {both[1].tolist()} in a batch with the first, but {alone[0].tolist()} alone; do not "
+        "normalise over the batch, and call eval() on the network",
     )
 
 
-def is_the_same_again(critic: Reward, videos: Video, prompts: list[str]) -> None:
-    """The same videos get the same scores again, to the bit."""
+def is_deterministic(critic: Reward, videos: Video, prompts: list[str]) -> None:
+    """Scoring the same videos twice gives bit-identical scores."""
     one, two = (critic(videos, prompts, FPS).values for _ in range(2))
     demand(
         torch.equal(one, two),
-        f"the same videos score {one.tolist()}, and then {two.tolist()}; put the network into eval(), and draw random "
-        "numbers from a generator with a fixed seed",
+        f"the same videos score {one.tolist()}, then {two.tolist()}; call eval() on the network, and use a seeded "
+        "generator for random numbers",
     )
 
 
-def sees_the_video(critic: Reward, videos: Video, prompts: list[str]) -> None:
-    """Two videos of one prompt do not score the same."""
+def depends_on_the_video(critic: Reward, videos: Video, prompts: list[str]) -> None:
+    """Two different videos of one prompt get different scores."""
     values = critic(videos, prompts[:1] * 2, FPS).values
     demand(not torch.allclose(values[0], values[1]), f"two videos of noise both score {values[0].tolist()}")
 
 
-def passes_a_gradient_if_it_says_so(critic: Reward, videos: Video, prompts: list[str]) -> None:
-    """`differentiable` says whether a gradient flows from the score to the video."""
+def declares_its_gradient(critic: Reward, videos: Video, prompts: list[str]) -> None:
+    """`differentiable` is True exactly if the score has a gradient with respect to the video."""
     videos = videos.clone().requires_grad_(True)
     values = critic(videos, prompts, FPS).values
     demand(
@@ -76,30 +76,36 @@ def passes_a_gradient_if_it_says_so(critic: Reward, videos: Video, prompts: list
     if critic.differentiable:
         (gradient,) = torch.autograd.grad(values.sum(), videos)
         demand(bool(gradient.isfinite().all()), "the gradient is not finite; guard square roots and divisions at 0")
-        demand(bool(gradient.any()), "the gradient is 0 everywhere; differentiable is to be False")
+        demand(bool(gradient.any()), "the gradient is 0 everywhere; set differentiable to False")
 
 
-def looks_at_the_frames_it_chooses(critic: Reward, videos: Video, prompts: list[str]) -> None:
-    """The frames that `chosen` names are all that it looks at, so that a server is sent these alone."""
+def uses_the_frames_it_chooses(critic: Reward, videos: Video, prompts: list[str]) -> None:
+    """The score depends only on the frames that `chosen` returns, since a server receives no others."""
     if not hasattr(critic, "chosen"):
         frames = critic.card.frames
-        demand(frames is None, f"card.frames is {frames}, and there is no `chosen`; add it, or leave out card.frames")
+        demand(
+            frames is None,
+            f"card.frames is {frames}, but there is no method `chosen`; add it, or leave out card.frames",
+        )
         return
     for fps in (8.0, 24.0):
         places, rate = select_frames(critic, videos.shape[1], fps)
         most = critic.card.frames or videos.shape[1]
-        demand(len(places) <= most, f"it chooses {len(places)} frames, and card.frames is {critic.card.frames}")
+        demand(len(places) <= most, f"`chosen` returns {len(places)} frames, but card.frames is {critic.card.frames}")
         again = select_frames(critic, len(places), rate)[0]
-        demand(again == list(range(len(places))), f"of {len(places)} frames it chose, it now chooses {again}")
+        demand(
+            again == list(range(len(places))),
+            f"given the {len(places)} chosen frames, `chosen` must return all of them, not {again}",
+        )
         whole, part = (critic(v, prompts[:1], f).values for v, f in ((videos[:1], fps), (videos[:1, places], rate)))
         demand(
             torch.allclose(whole, part, atol=1e-5, rtol=1e-5),
-            f"a clip scores {whole[0].tolist()}, its chosen frames alone {part[0].tolist()}",
+            f"a clip scores {whole[0].tolist()}, but its chosen frames alone score {part[0].tolist()}",
         )
 
 
-def refuses_what_is_no_video(critic: Reward, videos: Video, prompts: list[str]) -> None:
-    """Videos of one channel, of four axes, or of too few prompts are a ValueError with the critic's name."""
+def refuses_invalid_videos(critic: Reward, videos: Video, prompts: list[str]) -> None:
+    """Videos with one channel, four axes or too few prompts raise a ValueError that names the critic."""
     for what, wrong, words in (
         ("one colour channel", videos[:, :, :1], prompts),
         ("four axes", videos[0], prompts),
@@ -121,11 +127,11 @@ def _no_value_error(what: str, got: str) -> str:
 
 CHECKS = (
     scores_every_video,
-    says_what_it_is,
+    has_a_complete_card,
     does_not_depend_on_the_batch,
-    is_the_same_again,
-    sees_the_video,
-    passes_a_gradient_if_it_says_so,
-    looks_at_the_frames_it_chooses,
-    refuses_what_is_no_video,
+    is_deterministic,
+    depends_on_the_video,
+    declares_its_gradient,
+    uses_the_frames_it_chooses,
+    refuses_invalid_videos,
 )

@@ -1,6 +1,6 @@
 """Video models, one file per family. A new family is one new file in `families/`; it is found by its `pipelines`.
 
-Such a file may also be the user's own, or of an installed package (see docs/extending.md).
+Such a file may also be the user's own, or part of an installed package (see docs/extending.md).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ __all__ = ["Quantization", "Size", "VideoModel", "load_model", "model_classes"]
 
 
 def model_classes() -> list[type[VideoModel]]:
-    """Every model class in `families/`, and those that packages offer."""
+    """Every model class in `families/`, and those of installed packages."""
     modules = [
         importlib.import_module(f"{families.__name__}.{m.name}") for m in pkgutil.iter_modules(families.__path__)
     ]
@@ -34,17 +34,19 @@ def model_classes() -> list[type[VideoModel]]:
 
 
 def classes_in(found: Any) -> list[type[VideoModel]]:
-    """The model classes of a module that can be made, or the one class that is given."""
+    """The concrete model classes of a module; or the given class itself."""
     things = vars(found).values() if isinstance(found, ModuleType) else [found]
     classes = [thing for thing in things if isinstance(thing, type) and issubclass(thing, VideoModel)]
     return [family for family in classes if not inspect.isabstract(family)]
 
 
 def users_family(source: str) -> tuple[list[type[VideoModel]], str]:
-    """Of `./my_family.py:CHECKPOINT` the file's model classes, and the checkpoint; of all else none, and the source.
+    """Parse `./my_family.py:CHECKPOINT` into the file's model classes and the checkpoint.
+
+    Any other source gives no classes, and the source itself.
 
     Raises:
-        ValueError: the file cannot be loaded, has no model class, or the checkpoint is missing.
+        ValueError: the file cannot be loaded, has no model class, or the checkpoint is not named.
     """
     found = FILE.fullmatch(source)
     if not found:
@@ -69,19 +71,19 @@ def load_model(
     bits: Quantization = "none",
     offload: bool = False,
 ) -> VideoModel:
-    """The model in a pipeline folder, on the hub, or embedded, in the dtype asked for.
+    """Load a model.
 
-    A family of the user's own stands before its checkpoint: "./my_family.py:folder/or/owner/name".
-
-    The denoiser is read at once, other parts when they are first used.
+    The denoiser is loaded now, other parts when they are first used.
 
     Args:
-        bits: what the weights of the denoiser's blocks are held in instead, frozen.
-        offload: leave these blocks on the CPU: whoever runs the denoiser brings them to the device.
+        source: pipeline folder, hub id, or name of an embedded model; for a family of the user's own,
+            "./my_family.py:FOLDER" or "./my_family.py:owner/name".
+        bits: quantization of the denoiser's blocks, which are then frozen.
+        offload: leave these blocks on the CPU; the caller moves them to the device when it runs the denoiser.
 
     Raises:
-        ValueError: there is no such model, its files are broken, no file here knows its pipeline, or the device has no
-            such dtype.
+        ValueError: there is no such model, its files are broken, no family supports its pipeline, or the device does
+            not support the dtype.
     """
     own, checkpoint = users_family(source)
     checkpoint = embedded_model(checkpoint)
@@ -90,8 +92,8 @@ def load_model(
         if family.serves(checkpoint):
             return family.load(checkpoint, dtype, device, bits, offload)
     known = sorted(name for family in own or model_classes() for name in family.pipelines)
-    knows = source.rpartition(":")[0] if own else "besttake"
+    supported_by = source.rpartition(":")[0] if own else "besttake"
     raise ValueError(
-        f"'{checkpoint}' is a {pipeline_class(checkpoint)}; {knows} knows {', '.join(known)}. "
-        "Write a file for it: docs/extending.md shows how"
+        f"'{checkpoint}' is a {pipeline_class(checkpoint)}; {supported_by} supports {', '.join(known)}. "
+        "docs/extending.md shows how to add a model family"
     )

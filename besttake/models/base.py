@@ -25,25 +25,25 @@ Size = tuple[int, int, int]
 
 
 class VideoModel(ABC):
-    """A video diffusion model: its noise process, its denoiser, and the way from and to text and pixels.
+    """A video diffusion model: noise process, denoiser, and conversion of text and pixels.
 
-    Subclasses wrap a diffusers pipeline, whose numerics they reproduce: `generate` on this interface gives the
-    pipeline's own latents from the same noise.
+    Subclasses wrap a diffusers pipeline and reproduce its numerics: `generate` on this interface gives the same latents
+    as the pipeline from the same noise.
 
     Attributes:
-        pipelines: class names of the diffusers pipelines this file serves (how a folder finds its file).
+        pipelines: class names of the diffusers pipelines that this class supports.
         lora_targets: names of the modules that LoRA adapts.
         text_parts: the pipeline's parts that `embed` uses.
-        text_outputs: condition names of the outputs of the pipeline's `encode_prompt`, in their order; further outputs
-            are not used.
-        precise: parts that are held in float32 whatever the dtype of the others.
-        frame_rate: frames a second of the family's clips.
+        text_outputs: condition names for the outputs of the pipeline's `encode_prompt`, in order; further outputs are
+            ignored.
+        precise: parts that are always in float32, whatever the dtype of the others.
+        frame_rate: frames per second of the family's clips.
         steps, guidance: sampling steps and guidance scale that its authors recommend.
         embeds_guidance: the guidance scale is one of the denoiser's inputs (a guidance-distilled model).
         needs_first_frame, accepts_first_frame: whether a prompt must, and may, have a first frame.
-        parts: the pipeline's parts, in and out of memory.
+        parts: loads and frees the pipeline's parts.
         prompts: checks prompts and caches their text embeddings.
-        max_batch: videos that can be denoised at once, as far as known.
+        max_batch: largest batch for sampling; lowered when memory runs out.
     """
 
     pipelines: ClassVar[tuple[str, ...]]
@@ -73,29 +73,29 @@ class VideoModel(ABC):
 
     @classmethod
     def serves(cls, source: str) -> bool:
-        """Whether the checkpoint in a folder or on the hub is of this family."""
+        """Whether the checkpoint in a folder or on the hub belongs to this family."""
         return pipeline_class(source) in cls.pipelines
 
     @classmethod
     def load(
         cls, source: str, dtype: torch.dtype, device: str, bits: Quantization = "none", offload: bool = False
     ) -> VideoModel:
-        """The model in a folder or on the hub; ValueError if a part of it is missing or broken."""
+        """Load the model in a folder or on the hub; ValueError if a part is missing or broken."""
         dtypes = {"": dtype} | dict.fromkeys(cls.precise, torch.float32)
         folder = pipeline_folder(source)
         model = cls(read_pipeline(folder, dtypes, device, bits, offload), source)
         model.parts.folder, model.parts.dtypes = folder, dtypes
-        with model.using("vae"):  # small, and first needed after a long while: a broken one is found out now
+        with model.using("vae"):  # first needed late in a run: check now that it loads
             return model
 
     @property
     def denoisers(self) -> dict[str, Any]:
-        """The networks that are trained, by their names in the pipeline."""
+        """The denoising networks, by their names in the pipeline."""
         return self.parts.denoisers
 
     @property
     def denoiser(self) -> Any:
-        """The network that is trained; of two experts (Wan 2.2), both."""
+        """The denoising network; a ModuleDict of both if there are two experts (Wan 2.2)."""
         parts = self.denoisers
         return nn.ModuleDict(parts) if len(parts) > 1 else next(iter(parts.values()))
 
@@ -115,11 +115,11 @@ class VideoModel(ABC):
         return float(self.pipeline.vae.config.get("sample_guidance") or self.guidance)
 
     def using(self, *names: str) -> AbstractContextManager[None]:
-        """Within this context these parts of the pipeline have their weights."""
+        """Context in which these parts of the pipeline have their weights in memory."""
         return self.parts.using(*names)
 
     def identity(self, *names: str) -> str:
-        """What tells parts of the pipeline, with their dtypes and settings, from those of another model."""
+        """A key of parts of the pipeline: it changes with their weights, dtypes and settings."""
         return repr((type(self).__name__, *self.parts.identity(*names)))
 
     # Sizes -------------------------------------------------------------------------------------------------
@@ -136,33 +136,33 @@ class VideoModel(ABC):
         """ValueError unless a clip of this size fits the model.
 
         Args:
-            time: pixel frames to a latent frame, the first of which is one pixel frame alone.
-            space: the sides are multiples of it.
+            time: temporal factor: `frames` must be 1 + a multiple of it.
+            space: spatial factor: height and width must be multiples of it.
         """
         if frames < 1 or (frames - 1) % time:
             nearest = 1 + max(0, round((frames - 1) / time)) * time
             raise ValueError(
-                f"{frames} frames do not fit {self.source}: it takes 1 + a multiple of {time}, say {nearest}"
+                f"{frames} frames do not fit {self.source}, which needs 1 + a multiple of {time}, such as {nearest}"
             )
         for name, side in (("height", height), ("width", width)):
             if side < space or side % space:
                 nearest = max(space, round(side / space) * space)
                 raise ValueError(
-                    f"{name} {side} does not fit {self.source}: it takes multiples of {space}, say {nearest}"
+                    f"{name} {side} does not fit {self.source}, which needs a multiple of {space}, such as {nearest}"
                 )
 
     def tokens(self, frames: int, height: int, width: int) -> int | None:
-        """Tokens of a clip, if a denoiser of this family can be run on a part of them; else None."""
+        """Number of tokens of a clip, if the denoiser supports context parallelism; else None."""
         return None
 
     # Prompts --------------------------------------------------------------------------------------------------------
 
     @abstractmethod
     def longest_prompt(self) -> int:
-        """Tokens that the text encoder reads at most."""
+        """Maximum number of tokens of the text encoder."""
 
     def count_tokens(self, prompt: str) -> int:
-        """Tokens of a prompt, however long."""
+        """Number of tokens of a prompt, without truncation."""
         return len(self.pipeline.tokenizer(prompt, truncation=False, verbose=False).input_ids)
 
     def embed(self, prompts: list[str]) -> Condition:
@@ -178,10 +178,11 @@ class VideoModel(ABC):
     def first_frame_condition(
         self, first_frames: Float[Tensor, "b 3 h w"], frames: int, generator: torch.Generator | None
     ) -> Condition:
-        """The condition of first frames in [-1, 1], for clips of so many frames.
+        """The condition of first frames in [-1, 1].
 
         Args:
-            generator: given in training, where some models add a little noise to the first frame.
+            frames: number of frames of the clips.
+            generator: given in training, where some models add noise to the first frame.
         """
         raise NotImplementedError
 
@@ -192,7 +193,7 @@ class VideoModel(ABC):
 
         Args:
             size: of the clips; by default the model's own.
-            generator: given in training, where some models add a little noise to the first frame.
+            generator: given in training, where some models add noise to the first frame.
 
         Raises:
             ValueError: a prompt is empty or too long; a first frame is missing, unreadable or not accepted.
@@ -200,7 +201,7 @@ class VideoModel(ABC):
         return self.prompts.encode(prompts, size, generator)
 
     negative_prompt: str = ""
-    """Negative prompt that the family is deployed with."""
+    """The family's default negative prompt."""
 
     @property
     def default_negative_prompt(self) -> str:
@@ -208,17 +209,18 @@ class VideoModel(ABC):
         return str(self.pipeline.vae.config.get("sample_negative_prompt") or self.negative_prompt)
 
     def encode_negative(self, n: int, prompt: str | None = None) -> Condition:
-        """What classifier-free guidance steers away from, `n` times.
+        """The negative condition of classifier-free guidance, `n` times.
 
         Args:
-            prompt: by default the model's own; "" is the empty prompt, the unconditional model.
+            prompt: by default the model's own negative prompt; "" = unconditional.
 
         Raises:
-            ValueError: it has more tokens than the text encoder reads.
+            ValueError: it has more tokens than the text encoder accepts.
         """
         if prompt and (tokens := self.count_tokens(prompt)) > self.longest_prompt():
             raise ValueError(
-                f"the negative prompt has {tokens} tokens; {self.source} reads {self.longest_prompt()}: shorten it"
+                f"the negative prompt has {tokens} tokens, but {self.source} accepts "
+                f"{self.longest_prompt()}: shorten it"
             )
         text = self.default_negative_prompt if prompt is None else prompt
         with torch.no_grad():
@@ -229,7 +231,7 @@ class VideoModel(ABC):
 
         Raises:
             ValueError: naming, unless `skip_bad` (see `read_each`), every prompt that is empty, has more tokens than
-                the text encoder reads, or lacks its first frame.
+                the text encoder accepts, or lacks its first frame.
         """
         return self.prompts.check_all(prompts, skip_bad)
 
@@ -237,13 +239,13 @@ class VideoModel(ABC):
 
     @abstractmethod
     def statistics(self) -> tuple[Tensor | float, Tensor | float]:
-        """Mean and scale of the autoencoder's latents: the denoiser works on (latents - mean) / scale."""
+        """Mean and scale of the autoencoder's latents. The denoiser works on (latents - mean) / scale."""
 
     def encode(self, video: Video) -> Latent:
         """Latents of videos: the mode of the posterior, scaled as the denoiser expects."""
         with self.using("vae"):
             vae = self.pipeline.vae
-            latents = vae.encode(folded(video).to(vae.device, vae.dtype)).latent_dist.mode()
+            latents = vae.encode(swap_frames_and_channels(video).to(vae.device, vae.dtype)).latent_dist.mode()
             mean, scale = self.statistics()
             return (latents - mean) / scale
 
@@ -251,12 +253,12 @@ class VideoModel(ABC):
         """Videos, in about [-1, 1], of latents.
 
         Args:
-            frames: of the clip, where the latents may hold some in front for padding (CogVideoX 1.5).
+            frames: of the clip, if latents may start with padding (CogVideoX 1.5).
         """
         with self.using("vae"):
             vae = self.pipeline.vae
             mean, scale = self.statistics()
-            return folded(self.decode_latents(latents.to(vae.device, vae.dtype) * scale + mean))
+            return swap_frames_and_channels(self.decode_latents(latents.to(vae.device, vae.dtype) * scale + mean))
 
     def decode_latents(self, latents: Latent) -> Float[Tensor, "b c f h w"]:
         """The autoencoder's own decoder."""
@@ -271,14 +273,14 @@ class VideoModel(ABC):
 
     @abstractmethod
     def predict(self, denoiser: Any, x_t: Latent, t: Time, condition: Condition) -> Latent:
-        """What `denoiser` (the policy's or the reference's) predicts at `x_t`."""
+        """The prediction of `denoiser` (the policy's or the reference's) at `x_t`."""
 
     def schedule_for(self, shape: Sequence[int]) -> Schedule:
-        """The noise process in training on latents `... c f h w`; some models add more noise to larger clips."""
+        """The noise schedule for training on latents `... c f h w`; some models use more noise for larger clips."""
         return self.schedule
 
     def sampler(self, steps: int, shape: Sequence[int]) -> Any:
-        """A fresh diffusers scheduler, the one users deploy with, set to `steps` steps for latents `... c f h w`."""
+        """A new instance of the pipeline's scheduler, set to `steps` steps for latents `... c f h w`."""
         scheduler = type(self.pipeline.scheduler).from_config(self.pipeline.scheduler.config)
         scheduler.set_timesteps(**self.sampling(steps, shape), device=self.device)
         return scheduler
@@ -287,8 +289,8 @@ class VideoModel(ABC):
         """Arguments that the family's pipeline passes to its scheduler's `set_timesteps`."""
         return {"num_inference_steps": steps}
 
-    def with_known(self, latents: Latent, condition: Condition) -> Latent:
-        """Sampled latents with the known ones (a first frame) put in their place; most models know none."""
+    def with_known_frames(self, latents: Latent, condition: Condition) -> Latent:
+        """Latents with known ones (of a first frame) put in place; unchanged for most models."""
         return latents
 
     # LoRA -----------------------------------------------------------------------------------------------
@@ -304,6 +306,6 @@ class VideoModel(ABC):
         self.pipeline.load_lora_weights(str(folder))
 
 
-def folded(frames: Tensor) -> Tensor:
-    """`b f c h w` <-> `b c f h w`: swap the second and third axis."""
+def swap_frames_and_channels(frames: Tensor) -> Tensor:
+    """`b f c h w` <-> `b c f h w`: swap the frame and channel axes."""
     return frames.transpose(1, 2)

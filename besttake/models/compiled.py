@@ -1,4 +1,4 @@
-"""torch.compile of what a denoiser repeats: its blocks are alike, and one compiled code serves them all."""
+"""torch.compile of a denoiser's repeated blocks, which share the compiled code."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ from torch import nn
 
 
 def compile_blocks(denoiser: nn.Module, **options: Any) -> None:
-    """Have a denoiser's blocks compiled when they are first used, from now on, for sampling and training alike.
+    """Have a denoiser's blocks compiled on first use, for sampling and training.
 
-    Every way a block is used - by the merged model, the policy and the reference, and for each kind of batch - is
-    compiled by itself.
+    They are recompiled for every way of use: merged LoRA, policy, reference, and each batch shape.
 
     Args:
         options: of `torch.compile`.

@@ -1,7 +1,7 @@
-"""Reading pipeline folders and hub ids: the denoiser at once, every other part when it is first used.
+"""Loading of pipelines from folders and hub ids: the denoiser at once, other parts when they are first used.
 
-A part that is not in use is *empty*: it has its configuration, and weights without memory (on PyTorch's meta device).
-Weights are read shard by shard from safetensors straight to their device, so that no second copy of them exists.
+A part that is not in use is *empty*: its weights are on PyTorch's meta device. Weights are loaded shard by shard from
+safetensors straight to their device, without a second copy.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from torch import nn
 from besttake.models.quantization import Quantization, quantize
 
 FAULTS = (OSError, ValueError, KeyError, RuntimeError, TypeError, SafetensorError)
-"""What reading a broken checkpoint raises."""
+"""Exceptions that loading a broken checkpoint raises."""
 
 
 def pipeline_class(source: str) -> str:
-    """The pipeline class a folder or hub id was saved from, read from its `model_index.json`.
+    """The pipeline class of a folder or hub id, according to its `model_index.json`.
 
-    Of a checkpoint that is no pipeline but has a `config.json` (Open-Sora's), the class of its network.
+    For a checkpoint without one but with a `config.json` (Open-Sora), the class of its network.
 
     Raises:
-        ValueError: there is no such folder or hub id, or no class can be read from it.
+        ValueError: there is no such folder or hub id, or it names no class.
     """
     if not Path(source).exists() and (source.startswith((".", "/")) or source.count("/") != 1):
         raise ValueError(
@@ -52,30 +52,30 @@ def pipeline_class(source: str) -> str:
 
 
 def file_of(source: str, name: str) -> Path:
-    """A file of a folder, or of a hub id: then its copy in the cache; OSError if there is none."""
+    """A file in a folder, or of a hub id (downloaded to the cache); OSError if there is none."""
     return Path(source, name) if Path(source).is_dir() else Path(hf_hub_download(source, name))
 
 
 def pipeline_folder(source: str) -> str:
-    """The folder itself, or that of the hub's cache with all that the pipeline needs, which is downloaded now."""
+    """The folder itself; for a hub id, its folder in the cache after downloading what the pipeline needs."""
     try:
         return source if Path(source).is_dir() else DiffusionPipeline.download(source)
     except FAULTS as error:
-        raise ValueError(f"the model '{source}' cannot be had from the hub: {error}") from error
+        raise ValueError(f"the model '{source}' cannot be downloaded from the hub: {error}") from error
 
 
 def read_pipeline(
     source: str, dtypes: dict[str, torch.dtype], device: str, bits: Quantization = "none", offload: bool = False
 ) -> Any:
-    """The pipeline in a folder, its denoisers with their weights, its other modules empty.
+    """Load the pipeline in a folder: denoisers with their weights, other modules empty.
 
     Args:
-        dtypes: what each part is held in, by name; "" stands for all others.
-        bits: what the denoisers' weights are held in instead.
+        dtypes: dtype of each part by name; "" stands for all others.
+        bits: quantization of the denoisers.
         offload: leave the denoisers' blocks on the CPU.
 
     Raises:
-        ValueError: a part is missing or broken, or its weights are not those of its class.
+        ValueError: a part is missing or broken, or its weights do not match its class.
     """
     try:
         index: Any = DiffusionPipeline.load_config(source)
@@ -101,7 +101,7 @@ def read_pipeline(
 
 
 def class_of(library: str, name: str) -> Any:
-    """A class named in a `model_index.json`: of diffusers, of transformers, or of one of diffusers' pipelines."""
+    """A class named in a `model_index.json`, in diffusers, transformers, or one of diffusers' pipeline modules."""
     return getattr(getattr(diffusers.pipelines, library, None) or importlib.import_module(library), name)
 
 
@@ -111,7 +111,7 @@ def is_empty(part: nn.Module) -> bool:
 
 
 def empty_part(source: str, name: str, cls: Any) -> nn.Module:
-    """A part of a pipeline as its configuration has it, without memory for its weights."""
+    """A part of a pipeline built from its configuration, with weights on the meta device."""
     with init_empty_weights():
         if issubclass(cls, transformers.PreTrainedModel):
             part = cls(cls.config_class.from_pretrained(source, subfolder=name))
@@ -121,37 +121,37 @@ def empty_part(source: str, name: str, cls: Any) -> nn.Module:
 
 
 def read_part(source: str, name: str, cls: Any, dtype: torch.dtype, device: str) -> nn.Module:
-    """A part of a pipeline with its weights, which must be all and only those of its class; ValueError otherwise."""
+    """Load a part of a pipeline; ValueError unless its weights match its class exactly."""
     settings = {"subfolder": name, "dtype": dtype, "output_loading_info": True}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             part, info = cls.from_pretrained(source, **settings, device_map={"": device})
-        except NotImplementedError:  # a weight is missing and cannot be moved: read again, to learn which
+        except NotImplementedError:  # a weight is missing, which cannot be moved: load again to find out which
             part, info = cls.from_pretrained(source, **settings)
     for what in ("missing", "unexpected", "mismatched"):
         if keys := sorted(map(str, info.get(f"{what}_keys", ()))):
             more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
             raise ValueError(
-                f"{name}/ does not hold the weights of a {cls.__name__}: {what} {', '.join(keys[:3])}{more}; "
-                "download it again, or mend its config.json"
+                f"the weights in {name}/ do not match {cls.__name__}: {what} {', '.join(keys[:3])}{more}; "
+                "download it again, or correct its config.json"
             )
     return part.requires_grad_(False).eval()
 
 
 def read_denoiser(read: Callable[[str], Any], device: str, bits: Quantization, offload: bool) -> Any:
-    """A denoiser, read straight to its device, unless its weights are made smaller first or its blocks stay behind.
+    """Load a denoiser to its device, quantized or with its blocks left on the CPU if requested.
 
     Args:
-        read: gives the network on the device it is called with.
+        read: loads the network to the given device.
     """
     if offload:
-        return without_blocks(read("cpu"), device)
+        return move_without_blocks(read("cpu"), device)
     return quantize(read("cpu"), bits, device) if bits != "none" else read(device)
 
 
-def without_blocks(network: Any, device: str) -> Any:
-    """A network brought to its device but for its blocks, which stay where they are."""
+def move_without_blocks(network: Any, device: str) -> Any:
+    """Move a network to the device, except for its blocks."""
     for child in network.children():
         if not isinstance(child, nn.ModuleList):
             child.to(device)
@@ -161,7 +161,7 @@ def without_blocks(network: Any, device: str) -> Any:
 
 
 def check_files(source: str) -> None:
-    """ValueError if a safetensors file is cut short: found out now, not when its part is first used."""
+    """ValueError if a safetensors file is truncated, before its part is first used."""
     for path in sorted(Path(source).glob("*/*.safetensors")):
         try:
             with safe_open(path, "pt"):

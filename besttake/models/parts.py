@@ -1,4 +1,4 @@
-"""The parts of a pipeline: their weights are read when they are used, and dropped again where memory is scarce."""
+"""Parts of a pipeline: their weights are loaded when used, and freed afterwards if memory is scarce."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from besttake.models.loading import is_empty, read_part
 
 
 class PipelineParts:
-    """The weights of a pipeline's parts, in and out of memory.
+    """Loads and frees the weights of a pipeline's parts.
 
     Attributes:
-        folder: where the files of the parts are.
-        device: where the parts are used.
-        dtypes: dtype by part; that of "" is every other part's.
-        low_memory: whether parts are dropped after each use, and videos are encoded and decoded one by one. By default
+        folder: folder with the files of the parts.
+        device: device that the parts are used on.
+        dtypes: dtype by part; "" stands for all others.
+        low_memory: whether parts are freed after each use, and videos are encoded and decoded one by one. By default
             on every device but the CPU.
-        offload_idle: networks that are moved to the CPU when another part is read.
+        offload_idle: networks that are moved to the CPU when another part is loaded.
         tiled: whether the autoencoder works in overlapping tiles.
     """
 
@@ -37,19 +37,19 @@ class PipelineParts:
 
     @property
     def denoisers(self) -> dict[str, Any]:
-        """The networks that are trained, by their names in the pipeline."""
+        """The denoising networks, by their names in the pipeline."""
         found = (name for name in ("transformer", "transformer_2") if getattr(self.pipeline, name, None) is not None)
         return {name: getattr(self.pipeline, name) for name in found}
 
     @property
     def names(self) -> list[str]:
-        """The parts that have files beside the denoisers: encoders, tokenizers, the autoencoder, the scheduler."""
+        """The parts besides the denoisers: encoders, tokenizers, autoencoder, scheduler."""
         present = [name for name, part in self.pipeline.components.items() if part is not None]
         return sorted(set(present) - self.denoisers.keys())
 
     @contextmanager
     def using(self, *names: str) -> Iterator[None]:
-        """Within this context these parts have their weights."""
+        """Context in which these parts have their weights in memory."""
         empty = [name for name in names if is_empty(getattr(self.pipeline, name))]
         if empty:
             self.to_cpu()
@@ -81,7 +81,7 @@ class PipelineParts:
         return self.configure_vae(part) if name == "vae" else part
 
     def configure_vae(self, vae: Any) -> nn.Module:
-        """The autoencoder, with slicing and tiling switched on where they are wanted."""
+        """The autoencoder with slicing and tiling enabled if configured."""
         if self.low_memory:
             vae.enable_slicing()
         if self.tiled:
@@ -89,17 +89,17 @@ class PipelineParts:
         return vae
 
     def tile(self) -> None:
-        """Encode and decode in overlapping tiles from now on: a fraction of the memory, for faint seams."""
+        """Enable VAE tiling: far less memory, but seams may be faintly visible."""
         self.tiled = True
         self.configure_vae(self.pipeline.vae)
 
     def identity(self, *names: str) -> tuple[object, ...]:
-        """What tells these parts, with their dtypes and settings, from those of another model."""
+        """A key of these parts: it changes with their weights, dtypes and settings."""
         parts = [(name, self.dtypes.get(name, self.dtypes[""]), quick_hash(self.folder_of(name))) for name in names]
         index = Path(self.folder, "model_index.json")
         settings = content_hash(index) if index.is_file() else ""
         return self.tiled and "vae" in names, settings, parts
 
     def folder_of(self, name: str) -> Path:
-        """Where a part's files are."""
+        """The folder with a part's files."""
         return Path(self.folder, name)

@@ -1,7 +1,7 @@
-"""A model plus what is trained of it, and the reference it is held against.
+"""The policy (a model and its trained weights) and its reference model.
 
-With LoRA the base model exists once: policy and reference are two adapters on it, and predicting only changes which
-one is active. With full fine-tuning the reference is a frozen copy of the denoiser.
+With LoRA, policy and reference are two adapters on one base model, of which one is active at a time. With full
+fine-tuning the reference is a frozen copy of the denoiser.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ from besttake.runtime.memory import out_of_memory
 from besttake.types import Condition, Latent, Time
 
 HASH_PREFIX = "all-"
-"""What a signature begins with that has seen all of the weights."""
+"""Prefix of `weights_hash`, which covers all weights; `legacy_weights_hash` has none."""
 
 CHUNK = 1 << 20
-"""Bytes that are summed at once: few enough for the nearest memory of a CPU."""
+"""Bytes that are summed at once, so that they fit into a CPU's cache."""
 
 
 def weights_hash(module: nn.Module) -> str:
-    """A hash of a network's weights, all of them, the same on every device: 3 GB of them a second and core."""
+    """A hash of all weights of a network, the same on every device. Hashes 3 GB per second and core."""
     sums = [(name, checksum(weight)) for name, weight in module.state_dict().items()]
     return HASH_PREFIX + hashlib.sha256(repr(sums).encode()).hexdigest()[:16]
 
 
 def legacy_weights_hash(module: nn.Module) -> str:
-    """The `signature` of checkpoints that were written before it saw all of the weights: of every tensor's two ends."""
+    """The hash in older checkpoints, which covers only the first and last element of every tensor."""
     ends = [
         (name, part.flatten()[[0, -1]].float().tolist())
         for name, weight in module.state_dict().items()
@@ -55,13 +55,13 @@ def legacy_weights_hash(module: nn.Module) -> str:
 
 
 def checksum(tensor: Tensor) -> str:
-    """Type, shape, and two sums of all bits of a tensor: that of its 64-bit words, and that of each times its place.
+    """Fletcher's checksum modulo 2**64 of a tensor's bits, with its dtype and shape.
 
-    They are Fletcher's, modulo 2**64. Whole numbers are summed exactly, in any order, on any device.
+    Its two sums, of the 64-bit words and of the words times their positions, are exact in any order on any device.
     """
     sums = []
     for part in plain_tensors(tensor.detach()):
-        # a single number is contiguous whatever its stride, and seen as bytes only with a stride of 1
+        # a single element counts as contiguous with any stride, but can be viewed as bytes only with stride 1
         raw = part.contiguous().as_strided((part.numel(),), (1,)).view(torch.uint8)
         places = torch.arange(1, CHUNK // 8 + 1, device=part.device)
         first, second = torch.zeros(2, dtype=torch.int64, device=part.device)
@@ -76,48 +76,51 @@ def checksum(tensor: Tensor) -> str:
 
 @dataclass(frozen=True)
 class PolicyConfig:
-    """What of the model is trained."""
+    """Trained weights, and memory use."""
 
     train: Literal["lora", "full"] = "lora"
-    """What is trained: LoRA matrices, or all weights (full)."""
+    """Trained weights: LoRA matrices, or all weights (full)."""
     rank: int = 32
     """Rank of the LoRA matrices."""
     alpha: float | None = None
     """Alpha of LoRA, whose scale is alpha / rank; by default the rank."""
     ema_decay: float = 0.0
-    """EMA of the policy, which is saved and evaluated; 0 = none. The decay rises from 0: after n updates it is at most
-    (1 + n) / (10 + n)."""
+    """EMA decay of the policy; the EMA weights are saved and evaluated; 0 = no EMA. The decay warms up: after n updates
+    it is at most (1 + n) / (10 + n)."""
     gradient_checkpointing: bool = False
-    """Gradient checkpointing: less memory, a third more compute. Of each block only the input is kept."""
+    """Gradient checkpointing: less memory, a third more compute."""
     micro_batch_size: int = 0
-    """Clips of the loss in memory at once; 0 = all of a step's. More than these are predicted twice."""
+    """Clips per micro-batch of the loss; 0 = all of a step. All micro-batches but the last are predicted twice."""
     halve_on_oom: bool = True
     """Halve micro_batch_size when memory runs out, with a warning."""
     offload: bool = False
-    """Offload the frozen base below a LoRA: each block comes to the device when it is run."""
+    """Offload the frozen base below a LoRA to the CPU; each block is moved to the device when it is run."""
     reference_device: Literal["device", "cpu"] = "device"
-    """Where a full fine-tune's reference is kept. From the CPU, each block comes to the device when it is run."""
+    """Where a full fine-tune's reference is kept. With cpu, each block is moved to the device when it is run."""
 
     def __post_init__(self):
         if self.train == "full" and self.offload:
             raise ValueError("offload is for LoRA; a full fine-tune has policy.reference_device and parallel.shard")
         if self.train == "lora" and self.reference_device == "cpu":
-            raise ValueError("reference_on is for full fine-tuning; with LoRA the reference is an adapter")
+            raise ValueError(
+                "reference_device is cpu and train is lora; with LoRA the reference is only an adapter, so leave "
+                "reference_device out"
+            )
         if self.micro_batch_size < 0:
             raise ValueError(f"micro_batch_size is {self.micro_batch_size}; expected 1 or more, or 0 for all clips")
         if self.rank < 1:
-            raise ValueError(f"rank is {self.rank}; a LoRA needs a rank of at least 1")
+            raise ValueError(f"rank is {self.rank}; expected 1 or more")
         if self.alpha is not None and self.alpha <= 0:
-            raise ValueError(f"alpha is {self.alpha}; it must be positive, or left out")
+            raise ValueError(f"alpha is {self.alpha}; expected a positive number, or leave it out")
         if not 0 <= self.ema_decay < 1:
-            raise ValueError(f"ema_decay is {self.ema_decay}; a decay lies in [0, 1)")
+            raise ValueError(f"ema_decay is {self.ema_decay}; expected a decay in [0, 1)")
 
 
 def ema_decay_at(decay: float, count: int) -> float:
-    """The decay of a moving average at its `count`-th update, from 1: that of diffusers' `EMAModel`.
+    """The EMA decay at the `count`-th update (from 1), with the warm-up of diffusers' `EMAModel`.
 
-    The first update takes the weights as they are, and the decay then rises towards `decay`: after n updates it is at
-    most (1 + n) / (10 + n), so that the average is over about the last tenth of them.
+    The first update copies the weights. The decay then rises towards `decay`: after n updates it is at most
+    (1 + n) / (10 + n), so that the EMA averages about the last tenth of the updates.
     """
     return min(decay, count / (9 + count)) if count > 1 else 0.0
 
@@ -127,24 +130,24 @@ class Policy:
 
     Attributes:
         trainable: name -> parameter, all float32.
-        micro_batch_size: clips whose activations a loss may hold together; 0 = all.
-        reference: what the policy is held against; equal to the policy until the first update.
+        micro_batch_size: clips per micro-batch of the loss; 0 = all.
+        reference: the reference model; equal to the policy until the first update.
     """
 
     def __init__(self, model: VideoModel, config: PolicyConfig = PolicyConfig(), seed: int = 0):
         """
         Args:
-            model: which is changed: it gets the LoRA, or its weights are trained.
+            model: modified in place: a LoRA is added to it, or its weights are trained.
             config: by default a LoRA.
-            seed: of the LoRA's first weights.
+            seed: for the initial LoRA weights.
         """
         self.model, self.config, self.micro_batch_size, self._clips = model, config, config.micro_batch_size, 0
         denoiser, self.dtype = model.denoiser, model.pipeline.transformer.dtype
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            twin = _add_adapters(model, config) if config.train == "lora" else None
-        if twin is None:
-            reference = copy.deepcopy(denoiser)  # before it is sharded, which nothing can copy
+            reference_weights = _add_adapters(model, config) if config.train == "lora" else None
+        if reference_weights is None:
+            reference = copy.deepcopy(denoiser)  # before sharding, since sharded modules cannot be copied
             for part in (reference, denoiser):
                 split_tokens(part)
                 shard(part)
@@ -154,70 +157,71 @@ class Policy:
             self.reference: Reference = ModelReference(self, reference)
         else:
             self.trainable = {n.replace(".policy.", "."): p for n, p in denoiser.named_parameters() if ".policy." in n}
-            adapters = [*self.trainable.values(), *twin.values()]
+            adapters = [*self.trainable.values(), *reference_weights.values()]
             split_tokens(denoiser)
             offload_blocks(denoiser, str(model.device), adapters) if config.offload else shard(denoiser, adapters)
-            self.reference = AdapterReference(self, twin)
+            self.reference = AdapterReference(self, reference_weights)
         if config.gradient_checkpointing:
             for part in model.denoisers.values():
                 part.enable_gradient_checkpointing()
         self.ema = {n: p.detach().clone() for n, p in self.trainable.items()} if config.ema_decay else {}
-        self._aside: dict[str, Tensor] = {}
+        self._trained_weights: dict[str, Tensor] = {}
 
     def predict(self, x_t: Latent, t: Time, condition: Condition) -> Latent:
-        """What the policy predicts at `x_t`."""
+        """The policy's prediction at `x_t`."""
         return self.predict_by(self.model.denoiser, x_t, t, condition)
 
     def predict_by(self, denoiser: nn.Module, x_t: Latent, t: Time, condition: Condition) -> Latent:
-        """What a denoiser predicts; the float32 weights of a full fine-tune compute in what the model was read in."""
+        """A denoiser's prediction; float32 weights of a full fine-tune are autocast to the model's dtype."""
         mixed = self.config.train == "full" and self.dtype != torch.float32
         with torch.autocast(x_t.device.type, self.dtype) if mixed else nullcontext():
             return self.model.predict(denoiser, x_t, t, condition)
 
     def micro_batch(self, clips: int) -> int:
-        """How many of a loss's clips have their activations in memory together."""
+        """The size of a micro-batch for a loss of so many clips."""
         self._clips = min(self.micro_batch_size or clips, clips)
         return self._clips
 
     @property
     def can_halve(self) -> bool:
-        """Whether fewer clips at once can and may be tried, should memory run out."""
+        """Whether the micro-batch may be halved if memory runs out."""
         return self.config.halve_on_oom and self._clips > 1 and is_single_process()
 
     def oom_micro_batch(self, error: BaseException) -> int:
-        """How many clips were at once, if memory has run out, and fewer can and may be tried; else 0."""
+        """The current micro-batch size, if `error` is out-of-memory and it may be halved; else 0."""
         return self._clips if self.can_halve and out_of_memory(error) else 0
 
     @torch.no_grad()
     def update_ema(self, updates: int) -> None:
-        """One step of the moving average, in float32, after so many updates of the weights."""
+        """Update the EMA weights, in float32, after the `updates`-th update."""
         decay = ema_decay_at(self.config.ema_decay, updates)
         for name, kept in self.ema.items():
             kept.lerp_(self.trainable[name].detach(), 1 - decay)
 
     @contextmanager
     def ema_weights(self) -> Iterator[None]:
-        """Within this context the policy's weights are their moving average, if one is kept."""
-        self._aside = {name: parameter.detach().clone() for name, parameter in self.trainable.items() if self.ema}
+        """Context in which the policy has its EMA weights, if there are any."""
+        self._trained_weights = {
+            name: parameter.detach().clone() for name, parameter in self.trainable.items() if self.ema
+        }
         try:
             _copy(self.ema, self.trainable)
             yield
         finally:
-            _copy(self._aside, self.trainable)
-            self._aside = {}
+            _copy(self._trained_weights, self.trainable)
+            self._trained_weights = {}
 
     @property
     def current(self) -> Mapping[str, Tensor]:
-        """The weights as training has left them, while they are `averaged`, too."""
-        return self._aside or self.trainable
+        """The trained weights, also within `ema_weights`."""
+        return self._trained_weights or self.trainable
 
     @contextmanager
     @torch.no_grad()
     def merged(self) -> Iterator[None]:
-        """Within this context a LoRA is part of the base's own weights: to sample then costs what the base model does.
+        """Context in which the LoRA is merged into the base weights, so that sampling is as fast as the base model.
 
-        Afterwards the weights are what they were, to the bit. A base in fewer bits would round the sum, and a sharded
-        one is nowhere whole: they are left as they are.
+        Afterwards the weights are restored, to the bit. A base that is not float32, or is sharded, is not merged.
         """
         layers: list[Any] = list(_adapter_layers(self.model.denoiser)) if self.config.train == "lora" else []
         weights = [layer.get_base_layer().weight for layer in layers]
@@ -235,7 +239,7 @@ class Policy:
                 layer._disable_adapters = False
 
     def save(self, folder: Path) -> None:
-        """Write what was trained as users load it: for `pipe.load_lora_weights(folder)`, or `folder/transformer`."""
+        """Save the trained weights: for `pipe.load_lora_weights(folder)`, or in full as `folder/transformer`."""
         with self.ema_weights():
             if self.config.train == "full":
                 for name, denoiser in self.model.denoisers.items():
@@ -258,12 +262,12 @@ class Policy:
 
 @dataclass(frozen=True)
 class UntrainedPolicy:
-    """A model as it is, where a policy is sampled from."""
+    """A model without training, with the sampling interface of `Policy`."""
 
     model: VideoModel
 
     def predict(self, x_t: Latent, t: Time, condition: Condition) -> Latent:
-        """What the model predicts at `x_t`."""
+        """The model's prediction at `x_t`."""
         return self.model.predict(self.model.denoiser, x_t, t, condition)
 
     def merged(self) -> AbstractContextManager:
@@ -272,11 +276,11 @@ class UntrainedPolicy:
 
 
 class Reference(ABC):
-    """The frozen side of DPO.
+    """The reference model of DPO.
 
     Attributes:
-        weights: what a checkpoint keeps of it, by the names of `trainable`.
-        networks: those that are its own, and on the device.
+        weights: weights saved in checkpoints, by the names of `Policy.trainable`.
+        networks: networks of its own on the device.
     """
 
     policy: Policy
@@ -285,27 +289,27 @@ class Reference(ABC):
 
     @abstractmethod
     def predict(self, x_t: Latent, t: Time, condition: Condition) -> Latent:
-        """What the reference predicts at `x_t`; never carries a gradient."""
+        """The reference's prediction at `x_t`, without gradient."""
 
     def refresh(self) -> None:
-        """Become the current policy: OnlineVPO's curriculum preference update (section 3.3)."""
+        """Copy the current policy: OnlineVPO's curriculum preference update (section 3.3)."""
         _copy(self.policy.trainable, self.weights)
         self.weights_changed()
 
     @torch.no_grad()
     def ema(self, decay: float) -> None:
-        """theta_ref <- decay theta_ref + (1 - decay) theta (RealDPO), in float32: in bfloat16 .999 rounds away."""
+        """theta_ref <- decay theta_ref + (1 - decay) theta (RealDPO), in float32: in bfloat16 .999 rounds to 1."""
         for name, weight in self.weights.items():
             weight.lerp_(self.policy.trainable[name].detach().to(weight.device), 1 - decay)
         self.weights_changed()
 
     @abstractmethod
     def weights_changed(self) -> None:
-        """Take notice that `weights` have changed."""
+        """Must be called after `weights` have changed."""
 
 
 class AdapterReference(Reference):
-    """The reference of a LoRA: a second adapter on the same base or, until it first moves, the base alone."""
+    """The reference of a LoRA: a second adapter on the same base or, until its first change, the base alone."""
 
     def __init__(self, policy: Policy, weights: Mapping[str, Tensor]):
         self.policy, self.weights, self._adapter = policy, weights, ""
@@ -324,10 +328,10 @@ class AdapterReference(Reference):
 
 
 class ModelReference(Reference):
-    """The reference of a full fine-tune: a frozen copy, its blocks' matrices in the dtype that is computed in.
+    """The reference of a full fine-tune: a frozen copy, the linear layers of its blocks in the compute dtype.
 
-    The policy's float32 weights are rounded to that dtype in every pass, so the two predict alike to the bit, and the
-    copy takes half the memory. `weights` are then a float32 copy on the CPU, where a moving average can be kept.
+    Autocast rounds the policy's float32 weights to that dtype, so equal weights give bit-identical predictions, and the
+    copy takes half the memory. `weights` are then a float32 copy on the CPU, which the EMA needs.
     """
 
     def __init__(self, policy: Policy, denoiser: Any):
@@ -340,9 +344,9 @@ class ModelReference(Reference):
                 module for part in experts_of(denoiser) for block in blocks(part) for module in block.modules()
             ):
                 if isinstance(module, nn.Linear):
-                    module.to(policy.dtype)  # as autocast does; what stands before the blocks looks at its own dtype
+                    module.to(policy.dtype)  # as autocast does; layers outside the blocks depend on their own dtype
         if policy.config.reference_device == "cpu":
-            self._keep_on_cpu()
+            self._offload_to_cpu()
         else:
             self.networks = experts_of(denoiser)
 
@@ -354,33 +358,35 @@ class ModelReference(Reference):
         if self.weights is not self._held:
             _copy(self.weights, self._held)
 
-    def _keep_on_cpu(self) -> None:
+    def _offload_to_cpu(self) -> None:
         device = self.policy.model.device
         for part in experts_of(self.denoiser):
             apply_group_offloading(part, device, num_blocks_per_group=1, use_stream=device.type == "cuda")
 
 
 def _add_adapters(model: VideoModel, config: PolicyConfig) -> dict[str, nn.Parameter]:
-    """Add the adapters `policy` and `reference` to the denoiser, equal and without effect; the reference's weights."""
+    """Add equal adapters `policy` and `reference`, initially without effect. Returns the reference's weights."""
     denoiser = model.denoiser
     alpha: Any = config.alpha or config.rank  # PEFT takes fractions, though its annotation does not
     lora = LoraConfig(r=config.rank, lora_alpha=alpha, target_modules=list(model.lora_targets))
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Already found a `peft_config` attribute")  # two adapters are what we want
-        warnings.filterwarnings("ignore", "TorchaoLoraLinear was instantiated")  # it could not be merged, and is not
+        warnings.filterwarnings("ignore", "Already found a `peft_config` attribute")  # two adapters are intended
+        warnings.filterwarnings("ignore", "TorchaoLoraLinear was instantiated")  # it cannot be merged, and is not
         for adapter, part in itertools.product(("reference", "policy"), model.denoisers.values()):
             part.add_adapter(copy.deepcopy(lora), adapter_name=adapter)
     named = dict(denoiser.named_parameters())
-    twin = {n.replace(".reference.", "."): p for n, p in named.items() if ".reference." in n}
-    if not twin:
-        raise ValueError(f"{model.source} has no module named like {', '.join(model.lora_targets)} to adapt")
+    reference = {n.replace(".reference.", "."): p for n, p in named.items() if ".reference." in n}
+    if not reference:
+        raise ValueError(
+            f"{model.source} has no modules named {', '.join(model.lora_targets)} to adapt; mend `lora_targets`"
+        )
     for name, parameter in named.items():
         if ".policy." in name or ".reference." in name:
             parameter.data = parameter.data.to(model.device, torch.float32)
         parameter.requires_grad_(".policy." in name)
-    _copy({n.replace(".policy.", "."): p for n, p in named.items() if ".policy." in n}, twin)
+    _copy({n.replace(".policy.", "."): p for n, p in named.items() if ".policy." in n}, reference)
     _activate(denoiser, "policy")
-    return twin
+    return reference
 
 
 def _adapter_layers(denoiser: nn.Module) -> list[BaseTunerLayer]:
@@ -388,7 +394,7 @@ def _adapter_layers(denoiser: nn.Module) -> list[BaseTunerLayer]:
 
 
 def _activate(denoiser: nn.Module, adapter: str) -> None:
-    """Make one adapter, or "" for none, the active one and no more: PEFT's own `set_adapter` also toggles gradients."""
+    """Activate one adapter ("" = none). Unlike PEFT's `set_adapter`, this leaves `requires_grad` alone."""
     for layer in _adapter_layers(denoiser):
         layer._active_adapter, layer._disable_adapters = [adapter or "policy"], not adapter
 

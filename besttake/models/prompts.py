@@ -1,4 +1,4 @@
-"""Prompts of a model: checked, embedded, and their embeddings kept in memory and on disk."""
+"""Prompts of a model: checks, text embeddings, and their cache in memory and on disk."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MOST_NAMED = 20
-"""Unknown words that a warning names."""
+"""Unknown words that a warning lists at most."""
 
 IN_MEMORY = 512
-"""Prompts whose text embeddings are kept in the CPU's memory."""
+"""Number of prompts whose text embeddings are kept in RAM."""
 
 
 class PromptEncoder:
     """Turns prompts into conditions of a model.
 
     Attributes:
-        cache: where text embeddings are kept from run to run; None = nowhere.
+        cache: on-disk cache of text embeddings; None = no cache.
     """
 
     def __init__(self, model: VideoModel):
@@ -58,7 +58,7 @@ class PromptEncoder:
         return condition
 
     def text(self, prompts: Sequence[str]) -> Condition:
-        """Text embeddings, encoded one by one, so that none depends on the others; the last `IN_MEMORY` are kept."""
+        """Text embeddings. Prompts are encoded one by one, so that none depends on the others."""
         texts = {str(prompt): self._texts.get(str(prompt)) or self._cached(str(prompt)) for prompt in prompts}
         if not all(texts.values()):
             with self.model.using(*self.model.text_parts):
@@ -72,9 +72,9 @@ class PromptEncoder:
         return {name: torch.cat([row[name].to(self.model.device) for row in rows]) for name in rows[0]}
 
     def prepare(self, prompts: Sequence[str]) -> None:
-        """Check prompts and, if there is a cache, embed them all, so that the text encoder is read only once.
+        """Check prompts and, if there is a cache, embed them all, so that the text encoder is loaded only once.
 
-        All processes call this together.
+        All processes must call this.
         """
         with raise_on_all():
             self.check_all(prompts)
@@ -95,14 +95,15 @@ class PromptEncoder:
         return fine
 
     def check(self, prompt: str) -> None:
-        """ValueError if a prompt is empty, has more tokens than the text encoder reads, or lacks its first frame."""
+        """ValueError if a prompt is empty, has more tokens than the text encoder accepts, or lacks its first frame."""
         longest = self.model.longest_prompt()
         if not prompt.strip():
             raise ValueError("a prompt is empty; every prompt needs at least one word")
         tokens = self.model.count_tokens(prompt)
         if tokens > longest:
             raise ValueError(
-                f"the prompt '{prompt[:60]}...' has {tokens} tokens; {self.model.source} reads {longest}: shorten it"
+                f"the prompt '{prompt[:60]}...' has {tokens} tokens, but {self.model.source} accepts {longest}: "
+                "shorten it"
             )
         self._check_first_frame(prompt)
 
@@ -110,7 +111,7 @@ class PromptEncoder:
         """The words of a prompt that the tokenizer has no token for."""
         tokenizer = self.model.pipeline.tokenizer
         unknown = getattr(tokenizer, "unk_token_id", None)
-        if unknown is None or unknown == tokenizer.eos_token_id:  # as CLIP has it, whose tokens spell every word
+        if unknown is None or unknown == tokenizer.eos_token_id:  # CLIP, whose tokens cover every word
             return []
         return [word for word in prompt.split() if unknown in tokenizer(word).input_ids]
 
@@ -130,14 +131,14 @@ class PromptEncoder:
         return "text", self._text_identity, self.model.longest_prompt(), prompt
 
     def _warn_of_unknown_words(self, prompts: Sequence[str]) -> None:
-        """Name, once, the words that have no token: the model has never seen them."""
+        """Warn once of words without a token."""
         new = [str(prompt) for prompt in dict.fromkeys(prompts) if str(prompt) not in self._checked]
         self._checked.update(new)
         found = {prompt: words for prompt in new if (words := self.unknown_words(prompt))}
         if words := sorted({word for unknown in found.values() for word in unknown} - self._unknown):
             self._unknown.update(words)
             log.warning(
-                "%s has never seen the words %s%s, in %d of %d prompts: to it they are all the same",
+                "%s has no tokens for the words %s%s, in %d of %d prompts, and cannot tell them apart",
                 self.model.source,
                 ", ".join(words[:MOST_NAMED]),
                 f" and {len(words) - MOST_NAMED} others" if len(words) > MOST_NAMED else "",
@@ -153,9 +154,9 @@ class PromptEncoder:
                 'prompts as a .jsonl of {"prompt": ..., "first_frame": "image.png"}'
             )
         if frame is not None and not model.accepts_first_frame:
-            raise ValueError(f"{model.source} takes no first frame; the prompt '{prompt[:60]}' has {frame}")
+            raise ValueError(f"{model.source} accepts no first frame, but the prompt '{prompt[:60]}' has {frame}")
         if frame is not None and frame not in self._readable_frames:
             if not Path(frame).is_file():
                 raise ValueError(f"the first frame {frame} of the prompt '{prompt[:60]}' is not a file")
-            read_frame(frame, (8, 8))  # an unreadable one is found out now, not in the middle of a run
+            read_frame(frame, (8, 8))  # fails now, not in the middle of a run
             self._readable_frames.add(frame)

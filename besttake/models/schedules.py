@@ -1,7 +1,7 @@
-"""The two noise processes of video diffusion: v-prediction DDPM and rectified flow, one class each.
+"""Noise schedules of video diffusion: v-prediction DDPM and rectified flow.
 
-Both follow one convention: `x_t = alpha(t) x_0 + sigma(t) noise` with t = 0 data and t = 1 noise. Sampling and
-training share the schedule, so that rollouts and losses cannot disagree about it.
+Both use `x_t = alpha(t) x_0 + sigma(t) noise`, where t = 0 is data and t = 1 noise. Sampling and training share the
+schedule.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ from besttake.types import Latent, Time
 
 
 class Schedule(ABC):
-    """A noise process together with what its network regresses."""
+    """A noise process and the prediction target of its network."""
 
     @abstractmethod
     def alpha_sigma(self, t: Time) -> tuple[Time, Time]:
-        """Scale of the data and of the noise at time `t`, each of shape (b,), float32."""
+        """Scales of data and noise at time `t`, float32 (b,) each."""
 
     @abstractmethod
     def target(self, x_0: Latent, noise: Latent, t: Time) -> Latent:
-        """What the network should predict at time `t`."""
+        """The prediction target of the network at time `t`."""
 
     @abstractmethod
     def split(self, prediction: Latent, x_t: Latent, t: Time) -> tuple[Latent, Latent]:
-        """The (x_0, noise) that a prediction at `x_t` stands for."""
+        """The (x_0, noise) that a prediction at `x_t` implies."""
 
     @abstractmethod
     def times(self, u: Tensor, low: float = 0.0, high: float = 1.0) -> Time:
-        """Training times in [low, high] for numbers `u` in [0, 1): uniform ones give this schedule's distribution.
+        """Training times in [low, high] as quantiles `u` in [0, 1) of this schedule's distribution.
 
         Raises:
             ValueError: there are no training times in [low, high].
@@ -40,14 +40,14 @@ class Schedule(ABC):
 
     @abstractmethod
     def timestep(self, t: Time) -> Tensor:
-        """The number the network is given for time `t`."""
+        """The network's timestep input for time `t`."""
 
     @abstractmethod
     def time(self, timestep: Tensor) -> Time:
-        """The time a sampler's timestep stands for: the inverse of `timestep`."""
+        """The time of a sampler's timestep: the inverse of `timestep`."""
 
     def sample_times(self, n: int, generator: torch.Generator, low: float = 0.0, high: float = 1.0) -> Time:
-        """`n` random training times in [low, high]; ValueError if there are none there."""
+        """`n` random training times in [low, high]; ValueError if there are none in that range."""
         return self.times(torch.rand(n, generator=generator), low, high)
 
     def add_noise(self, x_0: Latent, noise: Latent, t: Time) -> Latent:
@@ -57,9 +57,9 @@ class Schedule(ABC):
 
 
 class VPrediction(Schedule):
-    """Variance-preserving DDPM whose network predicts v = alpha noise - sigma x_0 (Salimans and Ho 2022, section 4).
+    """Variance-preserving DDPM with v-prediction, v = alpha noise - sigma x_0 (Salimans and Ho 2022, section 4).
 
-    Time is discrete: t = (k + 1) / K stands for timestep k of K, t = 0 for clean data.
+    Time is discrete: t = (k + 1) / K is timestep k of K, t = 0 is clean data.
 
     Args:
         alphas_cumprod: (K,) products of the alphas, ending in 0 for zero terminal SNR (Lin et al. 2024).
@@ -104,7 +104,7 @@ class RectifiedFlow(Schedule):
     """Straight paths x_t = (1 - t) x_0 + t noise; the network predicts the velocity noise - x_0 (Liu et al. 2022).
 
     Args:
-        shift: training times are u -> shift u / (1 + (shift - 1) u) of uniform u, more noise for larger values.
+        shift: training times are shift u / (1 + (shift - 1) u) for uniform u; larger = more noise.
         scale: the network's timestep is `scale * t`.
         to_data: the network predicts x_0 - noise instead (Open-Sora, Mochi).
         backwards: the network's timestep is `scale * (1 - t)` instead (Mochi).
@@ -145,5 +145,5 @@ class RectifiedFlow(Schedule):
 
 
 def like(scale: Time, x: Tensor) -> Tensor:
-    """(b,) -> (b, 1, 1, ...), to multiply `x` with."""
+    """Reshape (b,) to (b, 1, 1, ...), so that it broadcasts with `x`."""
     return scale.to(x.device).view(-1, *[1] * (x.ndim - 1))

@@ -1,7 +1,7 @@
-"""Weights that several processes hold between them, by FSDP2; and the tokens of clips, by diffusers.
+"""Weights sharded over processes by FSDP2, and tokens of clips split over processes by diffusers.
 
-With LoRA the frozen base is sharded, and the adapters, which are small, stay whole on every process; with full
-fine-tuning everything is. A tensor that is sharded is a `DTensor`, whose own part is this process's.
+With LoRA the frozen base is sharded, and the small adapters are replicated; with full fine-tuning everything is
+sharded. A sharded tensor is a `DTensor`, whose local part belongs to this process.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from besttake.runtime.distributed import context_mesh, local_mesh, shard_mesh
 
 
 def shard(denoiser: nn.Module, whole: Iterable[nn.Parameter] = ()) -> None:
-    """Shard a denoiser (of two experts, both) if `parallel.shard` asks for it.
+    """Shard a denoiser (both experts, if there are two) if `parallel.shard` is set.
 
-    Each block's weights come together when it is run and go again after it; gradients are summed, not averaged.
+    Each block's weights are gathered when it is run and freed after it; gradients are summed, not averaged.
 
     Args:
-        whole: parameters that stay whole on every process.
+        whole: parameters that are replicated instead.
     """
     mesh = shard_mesh()
     if mesh is None:
         return
     for part in experts_of(denoiser):
         for module in (*blocks(part), part):
-            # kept together after a forward pass, weights would be those of before the next refresh, or average
+            # weights kept gathered after a forward pass would be stale after a refresh or an EMA update
             fully_shard(module, mesh=mesh, reshard_after_forward=True, ignored_params=set(whole))
         for module in part.modules():
             if isinstance(module, FSDPModule):
@@ -45,9 +45,9 @@ def shard(denoiser: nn.Module, whole: Iterable[nn.Parameter] = ()) -> None:
 
 
 def split_tokens(denoiser: nn.Module) -> None:
-    """Have each of `parallel.context` processes run a denoiser on its stretch of a clip's tokens.
+    """Context parallelism: each of `parallel.context` processes runs a denoiser on a part of a clip's tokens.
 
-    In attention, each has some of the heads of all tokens instead (Ulysses, arXiv 2309.14509).
+    In attention, each has some heads of all tokens instead (Ulysses, arXiv 2309.14509).
     """
     mesh = context_mesh()
     if mesh is None:
@@ -57,21 +57,20 @@ def split_tokens(denoiser: nn.Module) -> None:
 
 
 def check_tokens(model: VideoModel, sizes: Iterable[Size]) -> None:
-    """ValueError unless `parallel.context` processes can have clips of such sizes together."""
+    """ValueError unless clips of such sizes can be split among `parallel.context` processes."""
     mesh = context_mesh()
     if mesh is None:
         return
     among, heads = mesh["ulysses"].size(), getattr(model.pipeline.transformer.config, "num_attention_heads", 1)
     if not torch.accelerator.device_count():
-        raise ValueError(f"parallel.context is {among}, and diffusers splits tokens on GPUs only; set it to 1")
+        raise ValueError(f"parallel.context is {among}, but diffusers splits tokens on GPUs only; set it to 1")
     if heads % among:
         raise ValueError(f"parallel.context is {among}, but {model.source} has {heads} attention heads; set a divisor")
     for size in sizes:
         tokens = model.tokens(*size)
         if tokens is None:
             raise ValueError(
-                f"parallel.context is {among}, but {model.source} cannot run on a part of a clip's tokens: "
-                "Wan's models can; set it to 1"
+                f"parallel.context is {among}, but {model.source} does not support it (Wan models do); set it to 1"
             )
         if tokens % among:
             raise ValueError(
@@ -81,9 +80,9 @@ def check_tokens(model: VideoModel, sizes: Iterable[Size]) -> None:
 
 
 def offload_blocks(denoiser: nn.Module, device: str, whole: Iterable[nn.Parameter]) -> None:
-    """Keep a denoiser's blocks on the CPU: each comes to the device to be run, forward and backward, and goes again.
+    """Keep a denoiser's blocks on the CPU, and move each to the device when it is run, forward and backward.
 
-    To FSDP2 that is a sharded network whose one process holds its part elsewhere.
+    This uses FSDP2 with a single process and CPU offloading.
 
     Args:
         whole: parameters that stay on the device.
@@ -97,9 +96,9 @@ def offload_blocks(denoiser: nn.Module, device: str, whole: Iterable[nn.Paramete
 
 @contextmanager
 def reshard_after_recompute(denoiser: nn.Module) -> Iterator[None]:
-    """Within this context a block's weights go again when it was run, in a forward pass within a backward one too.
+    """Context in which a block's weights are freed after its forward pass, even within a backward pass.
 
-    FSDP2 takes such a pass for that of a checkpointed block, and keeps the weights until the block goes backward.
+    FSDP2 treats such a forward pass as the recomputation of a checkpointed block, and keeps the weights for it.
     """
     hooks = [
         block.register_forward_hook(lambda block, *_: block.reshard())
@@ -114,14 +113,14 @@ def reshard_after_recompute(denoiser: nn.Module) -> Iterator[None]:
 
 
 def reset_after_failure(denoiser: nn.Module) -> None:
-    """Have blocks that the CPU keeps be ready to run again, after a pass that failed half-way."""
+    """Reset offloaded blocks after a forward or backward pass that has failed."""
     for block in denoiser.modules():
-        if isinstance(block, FSDPModule) and block._get_fsdp_state()._is_root:  # one that has been run before
+        if isinstance(block, FSDPModule) and block._get_fsdp_state()._is_root:  # True once it has been run
             block.reset_iter_state()
 
 
 def experts_of(denoiser: Any) -> list[Any]:
-    """The networks of a denoiser: of two experts, both."""
+    """The networks of a denoiser: one, or two experts."""
     return list(denoiser.values()) if isinstance(denoiser, nn.ModuleDict) else [denoiser]
 
 
@@ -130,14 +129,14 @@ def is_sharded(tensor: Tensor) -> bool:
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
-    """All of a tensor, on every process."""
+    """The full tensor, on every process."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def find_non_finite(tensors: Mapping[str, Tensor]) -> str | None:
-    """The name of the first tensor that holds an infinity or NaN, in what this process has of it; None if all is well.
+    """The name of the first tensor with an infinity or NaN in this process's part; None if there is none.
 
-    One pass, and one word from the device: the largest of all numbers is finite only if all of them are.
+    One reduction and one transfer from the device: the maximum norm of all is finite only if every element is.
     """
     own = {name: tensor.to_local() if isinstance(tensor, DTensor) else tensor for name, tensor in tensors.items()}
     own = {name: tensor.detach() for name, tensor in own.items() if tensor.is_floating_point() and tensor.numel()}
@@ -147,7 +146,7 @@ def find_non_finite(tensors: Mapping[str, Tensor]) -> str | None:
 
 
 def gather_weights(denoiser: Any) -> Any:
-    """A denoiser whose weights are whole, on the CPU of process 0; on the others they are missing. Else the same."""
+    """A copy of a sharded denoiser with its full weights on process 0's CPU, none on the others; otherwise itself."""
     if not any(is_sharded(weight) for weight in denoiser.parameters()):
         return denoiser
     weights = get_model_state_dict(denoiser, options=StateDictOptions(full_state_dict=True, cpu_offload=True))

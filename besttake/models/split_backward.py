@@ -1,6 +1,6 @@
-"""Policy and reference on the clips of a loss, a micro-batch at a time: the *split backward*.
+"""Predictions of policy and reference in micro-batches, with a backward pass that recomputes: the *split backward*.
 
-Micro-batches are half as large from where memory runs out, going forward or backward.
+If memory runs out in the forward or backward pass, the micro-batch size is halved.
 """
 
 from __future__ import annotations
@@ -24,27 +24,27 @@ log = logging.getLogger(__name__)
 
 
 def predict_both(policy: Policy, x_t: Latent, t: Time, condition: Condition) -> tuple[Latent, Latent]:
-    """What policy and reference predict, float32, of `policy.micro_batch_size` clips at a time: the *split backward*.
+    """Predictions of policy and reference in float32, `policy.micro_batch_size` clips at a time.
 
-    No part but the last keeps what its backward pass needs: when the loss says what each clip's error weighs, the last
-    part goes backward first, and every other is then predicted once more and goes backward alone. Activations never
-    take more memory than those of one part, at the cost of one forward pass more for each part but one.
+    Only the last micro-batch keeps its activations. The backward pass begins with it; every other micro-batch is
+    predicted once more, then back-propagated. Activations never take more memory than one micro-batch, at the cost of
+    one more forward pass for each micro-batch but one.
 
-    Where memory runs out, going forward or backward, that is done again with half as many clips at once.
+    If memory runs out in the forward or backward pass, it is repeated with half the micro-batch size.
     """
     policy.model.parts.to_device()
 
     def predict() -> tuple[Latent, Latent]:
         size = policy.micro_batch(len(x_t))
         reference = [policy.reference.predict(*part).float() for part in _parts(size, x_t, t, condition)]
-        wanted = torch.empty(0, requires_grad=torch.is_grad_enabled())  # nothing else that goes in has a gradient
+        wanted = torch.empty(0, requires_grad=torch.is_grad_enabled())  # autograd needs an input with a gradient
         return _SplitBackward.apply(policy, x_t, t, condition, wanted), torch.cat(reference)
 
-    return _in_the_memory_there_is(policy, predict)
+    return _halving_on_oom(policy, predict)
 
 
 class _SplitBackward(torch.autograd.Function):
-    """The policy's predictions. Their backward pass adds to the gradients of the weights by itself, part by part."""
+    """The policy's predictions. The backward pass accumulates weight gradients itself, one micro-batch at a time."""
 
     @staticmethod
     def forward(ctx: Any, policy: Policy, x_t: Latent, t: Time, condition: Condition, wanted: Tensor) -> Latent:
@@ -61,22 +61,22 @@ class _SplitBackward(torch.autograd.Function):
         policy = ctx.policy
 
         def go_back() -> None:
-            held, ctx.held = ctx.held, None  # of what has failed, nothing is kept
+            held, ctx.held = ctx.held, None  # freed if this fails
             size = policy.micro_batch(len(gradient))
             parts = list(zip(_parts(size, *ctx.seen), gradient.split(size), strict=True))
-            with _as_before_if_it_fails(policy.trainable.values()) if policy.can_halve else nullcontext():
+            with _restore_gradients_on_error(policy.trainable.values()) if policy.can_halve else nullcontext():
                 if held is not None and len(held) == len(parts[-1][1]):
                     torch.autograd.backward(held, parts.pop()[1])
                 held = None
                 for part, upstream in reversed(parts):
                     recompute(policy, part, upstream)
 
-        _in_the_memory_there_is(policy, go_back)
+        _halving_on_oom(policy, go_back)
         return None, None, None, None, None
 
 
 def recompute(policy: Policy, part: tuple[Latent, Time, Condition], upstream: Tensor) -> None:
-    """Predict a part's clips once more, and add to the gradients of the weights what follows from that of these."""
+    """Predict a micro-batch again, and back-propagate `upstream`, the gradient of its prediction."""
     with torch.enable_grad(), reshard_after_recompute(policy.model.denoiser):
         prediction = policy.predict(*part).float()
     torch.autograd.backward(prediction, upstream)
@@ -87,8 +87,8 @@ def _parts(size: int, x_t: Latent, t: Time, condition: Condition) -> list[tuple[
     return [(x_t[part], t[part], {name: value[part] for name, value in condition.items()}) for part in slices]
 
 
-def _in_the_memory_there_is(policy: Policy, work: Callable[[], T]) -> T:
-    """What `work` gives; where memory runs out, it is done again with half as many clips at once, from then on."""
+def _halving_on_oom(policy: Policy, work: Callable[[], T]) -> T:
+    """The result of `work`; if memory runs out, it is repeated with half the micro-batch size."""
     try:
         return work()
     except (RuntimeError, MemoryError) as error:
@@ -97,23 +97,23 @@ def _in_the_memory_there_is(policy: Policy, work: Callable[[], T]) -> T:
             raise
         free_memory(error)
     reset_after_failure(policy.model.denoiser)
-    _drop_what_is_queued(policy.model.device)
+    _clear_autograd_queue(policy.model.device)
     policy.micro_batch_size = clips // 2
-    log.warning("memory has run out with %d clips of the loss at once: from now on %d", clips, clips // 2)
-    return _in_the_memory_there_is(policy, work)
+    log.warning("out of memory with a micro-batch of %d clips: policy.micro_batch_size is now %d", clips, clips // 2)
+    return _halving_on_oom(policy, work)
 
 
-def _drop_what_is_queued(device: torch.device) -> None:
-    """Have PyTorch's engine drop what it had still to do when a backward pass within another failed, and its memory.
+def _clear_autograd_queue(device: torch.device) -> None:
+    """Clear the queue of PyTorch's autograd engine, and its memory, after a nested backward pass has failed.
 
-    It looks through its queue whenever there is a backward pass to do, however small.
+    The engine clears it at the start of any backward pass.
     """
     torch.zeros((), device=device, requires_grad=True).backward()
 
 
 @contextmanager
-def _as_before_if_it_fails(weights: Iterable[Tensor]) -> Iterator[None]:
-    """Put the weights' gradients, sums of earlier losses perhaps, back to what they were if the work within fails."""
+def _restore_gradients_on_error(weights: Iterable[Tensor]) -> Iterator[None]:
+    """Context that restores the weights' accumulated gradients if it fails."""
     before = [(weight, None if weight.grad is None else weight.grad.clone()) for weight in weights]
     try:
         yield

@@ -1,7 +1,7 @@
-"""What a recipe will cost, before there are weights or a graphics card: memory, arithmetic, seconds, hours.
+"""Cost of a recipe on a graphics card: memory, FLOPs, seconds and hours, without weights or the card.
 
-`steps` runs the library's own code on a fake device (`fake_device`), on models made from their configurations
-(`skeletons`), under a meter (`meter`); `advice` does so again with other settings. Nothing here is a table of results.
+`steps` runs the library's own code on a fake device (`fake_device`), with models made from their configurations
+(`skeletons`), under a meter (`meter`); `advice` repeats that with other settings. No result is hard-coded.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from besttake.data.real import find_clips
 from besttake.plan.advice import Advice, advise
 from besttake.plan.cards import Card, find_card
-from besttake.plan.critics import unasked
+from besttake.plan.critics import uncounted_critics
 from besttake.plan.measured import measure_step
 from besttake.plan.meter import Phase, Throughput
 from besttake.plan.steps import STEP, measure, peak_phase
@@ -28,16 +28,16 @@ __all__ = ["Plan", "PlanConfig", "make_plan"]
 
 @dataclass(frozen=True)
 class PlanConfig:
-    """What the recipe is planned for; the recipe's own flags may follow."""
+    """Plan the cost of a recipe on a card. The recipe's own flags may follow."""
 
     card: str = "H100"
     """Card to plan for; `besttake plan` lists them."""
     gpus: int = 1
-    """Number of cards, which share every step's samples and clips."""
+    """Number of cards; each step's samples and clips are split among them."""
     efficiency: float = 0.5
-    """Share of the card's published rate that matrix products reach."""
+    """Fraction of the card's published FLOP/s that matrix products reach."""
     reserve: float = 1.5
-    """Memory in GiB that is not for tensors: CUDA's own, and gaps between allocations."""
+    """Memory in GiB not available to tensors: the CUDA context and fragmentation."""
     measure: bool = False
     """Also run one real step on this machine, with random weights."""
     json: bool = False
@@ -45,7 +45,7 @@ class PlanConfig:
 
     def __post_init__(self):
         require(self.gpus >= 1, "gpus", self.gpus, "1 or more")
-        require(0 < self.efficiency <= 1, "efficiency", self.efficiency, "a share in (0, 1]")
+        require(0 < self.efficiency <= 1, "efficiency", self.efficiency, "a fraction in (0, 1]")
         require(self.reserve >= 0, "reserve", self.reserve, "GiB, 0 or more")
 
 
@@ -53,12 +53,12 @@ class PlanConfig:
 class Plan:
     """
     Attributes:
-        room: bytes for tensors on the card.
-        phases: of the first card, by name: those of a step, then what is done beside.
-        hours: of all cards' time together, by what they do.
-        advice: what makes it fit, where it does not.
-        measured: the phases of one real step on this machine, if that was asked for.
-        uncounted: critics whose work is not in it; their weights are.
+        room: bytes available to tensors on the card.
+        phases: of the first card, by name: those of a training step, then encoding, validation and evaluation.
+        hours: GPU-hours of all cards together, by activity.
+        advice: settings that make it fit, if it does not.
+        measured: phases of one real step on this machine, if `PlanConfig.measure` is set.
+        uncounted: critics whose weights are counted, but not their compute.
     """
 
     card: Card
@@ -72,12 +72,12 @@ class Plan:
 
     @property
     def peak(self) -> Phase:
-        """The phase that takes the most memory."""
+        """The phase with the highest peak memory."""
         return peak_phase(self.phases)
 
     @property
     def step(self) -> float:
-        """Seconds of a step."""
+        """Seconds per training step."""
         return sum(phase.seconds for name, phase in self.phases.items() if name in STEP)
 
 
@@ -93,11 +93,11 @@ def make_plan(config: Any, settings: PlanConfig) -> Plan:
     advice = advise(config, phases, room, throughput, gpus)
     device = torch.device(find_device(config.device))
     measured = measure_step(config, throughput, device) if settings.measure else {}
-    return Plan(card, gpus, room, phases, hours(config, phases, gpus), advice, unasked(config), measured)
+    return Plan(card, gpus, room, phases, hours(config, phases, gpus), advice, uncounted_critics(config), measured)
 
 
 def hours(config: Any, phases: dict[str, Phase], gpus: int) -> dict[str, float]:
-    """Hours of all cards together; what only the first does counts once."""
+    """GPU-hours of all cards together, by activity."""
     algorithm = importlib.import_module(type(config).__module__)
     clips = _clips(config)
     per_step = next((getattr(config, name) for name in vars(config) if name.endswith("_per_step")), 1)
@@ -117,7 +117,7 @@ def hours(config: Any, phases: dict[str, Phase], gpus: int) -> dict[str, float]:
 
 
 def _clips(config: Any) -> float:
-    """Real clips of a recipe; 0 if it trains on none, and infinitely many if they are not at hand."""
+    """Number of real clips of a recipe; 0 if it uses none, infinity if they are not available."""
     if not hasattr(config, "clips_per_step"):
         return 0.0
     try:

@@ -1,4 +1,4 @@
-"""Which switch to turn where a recipe does not fit, each tried out: the cheapest first."""
+"""Which settings make a recipe fit: each is tried out, the cheapest first."""
 
 from __future__ import annotations
 
@@ -9,28 +9,28 @@ from besttake.plan.meter import Phase, Throughput
 from besttake.plan.steps import PARTS, measure, peak_phase
 
 SWITCHES = (
-    ("policy.gradient_checkpointing", True, {"train"}),  # a third more arithmetic
-    ("policy.micro_batch_size", 1, {"train"}),  # a forward pass more for each clip but the last
+    ("policy.gradient_checkpointing", True, {"train"}),  # a third more FLOPs
+    ("policy.micro_batch_size", 1, {"train"}),  # one more forward pass for each clip but the last
     ("rollout.batch", 1, {"sample", "decode"}),
     ("validation.rollout.batch", 1, {"validate"}),
-    ("offload_idle", True, {"weights", "trained weights", "reference", "critics"}),  # two moves a step
+    ("offload_idle", True, {"weights", "trained weights", "reference", "critics"}),  # two transfers per step
     ("optim.use_8bit_adam", True, {"optimizer"}),
     ("quantize", "int8", {"weights"}),
     ("tiling", True, {"encode", "sample", "decode", "validate", "evaluate"}),  # faint seams
     ("quantize", "nf4", {"weights"}),
-    ("policy.reference_device", "cpu", {"reference"}),  # its blocks come over for every pass
+    ("policy.reference_device", "cpu", {"reference"}),  # its blocks are transferred for every pass
     ("policy.train", "lora", {"trained weights", "reference", "optimizer", "gradients"}),
-    ("policy.offload", True, {"weights"}),  # so do the base's
+    ("policy.offload", True, {"weights"}),  # the same for the base's blocks
 )
-"""Settings that save memory, by what they cost; and the parts of a recipe, or the owners, that they spare."""
+"""Settings that save memory, cheapest first, each with the phases or memory owners that it reduces."""
 
 WORTH = 0.99
-"""A switch is turned if it leaves no more than this share of the peak."""
+"""A setting is recommended if it reduces the peak to at most this fraction."""
 
 
 @dataclass(frozen=True)
 class Advice:
-    """A setting to turn, those before it being turned already, and the peak in bytes that it leads to."""
+    """A setting to change, in addition to those before it in the list, and the resulting peak in bytes."""
 
     setting: str
     value: Any
@@ -38,7 +38,7 @@ class Advice:
 
 
 def advise(config: Any, phases: dict[str, Phase], room: float, pace: Throughput, gpus: int = 1) -> list[Advice]:
-    """What to turn until the recipe fits; nothing if it does as it is."""
+    """The settings to change until the recipe fits; empty if it fits as it is."""
     found: list[Advice] = []
     for setting, value, where in SWITCHES:
         peak = peak_phase(phases)
@@ -49,7 +49,7 @@ def advise(config: Any, phases: dict[str, Phase], room: float, pace: Throughput,
             continue
         try:
             turned = with_setting(config, setting, value)
-        except ValueError:  # such as fewer bits for weights that are trained
+        except ValueError:  # an invalid combination, such as quantized weights that are trained
             continue
         if turned == config:
             continue

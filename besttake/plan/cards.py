@@ -1,4 +1,4 @@
-"""Graphics cards by their makers' data sheets: dense rates without sparsity, in TFLOP/s; memory in GiB."""
+"""Graphics cards according to their data sheets: dense TFLOP/s (no sparsity), memory in GiB."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Card:
-    """What a card can do at best.
+    """Published peak rates of a card.
 
     Attributes:
         memory: GiB.
-        half: TFLOP/s of matrix products in bfloat16 with float32 sums.
-        tensor32: TFLOP/s of convolutions in float32, which PyTorch lets run in TF32.
-        single: TFLOP/s of all other work in float32.
-        bandwidth: TB/s between memory and processors.
+        half: TFLOP/s of matrix products in bfloat16 with float32 accumulation.
+        tensor32: TFLOP/s of float32 convolutions, which PyTorch runs in TF32.
+        single: TFLOP/s of all other float32 operations.
+        bandwidth: memory bandwidth in TB/s.
     """
 
     name: str
@@ -46,14 +46,14 @@ CARDS = {
 
 
 def find_card(name: str) -> Card:
-    """A card by its name, or by a part that no other's has, however it is spelt; ValueError if there is none."""
-    asked = _plain(name)
-    alike = [card for card in CARDS.values() if asked in _plain(card.name)]
-    exact = [card for card in alike if asked == _plain(card.name)]
-    if len(exact or alike) == 1:
-        return (exact or alike)[0]
-    known = ", ".join(card.name for card in alike or CARDS.values())
-    raise ValueError(f"there {'are several cards' if alike else 'is no card'} '{name}'; give one of {known}")
+    """A card by its name or an unambiguous part of it, ignoring case and punctuation; ValueError if there is none."""
+    wanted = _plain(name)
+    matches = [card for card in CARDS.values() if wanted in _plain(card.name)]
+    exact = [card for card in matches if wanted == _plain(card.name)]
+    if len(exact or matches) == 1:
+        return (exact or matches)[0]
+    known = ", ".join(card.name for card in matches or CARDS.values())
+    raise ValueError(f"there {'are several cards' if matches else 'is no card'} '{name}'; give one of {known}")
 
 
 def _plain(name: str) -> str:

@@ -1,4 +1,4 @@
-"""Critics on the fake device: those that are arithmetic are run; of networks, the published size counts."""
+"""Critics on the fake device: analytic critics are run; of networks only the published size is counted."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ Claim = Callable[[str, Iterable[Tensor]], None]
 
 
 class Critics:
-    """Critics on the recipe's own card: what it is trained on ("score"), and what validates it ("validate")."""
+    """The recipe's critics that run on its own card: those it trains on ("score") and those of "validate"."""
 
     def __init__(self, config: Any, device: torch.device, claim: Claim):
         self.device, self.claim = device, claim
-        self.names = {"score": _trained_on(config), "validate": _validating(config)}
-        networks = unasked(config)
-        self.loaded = {part: _loaded(names, networks, device) for part, names in self.names.items()}
+        self.names = {"score": _training_critics(config), "validate": _validation_critics(config)}
+        networks = uncounted_critics(config)
+        self.loaded = {part: _load_all(names, networks, device) for part, names in self.names.items()}
         self.resident = [] if config.offload_idle else self._weights(chain(*self.names.values()))
 
-    def ask(self, part: str, videos: Video, prompts: Sequence[str], fps: float) -> None:
-        """Score videos, those of this process's shard of the prompts."""
+    def score(self, part: str, videos: Video, prompts: Sequence[str], fps: float) -> None:
+        """Score videos of this process's shard of the prompts."""
         weights = self.resident or self._weights(self.names[part])
         mine = [prompts[row] for row in shard_rows(len(prompts))]
         for critic in self.loaded[part]:
@@ -38,16 +38,16 @@ class Critics:
         del weights
 
     def _weights(self, names: Iterable[str]) -> list[Tensor]:
-        """Memory of the published sizes; a critic that does both is there twice."""
+        """Allocate the published sizes; a critic in both parts is counted twice."""
         sizes = [int(card_of(name).memory * 1e9) for name in names]
         weights = [torch.empty(size, dtype=torch.uint8, device=self.device) for size in sizes]
         self.claim("critics", weights)
         return weights
 
 
-def unasked(config: Any) -> list[str]:
-    """Critics whose work is not counted, since their networks are not here."""
-    return sorted({name for name in (*_trained_on(config), *_validating(config)) if card_of(name).memory})
+def uncounted_critics(config: Any) -> list[str]:
+    """Critics whose compute is not counted, since their networks are not run."""
+    return sorted({name for name in (*_training_critics(config), *_validation_critics(config)) if card_of(name).memory})
 
 
 def card_of(name: str) -> CriticCard:
@@ -60,27 +60,27 @@ def card_of(name: str) -> CriticCard:
     return next(card for card in found if isinstance(card, CriticCard))
 
 
-def _trained_on(config: Any) -> list[str]:
-    return _here(config.reward.chosen, config.reward.judges) if hasattr(config, "reward") else []
+def _training_critics(config: Any) -> list[str]:
+    return _shipped(config.reward.chosen, config.reward.judges) if hasattr(config, "reward") else []
 
 
-def _validating(config: Any) -> list[str]:
-    return _here(config.validation.critics(embedded_family(str(config.data)))) if config.validation.every else []
+def _validation_critics(config: Any) -> list[str]:
+    return _shipped(config.validation.critics(embedded_family(str(config.data)))) if config.validation.every else []
 
 
-def _here(names: Iterable[str], judges: Iterable[str] = ()) -> list[str]:
-    """Those that are no servers, no judges behind an endpoint, and no files of somebody's own."""
-    elsewhere = (*judges, *judge_names())
-    there = [name for name in names if name not in elsewhere and "/" not in name and not name.endswith(".yaml")]
-    return [name for name in there if not is_users(name)]
+def _shipped(names: Iterable[str], judges: Iterable[str] = ()) -> list[str]:
+    """The shipped critics among them: no servers, no judges, no files of the user's own."""
+    remote = (*judges, *judge_names())
+    local = [name for name in names if name not in remote and "/" not in name and not name.endswith(".yaml")]
+    return [name for name in local if not is_users(name)]
 
 
-def _loaded(names: Iterable[str], without: Iterable[str], device: torch.device) -> list[Reward]:
-    return [_brought(name, device) for name in names if name not in without]
+def _load_all(names: Iterable[str], without: Iterable[str], device: torch.device) -> list[Reward]:
+    return [_load(name, device) for name in names if name not in without]
 
 
-def _brought(name: str, device: torch.device) -> Reward:
-    """A critic whose weights, if it has any, come with the package."""
+def _load(name: str, device: torch.device) -> Reward:
+    """Load a critic whose weights, if any, are part of the package, onto the fake device."""
     with real_device():
         critic = load_reward(name)
     for part, value in vars(critic).items():

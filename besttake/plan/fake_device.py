@@ -1,7 +1,7 @@
-"""A card that is not there: tensors without memory, on which the library's own code runs as it would on a real one.
+"""A fake graphics card: the library's own code runs on it with tensors that take no memory.
 
-Every tensor is fake (PyTorch's `FakeTensorMode`): it has a shape, a dtype and a device, and no numbers. Small ones keep
-their numbers all the same, since samplers look their timesteps up and text encoders their padding.
+Every tensor is fake (PyTorch's `FakeTensorMode`): it has a shape, a dtype and a device, but no values. Small tensors
+keep their values nevertheless, since samplers look up timesteps and text encoders look up padding.
 """
 
 from __future__ import annotations
@@ -19,33 +19,33 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 CARD = torch.device("cpu", 1)
-"""The card: a second CPU, which no machine has. It needs no driver, and is still another device than the host's."""
+"""The fake card: a second CPU device. It needs no driver, and differs from the host's device."""
 
 SMALL = 2**15
-"""Tensors of up to so many numbers keep them."""
+"""Tensors of up to so many elements keep their values."""
 
 aten = torch.ops.aten
-SHAPED_BY_NUMBERS = {aten.nonzero.default, aten._local_scalar_dense.default, aten.masked_select.default}
-"""Operations whose result's shape, or whose result, is a matter of the numbers."""
+DATA_DEPENDENT = {aten.nonzero.default, aten._local_scalar_dense.default, aten.masked_select.default}
+"""Operations whose result, or its shape, depends on the values."""
 
-OF_NETWORKS = {aten.convolution.default, aten.native_group_norm.default}
-"""Operations whose numbers nobody asks for, and whose kernels lay them out in another way than is foreseen."""
+NEVER_COMPUTED = {aten.convolution.default, aten.native_group_norm.default}
+"""Operations whose values are never needed, and whose real kernels give other memory layouts than the fake ones."""
 
 
 @contextmanager
 def fake_device() -> Iterator[None]:
-    """Within this context no tensor takes memory, and CARD is there."""
+    """Context in which tensors take no memory and CARD exists."""
     fakes = _Fakes(allow_non_fake_inputs=True)
-    with fakes, _SmallOnesKnown(fakes), AsReal():
+    with fakes, _SmallTensorValues(fakes), FakeTensorPatches():
         yield
 
 
 real_device = _disable_current_modes
-"""Within this context tensors are what they are elsewhere."""
+"""Context in which tensors are real, within `fake_device`."""
 
 
-def known(tensor: Tensor) -> Tensor | None:
-    """The numbers of a tensor, on the CPU, if it has any."""
+def known_values(tensor: Tensor) -> Tensor | None:
+    """The values of a tensor, on the CPU, if they are known."""
     if isinstance(tensor, FakeTensor):
         held = getattr(tensor, "held", None)
         return held and held.numbers
@@ -53,35 +53,36 @@ def known(tensor: Tensor) -> Tensor | None:
 
 
 @dataclass
-class _Held:
-    """The numbers of a small fake tensor, which it carries with it."""
+class _Values:
+    """The values of a small fake tensor, stored as its attribute `held`."""
 
     numbers: Tensor
 
-    def __deepcopy__(self, memo: dict) -> _Held:
+    def __deepcopy__(self, memo: dict) -> _Values:
         with real_device():
-            return _Held(self.numbers.clone())
+            return _Values(self.numbers.clone())
 
 
 class _Fakes(FakeTensorMode):
-    """PyTorch's mode, in which modules can be moved and copied as elsewhere."""
+    """`FakeTensorMode` in which modules can be moved and copied."""
 
     def __init__(self, **settings: Any):
         super().__init__(**settings)
-        # Its notes are weak references to tensors, which `module.to` takes for somebody's interest in them.
+        # Its memo holds weak references to tensors, which make `module.to` fail.
         self.fake_tensor_converter.set_tensor_memo = lambda tensor, fake: None  # type: ignore[method-assign, assignment]
 
     def __deepcopy__(self, memo: dict) -> _Fakes:
-        return self  # a tensor's copy is of the same mode
+        return self  # a copied tensor keeps its mode
 
 
 SET_DATA: Any = Tensor.data.__set__  # type: ignore[attr-defined]
 
 
-class AsReal(TorchFunctionMode):
-    """Has fake tensors do what they leave undone.
+class FakeTensorPatches(TorchFunctionMode):
+    """Adds what fake tensors lack.
 
-    `tensor.data = other` brings a device and numbers, `tensor.numpy()` an array; `torch.tensor` knows a second CPU.
+    `tensor.data = other` also changes the device and the values; `tensor.numpy()` gives an array of zeros;
+    `torch.tensor` can create tensors on CARD.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -90,8 +91,8 @@ class AsReal(TorchFunctionMode):
                 return torch.zeros(args[0].shape, dtype=args[0].dtype).numpy()
         kwargs = kwargs or {}
         if func == torch.tensor and kwargs.get("device") == CARD:
-            there = func(*args, **kwargs | {"device": "cpu"})
-            return torch.empty(there.shape, dtype=there.dtype, device=CARD).copy_(there)
+            on_cpu = func(*args, **kwargs | {"device": "cpu"})
+            return torch.empty(on_cpu.shape, dtype=on_cpu.dtype, device=CARD).copy_(on_cpu)
         out = func(*args, **kwargs)
         if func == SET_DATA and isinstance(args[0], FakeTensor) and isinstance(args[1], FakeTensor):
             args[0].fake_device = args[1].fake_device
@@ -99,8 +100,8 @@ class AsReal(TorchFunctionMode):
         return out
 
 
-class _SmallOnesKnown(TorchDispatchMode):
-    """Does small operations on known numbers for real, beside the fake ones."""
+class _SmallTensorValues(TorchDispatchMode):
+    """Also runs small operations on known values for real, so that the result's values are known."""
 
     def __init__(self, fakes: FakeTensorMode):
         super().__init__()
@@ -108,7 +109,7 @@ class _SmallOnesKnown(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func.namespace == "prim":  # what device?
+        if func.namespace == "prim":  # a query of the device
             return func(*args, **kwargs)
         if func is aten.index.Tensor:
             args = args[0], [place for index in args[1] for place in self._places(index)]
@@ -116,17 +117,17 @@ class _SmallOnesKnown(TorchDispatchMode):
         for leaf in leaves:
             if isinstance(leaf, FakeTensor):
                 leaf.constant = None  # PyTorch's own note of a single number, which would stay on the host
-        numbers = [known(leaf) for leaf in leaves]
-        computable = func not in OF_NETWORKS and all(number is not None for number in numbers)
-        if func in SHAPED_BY_NUMBERS:
+        numbers = [known_values(leaf) for leaf in leaves]
+        computable = func not in NEVER_COMPUTED and all(number is not None for number in numbers)
+        if func in DATA_DEPENDENT:
             return self._shaped(func, args, kwargs, leaves, computable)
         out = func(*args, **kwargs)
         results = [leaf for leaf in tree_leaves(out) if isinstance(leaf, FakeTensor)]
-        touched = results or (leaves if func._schema.is_mutable else [])  # what works on lists in place returns nothing
+        touched = results or (leaves if func._schema.is_mutable else [])  # in-place operations on lists return nothing
         if touched and computable and all(leaf.numel() <= SMALL for leaf in touched):
-            real = [leaf for leaf in tree_leaves(_really(func, args, kwargs)) if isinstance(leaf, Tensor)]
+            real = [leaf for leaf in tree_leaves(_compute(func, args, kwargs)) if isinstance(leaf, Tensor)]
             for result, number in zip(results, real, strict=True):
-                result.held = _Held(number)  # type: ignore[attr-defined]
+                result.held = _Values(number)  # type: ignore[attr-defined]
         elif func._schema.is_mutable:
             for leaf in touched:
                 leaf.held = None  # type: ignore[attr-defined]
@@ -134,13 +135,13 @@ class _SmallOnesKnown(TorchDispatchMode):
 
     def _shaped(self, func: Any, args: Any, kwargs: Any, leaves: list[Tensor], computable: bool) -> Any:
         if not computable:
-            raise NotImplementedError(f"{func} asks for numbers that are not known before there are weights")
-        real = _really(func, args, kwargs)
+            raise NotImplementedError(f"{func} needs values, which are unknown on a fake device")
+        real = _compute(func, args, kwargs)
         return self._fake(real, leaves[0].device) if isinstance(real, Tensor) else real
 
     def _places(self, index: Any) -> list[Any]:
-        """An index; a mask as the places where it is true, of which there is a known number."""
-        if not isinstance(index, Tensor) or index.dtype != torch.bool or (mask := known(index)) is None:
+        """An index; a mask with known values as the indices where it is true."""
+        if not isinstance(index, Tensor) or index.dtype != torch.bool or (mask := known_values(index)) is None:
             return [index]
         with unset_fake_temporarily():
             places = mask.nonzero().unbind(1)
@@ -149,13 +150,13 @@ class _SmallOnesKnown(TorchDispatchMode):
     def _fake(self, real: Tensor, device: torch.device) -> Tensor:
         with self.fakes:
             fake = torch.empty(real.shape, dtype=real.dtype, device=device)
-        fake.held = _Held(real)  # type: ignore[attr-defined]
+        fake.held = _Values(real)  # type: ignore[attr-defined]
         return fake
 
 
-def _really(func: Any, args: Any, kwargs: Any) -> Any:
-    """What an operation gives for known numbers, on the CPU."""
-    args, kwargs = tree_map_only(Tensor, known, (args, kwargs))
+def _compute(func: Any, args: Any, kwargs: Any) -> Any:
+    """The real result of an operation on known values, on the CPU."""
+    args, kwargs = tree_map_only(Tensor, known_values, (args, kwargs))
     kwargs = {name: value for name, value in kwargs.items() if name not in ("device", "pin_memory")}
     with unset_fake_temporarily():
         return func(*args, **kwargs)

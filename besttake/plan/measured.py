@@ -1,6 +1,6 @@
-"""One real step of a recipe on this machine, with random weights, beside what the plan says of it.
+"""One real step of a recipe on this machine, with random weights, to compare with the plan.
 
-On a GPU time and memory are the card's own; on a CPU memory is counted by a `Meter`, and time is not measured.
+On a GPU time and memory are measured; on a CPU memory is counted by a `Meter`, and time is not measured.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from besttake.plan.meter import Meter, Phase, Throughput
 from besttake.plan.steps import Step, black_picture
 
 RANDOM = ("weights", "autoencoder", "text encoder")
-"""Owners of what is given random numbers: what was in memory before might not stay finite."""
+"""Owners whose memory is filled with random numbers, since uninitialised values might not stay finite."""
 
 
 def measure_step(config: Any, throughput: Throughput, device: torch.device) -> dict[str, Phase]:
-    """The phases of the recipe's second step; in the first, kernels are chosen.
+    """The phases of the recipe's second step; the first is a warm-up.
 
     Raises:
-        ValueError: the model cannot be had, or cannot sample the size.
+        ValueError: the model is not available, or cannot sample the size.
     """
     clock: Any = Clock(device) if device.type == "cuda" else FullMeter(device, throughput)
     with nullcontext() if device.type == "cuda" else clock:
@@ -36,13 +36,13 @@ def measure_step(config: Any, throughput: Throughput, device: torch.device) -> d
             step.step()
     if device.type != "cuda":
         for phase in clock.phases.values():
-            phase.seconds = math.nan  # those of a card, by the meter
+            phase.seconds = math.nan  # the meter's are estimates for a card
     return dict(clock.phases)
 
 
 @torch.no_grad()
 def fill(tensors: Iterable[Tensor]) -> None:
-    """Give weights small random numbers, so that activations stay finite; quantized ones keep what they have."""
+    """Fill weights with small random numbers, so that activations stay finite; quantized ones are left as they are."""
     for tensor in tensors:
         if tensor.is_floating_point() and not hasattr(tensor, "__tensor_flatten__"):
             tensor.normal_(std=0.02)
@@ -54,19 +54,19 @@ def randomise(name: str, part: nn.Module) -> None:
 
 
 class Clock:
-    """What a `Meter` is to a fake device: time and memory of a GPU, by phase."""
+    """Measures time and memory of a real GPU by phase, with the interface of `Meter`."""
 
     def __init__(self, device: torch.device):
         self.device, self.phases = device, dict[str, Phase]()
         self._within, self._began = [Phase("")], time.perf_counter()
 
-    def again(self) -> None:
-        """Forget the phases so far."""
+    def reset(self) -> None:
+        """Clear the phases measured so far."""
         self.phases.clear()
 
     @contextmanager
     def phase(self, name: str) -> Iterator[Phase]:
-        """What happens within counts for this phase, and not for one around it."""
+        """Context whose operations count towards this phase, not towards an enclosing one."""
         self._lap()
         self._within.append(self.phases.setdefault(name, Phase(name)))
         try:
@@ -76,16 +76,16 @@ class Clock:
             self._within.pop()
 
     def claim(self, owner: str, tensors: Any) -> None:
-        """Whose memory it is cannot be seen."""
+        """Owners are not measured on a GPU."""
         if owner in RANDOM:
             fill(tensors)
 
-    def once(self, work: Callable[..., Any], phase: str = "") -> Callable[..., Any]:
-        """The same function, every call of which is run."""
-        return _every_time(self, work, phase)
+    def memoize(self, work: Callable[..., Any], phase: str = "") -> Callable[..., Any]:
+        """`work` without memoization: every call is run."""
+        return _unmemoized(self, work, phase)
 
     def _lap(self) -> None:
-        """Add what has passed since the last lap to the phase that it was in."""
+        """Add the time since the last lap to the current phase."""
         torch.cuda.synchronize(self.device)
         now, phase = time.perf_counter(), self._within[-1]
         phase.seconds += now - self._began
@@ -95,10 +95,10 @@ class Clock:
 
 
 class FullMeter(Meter):
-    """A meter under which everything is run that a plan runs once."""
+    """A `Meter` without memoization: every call is run."""
 
-    def once(self, work: Callable[..., Any], phase: str = "") -> Callable[..., Any]:
-        return _every_time(self, work, phase)
+    def memoize(self, work: Callable[..., Any], phase: str = "") -> Callable[..., Any]:
+        return _unmemoized(self, work, phase)
 
     def claim(self, owner: str, tensors: Any) -> None:
         tensors = list(tensors)
@@ -107,7 +107,7 @@ class FullMeter(Meter):
         super().claim(owner, tensors)
 
 
-def _every_time(meter: Any, work: Callable[..., Any], phase: str) -> Callable[..., Any]:
+def _unmemoized(meter: Any, work: Callable[..., Any], phase: str) -> Callable[..., Any]:
     def run(*args: Any, **kwargs: Any) -> Any:
         with meter.phase(phase) if phase else nullcontext():
             return work(*args, **kwargs)

@@ -1,7 +1,7 @@
-"""What running code costs: floating-point operations, seconds on a card, and memory by owner, phase by phase.
+"""Meter of running code: FLOPs, seconds on a card, and memory by owner, for each phase.
 
-Every operation passes here on its way. Its result is memory from then on until nobody holds it any more; its time is
-that of its arithmetic or that of reading and writing its tensors, whichever is longer.
+It is a dispatch mode that sees every operation. A result counts as memory until its storage is freed. An operation's
+time is that of its FLOPs or of its memory traffic, whichever is longer (a roofline model).
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ from besttake.plan.cards import Card
 
 aten = torch.ops.aten
 
-REST = "activations"
-"""The owner of what nobody has claimed: what a network computes on its way."""
+UNCLAIMED = "activations"
+"""Owner of all memory that is not claimed: intermediate results."""
 
 
 @dataclass
 class Phase:
-    """A part of a step.
+    """Cost of a part of a step.
 
     Attributes:
-        name: what it is called.
-        flops: floating-point operations, a multiply-add being two.
-        seconds: on the card.
-        peak: bytes at the fullest moment; `owners` tells whose they were.
+        flops: floating-point operations; a multiply-add counts as two.
+        seconds: time on the card.
+        peak: peak memory in bytes.
+        owners: the peak memory by owner.
     """
 
     name: str
@@ -52,11 +52,11 @@ class Phase:
 
 @dataclass(frozen=True)
 class Throughput:
-    """How fast a card is thought to be.
+    """Assumed speed of a card.
 
     Attributes:
-        efficiency: share of the published rate that arithmetic reaches.
-        bandwidth: share of the published bandwidth that reading and writing reach.
+        efficiency: fraction of the published FLOP/s that is reached.
+        bandwidth: fraction of the published memory bandwidth that is reached.
     """
 
     card: Card
@@ -64,57 +64,58 @@ class Throughput:
     bandwidth: float = 0.8
 
     def seconds(self, flops: float, nbytes: float, rate: float) -> float:
-        """
+        """Time of an operation.
+
         Args:
-            rate: TFLOP/s, as published.
+            rate: published TFLOP/s.
         """
         arithmetic = flops / (rate * 1e12 * self.efficiency)
         return max(arithmetic, nbytes / (self.card.bandwidth * 1e12 * self.bandwidth))
 
     def rate(self, func: Any, dtype: torch.dtype) -> float:
-        """TFLOP/s, as published, of an operation on tensors of a dtype."""
+        """Published TFLOP/s of an operation on tensors of a dtype."""
         if dtype != torch.float32:
             return self.card.half
         return self.card.tensor32 if "convolution" in str(func) else self.card.single
 
 
 class Meter(TorchDispatchMode):
-    """Within this context every operation on `device` is measured."""
+    """Context in which every operation on `device` is measured."""
 
     def __init__(self, device: torch.device, pace: Throughput):
         super().__init__()
-        self.device, self.pace = device, pace
+        self.device, self.throughput = device, pace
         self.phases: dict[str, Phase] = {}
         self.live: Counter[str] = Counter()
-        self._held: dict[int, _Held] = {}
+        self._held: dict[int, _Allocation] = {}
         self._within = [Phase("")]
 
     @contextmanager
     def phase(self, name: str) -> Iterator[Phase]:
-        """What happens within counts for this phase, and not for one around it."""
+        """Context whose operations count towards this phase, not towards an enclosing one."""
         with self._into(self.phases.setdefault(name, Phase(name))) as phase:
             yield phase
 
-    def again(self) -> None:
-        """Forget the phases so far; what is in memory stays."""
+    def reset(self) -> None:
+        """Clear the phases measured so far; allocated memory stays allocated."""
         self.phases.clear()
 
     def claim(self, owner: str, tensors: Iterable[Tensor]) -> None:
-        """From now on the memory of these tensors belongs to `owner`."""
-        for tensor in filter(self._is_here, itertools.chain.from_iterable(map(plain_tensors, tensors))):
-            self._note(tensor)
+        """Assign the memory of these tensors to `owner`."""
+        for tensor in filter(self._is_on_device, itertools.chain.from_iterable(map(plain_tensors, tensors))):
+            self._track(tensor)
             held = self._held[tensor.untyped_storage()._cdata]
             self.live[held.owner] -= held.size
             self.live[owner] += held.size
             held.owner = owner
 
-    def once(self, work: Callable[..., Any], phase: str = "") -> Callable[..., Any]:
-        """The same function, but of calls that differ in no shape only the first is run; the others cost as much.
+    def memoize(self, work: Callable[..., Any], phase: str = "") -> Callable[..., Any]:
+        """Memoize `work`: of calls with equal shapes only the first is run, and its cost charged for the others.
 
-        Calls that carry gradients are all run.
+        Calls with gradients enabled are always run.
 
         Args:
-            phase: what the work counts for; by default what it is called in.
+            phase: phase that the work counts towards; by default the current one.
         """
         seen: dict[Any, tuple[Phase, Counter[str], Any]] = {}
 
@@ -123,32 +124,32 @@ class Meter(TorchDispatchMode):
             if torch.is_grad_enabled():
                 return work(*args, **kwargs)
             with self.phase(phase) if phase else nullcontext():
-                key = self._within[-1].name, str(tree_map(_look, (args, kwargs)))
+                key = self._within[-1].name, str(tree_map(_spec, (args, kwargs)))
                 if key in seen:
                     cost, extra, out = seen[key]
                     now = self.live.copy()
                     now.update(extra)
                     self._charge(cost, now)
-                    with self._into(Phase("")):  # writing it is charged already
-                        out = tree_map_only(_Look, _Look.again, out)
-                    self._mark(self.live)
+                    with self._into(Phase("")):  # already charged
+                        out = tree_map_only(_TensorSpec, _TensorSpec.reset, out)
+                    self._update_peak(self.live)
                     return out
                 before = self.live.copy()
                 with self._into(Phase(self._within[-1].name)) as cost:
                     out = work(*args, **kwargs)
                 extra = cost.owners.copy()
                 extra.subtract(before)
-                seen[key] = cost, extra, tree_map_only(Tensor, _look, out)
+                seen[key] = cost, extra, tree_map_only(Tensor, _spec, out)
                 self._charge(cost, cost.owners)
                 return out
 
         return replayed
 
     @contextmanager
-    def until_saved(self) -> Iterator[None]:
-        """What is done within, after the last tensor that is kept for a gradient, costs nothing.
+    def free_after_last_saved(self) -> Iterator[None]:
+        """Context whose operations after the last tensor saved for backward are free.
 
-        A checkpointed forward that is run once more stops there.
+        There the recomputed forward of a checkpointed block stops.
         """
         phase = self._within[-1]
         cost = phase.flops, phase.seconds
@@ -163,33 +164,33 @@ class Meter(TorchDispatchMode):
         phase.flops, phase.seconds = cost
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if not PLAIN.issuperset(types):  # of a quantized weight: what it does to its own parts comes by here next
+        if not PLAIN.issuperset(types):  # a quantized weight, whose inner operations are dispatched here next
             return NotImplemented
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
-        results = [leaf for leaf in tree_leaves(out) if self._is_here(leaf)]
+        results = [leaf for leaf in tree_leaves(out) if self._is_on_device(leaf)]
         if results and not func.is_view:
             self._work(func, args, kwargs, out, results)
             for result in results:
-                self._note(result)
+                self._track(result)
         return out
 
     @contextmanager
     def _into(self, phase: Phase) -> Iterator[Phase]:
         self._within.append(phase)
-        self._mark(self.live)
+        self._update_peak(self.live)
         try:
             yield phase
         finally:
             self._within.pop()
 
     def _charge(self, cost: Phase, fullest: Counter[str]) -> None:
-        """Add work that was measured apart, at whose fullest moment memory was this."""
+        """Add a separately measured cost, with this memory at its peak."""
         phase = self._within[-1]
         phase.flops, phase.seconds = phase.flops + cost.flops, phase.seconds + cost.seconds
-        self._mark(fullest)
+        self._update_peak(fullest)
 
-    def _mark(self, owners: Counter[str]) -> None:
+    def _update_peak(self, owners: Counter[str]) -> None:
         phase, total = self._within[-1], owners.total()
         if total > phase.peak:
             phase.peak, phase.owners = total, owners.copy()
@@ -197,23 +198,23 @@ class Meter(TorchDispatchMode):
     def _work(self, func: Any, args: Any, kwargs: Any, out: Any, results: Sequence[Tensor]) -> None:
         formula = FORMULAS.get(func._overloadpacket)
         flops = formula(*args, **kwargs, out_val=out) if formula else 0
-        nbytes = sum(leaf.nbytes for leaf in (*tree_leaves((args, kwargs)), *results) if self._is_here(leaf))
+        nbytes = sum(leaf.nbytes for leaf in (*tree_leaves((args, kwargs)), *results) if self._is_on_device(leaf))
         phase = self._within[-1]
         phase.flops += flops
-        phase.seconds += self.pace.seconds(flops, nbytes, self.pace.rate(func, results[0].dtype))
+        phase.seconds += self.throughput.seconds(flops, nbytes, self.throughput.rate(func, results[0].dtype))
 
-    def _is_here(self, leaf: Any) -> bool:
+    def _is_on_device(self, leaf: Any) -> bool:
         device = leaf.fake_device if isinstance(leaf, FakeTensor) else getattr(leaf, "device", None)
         return device == self.device and isinstance(leaf, Tensor) and not hasattr(leaf, "__tensor_flatten__")
 
-    def _note(self, tensor: Tensor) -> None:
-        """Count a tensor's memory until nobody holds it."""
+    def _track(self, tensor: Tensor) -> None:
+        """Count a tensor's memory until its storage is freed."""
         storage = tensor.untyped_storage()
         key, size = storage._cdata, storage.nbytes()
         if key not in self._held:
-            self._held[key] = _Held(REST, size, weakref.ref(storage, lambda _: self._free(key)))
-            self.live[REST] += size
-            self._mark(self.live)
+            self._held[key] = _Allocation(UNCLAIMED, size, weakref.ref(storage, lambda _: self._free(key)))
+            self.live[UNCLAIMED] += size
+            self._update_peak(self.live)
 
     def _free(self, key: int) -> None:
         held = self._held.pop(key)
@@ -221,33 +222,33 @@ class Meter(TorchDispatchMode):
 
 
 @dataclass
-class _Held:
+class _Allocation:
     owner: str
     size: int
     until: weakref.ref
 
 
 @dataclass(frozen=True)
-class _Look:
-    """All that a cost depends on of a tensor."""
+class _TensorSpec:
+    """The properties of a tensor that a cost depends on."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
     device: torch.device
 
-    def again(self) -> Tensor:
+    def reset(self) -> Tensor:
         return torch.ones(self.shape, dtype=self.dtype, device=self.device)
 
 
 def adapter(network: nn.Module) -> Any:
-    """Which LoRA is at work in a network, if one is."""
+    """The active LoRA adapter of a network, if there is one."""
     layer = next((part for part in network.modules() if isinstance(part, BaseTunerLayer)), None)
     return layer and (layer._active_adapter, layer._disable_adapters)
 
 
-def _look(leaf: Any) -> Any:
+def _spec(leaf: Any) -> Any:
     if isinstance(leaf, Tensor):
-        return _Look(tuple(leaf.shape), leaf.dtype, leaf.device)
+        return _TensorSpec(tuple(leaf.shape), leaf.dtype, leaf.device)
     if isinstance(leaf, nn.Module):
         return id(leaf), adapter(leaf)
     return type(leaf) if isinstance(leaf, str | torch.Generator) else leaf
@@ -266,6 +267,6 @@ FORMULAS: dict[Any, Callable[..., float]] = {
     aten._scaled_dot_product_flash_attention_for_cpu: _attention,
     aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
 }
-"""PyTorch's own, and those of its fused attention on a CPU, which it leaves out."""
+"""FLOP formulas of PyTorch, and of its fused CPU attention, which it lacks."""
 
 PLAIN = {Tensor, nn.Parameter, nn.Buffer, FakeTensor}

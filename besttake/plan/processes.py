@@ -1,4 +1,4 @@
-"""The first of several processes on a fake device: what the others would send is made up."""
+"""A fake process group: this process is the first of several, and collectives return made-up data."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ FSDP = "torch.distributed.fsdp._fully_shard._fully_shard"
 
 
 @contextmanager
-def first_of(size: int, config: ParallelConfig) -> Iterator[None]:
-    """Within this context this process is the first of so many, each with the same share of the work.
+def fake_process_group(size: int, config: ParallelConfig) -> Iterator[None]:
+    """Context in which this process is rank 0 of `size`, each with an equal share of the work.
 
     Raises:
-        ValueError: their number is no multiple of `config.shard`, or they split clips' tokens.
+        ValueError: `size` is not a multiple of `config.shard`, or context parallelism is on.
     """
     if config.context > 1:
-        raise ValueError(f"parallel.context is {config.context}, and what that saves is not foreseen here; set it to 1")
+        raise ValueError(f"parallel.context is {config.context}, which `besttake plan` does not support; set it to 1")
     if size % config.shard:
         raise ValueError(f"parallel.shard is {config.shard}, and gpus {size}; expected a multiple of {config.shard}")
     dist.init_process_group("fake", rank=0, world_size=size, store=FakeStore())
     everyone: Any = dist.group.WORLD
-    # FSDP2 takes the device from the mesh, and a mesh of CPUs knows no second one.
+    # FSDP2 takes the device from the mesh, and a CPU mesh has only one device.
     with patch(f"{FSDP}._get_device_from_mesh", return_value=CARD):
         try:
             if size > 1:

@@ -1,7 +1,7 @@
-"""Models without weights, from their configurations alone: of a folder, of the hub, or of those that come along.
+"""Models made from their configurations alone, without checkpoints.
 
-`architectures/` holds the widths and depths of the models of the recipes, as their authors published them; statistics
-of latents, which cost nothing, may be left at 0 and 1.
+`architectures/` has the configurations of the recipes' models as published; other models' are read from a folder or the
+hub. Latent statistics, which do not affect the cost, may be left at 0 and 1.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from transformers import BatchEncoding, PreTrainedModel, T5EncoderModel
 
 from besttake.models import Quantization, VideoModel, model_classes, users_family
 from besttake.models.families.opensora import OpenSora
-from besttake.models.loading import FAULTS, class_of, empty_part, without_blocks
+from besttake.models.loading import FAULTS, class_of, empty_part, move_without_blocks
 from besttake.models.networks.opensora import OpenSoraPipeline, RFlowScheduler, part_of
 from besttake.models.networks.opensora_vae import VideoAutoencoderPipeline
 from besttake.models.networks.stdit3 import STDiT3
@@ -40,14 +40,14 @@ def skeleton(
     offload: bool = False,
     device: torch.device = CARD,
 ) -> VideoModel:
-    """The model as `load_model` gives it on a graphics card; what its weights are is left to chance.
+    """The model as `load_model` gives it, with uninitialised weights.
 
     Args:
-        source: folder or hub id, whose configurations are enough, or the name of an embedded model.
-        claim: told of each part's name when its weights are there.
-        bits: what the weights of the denoiser's blocks are held in.
-        offload: leave these blocks off the card.
-        device: CARD, where tensors take no memory, or a real one.
+        source: folder or hub id with the configurations, or the name of an embedded model.
+        claim: called with each part and its name when its weights are allocated.
+        bits: quantization of the denoiser's blocks.
+        offload: leave these blocks on the CPU.
+        device: CARD, on which tensors take no memory, or a real device.
 
     Raises:
         ValueError: there are no such configurations, or they are broken.
@@ -62,7 +62,7 @@ def skeleton(
     def read(name: str, cls: type, dtype: torch.dtype) -> nn.Module:
         with real_device():
             part = _empty(folder, name, cls)
-        claim(name, filled(part, dtype, device))
+        claim(name, allocated(part, dtype, device))
         return model.parts.configure_vae(part) if name == "vae" else part
 
     try:
@@ -70,22 +70,22 @@ def skeleton(
             pipeline: Any = _open_sora(folder) if issubclass(family, OpenSora) else _pipeline(folder)
         for name, part in pipeline.components.items():
             if name.startswith("transformer") and part is not None:
-                filled(part, dtypes.get(name, dtype), device)
+                allocated(part, dtypes.get(name, dtype), device)
                 if offload:
-                    without_blocks(part.to("cpu"), str(device))
-                elif bits != "none":  # off the card, since torchao forgets which of two CPUs it is on
+                    move_without_blocks(part.to("cpu"), str(device))
+                elif bits != "none":  # on the CPU, since torchao does not keep the index of a CPU device
                     quantize(part.to("cpu"), bits, "cpu").to(device)
                 claim(name, part)
         model: Any = family(pipeline, folder)
     except FAULTS as error:
-        raise ValueError(f"the configurations of '{source}' do not make a model: {error}") from error
+        raise ValueError(f"no model can be built from the configurations of '{source}': {error}") from error
     model.source = model.parts.source = source
     model.parts.dtypes, model.parts.low_memory, model.parts.read = dtypes, True, read
     return model
 
 
 def configurations(source: str) -> str:
-    """The folder of a model's configurations, those of a hub id without its weights; ValueError if there is none."""
+    """The folder of a model's configurations (of a hub id, downloaded without weights); ValueError if there is none."""
     source = embedded_model(source)
     if Path(source).is_dir():
         return source
@@ -97,17 +97,17 @@ def configurations(source: str) -> str:
         return snapshot_download(source, allow_patterns=["*.json", "*.model"])
     except FAULTS as error:
         raise ValueError(
-            f"'{source}' is no folder, and its configurations cannot be had from the hub ({error}); give a folder "
-            f"with them, the weights left out, or one of {known}"
+            f"'{source}' is not a folder, and its configurations cannot be downloaded from the hub ({error}); give a "
+            f"folder with them (weights are not needed), or one of {known}"
         ) from error
 
 
-def filled(part: Any, dtype: torch.dtype, device: torch.device) -> nn.Module:
-    """An empty part with weights that nobody has set, in the dtypes that reading a checkpoint gives."""
+def allocated(part: Any, dtype: torch.dtype, device: torch.device) -> nn.Module:
+    """Allocate an empty part's weights, uninitialised, in the dtypes that loading a checkpoint gives."""
     kept = "_keep_in_fp32_modules" if isinstance(part, diffusers.ModelMixin) else "_keep_in_fp32_modules_strict"
     exact = set(getattr(part, kept, None) or ())
     if isinstance(part, PreTrainedModel):
-        part.tie_weights()  # two names of one weight, which it has once
+        part.tie_weights()  # shared weights are counted once
     made: dict[nn.Parameter, nn.Parameter] = {}
     for path, module in part.named_modules():
         for name, weight in module._parameters.items():
@@ -125,8 +125,8 @@ def filled(part: Any, dtype: torch.dtype, device: torch.device) -> nn.Module:
     return part
 
 
-class Tokens:
-    """Stands in for a tokenizer whose files are not at hand: a token for each word, and one for the end."""
+class WordTokenizer:
+    """Replaces a tokenizer whose files are not available: one token per word, and one for the end."""
 
     model_max_length = 512
 
@@ -158,14 +158,14 @@ def _pipeline(folder: str) -> Any:
         elif issubclass(cls := class_of(*entry), nn.Module):
             parts[name] = empty_part(folder, name, cls)
         elif name.startswith("tokenizer") and not list(Path(folder, name).glob("*token*")):
-            parts[name] = Tokens()
+            parts[name] = WordTokenizer()
         else:
             parts[name] = cls.from_pretrained(folder, subfolder=name)
     return getattr(diffusers, index["_class_name"])(**parts)
 
 
 def _open_sora(folder: str) -> OpenSoraPipeline:
-    tokenizer: Any = Tokens()
+    tokenizer: Any = WordTokenizer()
     encoder = _empty(folder, "text_encoder", T5EncoderModel)
     vae = _empty(folder, "vae", VideoAutoencoderPipeline)
     return OpenSoraPipeline(tokenizer, encoder, vae, STDiT3.empty(folder), RFlowScheduler())

@@ -1,7 +1,6 @@
-"""One training step of a recipe, run on a fake device: the algorithm's own `step`, with a meter on it.
+"""Measures one training step of a recipe on a fake device, by running the algorithm's own `step` under a meter.
 
-Nothing here knows an algorithm: what `step` samples, scores and differentiates, and holds in memory meanwhile, is found
-out by running it.
+Nothing here is specific to an algorithm.
 """
 
 from __future__ import annotations
@@ -26,11 +25,11 @@ from torch import Tensor, nn
 from besttake.algorithms.real_clips import ClipBatch
 from besttake.models import split_backward
 from besttake.models.policy import Policy
-from besttake.plan.alike import run_one_of_each, run_one_part
+from besttake.plan.block_cache import cached_recompute, reuse_equal_blocks
 from besttake.plan.critics import Critics
 from besttake.plan.fake_device import CARD, fake_device
 from besttake.plan.meter import Meter, Phase, Throughput
-from besttake.plan.processes import first_of
+from besttake.plan.processes import fake_process_group
 from besttake.plan.skeletons import skeleton
 from besttake.rewards.panel import PanelScores
 from besttake.runtime.configuration import algorithm_of
@@ -41,7 +40,7 @@ from besttake.training.config import adamw
 from besttake.types import Prompt, Video
 
 PARTS = ("encode", "step", "validate", "evaluate")
-"""What a recipe does: what comes before its steps, a step, and what is done beside them."""
+"""Parts of a recipe that are measured: encoding before training, a step, and validation and evaluation."""
 
 STEP = ("prompts", "sample", "decode", "score", "train")
 """The phases of a step."""
@@ -50,22 +49,22 @@ OWNERS = {"transformer": "weights", "transformer_2": "weights", "vae": "autoenco
 
 
 def measure(config: Any, throughput: Throughput, gpus: int = 1, parts: Iterable[str] = PARTS) -> dict[str, Phase]:
-    """The phases of the second step, when all that lasts is in memory; and of what is done beside steps.
+    """The phases of the second step, when optimizer states exist, and of encoding, validation and evaluation.
 
-    "encode" is of one real clip, "validate" of one validation pass, "evaluate" of one batch of videos.
+    "encode" is for one real clip, "validate" for one validation pass, "evaluate" for one batch of videos.
 
     Args:
-        gpus: cards, each with a process and its shard of the rows; what is measured is the first.
-        parts: those that are wanted.
+        gpus: number of cards, each with a process and its shard of the rows; the first one is measured.
+        parts: the parts of `PARTS` to measure.
 
     Raises:
-        ValueError: the model cannot be had, or cannot sample the size.
+        ValueError: the model is not available, or cannot sample the size.
     """
     found: dict[str, Phase] = {}
     config = _without_data_dependence(config)
     with (
-        warnings.catch_warnings(action="ignore"),  # of an unusual device; a run of the recipe has its own
-        first_of(gpus, config.parallel),
+        warnings.catch_warnings(action="ignore"),  # about the fake device
+        fake_process_group(gpus, config.parallel),
         black_picture() as picture,
         fake_device(),
         Meter(CARD, throughput) as meter,
@@ -73,11 +72,11 @@ def measure(config: Any, throughput: Throughput, gpus: int = 1, parts: Iterable[
     ):
         step = Step(config, meter, picture)
         for network in (*step.model.denoisers.values(), *step.policy.reference.networks):
-            run_one_of_each(meter, network, config.policy.gradient_checkpointing)
-        stack.enter_context(patch.object(split_backward, "recompute", run_one_part(meter, step.policy)))
+            reuse_equal_blocks(meter, network, config.policy.gradient_checkpointing)
+        stack.enter_context(patch.object(split_backward, "recompute", cached_recompute(meter, step.policy)))
         for part in parts:
             gc.collect()
-            meter.again()
+            meter.reset()
             getattr(step, part)()
             beside = part in ("validate", "evaluate") and meter.phases
             found |= {part: merge_phases(part, meter.phases.values())} if beside else meter.phases
@@ -85,10 +84,10 @@ def measure(config: Any, throughput: Throughput, gpus: int = 1, parts: Iterable[
 
 
 class Step:
-    """A recipe's model, policy and optimizer on a device, and what training does with them.
+    """A recipe's model, policy and optimizer on a device, and the parts of a run that can be measured.
 
     Args:
-        meter: a `Meter`, or what measures a real device.
+        meter: a `Meter`, or a `Clock` for a real device.
         picture: a first frame, for models that need one.
     """
 
@@ -97,7 +96,7 @@ class Step:
         self.algorithm = importlib.import_module(type(config).__module__)
         if not hasattr(self.algorithm, "plan_batch"):
             raise ValueError(
-                f"{algorithm_of(config)} has no function plan_batch, which makes the batch that is planned"
+                f"{algorithm_of(config)} has no function plan_batch, which `besttake plan` needs to make a batch"
             )
         self.critics = Critics(config, device, meter.claim)
         dtype, offload = getattr(torch, config.dtype), config.policy.offload
@@ -107,16 +106,16 @@ class Step:
         self.policy = Policy(self.model, config.policy, config.seed)
         self.optimizer: Any = adamw(config.optim, self.policy.trainable.values())
         self.prompts = self._prompts(picture if self.model.needs_first_frame else None)
-        self._measure_once()
-        self._remember()
+        self._memoize()
+        self._allocate_optimizer_state()
         if config.offload_idle:
             self._offload_idle()
 
     def encode(self) -> None:
-        """A real clip, before training."""
+        """Encode a real clip, as before training."""
         with torch.no_grad(), self.meter.phase("sample"):
             batch = self.algorithm.plan_batch(self.policy, self.config, self.prompts)
-        self.meter.again()
+        self.meter.reset()
         if isinstance(batch, ClipBatch):
             frames, height, width = self.config.rollout.size(self.model)
             video = torch.empty(1, frames, 3, height, width)
@@ -124,7 +123,7 @@ class Step:
                 self.model.encode(video.to(self.device))
 
     def step(self) -> None:
-        """The algorithm's step, and the update that follows from it."""
+        """The algorithm's step, and the optimizer step."""
         config, policy = self.config, self.policy
         with ExitStack() as phase:
             phase.enter_context(self.meter.phase("sample"))
@@ -142,7 +141,7 @@ class Step:
             backward(loss / config.optim.gradient_accumulation_steps, list(policy.trainable.values()))
             nn.utils.clip_grad_norm_(policy.trainable.values(), config.optim.max_grad_norm, foreach=True)
             self.optimizer.step()
-            self._forget_gradients()
+            self._zero_grad()
             policy.update_ema(1)
 
     def validate(self) -> None:
@@ -150,44 +149,44 @@ class Step:
         config = self.config.validation
         if config.every:
             with self.meter.phase("validate"), self.policy.ema_weights():
-                rollout = generate(self.policy, self._some(config.count), config.rollout)
-                self.critics.ask("validate", rollout.videos, rollout.prompts, self.model.fps)
+                rollout = generate(self.policy, self._next_prompts(config.count), config.rollout)
+                self.critics.score("validate", rollout.videos, rollout.prompts, self.model.fps)
 
     def evaluate(self) -> None:
         """A batch of the evaluation."""
         config = self.config.evaluation
-        with self.meter.phase("evaluate"), single_process():  # a batch is not sharded, but the batches are
-            generate(self.policy, self._some(min(config.count, config.rollout.batch)), config.rollout)
+        with self.meter.phase("evaluate"), single_process():  # each process evaluates whole batches
+            generate(self.policy, self._next_prompts(min(config.count, config.rollout.batch)), config.rollout)
 
     def _reward(self, then: Callable[[], None]) -> Callable[[Video, list[str], float], PanelScores]:
-        """The recipe's reward; its scores are made up, and what follows them is another phase."""
+        """The recipe's reward, with made-up scores; calls `then` after scoring, to start the next phase."""
 
         def reward(videos: Video, prompts: list[str], fps: float) -> PanelScores:
             with self.meter.phase("score"), torch.no_grad():
-                self.critics.ask("score", videos, prompts, fps)
+                self.critics.score("score", videos, prompts, fps)
             then()
             return PanelScores.of(torch.arange(len(prompts), dtype=torch.float32))
 
         return reward
 
-    def _some(self, count: int) -> list[str]:
+    def _next_prompts(self, count: int) -> list[str]:
         return [next(self.prompts) for _ in range(count)]
 
     def _prompts(self, first_frame: Path | None) -> Iterator[str]:
-        """Prompts, none twice, as long as people's are; with a first frame where the model needs one."""
+        """Distinct prompts of realistic length, with a first frame if the model needs one."""
         for number in itertools.count():
             text = f"a woman opens a red umbrella in the rain and walks on, number {number}"
             yield Prompt(text, first_frame=first_frame) if first_frame else text
 
-    def _measure_once(self) -> None:
-        """Have what is done many times alike be run a single time."""
-        model, once, sampler_of, read_part = self.model, self.meter.once, self.model.sampler, self.model.parts.read
+    def _memoize(self) -> None:
+        """Memoize work that a step repeats with equal shapes."""
+        model, once, sampler_of, read_part = self.model, self.meter.memoize, self.model.sampler, self.model.parts.read
 
         def read(name: str, cls: type, dtype: torch.dtype) -> nn.Module:
             with self.meter.phase("prompts") if name in model.text_parts else nullcontext():
                 part: Any = read_part(name, cls, dtype)
             if name == "vae":
-                _decode_once(part, once)
+                _memoize_decoding(part, once)
             return part
 
         def sampler(steps: int, shape: Sequence[int]) -> Any:
@@ -195,13 +194,13 @@ class Step:
             sampler.step = once(sampler.step)
             return sampler
 
-        alike = {"embed": once(model.embed, "prompts"), "decode": once(model.decode, "decode"), "sampler": sampler}
-        alike |= {"encode": once(model.encode), "predict": once(model.predict)}
-        vars(model).update(alike)
+        memoized = {"embed": once(model.embed, "prompts"), "decode": once(model.decode, "decode"), "sampler": sampler}
+        memoized |= {"encode": once(model.encode), "predict": once(model.predict)}
+        vars(model).update(memoized)
         vars(model.parts).update(read=read)
 
-    def _remember(self) -> None:
-        """What is there from the second step on: the optimizer's moments and, between updates, gradients."""
+    def _allocate_optimizer_state(self) -> None:
+        """Allocate what exists from the second step on: optimizer states, and gradients if they are accumulated."""
         policy, claim = self.policy, self.meter.claim
         self._claim_weights()
         claim("ema", policy.ema.values())
@@ -215,10 +214,10 @@ class Step:
         self.optimizer.step()
         for state in self.optimizer.state.values():
             claim("optimizer", [value for value in state.values() if isinstance(value, Tensor)])
-        self._forget_gradients()
+        self._zero_grad()
 
     def _offload_idle(self) -> None:
-        """As a run does; what comes back to the device is claimed anew."""
+        """Offload idle networks as a run does; weights are claimed again when they return to the device."""
         model, to_device = self.model, self.model.parts.to_device
         model.parts.offload_idle = [*model.denoisers.values(), *self.policy.reference.networks]
 
@@ -229,7 +228,7 @@ class Step:
         vars(model.parts)["to_device"] = claimed
 
     def _claim_weights(self) -> None:
-        """Whose the denoiser's memory is: first all of it the base's, then some of it trained, or the reference's."""
+        """Claim the denoiser's memory for the base, then the trained weights and the reference's within it."""
         policy, claim = self.policy, self.meter.claim
         for name, part in self.model.denoisers.items():
             self._claim(name, part)
@@ -238,7 +237,7 @@ class Step:
         for network in policy.reference.networks:
             claim("reference", network.parameters())
 
-    def _forget_gradients(self) -> None:
+    def _zero_grad(self) -> None:
         if self.config.optim.gradient_accumulation_steps == 1:
             self.optimizer.zero_grad()
 
@@ -246,8 +245,8 @@ class Step:
         self.meter.claim(OWNERS.get(name, name.replace("_", " ")), [*part.parameters(), *part.buffers()])
 
 
-def _decode_once(vae: Any, once: Callable[[Callable], Callable]) -> None:
-    """Clips are decoded one by one, by stretches and tiles; Wan's decoder writes into what comes with a stretch."""
+def _memoize_decoding(vae: Any, once: Callable[[Callable], Callable]) -> None:
+    """Memoize decoding by clip and, except for Wan's decoder, which updates its `feat_cache`, by chunk and tile."""
     if hasattr(vae, "_decode"):
         vae._decode = once(vae._decode)
     if hasattr(vae, "decoder") and "feat_cache" not in inspect.signature(vae.decoder.forward).parameters:
@@ -255,7 +254,7 @@ def _decode_once(vae: Any, once: Callable[[Callable], Callable]) -> None:
 
 
 def _without_data_dependence(config: Any) -> Any:
-    """A recipe without what depends on a real machine or on real numbers: compiled blocks, and caches between steps."""
+    """The config without compiled blocks and step caches, which depend on the machine or on values."""
 
     def plain(rollout: RolloutConfig) -> RolloutConfig:
         return replace(rollout, compile=False, cache=CacheConfig())
@@ -266,12 +265,12 @@ def _without_data_dependence(config: Any) -> Any:
 
 
 def peak_phase(phases: Mapping[str, Phase]) -> Phase:
-    """The phase that takes the most memory, of those while training; an evaluation has its card to itself."""
+    """The phase with the highest peak during training; the evaluation runs afterwards and is left out."""
     return max((phase for name, phase in phases.items() if name != "evaluate"), key=lambda phase: phase.peak)
 
 
 def merge_phases(name: str, phases: Iterable[Phase]) -> Phase:
-    """Phases as one: their work is summed, and the fullest moment is that of the fullest."""
+    """Merge phases: FLOPs and seconds are summed, the peak is the highest."""
     phases = list(phases)
     fullest = max(phases, key=lambda phase: phase.peak)
     flops, seconds = sum(phase.flops for phase in phases), sum(phase.seconds for phase in phases)
@@ -280,7 +279,7 @@ def merge_phases(name: str, phases: Iterable[Phase]) -> Phase:
 
 @contextmanager
 def black_picture() -> Iterator[Path]:
-    """An image file, for models that are shown one."""
+    """A temporary image file, for models that need a first frame."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "black.png"
         Image.new("RGB", (16, 16)).save(file)

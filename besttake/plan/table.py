@@ -1,4 +1,4 @@
-"""A plan as people read it, and as programs do."""
+"""A plan as tables and sentences, and as JSON."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from besttake.plan.steps import STEP
 
 GIB = 2**30
 
-BESIDE = {"encode": "a clip", "validate": "a pass", "evaluate": "a batch"}
-"""What the phases beside the step are of."""
+UNITS = {"encode": "clip", "validate": "pass", "evaluate": "batch"}
+"""What the costs of a phase outside the training step are per."""
 
 
 def table(plan: Plan) -> Table:
-    """The phases, a row each."""
-    shown = Table("phase", "of", "TFLOP", "seconds", "peak GiB", "whose")
-    for column in shown.columns[2:5]:
+    """A row per phase."""
+    rows = Table("phase", "per", "TFLOP", "seconds", "peak GiB", "GiB by owner")
+    for column in rows.columns[2:5]:
         column.justify = "right"
     for name, phase in plan.phases.items():
         numbers = f"{phase.flops / 1e12:,.1f}", f"{phase.seconds:,.2f}", f"{phase.peak / GIB:.1f}"
-        shown.add_row(name, BESIDE.get(name, "a step"), *numbers, whose(phase))
-    return shown
+        rows.add_row(name, UNITS.get(name, "step"), *numbers, owners_of(phase))
+    return rows
 
 
 def measured(plan: Plan) -> Table:
-    """The phases of one real step on this machine, beside those planned."""
+    """The phases of one real step on this machine, next to the planned ones."""
     shown = Table("measured here", "seconds", "peak GiB", "planned GiB", "measured / planned")
     for column in shown.columns[1:]:
         column.justify = "right"
@@ -41,36 +41,38 @@ def measured(plan: Plan) -> Table:
     return shown
 
 
-def whose(phase: Phase) -> str:
-    """Owners of the memory at the fullest moment, the largest first; what is less than a hundredth is left out."""
+def owners_of(phase: Phase) -> str:
+    """Memory by owner at the peak, largest first; below 1 % is left out."""
     owners = [(owner, size) for owner, size in phase.owners.most_common() if size > phase.peak / 100]
     return ", ".join(f"{owner} {size / GIB:.1f}" for owner, size in owners)
 
 
 def verdict(plan: Plan) -> str:
-    """Whether it fits, and what to do if it does not: a sentence, and a line for each switch."""
+    """Whether it fits, and a line for each setting to change if it does not."""
     peak, room, card = plan.peak.peak / GIB, plan.room / GIB, plan.card.name
     if peak <= room:
-        return f"fits on {card}: {peak:.1f} GiB of {room:.1f}, {room - peak:.1f} to spare ({plan.peak.name} takes most)"
-    lines = [f"does not fit on {card}: {plan.peak.name} takes {peak:.1f} GiB of {room:.1f}"]
-    for advice in plan.advice:
-        flag = f"--{advice.setting.replace('_', '-')}"
-        lines.append(f"  {flag}{'' if advice.value is True else f' {advice.value}'}  -> {advice.peak / GIB:.1f} GiB")
+        return f"fits on {card}: peak {peak:.1f} of {room:.1f} GiB ({plan.peak.name}), {room - peak:.1f} GiB to spare"
+    advice = "; to reduce it, add:" if plan.advice else ""
+    lines = [f"does not fit on {card}: {plan.peak.name} needs {peak:.1f} GiB of {room:.1f}{advice}"]
+    for step in plan.advice:
+        flag = f"--{step.setting.replace('_', '-')}"
+        lines.append(f"  {flag}{'' if step.value is True else f' {step.value}'}  -> {step.peak / GIB:.1f} GiB")
     if not plan.advice or plan.advice[-1].peak > plan.room:
-        lines.append("  and that is not enough: take a larger card, shorter or smaller clips, or a smaller model")
+        lines.append("  still too much: use a larger card, shorter or smaller clips, or a smaller model")
     return "\n".join(lines)
 
 
 def times(plan: Plan) -> str:
-    """Seconds of a step, and hours of all."""
+    """Seconds per step, and GPU-hours in total."""
     parts = ", ".join(f"{name} {hours:,.1f}" for name, hours in plan.hours.items())
     cards = f" on each of {plan.gpus} cards" if plan.gpus > 1 else ""
-    uncounted = f"; the work of {', '.join(plan.uncounted)} is not counted" if plan.uncounted else ""
-    return f"a step: {plan.step:,.1f} s{cards}; {sum(plan.hours.values()):,.1f} GPU-hours in all ({parts}){uncounted}"
+    uncounted = f"; not counted: the compute of {', '.join(plan.uncounted)}" if plan.uncounted else ""
+    total = sum(plan.hours.values())
+    return f"step: {plan.step:,.1f} s{cards}; total: {total:,.1f} GPU-hours ({parts}){uncounted}"
 
 
 def as_json(plan: Plan) -> dict[str, Any]:
-    """All of a plan, in bytes, FLOP, seconds and hours."""
+    """The whole plan as plain values, in bytes, FLOPs, seconds and hours."""
     return {
         "card": plan.card.name,
         "gpus": plan.gpus,

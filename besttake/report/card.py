@@ -1,4 +1,4 @@
-"""The model card of what a run has trained: where it comes from, how good it is, and how diffusers loads it."""
+"""Model card of a run: base model, method, results, and a snippet that loads it in diffusers."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def write_card(folder: Path, weights: str = "") -> Path:
     """Write `adapter/README.md` of a run.
 
     Args:
-        weights: where the snippet loads the weights from, a hub id; by default the run's adapter folder.
+        weights: hub id that the snippet loads the weights from; by default the run's adapter folder.
 
     Raises:
         ValueError: the folder holds no run.
@@ -71,14 +71,14 @@ def model_card(run: RunFolder, weights: str) -> str:
         f"{'A LoRA of' if lora else 'A fine-tune of'} `{base}`, trained by {name}"
         f"{f' ([arXiv {paper}](https://arxiv.org/abs/{paper}))' if paper else ''} with besttake {__version__}.",
         f"## Use\n\n{_fenced(snippet(run, weights))}",
-        f"## Figures\n\n{_figures(run)}",
+        f"## Results\n\n{_results(run)}",
         f"## Training\n\n{_training(run)}",
     ]
     return "\n\n".join(parts) + "\n"
 
 
 def snippet(run: RunFolder, weights: str) -> str:
-    """Python that samples a video of what was trained, by diffusers alone; of a pipeline it has not, by besttake."""
+    """Python that samples a video with the trained weights, in diffusers or, if it lacks the pipeline, in besttake."""
     base, pipeline, rollout = str(run.config["model"]), _pipeline_of(run), run.config.get("rollout", {})
     prompt = str(run.prompts[0] if run.prompts else "a dog runs on a beach")
     if pipeline and not hasattr(diffusers, pipeline):
@@ -109,7 +109,7 @@ def snippet(run: RunFolder, weights: str) -> str:
 
 
 def licence_of(base: str) -> str | None:
-    """The licence of a model, as its card in its folder or the hub's cache says; None where nothing is known."""
+    """Licence of a model according to its card in its folder or the hub's cache; None if unknown."""
     folder = embedded_model(base)
     if folder != base:
         return "apache-2.0"  # besttake's own
@@ -122,7 +122,7 @@ def licence_of(base: str) -> str | None:
 
 
 def _pipeline_of(run: RunFolder) -> str:
-    """The pipeline class of a run's model; "" where it cannot be read."""
+    """Pipeline class of a run's model; "" if it cannot be read."""
     try:
         return pipeline_class(embedded_model(str(run.config["model"])))
     except ValueError:
@@ -134,7 +134,7 @@ def _is_hub_id(base: str) -> bool:
 
 
 def _loading(run: RunFolder, pipeline: str, weights: str, dtype: str) -> list[str]:
-    """The lines that put what was trained into the pipeline."""
+    """Lines of the snippet that load the trained weights into the pipeline."""
     if run.config.get("policy", {}).get("train", "lora") == "full":
         networks = sorted(path.name for path in (run.path / "adapter").glob("transformer*")) or ["transformer"]
         return [
@@ -151,8 +151,8 @@ def _fps(run: RunFolder) -> str:
     return f"{probe(next(iter(clips.values()))).fps if clips else 16:g}"
 
 
-def _figures(run: RunFolder) -> str:
-    """The first measures before and after training, and what they say together."""
+def _results(run: RunFolder) -> str:
+    """The verdict, and a table of the first measures before and after training."""
     found = verdict(run)
     if run.summary is None:
         return found.sentence

@@ -1,4 +1,4 @@
-"""`report.html`: one self-contained page on a run, to read, to send, to print."""
+"""`report.html`: a run's report as one self-contained page."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ from besttake.runtime.configuration import flattened
 TEMPLATES = Path(__file__).parent / "templates"
 
 LARGE = 25_000_000
-"""Bytes above which a page says how large it is: many mail servers refuse more."""
+"""Bytes above which the page warns of its size: many mail servers refuse larger files."""
 
 
 def write_report(run_folder: Path) -> Path:
-    """Writes `report.html` into a run folder, finished or not; what the folder lacks is left out, with a word.
+    """Write `report.html` into a run folder, finished or not. Sections without data say so.
 
-    Beside an adapter it writes the model card, `adapter/README.md`.
+    If there is an adapter, its model card `adapter/README.md` is written too.
 
     Args:
-        run_folder: holds `config.yaml`, and as far as the run has come `metrics.jsonl`, `summary.json` (numbers by
-            `before`, `after`, `real`; `about`), in `evaluation/` `{before,after,real}/NN.mp4`, `prompts.json` and
-            `changes.json` (by measure the `q` of its change).
+        run_folder: has `config.yaml` and, as far as the run has come, `metrics.jsonl`, `summary.json` (numbers by
+            `before`, `after`, `real`; `about`), and in `evaluation/` `{before,after,real}/NN.mp4`, `prompts.json` and
+            `changes.json` (the `q` value of each measure's change).
 
     Returns:
         The path of the page. It needs no other file and no network.
@@ -101,7 +101,7 @@ def _page(run: RunFolder, megabytes: str = "") -> str:
 
 
 def _about(run: RunFolder) -> Iterator[str]:
-    """How it was measured, and for how long it was trained."""
+    """How long the run was trained, and how it was evaluated."""
     about, known = run.about, ("prompts", "clips", "seed", "minutes", "hardware", "held_out", "trained_on")
     if run.rows and "steps" in run.config:
         yield f"{run.steps_done} of {run.config['steps']} steps"
@@ -110,54 +110,54 @@ def _about(run: RunFolder) -> Iterator[str]:
     if "hardware" in about:
         yield str(about["hardware"])
     if "clips" in about:
-        yield f"measured on {about['clips']} clips"
+        yield f"evaluated on {about['clips']} clips"
     if "prompts" in about:
-        yield f"prompts of {about['prompts']}{_trained_on(about)}"
+        yield f"prompts: {about['prompts']}{_trained_on(about)}"
     if "seed" in about:
         yield f"seed {about['seed']}"
     yield from (f"{name} {value}" for name, value in about.items() if name not in known)
 
 
 def _trained_on(about: dict[str, Any]) -> str:
-    """Whether it was trained on the prompts that it was measured on."""
+    """How many of the evaluation's prompts the run was also trained on."""
     count, clips = about.get("trained_on"), about.get("clips")
     if not isinstance(count, int):
         return ""
-    return f", {'none' if not count else 'all' if count == clips else count} of which it was trained on"
+    return f", {'none' if not count else 'all' if count == clips else count} of them used in training"
 
 
 def _clips_lead(run: RunFolder, cards: bool) -> str:
     if not cards:
-        return "There are no evaluation clips in the run folder."
-    real = " The real clip shows what the prompt asks for." if run.clips["real"] else ""
-    return f"The same prompt and the same seed before and after.{real}"
+        return "The run folder has no evaluation clips."
+    real = " The real clip is a reference for the prompt." if run.clips["real"] else ""
+    return f"The same prompt and the same seed before and after training.{real}"
 
 
 def _reward_lead(run: RunFolder) -> str:
-    lead = "By step. Each validation pass samples the same fixed prompts and seeds."
+    lead = "By step. Every validation pass samples the same prompts with the same seeds."
     if trained_critic(run):
-        lead += " Where the training critic rises and the held-out one falls, the reward is being gamed."
+        lead += " If the training critic rises while the held-out critic falls, the policy is hacking the reward."
     return lead
 
 
 def _name_of(algorithm: str) -> str:
-    """What an algorithm's config calls it."""
+    """Display name of an algorithm: the docstring of its config."""
     known = shipped_algorithms().get(algorithm)
     return str(known.Config.__doc__).rstrip(".") if known else Path(algorithm).stem
 
 
 def _measured_lead(run: RunFolder) -> str:
     if run.summary is None:
-        return "Nothing yet: the run folder has no summary.json."
-    lead = "The same prompts and seeds before and after."
+        return "Not evaluated yet: the run folder has no summary.json."
+    lead = "The same prompts and seeds before and after training."
     if run.q_values:
         lead += (
-            f" A change is called one where swapping the clips of some prompts would rarely make as much: a paired "
-            f"permutation test over {clip_count(run)} prompts. {len(run.q_values)} measures are tested, and of those "
-            "that are called better or worse about one in twenty may be chance (Benjamini-Hochberg)."
+            f" A change counts as better or worse if it is significant in a paired permutation test over "
+            f"{clip_count(run)} prompts. {len(run.q_values)} measures are tested; the false discovery rate is 5 % "
+            "(Benjamini-Hochberg)."
         )
     elif clips := clip_count(run):
-        lead += f" With {clips} clips, a share counts as changed only when chance would rarely change it as much."
+        lead += f" With {clips} clips, a share counts as changed only if the change is unlikely to be chance."
     return lead
 
 

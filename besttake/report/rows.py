@@ -1,4 +1,4 @@
-"""One measure before and after training, in the words and marks that the page shows."""
+"""Rows of the report's tables: one measure before and after training."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from besttake.report.measures import ASKED, FLAWS, GUARDS, MAIN, TRAINED, Change
 from besttake.report.verdict import changed, measures, values
 
 MARKS: dict[Change, str] = {"better": "✓ better", "worse": "✗ worse", "same": "≈ same", "unknown": ""}
-AIMS = {"lower": "lower is better", "higher": "higher is better", "real": "as real clips is best", None: ""}
+AIMS = {"lower": "lower is better", "higher": "higher is better", "real": "closer to real clips is better", None: ""}
 
 TILES = 5
-"""Measures in brief, where those that say whether the videos got better are not among them."""
+"""Measures shown in brief if none of the main ones was measured."""
 
 
 @dataclass(frozen=True)
@@ -20,8 +20,8 @@ class Row:
     """A measure.
 
     Attributes:
-        before, after, real: values with their units; a dash where there is none.
-        track: CSS class and style of the marks on a line from the lowest value (at most 0) to the highest.
+        before, after, real: values with their units; a dash if there is none.
+        track: CSS class and style of each mark on a line from the lowest value (at most 0) to the highest.
     """
 
     label: str
@@ -57,13 +57,13 @@ def row_of(run: RunFolder, name: str) -> Row:
 
 
 def brief_rows(run: RunFolder) -> list[Row]:
-    """The measures that say whether the videos got better; without them, the first few."""
+    """Rows of the main measures, or of the first few if none of those was measured."""
     main = [name for name in (*MAIN, *GUARDS) if any(value is not None for value in values(run, name)[:2])]
     return [row_of(run, name) for name in main or measures(run)[:TILES]]
 
 
 def grouped_rows(run: RunFolder) -> tuple[list[tuple[str, list[Row]]], list[Row]]:
-    """Rows by the titles of their groups, and all others."""
+    """Rows grouped under titles, and the remaining rows."""
     summary = run.summary or {}
     names = list(dict.fromkeys(name for column in COLUMNS for name in summary.get(column, {})))
     flaws = [name for name in names if name.startswith(FLAWS)]
@@ -71,7 +71,7 @@ def grouped_rows(run: RunFolder) -> tuple[list[tuple[str, list[Row]]], list[Row]
     trained = [name for name in names if name.startswith(TRAINED)]
     critics = [] if main else [name for name in names if name.startswith(ASKED)]
     others = [name for name in names if name not in (*flaws, *main, *trained, *critics)]
-    titles = ("", "Share of clips with this flaw", "The training critic", "Other critics")
+    titles = ("", "Share of clips with this flaw", "Training critic", "Other critics")
     groups = zip(titles, (main, flaws, trained, critics), strict=True)
     return [(title, [row_of(run, name) for name in group]) for title, group in groups], [
         row_of(run, name) for name in others

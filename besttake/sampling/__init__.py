@@ -1,1 +1,1 @@
-"""From noise to candidates: the sampling loop, its steps, and caches between them."""
+"""Sampling of videos: the sampling loop, scheduler steps, and step caches."""

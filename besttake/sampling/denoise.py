@@ -1,8 +1,7 @@
-"""The sampling loop: a diffusers scheduler's steps, classifier-free guidance, and fewer network evaluations.
+"""Pieces of the sampling loop: scheduler steps, classifier-free guidance, and x_0 extrapolation.
 
-A step of a scheduler costs nothing, an evaluation of the network nearly everything. So the sampler takes all of its
-steps and evaluates the network at some of them only; at the others, the x_0 that the network predicted the last two
-times is extrapolated.
+Network evaluations are nearly all of the cost of sampling. So the network may be evaluated at only some of the
+scheduler's steps; at the others x_0 is extrapolated from the last two predictions.
 """
 
 from __future__ import annotations
@@ -16,16 +15,16 @@ import torch
 from torch import Tensor
 
 from besttake.models import VideoModel
-from besttake.models.base import folded
+from besttake.models.base import swap_frames_and_channels
 from besttake.models.schedules import Schedule, like
 from besttake.sampling.step_cache import CachedPredict
 from besttake.types import Condition, Latent, Time
 
 
 def evaluation_steps(evaluations: int, steps: int) -> set[int]:
-    """Which of so many steps evaluate the network: the first, the last, and more near the noise than near the data.
+    """Indices of the steps that evaluate the network: the first, the last, and more at high noise than at low noise.
 
-    There, where the layout of a video is settled, the prediction bends most.
+    At high noise, where the layout of a video forms, the prediction changes most.
     """
     if evaluations >= steps:
         return set(range(steps))
@@ -38,11 +37,11 @@ def evaluation_steps(evaluations: int, steps: int) -> set[int]:
 
 @dataclass(frozen=True)
 class Guidance:
-    """What the network is conditioned on, and what it is guided away from.
+    """Conditions and scale of classifier-free guidance.
 
     Attributes:
-        negative: the negative condition of one row; None = no guidance.
-        one_pass: whether both go through the network together, as twice as many rows.
+        negative: the negative condition, for one row; None = no guidance.
+        one_pass: whether both predictions are computed in one pass of twice the batch size.
     """
 
     condition: Condition
@@ -67,11 +66,10 @@ def predict_with_guidance(predict: CachedPredict, x_t: Latent, t: Time, guidance
 
 
 class X0Extrapolation:
-    """The straight line through the x_0 that the network predicted the last two times.
+    """Linear extrapolation of the last two x_0 predictions, which replaces an evaluation of the network.
 
-    Along a sampling path the predicted x_0 hardly bends, so for a step or two the line stands in for an evaluation of
-    the network. (The raw prediction is nearly as straight, but where a sampler adds noise on the way, it is about
-    noise that is gone.)
+    Along a sampling trajectory the predicted x_0 is nearly linear in time. (The raw prediction is, too, but with a
+    stochastic sampler it refers to noise that has been replaced.)
     """
 
     def __init__(self, schedule: Schedule):
@@ -79,7 +77,7 @@ class X0Extrapolation:
         self.predicted_x0: list[tuple[Time, Latent]] = []
 
     def add(self, prediction: Latent, x_t: Latent, t: Time) -> None:
-        """Take an evaluation of the network into account."""
+        """Store an evaluation of the network."""
         self.predicted_x0 = [*self.predicted_x0[-1:], (t, self.schedule.split(prediction, x_t, t)[0])]
 
     def __call__(self, x_t: Latent, t: Time) -> Latent:
@@ -92,7 +90,7 @@ class X0Extrapolation:
 
 
 def add_noise(model: VideoModel, scheduler: Any, x_0: Latent, noise: Latent, timestep: Tensor) -> Latent:
-    """Latents as they are at a timestep of a diffusers scheduler, by its own `add_noise` if it has one."""
+    """Noised latents at a timestep of a diffusers scheduler, by the scheduler's `add_noise` if it has one."""
     timesteps = timestep.expand(len(x_0))
     if hasattr(scheduler, "add_noise"):
         return scheduler.add_noise(x_0, noise, timesteps)
@@ -100,12 +98,12 @@ def add_noise(model: VideoModel, scheduler: Any, x_0: Latent, noise: Latent, tim
 
 
 class SchedulerStep:
-    """One step of a diffusers scheduler after another: prediction, timestep and latents to the next latents."""
+    """Step function of a diffusers scheduler: prediction, timestep and latents to the next latents."""
 
     def __init__(self, scheduler: Any, generators: Sequence[torch.Generator]):
         """
         Args:
-            generators: random numbers of each row, for samplers that add noise on the way.
+            generators: a generator per row, for stochastic samplers.
         """
         self.scheduler, self.generators = scheduler, list(generators)
         self._is_dpm = "old_pred_original_sample" in inspect.signature(scheduler.step).parameters
@@ -114,7 +112,13 @@ class SchedulerStep:
     def __call__(self, prediction: Tensor, timestep: Tensor, x: Latent) -> Latent:
         if not self._is_dpm:
             return self.scheduler.step(prediction, timestep, x, return_dict=False)[0]
-        args = folded(prediction), self._previous[0], timestep, self._previous[1], folded(x)
+        args = (
+            swap_frames_and_channels(prediction),
+            self._previous[0],
+            timestep,
+            self._previous[1],
+            swap_frames_and_channels(x),
+        )
         x, predicted_x0 = self.scheduler.step(*args, generator=self.generators)
         self._previous = [predicted_x0, timestep]
-        return folded(x)
+        return swap_frames_and_channels(x)

@@ -1,7 +1,7 @@
-"""Sampling candidate videos: the one function that every algorithm, evaluation and command calls.
+"""Sampling of candidate videos: `generate`, which every algorithm, evaluation and command calls.
 
-The sampler is the diffusers scheduler the model's users deploy with, so that rollouts are on-policy; noise is keyed
-on (seed, step, prompt, candidate), so that one process and eight sample the same candidates.
+The sampler is the scheduler of the model's pipeline, so that rollouts are on-policy. Noise is keyed on (seed, step,
+prompt, candidate), so that the candidates do not depend on the number of processes.
 """
 
 from __future__ import annotations
@@ -37,21 +37,21 @@ log = logging.getLogger(__name__)
 
 
 INHERITED = ("steps", "guidance", "negative_prompt", "frames", "height", "width", "batch", "compile", "strength")
-"""What validation and evaluation take from a run's rollout: what its videos are like, and how much memory there is."""
+"""Settings that validation and evaluation inherit from a run's rollout, unless they set them."""
 
 
 @dataclass(frozen=True)
 class RolloutOverrides:
-    """How videos are sampled otherwise than the run's own: what is left out is as in its `rollout`.
+    """Sampling settings that override a run's `rollout`.
 
-    What makes a run's rollouts cheaper, at the price of other videos (`cache`, `guidance_interval`, `evaluations`), is
-    not taken over: there is none of it unless it is named here.
+    Approximations that make rollouts cheaper but change the videos (`cache`, `guidance_interval`, `evaluations`) are
+    not inherited: they are off unless set here.
     """
 
     steps: int | None = None
-    """Sampling steps; whatever is left out is as in the run's `rollout`."""
+    """Sampling steps; by default as in the run's `rollout`."""
     guidance: float | None = None
-    """Classifier-free guidance scale; 1 = none, half the cost."""
+    """Classifier-free guidance scale; 1 = no guidance, half the cost."""
     frames: int | None = None
     """Frames of a video."""
     height: int | None = None
@@ -59,56 +59,56 @@ class RolloutOverrides:
     width: int | None = None
     """Width of a video in pixels."""
     batch: int | None = None
-    """Videos denoised at once. With guidance, both predictions are one pass where twice as many fit."""
+    """Batch size of sampling. With guidance, both predictions are one pass if twice the rows fit into it."""
     cache: CacheConfig = field(default_factory=CacheConfig)
-    """Which step cache saves network evaluations."""
+    """Step cache, which saves network evaluations."""
     guidance_interval: tuple[float, float] = (0.0, 1.0)
-    """Guidance interval: times with guidance, 1 = noise (Kynkaanniemi et al. 2024). Outside it a step costs half."""
+    """Guidance interval: times with guidance, 1 = noise (Kynkaanniemi et al. 2024). Other steps cost half."""
     evaluations: int | None = None
-    """Network evaluations per sample; by default one a step. At the other steps x_0 is extrapolated."""
+    """Network evaluations per sample; by default one per step. At the other steps x_0 is extrapolated."""
     compile: bool | None = None
-    """Compile the network's blocks (torch.compile). It takes minutes at the start; training is compiled, too."""
+    """Compile the network's blocks (torch.compile), for sampling and training. Takes minutes at the start."""
     strength: float | None = None
-    """Noise strength for video-to-video prompts, in (0, 1]: the share of the steps that are sampled."""
+    """Noise strength for video-to-video prompts, in (0, 1]: the fraction of the steps that are sampled."""
     negative_prompt: str | None = None
-    """Negative prompt, which guidance steers away from; by default the model's own, mostly the empty one."""
+    """Negative prompt for guidance; by default the model's own (usually the empty prompt)."""
 
     def __post_init__(self):
         self.over(RolloutConfig())
 
     def over(self, rollout: RolloutConfig) -> RolloutConfig:
-        """A run's rollout with these settings instead of its own; ValueError if one of them cannot be."""
+        """A run's rollout settings, overridden by these; ValueError if one is invalid."""
         named = vars(self)
         return RolloutConfig(**{**named, **{name: getattr(rollout, name) for name in INHERITED if named[name] is None}})
 
 
 @dataclass(frozen=True)
 class RolloutConfig(RolloutOverrides):
-    """How videos are sampled."""
+    """Sampling settings."""
 
     steps: int | None = None
-    """Sampling steps; whatever is left out is the model's own."""
+    """Sampling steps; by default the model's own, as for the other settings."""
     batch: int = 16
-    """Videos denoised at once. With guidance, both predictions are one pass where twice as many fit."""
+    """Batch size of sampling. With guidance, both predictions are one pass if twice the rows fit into it."""
     compile: bool = False
-    """Compile the network's blocks (torch.compile). It takes minutes at the start; training is compiled, too."""
+    """Compile the network's blocks (torch.compile), for sampling and training. Takes minutes at the start."""
     strength: float = 0.8
-    """Noise strength for video-to-video prompts, in (0, 1]: the share of the steps that are sampled."""
+    """Noise strength for video-to-video prompts, in (0, 1]: the fraction of the steps that are sampled."""
 
     def __post_init__(self):
         require(self.batch >= 1, "batch", self.batch, "1 or more")
         for name in ("steps", "frames", "height", "width"):
             if (size := getattr(self, name)) is not None and size < 1:
-                raise ValueError(f"{name} is {size}; it must be at least 1, or left out for the model's own")
+                raise ValueError(f"{name} is {size}; expected 1 or more, or leave it out for the model's own")
         low, high = self.guidance_interval
-        two_times = "two times in [0, 1], the smaller one first"
+        two_times = "two times in [0, 1], the lower one first"
         require(0 <= low <= high <= 1, "guidance_interval", self.guidance_interval, two_times)
         enough = self.evaluations is None or self.evaluations >= 2
-        require(enough, "evaluations", self.evaluations, "2 or more, or left out for all steps")
-        require(0 < self.strength <= 1, "strength", self.strength, "a share of the steps, in (0, 1]")
+        require(enough, "evaluations", self.evaluations, "2 or more, or leave it out for all steps")
+        require(0 < self.strength <= 1, "strength", self.strength, "a fraction of the steps, in (0, 1]")
 
     def size(self, model: VideoModel) -> Size:
-        """Frames, height and width, the model's own where none are set."""
+        """Frames, height and width; the model's own unless set."""
         named = (self.frames, self.height, self.width)
         frames, height, width = (a or b for a, b in zip(named, model.default_size(), strict=True))
         return frames, height, width
@@ -116,14 +116,14 @@ class RolloutConfig(RolloutOverrides):
     def condition(
         self, model: VideoModel, prompts: Sequence[str], generator: torch.Generator | None = None
     ) -> Condition:
-        """The denoiser's condition for sampling these prompts; with a `generator`, for training on clips of them."""
+        """The denoiser's condition for prompts: for sampling or, with a `generator`, for training."""
         condition = model.encode_prompts(prompts, self.size(model), generator)
         if model.embeds_guidance:
             condition["guidance"] = torch.full((len(prompts),), self.scale(model), device=model.device)
         return condition
 
     def scale(self, model: VideoModel) -> float:
-        """The guidance scale, the model's own if none is set."""
+        """The guidance scale; the model's own unless set."""
         return model.default_guidance if self.guidance is None else self.guidance
 
 
@@ -131,7 +131,7 @@ class RolloutConfig(RolloutOverrides):
 class Rollout:
     """`n` candidates of each of `p` prompts; rows are grouped by prompt: p0 candidate 0, p0 candidate 1, ...
 
-    Of several processes each has decoded the `videos` of its own shard of the rows; everything else is of all rows.
+    With several processes, `videos` has only the rows of this process's shard; everything else has all rows.
     """
 
     latents: Latent
@@ -143,13 +143,13 @@ class Rollout:
 
 @dataclass(frozen=True)
 class Rows:
-    """What is to be sampled, a row for each candidate.
+    """Inputs of sampling, one row per candidate.
 
     Attributes:
         shape: of a row's latents.
-        negative: what all rows are guided away from; None = no guidance.
-        generators: random numbers of each row, of which its noise is drawn first.
-        source: latents that the rows begin from, once noised; None = noise alone.
+        negative: negative condition of all rows; None = no guidance.
+        generators: a generator per row; the initial noise is drawn first.
+        source: latents of source videos, for video-to-video; None = start from noise.
     """
 
     prompts: list[str]
@@ -170,15 +170,15 @@ def generate(
     seed: tuple[int, ...] = (0,),
     decode: bool = True,
 ) -> Rollout:
-    """Sample `n` candidates of every prompt; of several processes each samples its shard.
+    """Sample `n` candidates of every prompt; each process samples its shard.
 
     Args:
-        policy: or a model as it is.
-        seed: with the prompt and the number of the candidate, the key of its noise.
-        decode: whether to turn latents into videos; otherwise `videos` is empty.
+        policy: a policy, or a model without training.
+        seed: key of the noise, together with the prompt and the number of the candidate.
+        decode: whether to decode the latents; otherwise `videos` is empty.
 
     Raises:
-        ValueError: a prompt is empty or too long, or the model cannot sample the size asked for.
+        ValueError: a prompt is empty or too long, or the model cannot sample this size.
     """
     sampler = policy if isinstance(policy, Policy) else UntrainedPolicy(policy)
     rows = plan_rows(sampler.model, prompts, config, n, seed)
@@ -193,7 +193,10 @@ def plan_rows(model: VideoModel, prompts: list[str], config: RolloutConfig, n: i
     condition = {name: value.repeat_interleave(n, 0) for name, value in config.condition(model, prompts).items()}
     guided = config.scale(model) != 1 and not model.embeds_guidance
     if config.negative_prompt and model.embeds_guidance:
-        raise ValueError(f"rollout.negative_prompt is given, and {model.source} knows none: its guidance is distilled")
+        raise ValueError(
+            f"rollout.negative_prompt is set, but {model.source} is guidance-distilled and has no negative prompt; "
+            "leave it out"
+        )
     negative = model.encode_negative(1, config.negative_prompt) if guided else None
     source = encode_sources(model, prompts, config)
     generators = [keyed_generator(*seed, zlib.crc32(prompt.encode()), k) for prompt in prompts for k in range(n)]
@@ -206,9 +209,9 @@ def plan_rows(model: VideoModel, prompts: list[str], config: RolloutConfig, n: i
 def sample_rows(
     policy: Policy | UntrainedPolicy, rows: Rows, config: RolloutConfig, mine: Sequence[int]
 ) -> list[Latent]:
-    """Latents of some of the rows, batch by batch; batches are half as large from where memory runs out.
+    """Latents of some of the rows, batch by batch. If memory runs out, the batch size is halved.
 
-    No process waits for another here, unless they have the model's weights or a video's tokens between them.
+    There are no collectives here, unless weights are sharded or tokens are split over processes.
     """
     model = policy.model
     model.parts.to_device()
@@ -227,14 +230,14 @@ def sample_rows(
                     raise
                 free_memory(error)
                 model.max_batch = len(batch) // 2
-                log.warning("memory has run out with %d videos at once: from now on %d", len(batch), model.max_batch)
+                log.warning("out of memory with a sampling batch of %d: reduced to %d", len(batch), model.max_batch)
     return sampled
 
 
 def _sample(
     policy: Policy | UntrainedPolicy, rows: Rows, config: RolloutConfig, batch: Sequence[int], noise: Tensor
 ) -> Latent:
-    """From noise, or from a noised source, to the latents of one batch of rows."""
+    """Sample the latents of one batch of rows, from noise or from noised source latents."""
     model, steps = policy.model, config.steps or policy.model.default_steps
     scheduler, noise = model.sampler(steps, noise.shape), noise.to(model.device)
     condition = {name: value[batch] for name, value in rows.condition.items()}
@@ -261,7 +264,7 @@ def _sample(
             else:
                 prediction = extrapolate(x_t, t)
             x = step(prediction, timestep, x)
-    return model.with_known(x, condition)
+    return model.with_known_frames(x, condition)
 
 
 def decode_latents(model: VideoModel, latents: Sequence[Latent], config: RolloutConfig) -> Video:
@@ -272,12 +275,14 @@ def decode_latents(model: VideoModel, latents: Sequence[Latent], config: Rollout
 
 
 def encode_sources(model: VideoModel, prompts: Sequence[str], config: RolloutConfig) -> Latent | None:
-    """Latents of the prompts' source videos, if they have one each."""
+    """Latents of the prompts' source videos; None if they have none."""
     sources = [prompt.source for prompt in prompts if isinstance(prompt, Prompt) and prompt.source]
     if not sources:
         return None
     if len(sources) < len(prompts):
-        raise ValueError(f"{len(sources)} of {len(prompts)} prompts have a source video; expected all of them, or none")
+        raise ValueError(
+            f"{len(sources)} of {len(prompts)} prompts have a source video; give one to all of them, or to none"
+        )
     frames, height, width = config.size(model)
     with model.using("vae"):
         videos = (read_video(path, fps=model.fps, frames=frames, size=(height, width)) for path in sources)
@@ -285,6 +290,6 @@ def encode_sources(model: VideoModel, prompts: Sequence[str], config: RolloutCon
 
 
 def keyed_generator(*key: int) -> torch.Generator:
-    """Random numbers that depend on the key alone: not on rank, batch or draws before."""
+    """A generator that depends on the key only, not on rank, batch or earlier draws."""
     state = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> np.uint64(1))
     return torch.Generator().manual_seed(state)

@@ -1,7 +1,7 @@
-"""diffusers' step caches: what a denoiser computed at one step of sampling is used again at the steps after it.
+"""diffusers' step caches: outputs of a denoiser at one sampling step are reused at the following steps.
 
-They save passes at the price of other videos, so that they are for rollouts alone: a cache is there within a context,
-begins empty, and leaves nothing behind that a training forward could meet.
+They are faster but change the videos, so they are used for rollouts only. A cache exists within a context, starts
+empty, and is removed before training.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from besttake.types import Condition, Latent, Time
 
 @dataclass(frozen=True)
 class CacheConfig:
-    """Which of diffusers' step caches."""
+    """Step cache of diffusers."""
 
     name: Literal["none", "taylorseer"] = "none"
-    """taylorseer: the network's output is extrapolated between computed steps (arXiv 2503.06923)."""
+    """Step cache: taylorseer extrapolates the network's output between computed steps (arXiv 2503.06923)."""
     every: int = 3
-    """Steps from one computed output to the next."""
+    """Steps between computed outputs."""
 
     def __post_init__(self):
         require(self.every >= 2, "every", self.every, "2 or more")
@@ -33,15 +33,15 @@ class CacheConfig:
 
 Predict = Callable[[Latent, Time, Condition], Latent]
 CachedPredict = Callable[[str, Latent, Time, Condition], Latent]
-"""A prediction in float32; a cache keeps those of each name apart ("conditional", "unconditional")."""
+"""A prediction in float32; the cache is separate for each name ("conditional", "unconditional")."""
 
 
 @contextmanager
 def step_cache(denoisers: Collection[Any], config: CacheConfig, predict: Predict) -> Iterator[CachedPredict]:
-    """Within this context these denoisers have a cache, empty at first, that predictions go through.
+    """Context in which the denoisers have an empty step cache; yields `predict` with it.
 
     Raises:
-        ValueError: a denoiser has no such cache.
+        ValueError: a denoiser does not support step caches.
     """
     caching = denoisers if config.name != "none" else ()
 
@@ -54,8 +54,10 @@ def step_cache(denoisers: Collection[Any], config: CacheConfig, predict: Predict
     with ExitStack() as stack:
         for denoiser in caching:
             if not hasattr(denoiser, "enable_cache"):
-                raise ValueError(f"{type(denoiser).__name__} has no step caches; leave rollout.cache.name at 'none'")
-            # "lite" hooks the network's last layer; the full variant looks for names of layers that video models lack
+                raise ValueError(
+                    f"{type(denoiser).__name__} does not support step caches; set rollout.cache.name to none"
+                )
+            # "lite" hooks the network's last layer; the full variant expects layer names that video models lack
             denoiser.enable_cache(
                 TaylorSeerCacheConfig(config.every, 4, taylor_factors_dtype=torch.float32, use_lite_mode=True)
             )

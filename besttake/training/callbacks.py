@@ -18,20 +18,20 @@ if TYPE_CHECKING:
     from besttake.training.run import Run
 
 Callback = Callable[["Run", Mapping[str, Any]], object]
-"""Called with the run, and the metrics just logged, by name; `run.step` is the number of steps that are over."""
+"""Called with the run and the metrics just logged, by name; `run.step` is the number of completed steps."""
 
 
 @dataclass(frozen=True)
 class Callbacks:
-    """What a run calls, on every process: after each step, and after each validation pass."""
+    """Functions that a run calls on every process, after each step and after each validation pass."""
 
     on_step: Callback | None = None
     on_validation: Callback | None = None
 
-    def step_is_over(self, run: Run, metrics: Mapping[str, Any]) -> None:
+    def after_step(self, run: Run, metrics: Mapping[str, Any]) -> None:
         _call(self.on_step, run, metrics)
 
-    def validated(self, run: Run, metrics: Mapping[str, Any]) -> None:
+    def after_validation(self, run: Run, metrics: Mapping[str, Any]) -> None:
         _call(self.on_validation, run, metrics)
 
 
@@ -40,7 +40,7 @@ _current: ContextVar[Callbacks] = ContextVar("callbacks", default=Callbacks())  
 
 @contextmanager
 def callbacks(on_step: Callback | None = None, on_validation: Callback | None = None) -> Iterator[None]:
-    """Every run that is begun within calls these. An error of theirs stops the run with a checkpoint saved."""
+    """Context whose runs call these functions. If one raises, the run saves a checkpoint and stops."""
     for name, callback in (("on_step", on_step), ("on_validation", on_validation)):
         if callback is not None and not callable(callback):
             raise ValueError(f"{name} is {callback!r}; expected a function of the run and its metrics")
@@ -52,7 +52,7 @@ def callbacks(on_step: Callback | None = None, on_validation: Callback | None = 
 
 
 def current_callbacks() -> Callbacks:
-    """Those of the `callbacks` context that this is within."""
+    """The callbacks of the enclosing `callbacks` context."""
     return _current.get()
 
 

@@ -1,7 +1,7 @@
-"""Checkpoints that are whole or not there: safetensors in a folder that is renamed into place when complete.
+"""Atomic checkpoints: safetensors in a folder that is renamed into place when complete.
 
-What one process holds is one file; weights that several hold between them are a file of each, which any number of
-processes can read. A truncated or damaged checkpoint is noticed by its files' sizes and passed over for the one before.
+Unsharded weights are one file; of sharded weights every process writes a file, and any number of processes can read
+them. File sizes reveal a damaged checkpoint, which is skipped for the one before.
 """
 
 from __future__ import annotations
@@ -36,82 +36,81 @@ TENSORS, STATE = "training.safetensors", "state.json"
 def save_checkpoint(folder: Path, step: int, tensors: dict[str, Tensor], state: dict[str, Any], keep: int = 2) -> None:
     """Write `folder/step-XXXXXXXX`, then delete all but the `keep` newest.
 
-    Where tensors are sharded, every process calls this and writes its part; whole ones are saved by process 0 alone.
+    If tensors are sharded, every process calls this and writes its part; otherwise process 0 alone.
 
     Raises:
-        OSError: the disk is full or not writable; what was there before is untouched.
+        OSError: the disk is full or not writable; earlier checkpoints are untouched.
     """
     target = folder / f"step-{step:08d}"
     partial = folder / f".{target.name}.part"
     state = {"step": step, **state}
     try:
         if any(is_sharded(tensor) for tensor in tensors.values()):
-            broadcast_from_main(lambda: _make_empty(partial))
+            broadcast_from_main(lambda: _new_folder(partial))
             writer = HuggingFaceStorageWriter(str(partial), save_distributed=True)
             shards.save(tensors, storage_writer=writer, process_group=control_group())
-            broadcast_from_main(lambda: _put_in_place(partial, target, state))
+            broadcast_from_main(lambda: _finalize(partial, target, state))
         else:
-            _make_empty(partial)
+            _new_folder(partial)
             here = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
-            save_file(_apart(here), partial / TENSORS)
-            _put_in_place(partial, target, state)
+            save_file(_without_shared_memory(here), partial / TENSORS)
+            _finalize(partial, target, state)
     except (OSError, SafetensorError, CheckpointException, OtherProcessError) as error:
         if is_main():
             shutil.rmtree(partial, ignore_errors=True)
         reason = next(iter(error.failures.values()))[0] if isinstance(error, CheckpointException) else error
         raise OSError(f"the checkpoint of step {step} could not be written to {folder}: {reason}") from error
-    parts = folder.glob(".step-*.part")  # which a kill has left half-written
+    parts = folder.glob(".step-*.part")  # incomplete, of a process that was killed
     for old in [*checkpoints(folder)[:-keep], *parts] if is_main() else ():
         shutil.rmtree(old, ignore_errors=True)
 
 
 def newest_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]] | None:
-    """Path and state of the newest checkpoint that is whole; None if there is none.
+    """Path and state of the newest intact checkpoint; None if there is none.
 
-    A damaged one is reported, deleted and passed over.
+    Damaged ones are deleted, with a warning.
     """
     for path in reversed(checkpoints(folder)):
         try:
             state = json.loads((path / STATE).read_text())
             for name, size in _sizes(state).items():
                 if (path / name).stat().st_size != size:
-                    raise ValueError(f"{name} has {(path / name).stat().st_size} bytes, {size} were written")
+                    raise ValueError(f"{name} has {(path / name).stat().st_size} bytes, expected {size}")
             shapes(path)
             return path, state
         except (FileNotFoundError, ValueError, KeyError, SafetensorError) as error:
-            log.warning("the checkpoint %s is damaged (%s): going back to the one before", path, error)
+            log.warning("checkpoint %s is damaged (%s); falling back to the previous one", path, error)
             shutil.rmtree(path)
     return None
 
 
 def wait_for_checkpoint(path: Path, state: dict[str, Any], seconds: float = 60.0) -> None:
-    """Wait until this process sees the files of a checkpoint whole, as the one that has found it does.
+    """Wait until this process sees the complete files of a checkpoint, as process 0 does.
 
     Raises:
-        OSError: it does not in so many seconds, which a shared disk should not take.
+        OSError: it does not see them within `seconds`.
     """
     until = time.monotonic() + seconds
     while late := [name for name, size in _sizes(state).items() if not _is_whole(path / name, size)]:
         if time.monotonic() > until:
             raise OSError(
-                f"process 0 sees {path / late[0]} whole, and this one does not after {seconds:g} s; "
-                "--out must lie on a disk that all processes share"
+                f"process 0 sees {path / late[0]}, but this process does not after {seconds:g} s; "
+                "--out must be on a disk that all processes share"
             )
-        os.listdir(path.parent)  # which makes a network file system look again
+        os.listdir(path.parent)  # makes a network file system refresh its listing
         time.sleep(0.1)
 
 
 def shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """The shape of every tensor in a checkpoint, from the heads of its files."""
+    """The shape of every tensor in a checkpoint, from the headers of its files."""
     return {name: tuple(entry.size) for name, entry in _entries(path).items()}
 
 
 def load_tensors(path: Path, like: Callable[[str], Tensor | None] = lambda name: None) -> dict[str, Tensor]:
-    """The tensors of a checkpoint, of which each process reads what it is to hold.
+    """The tensors of a checkpoint; each process reads its shards only.
 
     Args:
-        like: by name, a tensor beside which this one is to lie: on the same device and, if it has the same shape,
-            sharded alike; None for the CPU.
+        like: name -> a tensor whose device and, if the shape is the same, sharding is used; None for the CPU.
     """
     tensors = {}
     for name, entry in _entries(path).items():
@@ -121,7 +120,7 @@ def load_tensors(path: Path, like: Callable[[str], Tensor | None] = lambda name:
         else:
             tensors[name] = torch.empty(entry.size, dtype=dtype, device=None if model is None else model.device)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "torch.distributed is disabled")  # there is nothing to say to the others
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")  # as intended
         shards.load(tensors, storage_reader=HuggingFaceStorageReader(str(path)), no_dist=True)
     return tensors
 
@@ -132,7 +131,7 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def step_of(path: Path) -> int:
-    """The step that a checkpoint is of."""
+    """The step of a checkpoint."""
     return int(path.name.removeprefix("step-"))
 
 
@@ -152,8 +151,8 @@ def _is_whole(file: Path, size: int) -> bool:
         return False
 
 
-def _apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The same tensors, each with memory of its own: safetensors takes no two that share it."""
+def _without_shared_memory(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors without shared memory, which safetensors refuses."""
     first = {tensor.data_ptr(): name for name, tensor in reversed(tensors.items())}
     return {name: tensor if first[tensor.data_ptr()] == name else tensor.clone() for name, tensor in tensors.items()}
 
@@ -162,27 +161,27 @@ def _entries(path: Path) -> dict[str, Any]:
     return HuggingFaceStorageReader(str(path)).read_metadata().state_dict_metadata
 
 
-def _make_empty(folder: Path) -> None:
+def _new_folder(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
 
 
-def _put_in_place(partial: Path, target: Path, state: dict[str, Any]) -> None:
-    """Add what tells a whole checkpoint from a part of one, and give it its name."""
+def _finalize(partial: Path, target: Path, state: dict[str, Any]) -> None:
+    """Write the state with the file sizes, flush, and rename the folder into place."""
     set_file_mode(partial)
     sizes = {file.name: file.stat().st_size for file in partial.iterdir()}
     (partial / STATE).write_text(json.dumps({**state, "bytes": sizes.get(TENSORS, sizes)}))
     for file in partial.iterdir():
-        _flush(file)
+        _fsync(file)
     shutil.rmtree(target, ignore_errors=True)
     os.replace(partial, target)
-    _flush(target.parent)
+    _fsync(target.parent)
 
 
-def _flush(path: Path) -> None:
-    """Have the operating system write a file or folder to the disk itself, so that not even a power cut loses it."""
+def _fsync(path: Path) -> None:
+    """fsync a file or folder, so that it survives a power cut."""
     if path.is_dir() and not hasattr(os, "O_DIRECTORY"):
-        return  # Windows opens no folders, and flushes no file that is open for reading alone
+        return  # Windows cannot open folders, nor flush a file that is open for reading only
     descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:
         os.fsync(descriptor)

@@ -1,4 +1,4 @@
-"""What a run writes of itself and goes on from: checkpoints, at any moment and by any process left; the adapter."""
+"""Saving and resuming a run: regular checkpoints, emergency checkpoints by any process, and the adapter."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ from besttake.training.checkpoint import (
     step_of,
     wait_for_checkpoint,
 )
-from besttake.training.config import LOWER, TrainConfig
+from besttake.training.config import LOWER_LR, TrainConfig
 
 log = logging.getLogger(__name__)
 
 
 class Stateful(Protocol):
-    """What changes as it is used, and must be as it was when a run is resumed."""
+    """An object whose state is saved in checkpoints and restored on resume."""
 
     def state(self) -> dict[str, Tensor]: ...
 
@@ -52,12 +52,13 @@ class Stateful(Protocol):
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run has come.
+    """Progress of a run.
 
     Attributes:
-        updates: of the weights.
-        seconds: of training, validation left out.
-        rate: the learning rate of the last step.
+        step: number of completed steps.
+        updates: number of optimizer steps.
+        seconds: time spent on training, without validation.
+        rate: learning rate of the last step.
     """
 
     step: int
@@ -68,11 +69,11 @@ class Progress:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """How things stood when the last step was over, for a checkpoint of it while the next is under way.
+    """State after the last completed step, from which a checkpoint can be written while the next one runs.
 
     Attributes:
-        gradients: of steps that wait for the rest of their update.
-        kept: states of what a run keeps, by its name for it.
+        gradients: accumulated gradients that have not been applied yet.
+        kept: state of each `Stateful` object, by name.
     """
 
     progress: Progress
@@ -81,11 +82,11 @@ class Snapshot:
 
 
 class Checkpointer:
-    """Checkpoints of a run in its folder.
+    """Writes and restores the checkpoints in a run's folder.
 
     Attributes:
-        updating: whether an update of the weights is under way, so that they are of no step.
-        spoilt: whether processes have come to hold different weights, which are not saved.
+        updating: whether an optimizer step is in progress, so that the weights belong to no completed step.
+        spoilt: whether the processes' weights have diverged; such weights are not saved.
     """
 
     def __init__(
@@ -98,65 +99,66 @@ class Checkpointer:
     ):
         """
         Args:
-            base: the hash of the weights that the run began from.
+            kept: objects whose state is saved, by name.
+            base: hash of the base model's weights.
         """
         self.config, self.policy, self.optimizer, self.kept, self.base = config, policy, optimizer, kept, base
         self.folder = Path(config.out) / "checkpoints"
-        self.updating = self.spoilt = False
+        self.updating = self.diverged = False
         self._snapshot: Snapshot
 
-    def step_is_over(self, progress: Progress) -> None:
-        """Note how things stand: what a checkpoint holds from now on."""
+    def take_snapshot(self, progress: Progress) -> None:
+        """Take the snapshot that checkpoints are written from."""
         gradients = {name: weight.grad for name, weight in self.policy.trainable.items() if weight.grad is not None}
-        # a backward pass adds to them in place
+        # copied, since a backward pass accumulates in place
         gradients = {
             name: grad.clone() if is_sharded(grad) else grad.to("cpu", copy=True) for name, grad in gradients.items()
         }
         self._snapshot = Snapshot(progress, gradients, {name: dict(thing.state()) for name, thing in self.kept.items()})
 
     def save(self) -> None:
-        """Write a checkpoint of the last step that is over, if it is not there; the same on every process."""
+        """Write a checkpoint of the last completed step unless it exists. All processes call this."""
         self.compare_weights()
         with raise_on_all():
             if is_main() or self.is_sharded:
                 self._write()
 
     def save_adapter(self) -> None:
-        """Write what was trained, as diffusers loads it."""
+        """Write the trained weights in the format that diffusers loads."""
         with raise_on_all():
-            self._refuse_what_is_not_finite()
+            self._check_finite()
         with raise_on_all():
             self.policy.save(self.folder.parent / "adapter")
 
-    def save_at_the_end(self) -> tuple[str, bool]:
-        """Save all whole steps, at any moment, if no other process has done so.
+    def emergency_save(self) -> tuple[str, bool]:
+        """Save the last completed step at any moment, unless another process has already done so.
 
-        Where a process has died or is stuck, any of the others has all there is to save, unless it is sharded.
+        If a process has died or hangs, any other can write the checkpoint, except when weights are sharded.
 
         Returns:
-            What there is to go on from, and whether it was this process that has written it.
+            A message that says which step can be resumed from, and whether this process wrote a checkpoint.
         """
         step, wrote = self._snapshot.progress.step, False
         beside = threading.current_thread() is not threading.main_thread()
-        trouble = f"step {step} was being finished" if self.updating else ""
-        if self.spoilt:
-            trouble = "weights that differ are not saved"
+        trouble = f"step {step} was interrupted in the middle of its update" if self.updating else ""
+        if self.diverged:
+            trouble = "the processes' weights differ, so they are not saved"
         try:
             if not trouble and step:
                 with _own_cuda_stream() if beside else nullcontext():
-                    trouble, wrote = self._write_with_others() if self.is_sharded else ("", self._write())
-        except Exception as error:  # whatever it is, it must not be told instead of what ended the run
+                    trouble, wrote = self._write_sharded() if self.is_sharded else ("", self._write())
+        except Exception as error:  # must not hide the error that ended the run
             trouble = str(error)
         newest = self._newest()
-        there = f"the same command goes on from step {newest}, in {self.folder}" if newest > 0 else "no step is saved"
-        return f"{trouble + '; ' if trouble else ''}{there}" if is_main() or newest == step else "", wrote
+        saved = f"the same command resumes from step {newest}, in {self.folder}" if newest > 0 else "no step is saved"
+        return f"{trouble + '; ' if trouble else ''}{saved}" if is_main() or newest == step else "", wrote
 
     @torch.no_grad()
     def restore(self, path: Path, state: dict[str, Any]) -> Progress:
-        """Put a checkpoint into the policy, the optimizer and what is kept.
+        """Load a checkpoint into the policy, the optimizer and the `Stateful` objects.
 
         Raises:
-            ValueError: it is of another model, or of a run that began from other weights.
+            ValueError: it belongs to another model, or to a run with other base weights.
         """
         wait_for_checkpoint(path, state)
         policy = self.policy
@@ -165,10 +167,10 @@ class Checkpointer:
         if different:
             name, shape = min(different)
             raise ValueError(
-                f"the checkpoint in {self.folder.parent} is of another model than {self.config.model}: only one of "
-                f"them has '{name}' of shape {shape}; give another --out"
+                f"the checkpoint in {self.folder.parent} does not match {self.config.model}: only one of them has "
+                f"'{name}' of shape {shape}; give another --out"
             )
-        tensors = load_tensors(path, self._like)
+        tensors = load_tensors(path, self._layout_of)
         for name, thing in self.kept.items():
             head = f"kept.{name}/"
             thing.load_state({key.removeprefix(head): t for key, t in tensors.items() if key.startswith(head)})
@@ -179,7 +181,7 @@ class Checkpointer:
             if group == "gradient":
                 policy.trainable[name].grad = tensor
             elif group.startswith("optimizer."):
-                # a whole number stays one, as the optimizer keeps it
+                # an integer stays an int, as in the optimizer
                 value: Any = tensor if tensor.ndim or tensor.is_floating_point() else tensor.item()
                 self.optimizer.state[policy.trainable[name]][group.removeprefix("optimizer.")] = value
             else:
@@ -187,49 +189,49 @@ class Checkpointer:
         policy.reference.weights_changed()
         if state["base"] != self.base:
             raise ValueError(
-                f"the run in {self.folder.parent} began from other weights than {self.config.model} holds now; "
+                f"the run in {self.folder.parent} was started from other weights than {self.config.model} has now; "
                 "give another --out"
             )
         log.info("resuming %s from step %d", self.folder.parent, state["step"])
-        rate = state.get("rate", self.config.optim.lr)  # which older checkpoints did not keep
+        rate = state.get("rate", self.config.optim.lr)  # older checkpoints lack it
         return Progress(state["step"], state["updates"], state["seconds"], rate)
 
     def compare_weights(self) -> None:
-        """ValueError on every process unless all hold the same weights."""
+        """ValueError on every process unless all have the same weights."""
         try:
-            self.compare("the weights that are trained", list(self.policy.trainable.values()))
+            self.compare("the trained weights", list(self.policy.trainable.values()))
         except ValueError:
-            self.spoilt = True
+            self.diverged = True
             raise
 
     def compare(self, what: str, tensors: Sequence[Tensor]) -> None:
-        """ValueError on every process unless all that hold the same part of the weights have the same tensors."""
+        """ValueError on every process unless all processes with the same shard have equal tensors."""
         if not is_single_process():
             check_equal({what: bit_checksum(tensors)}, weight_shard() if self.is_sharded else 0)
 
     @property
     def last_step(self) -> int:
-        """The last step that is over."""
+        """The last completed step."""
         return self._snapshot.progress.step
 
     @property
     def is_sharded(self) -> bool:
-        """Whether what is trained is sharded: every process then has a part of a checkpoint to write."""
+        """Whether the trained weights are sharded, so that every process writes a part of each checkpoint."""
         return any(is_sharded(weight) for weight in self.policy.trainable.values())
 
     def _newest(self) -> int:
         """The step of the newest checkpoint, -1 if there is none."""
         return max(map(step_of, checkpoints(self.folder)), default=-1)
 
-    def _write_with_others(self) -> tuple[str, bool]:
-        """Of sharded weights each process writes a part, if all of them are there to; what kept them from it."""
+    def _write_sharded(self) -> tuple[str, bool]:
+        """Write sharded weights, if all processes are alive; the reason if not, and whether it was written."""
         with failure_group(self._snapshot.progress.step) as all_here:
             if all_here:
                 return "", self._write()
-        return "the weights are sharded, and not all processes are there to write their part", False
+        return "the weights are sharded, and not all processes are alive to write their part", False
 
     def _write(self) -> bool:
-        """Write a checkpoint of the last step that is over; False if it is there."""
+        """Write a checkpoint of the last completed step; False if it exists."""
         done = self._snapshot.progress
         state = {"updates": done.updates, "seconds": done.seconds, "config": fingerprint(self.config)}
         state |= {"base": self.base, "rate": done.rate}
@@ -238,15 +240,15 @@ class Checkpointer:
             if (broadcast_from_main(self._newest) if self.is_sharded else self._newest()) >= done.step:
                 return False
             with raise_on_all() if self.is_sharded else nullcontext():
-                self._refuse_what_is_not_finite()
+                self._check_finite()
             save_checkpoint(self.folder, done.step, self._tensors(), state)
         return True
 
-    def _refuse_what_is_not_finite(self) -> None:
-        """FloatingPointError if this process has anything that is not finite of what a checkpoint keeps."""
+    def _check_finite(self) -> None:
+        """FloatingPointError if a tensor to be saved is not finite."""
         if name := find_non_finite(self._tensors()):
             step = self._snapshot.progress.step
-            raise FloatingPointError(f"{name} is not finite at step {step}, and nothing is saved; {LOWER}")
+            raise FloatingPointError(f"{name} is not finite at step {step}, so nothing is saved; {LOWER_LR}")
 
     def _weights(self) -> dict[str, Mapping[str, Tensor]]:
         policy = self.policy
@@ -264,19 +266,22 @@ class Checkpointer:
                 tensors[f"optimizer.{key}/{name}"] = torch.as_tensor(value)
         return tensors
 
-    def _like(self, key: str) -> Tensor | None:
-        """The weight that a tensor of a checkpoint is laid out as, over devices and processes."""
+    def _layout_of(self, key: str) -> Tensor | None:
+        """The weight whose device and sharding a tensor of a checkpoint has; None for a plain tensor on the CPU."""
         group, _, name = key.partition("/")
-        if group.startswith("kept.") or group == "optimizer.step":  # which the optimizer keeps on the CPU
+        if group.startswith("kept.") or group == "optimizer.step":
             return None
         return self.policy.trainable[name]
 
 
 def open_run_folder(folder: Path, config: TrainConfig) -> tuple[Path, dict[str, Any]] | None:
-    """Make the run folder, or check that the run in it is this one; what there is to resume from.
+    """Create the run folder, or find the checkpoint to resume from.
+
+    Returns:
+        Path and state of the newest checkpoint, if there is one.
 
     Raises:
-        ValueError: it cannot be written to, or holds a run with other settings.
+        ValueError: the folder cannot be written to, or contains a run with other settings.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -287,7 +292,7 @@ def open_run_folder(folder: Path, config: TrainConfig) -> tuple[Path, dict[str, 
     found = newest_checkpoint(folder / "checkpoints")
     if found and found[1]["config"] != fingerprint(config):
         raise ValueError(
-            f"{folder} holds a run with other settings (see its config.yaml); give another --out, "
+            f"{folder} contains a run with other settings (see its config.yaml); give another --out, "
             "or the same settings to resume it"
         )
     write_config(config, folder / "config.yaml")
@@ -295,5 +300,5 @@ def open_run_folder(folder: Path, config: TrainConfig) -> tuple[Path, dict[str, 
 
 
 def _own_cuda_stream() -> AbstractContextManager:
-    """Within this context a GPU copies beside what it may be stuck in."""
+    """Context with a CUDA stream of its own: copies work even if the main stream hangs."""
     return torch.cuda.stream(torch.cuda.Stream()) if torch.cuda.is_available() else nullcontext()

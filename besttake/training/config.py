@@ -1,4 +1,4 @@
-"""What every training recipe has, whatever its algorithm."""
+"""Settings of a training run that are common to all algorithms."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from besttake.sampling.rollout import RolloutConfig
 from besttake.training.trackers import TrackerName
 from besttake.training.validation import ValidationConfig
 
-LOWER = "lower optim.lr, and give another --out: the checkpoints are of these settings"
-"""What to do where numbers are no longer finite."""
+LOWER_LR = "lower optim.lr and give another --out (checkpoints only resume with the same settings)"
+"""Advice for losses, gradients and weights that are not finite."""
 
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """AdamW and what surrounds it."""
+    """AdamW, learning-rate schedule, gradient clipping and accumulation."""
 
     lr: float = 1e-4
     """Learning rate of AdamW."""
@@ -35,13 +35,13 @@ class OptimConfig:
     weight_decay: float = 0.0
     """Weight decay of AdamW."""
     warmup_steps: int = 10
-    """Learning-rate warm-up: updates over which it rises."""
+    """Learning-rate warm-up, in updates."""
     decay: float = 0.0
-    """Learning-rate decay: the last share of the steps (or minutes), over which it falls to zero."""
+    """Learning-rate decay: final fraction of the steps (or minutes) over which it falls linearly to zero."""
     max_grad_norm: float = 1.0
-    """Gradient clipping: largest norm of the gradient."""
+    """Gradient clipping: maximum norm of the gradient."""
     gradient_accumulation_steps: int = 1
-    """Steps per update; their gradients are averaged."""
+    """Gradient accumulation: steps per update, whose gradients are averaged."""
     use_8bit_adam: bool = False
     """8-bit AdamW (Dettmers et al. 2022, arXiv 2110.02861): a quarter of the moments' memory."""
 
@@ -54,17 +54,17 @@ class OptimConfig:
             self.gradient_accumulation_steps,
             "1 or more",
         )
-        require(0 <= self.decay <= 1, "decay", self.decay, "a share of the steps, in [0, 1]")
+        require(0 <= self.decay <= 1, "decay", self.decay, "a fraction of the steps, in [0, 1]")
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """What every training recipe has."""
+    """Settings common to all algorithms."""
 
     model: str = "tiny-cogvideox"
     """Model: a diffusers pipeline (folder or hub id), tiny-cogvideox, tiny-wan, or ./my_family.py:FOLDER."""
     out: Path = Path("runs/run")
-    """Run folder; the same command on the same folder resumes."""
+    """Run folder; the same command resumes the run in it."""
     steps: int = 100
     """Training steps."""
     seed: int = 0
@@ -72,33 +72,33 @@ class TrainConfig:
     minutes: float = 0.0
     """Time limit in minutes of training; 0 = none."""
     device: str = "auto"
-    """Where to train: auto, cpu, cuda, cuda:1, mps."""
+    """Device: auto, cpu, cuda, cuda:1, mps."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Precision of the frozen base and of a full fine-tune's passes. Trained weights and losses are float32."""
+    """Precision of the frozen base, and of a full fine-tune's forward passes. Trained weights are float32."""
     quantize: Quantization = "none"
-    """Quantization of the denoiser's blocks below a LoRA."""
+    """Quantization of the frozen base below a LoRA."""
     tiling: bool = False
-    """VAE tiling: less memory, for faint seams."""
+    """VAE tiling: less memory, but seams may be faintly visible."""
     offload_idle: bool = False
-    """Offload idle networks to the CPU. The denoiser while decoding and scoring, critics while training."""
+    """Offload idle networks to the CPU: the denoiser while decoding and scoring, critics while training."""
     cache: Path | None = None
-    """Cache folder, for text embeddings and latents of real clips. Several runs may share it."""
+    """Cache folder for text embeddings and latents of real clips; runs may share it."""
     cache_limit: float = 50.0
-    """Size limit of the cache in GB; least recently used files are deleted."""
+    """Maximum size of the cache in GB; the least recently used files are deleted."""
     save_every: int = 50
     """Steps between checkpoints."""
     log: tuple[TrackerName, ...] = ("tensorboard",)
     """Trackers: tensorboard, wandb, trackio; metrics.jsonl is always written."""
     policy: PolicyConfig = field(default_factory=PolicyConfig)
-    """What is trained of the model, and in how much memory."""
+    """Trained weights, and memory use."""
     optim: OptimConfig = field(default_factory=OptimConfig)
-    """The optimizer, AdamW, and the learning rate's course."""
+    """Optimizer (AdamW) and learning-rate schedule."""
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
-    """How several processes share the work."""
+    """Distributed training."""
     validation: ValidationConfig = field(default_factory=ValidationConfig)
-    """Validation passes while the run trains."""
+    """Validation passes during training."""
     evaluation: EvaluateConfig = field(default_factory=EvaluateConfig)
-    """The evaluation after training, before against after."""
+    """Evaluation after training, which compares the model before and after."""
 
     def __post_init__(self):
         require(self.steps >= 1, "steps", self.steps, "1 or more")
@@ -108,35 +108,39 @@ class TrainConfig:
         require(len(set(self.log)) == len(self.log), "log", self.log, "each tracker once")
         require(self.cache_limit > 0, "cache_limit", self.cache_limit, "a positive number of GB")
         if self.offload_idle and self.policy.offload:
-            raise ValueError("offload_idle moves whole networks; leave it out where policy.offload splits them")
+            raise ValueError(
+                "offload_idle and policy.offload are both set; the first moves whole networks, the second "
+                "single blocks: leave out one of them"
+            )
         if self.quantize != "none" and self.policy.offload:
             raise ValueError(
-                f"quantize is {self.quantize}: weights in few bits are not kept on the CPU; leave out "
-                "policy.offload, or quantize"
+                f"quantize is {self.quantize} and policy.offload is set; quantized weights cannot be offloaded: "
+                "leave out one of them"
             )
         if self.quantize != "none" and self.policy.train == "full":
             raise ValueError(
-                f"quantize is {self.quantize}, and policy.train full; weights in few bits cannot be trained"
+                f"quantize is {self.quantize} and policy.train is full; quantized weights cannot be trained: "
+                "set policy.train to lora, or leave out quantize"
             )
         self._check_parallel()
 
     @property
     def rollout_config(self) -> RolloutConfig:
-        """How the run samples, or the size of its clips."""
+        """The run's `rollout` settings, or the defaults if its algorithm has none."""
         return getattr(self, "rollout", RolloutConfig())
 
     @property
     def validation_config(self) -> ValidationConfig:
-        """How the run is validated, with what is left out of its `rollout` filled in."""
+        """The validation settings, with those missing from its `rollout` taken from the run's."""
         return replace(self.validation, rollout=self.validation.rollout.over(self.rollout_config))
 
     @property
     def evaluation_config(self) -> EvaluateConfig:
-        """How the run is evaluated, with what is left out of its `rollout` filled in."""
+        """The evaluation settings, with those missing from its `rollout` taken from the run's."""
         return replace(self.evaluation, rollout=self.evaluation.rollout.over(self.rollout_config))
 
     def _check_parallel(self) -> None:
-        """Refuse what does not go with sharded weights."""
+        """ValueError if a setting is not supported with sharded weights."""
         shard, full = self.parallel.shard, self.policy.train == "full"
         sharded = {
             "quantize": self.quantize != "none",
@@ -147,12 +151,12 @@ class TrainConfig:
         }
         if shard > 1 and (conflicts := [setting for setting, chosen in sharded.items() if chosen]):
             raise ValueError(
-                f"parallel.shard is {shard}, which does not go with {', '.join(conflicts)}; leave out one or the other"
+                f"parallel.shard is {shard}, which does not work with {', '.join(conflicts)}; leave out one of them"
             )
 
 
 def adamw(config: OptimConfig, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-    """The optimizer; ValueError if eight bits are asked for and bitsandbytes is not installed."""
+    """The optimizer; ValueError if `use_8bit_adam` is set and bitsandbytes is not installed."""
     kind: Any = torch.optim.AdamW
     if config.use_8bit_adam:
         try:

@@ -1,4 +1,4 @@
-"""Metrics of a run: `metrics.jsonl`, which a resumed run goes on with, and the trackers."""
+"""Metrics of a run: `metrics.jsonl`, which a resumed run appends to, and the trackers."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ from besttake.training.trackers import open_tracker
 Metrics = Mapping[str, float | Tensor]
 """Numbers to log, by names such as "train/loss"."""
 
-REMEMBERED = 8
-"""Rows that every process remembers, should the one that writes them be killed."""
+KEPT_ROWS = 8
+"""Recent rows that every process keeps, in case process 0 is killed before it writes them."""
 
 
 class MetricsLog:
-    """A row for each step, validation and alarm; process 0 writes, and every process knows the newest rows.
+    """Log with a row per step, validation pass and alarm. Process 0 writes it; all keep the newest rows.
 
     Attributes:
-        earlier: the rows of the steps that a resumed run had before.
+        earlier: rows of the steps before this resume.
     """
 
     def __init__(self, folder: Path, step: int, config: TrainConfig):
         """
         Args:
-            step: that the run goes on from; rows of later ones are cut off.
+            step: step to resume from; rows of later steps are removed.
         """
         self.path = folder / "metrics.jsonl"
         self.earlier = [
-            with_new_metrics(json.loads(line)) for line in broadcast_from_main(lambda: self._cut_back(step))
+            with_new_metrics(json.loads(line)) for line in broadcast_from_main(lambda: self._truncate(step))
         ]
-        self._newest: deque[dict[str, Any]] = deque(maxlen=REMEMBERED)
+        self._newest: deque[dict[str, Any]] = deque(maxlen=KEPT_ROWS)
         if is_main():
             self._file = self.path.open("a")
         names = config.log if is_main() else ()
@@ -63,23 +63,23 @@ class MetricsLog:
             tracker.write_videos(files, prompts, step)
 
     def complete(self, step: int) -> None:
-        """Write the newest rows before a step that are not there: process 0 was killed before it wrote them."""
+        """Write the newest rows before `step` that are missing because process 0 was killed."""
         text = self.path.read_text() if self.path.exists() else ""
         rows = [json.dumps(row) for row in self._newest if row["step"] < step]
         if missing := [row for row in rows if row not in text.splitlines()]:
             with self.path.open("a") as file:
-                file.write("" if text.endswith("\n") else "\n")  # should the last line be cut short
+                file.write("" if text.endswith("\n") else "\n")  # the last line may be incomplete
                 file.write("".join(f"{row}\n" for row in missing))
 
     def close(self) -> None:
-        """Write nothing any more."""
+        """Close the file and the trackers."""
         with ExitStack() as closing:
             for tracker in self._trackers:
                 closing.callback(tracker.close)
             if is_main():
                 closing.callback(self._file.close)
 
-    def _cut_back(self, step: int) -> list[str]:
+    def _truncate(self, step: int) -> list[str]:
         if not self.path.exists():
             return []
         rows = [line for line in self.path.read_text().splitlines() if line and _step_of(line) < step]
@@ -92,4 +92,4 @@ def _step_of(line: str) -> float:
     try:
         return json.loads(line)["step"]
     except (json.JSONDecodeError, KeyError):
-        return float("inf")  # a line that a kill cut short
+        return float("inf")  # an incomplete line

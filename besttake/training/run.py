@@ -1,8 +1,8 @@
-"""A training run: everything around an algorithm's loop that is the same for all of them.
+"""A training run: everything around an algorithm's loop that is common to all algorithms.
 
-The algorithm owns the loop and its `step`; `Run` gives it the batches, takes its losses, and sees to the optimizer, the
-metrics, validation, checkpoints and resume. All randomness is keyed on the seed and the step, so a checkpoint is the
-weights, the optimizer and the step: on CPU a resumed run goes on bit by bit.
+The algorithm owns the loop and its `step`. `Run` yields the batches, receives the losses, and handles the optimizer,
+metrics, validation, checkpoints and resume. All random numbers are keyed on the seed and the step, so a checkpoint
+consists of the weights, the optimizer and the step; on the CPU a resumed run is bit-identical.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ from besttake.sampling.rollout import RolloutConfig
 from besttake.training.callbacks import current_callbacks
 from besttake.training.checkpoint import oldest_resumable_step
 from besttake.training.checkpointer import Checkpointer, Progress, Stateful, open_run_folder
-from besttake.training.config import LOWER, OptimConfig, TrainConfig, adamw
+from besttake.training.config import LOWER_LR, OptimConfig, TrainConfig, adamw
 from besttake.training.metrics import Metrics, MetricsLog
 from besttake.training.trackers import check_trackers
 from besttake.training.validation import Validator
@@ -71,26 +71,26 @@ log = logging.getLogger(__name__)
 Item = TypeVar("Item")
 
 COMPARE_EVERY = 50
-"""Updates after which the processes compare the weights that they train, which should be the same to the bit."""
+"""Updates between checks that all processes have bit-identical trained weights."""
 
 
 class Run:
     """A training run in a folder: `config.yaml`, `metrics.jsonl`, trackers, samples, checkpoints, adapter.
 
-    As a context, `with Run(config, data) as run:`, it saves all whole steps if it fails, or if a signal ends it.
+    Used as a context, `with Run(config, data) as run:`, so that completed steps are saved on an error or a signal.
 
     Attributes:
-        data: what is left to train on when some is held out, for the evaluation to be measured on.
-        step: how many steps are over.
-        updates: how many times the weights were changed.
-        seconds: of training, validation left out.
+        data: the training data, without what is held out for the evaluation.
+        step: number of completed steps.
+        updates: number of optimizer steps.
+        seconds: time spent on training, without validation.
     """
 
     def __init__(self, config: TrainConfig, data: Sequence[Any] = (), **kept: Stateful):
         """
         Args:
-            data: what there is to train on: prompts, real clips or preference pairs.
-            kept: what else a checkpoint keeps, by a name for it.
+            data: prompts, real clips or preference pairs.
+            kept: further objects whose state is saved in checkpoints, by name.
         """
         check_finite(config)
         check_trackers(config.log)
@@ -106,14 +106,14 @@ class Run:
         critics = [critic for panel in kept.values() for critic in getattr(panel, "rewards", ())]
         self._offload(critics)
         self.model = self._load_model(device)
-        self.chosen = broadcast_from_main(lambda: self._choose(data, resumed=bool(found)))
-        self.data = without_held_out(data, self.chosen.held_out)
+        self.evaluation_set = broadcast_from_main(lambda: self._choose_evaluation_set(data, resumed=bool(found)))
+        self.data = without_held_out(data, self.evaluation_set.held_out)
         with raise_on_all():
             size = config.rollout_config.size(self.model)
-            check_evaluation(config.evaluation_config, self.model, self.chosen.prompts, size)
+            check_evaluation(config.evaluation_config, self.model, self.evaluation_set.prompts, size)
         self.base = weights_hash(self.model.denoiser)
-        self._check_same_networks(critics)
-        if found and not found[1]["base"].startswith(HASH_PREFIX):  # of before the hash saw all of the weights
+        self._check_same_weights(critics)
+        if found and not found[1]["base"].startswith(HASH_PREFIX):  # written before the hash covered all weights
             self.base = legacy_weights_hash(self.model.denoiser)
         self.policy = Policy(self.model, config.policy, config.seed)
         self.optimizer = adamw(config.optim, self.policy.trainable.values())
@@ -126,53 +126,53 @@ class Run:
         self._limit = config.minutes * 60 or float("inf")
         if found:
             with raise_on_all():
-                self._go_on_from(self.checkpointer.restore(*found))
+                self._resume(self.checkpointer.restore(*found))
         self.checkpointer.compare_weights()
-        self._gradients_agree, self._over = False, ExitStack()
-        self.checkpointer.step_is_over(self._progress())
+        self._gradients_compared, self._exit_stack = False, ExitStack()
+        self.checkpointer.take_snapshot(self._progress())
         self.log = MetricsLog(self.folder, self.step, config)
-        self._over.callback(self.log.close)
+        self._exit_stack.callback(self.log.close)
         for row in self.log.earlier:
             self.guard.observe(row)
 
     def steps(self, items: Sequence[Item], batch: int) -> Iterator[tuple[int, list[Item]]]:
-        """The steps that are left, each with its batch of items; saves, validates and shows progress on the way.
+        """The remaining steps, each with its batch of items. Saves, validates and shows progress in between.
 
-        Processes must have the same items: the same text, prompts with the same pictures. Of numbers, whoever gives
-        them must have compared what they stand for (`check_equal_items`).
+        All processes must have the same items, which is checked for text and prompts. If the items are numbers, the
+        caller must have checked what they refer to (`check_equal_items`).
         """
         if len(items) < batch:
-            log.warning("a step trains on %d items and there are only %d: some come twice", batch, len(items))
-        check_equal_items("what there is to train on", map(describe_prompt, items))
+            log.warning("a step uses %d items but there are only %d: some occur twice in a batch", batch, len(items))
+        check_equal_items("the training data", map(describe_prompt, items))
         with _progress_bar() as bar:
             task, stopped = bar.add_task("training", total=self.config.steps, completed=self.step), False
             while self.step < self.config.steps and self.seconds < self._limit:
                 if stopped := self._validate() and self.config.validation.guard.stop:
-                    log.warning("stopped by validation.guard.stop; with it off, the same command goes on")
+                    log.warning("stopped by validation.guard.stop; turn it off to resume with the same command")
                     break
-                self._began = time.perf_counter()
+                self._step_started = time.perf_counter()
                 yield self.step, [item for _, item in prompt_batches(items, batch, self.config.seed, self.step)]
                 self._finish_step()
-                self.callbacks.step_is_over(self, self._metrics)
-                within = self.step * self._limit / self.seconds  # as many as the limit leaves time for
+                self.callbacks.after_step(self, self._metrics)
+                within = self.step * self._limit / self.seconds  # steps that fit into the time limit
                 bar.update(task, completed=self.step, total=min(self.config.steps, within))
                 if self.step % self.config.save_every == 0:
                     self.save()
             self.save()
-            self._end_update()
+            self._apply_remaining_gradients()
             if not stopped:
                 self._validate(last=True)
         self.checkpointer.save_adapter()
 
     def update(self, loss: Tensor | None, metrics: Metrics | None = None) -> bool:
-        """Take the gradient of a step's loss, and an optimizer step when enough of them are summed.
+        """Backward pass of a step's loss, and an optimizer step when enough gradients are accumulated.
 
         Args:
-            loss: None when a step has nothing to learn from (every pair was a tie): it is counted as skipped.
+            loss: None if the step has no pairs to learn from (all were ties); it is logged as skipped.
             metrics: numbers to log.
 
         Returns:
-            Whether the weights were changed.
+            Whether there was an optimizer step.
 
         Raises:
             FloatingPointError: the loss, or its gradient, is not finite.
@@ -183,29 +183,29 @@ class Run:
             row["train/skipped"] = 1.0
         else:
             if not torch.isfinite(loss):
-                raise FloatingPointError(f"the loss of step {self.step} is {loss.item()}; {LOWER}")
+                raise FloatingPointError(f"the loss of step {self.step} is {loss.item()}; {LOWER_LR}")
             self._backward(loss / optim.gradient_accumulation_steps)
             row["train/loss"] = loss.item()
         self._rate = self._learning_rate()
         changes = (self.step + 1) % optim.gradient_accumulation_steps == 0 and self._clip_gradients(row)
         self._metrics = row
-        self._log(row)  # before the weights change: where it fails, on a full disk, say, no step is half done
+        self._log(row)  # before the update: an error here (a full disk) leaves no step half done
         if changes:
             self._optimizer_step()
         return changes
 
     def every(self, interval: int) -> bool:
-        """Whether the update just made completes an interval; never for an interval of 0."""
+        """Whether the last update completes an interval of so many updates; False for an interval of 0."""
         return interval > 0 and self.updates % interval == 0
 
     @torch.no_grad()
     def encode(self, videos: Video, batch: int = 8) -> Latent:
-        """Latents of videos, a few at a time, or one where memory is scarce."""
+        """Latents of videos, in batches (of one if `low_memory`)."""
         device, batch = self.model.device, 1 if self.model.parts.low_memory else batch
         return torch.cat([self.model.encode(part.to(device)).float() for part in videos.split(batch)])
 
     def oldest_resumable_step(self) -> int:
-        """The earliest step that this run can still be resumed from."""
+        """The earliest step that this run can be resumed from."""
         return oldest_resumable_step(self.folder / "checkpoints")
 
     def save(self) -> None:
@@ -213,17 +213,17 @@ class Run:
         self.checkpointer.save()
 
     def __enter__(self) -> Run:
-        self._over.enter_context(interruption.save_on_signal(self._save_at_the_end))
+        self._exit_stack.enter_context(interruption.save_on_signal(self._emergency_save))
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         try:
-            if error and not interruption.is_stopping() and (message := self._save_at_the_end()):
+            if error and not interruption.is_stopping() and (message := self._emergency_save()):
                 error.add_note(message)
         finally:
-            self._update_is_over()
-            with suppress(OSError) if error else nullcontext():  # a full disk, say, which would be told instead
-                self._over.close()
+            self._finish_update()
+            with suppress(OSError) if error else nullcontext():  # must not hide the error
+                self._exit_stack.close()
 
     # Before the first step -------------------------------------------------------------------------------------------
 
@@ -237,8 +237,8 @@ class Run:
         check_tokens(model, [rollout.size(model) for rollout in (config.rollout_config, *others)])
         return model
 
-    def _check_same_networks(self, critics: Iterable[Reward]) -> None:
-        """Refuse processes that have read other weights than the rest, of the model or of a critic."""
+    def _check_same_weights(self, critics: Iterable[Reward]) -> None:
+        """ValueError on every process unless all have read the same weights of the model and the critics."""
         if is_single_process():
             return
         read: dict[str, Any] = {
@@ -249,8 +249,8 @@ class Run:
             read[f"the critic {critic.name}"] = weights_of(getattr(critic, "reward", critic))
         check_equal({name: hashlib.sha256(repr(what).encode()).hexdigest()[:16] for name, what in read.items()})
 
-    def _choose(self, data: Sequence[Any], resumed: bool) -> EvaluationSet:
-        """What the run is measured on; one that goes on holds out what it has held out from its start."""
+    def _choose_evaluation_set(self, data: Sequence[Any], resumed: bool) -> EvaluationSet:
+        """The evaluation set. A resumed run keeps its held-out data."""
         config, before = self.config.evaluation_config, read_set(self.folder) if resumed else None
         listed = config.prompts or (self.family and f"{self.family}-test")
         if before and before.source == (listed or self.source):
@@ -265,8 +265,8 @@ class Run:
     def _validator(self, data: Sequence[Any], device: str) -> Validator:
         config, own = self.config.validation_config, []
         if config.every:
-            own = self.chosen.prompts
-            if self.chosen.source != self.source and data:
+            own = self.evaluation_set.prompts
+            if self.evaluation_set.source != self.source and data:
                 size, seed = config.rollout.over(RolloutConfig()).size(self.model), self.config.evaluation.seed
                 own = [prompt for prompt, _ in examples(data, config.count, seed, self.model, size)]
         validator = Validator(config, self.policy, self.folder, self.config.seed, device, self.family, own)
@@ -283,7 +283,7 @@ class Run:
         for critic in critics if self.config.offload_idle else ():
             offload_reward(critic)
 
-    def _go_on_from(self, progress: Progress) -> None:
+    def _resume(self, progress: Progress) -> None:
         self.step, self.updates = progress.step, progress.updates
         self.seconds, self._rate = progress.seconds, progress.rate
 
@@ -293,17 +293,17 @@ class Run:
         return Progress(self.step, self.updates, self.seconds, self._rate)
 
     def _finish_step(self) -> None:
-        """Count the step that is over; from here on it is whole."""
+        """Complete the step: count it and take the snapshot."""
         self.step += 1
-        self.seconds += time.perf_counter() - self._began
-        self.checkpointer.step_is_over(self._progress())
-        updated = self._update_is_over()
-        if updated and self.every(COMPARE_EVERY):  # not before: where a process is gone, the others have this step
+        self.seconds += time.perf_counter() - self._step_started
+        self.checkpointer.take_snapshot(self._progress())
+        updated = self._finish_update()
+        if updated and self.every(COMPARE_EVERY):  # after the snapshot: if a process has died, the others can save it
             self.checkpointer.compare_weights()
         self.seconds = broadcast_from_main(lambda: self.seconds)  # process 0's clock decides when to stop
 
-    def _update_is_over(self) -> bool:
-        """Let signals through again, once an update and all that belongs to it is made; whether there was one."""
+    def _finish_update(self) -> bool:
+        """Unblock signals after an update; whether there was one."""
         if not self.checkpointer.updating:
             return False
         self.checkpointer.updating = False
@@ -313,22 +313,22 @@ class Run:
     def _backward(self, loss: Tensor) -> None:
         weights = list(self.policy.trainable.values())
         backward(loss, weights)
-        if not self._gradients_agree:
+        if not self._gradients_compared:
             gradients = [weight.grad for weight in weights if weight.grad is not None]
             self._finite_norm(nn.utils.get_total_norm(gradients))
             self.checkpointer.compare("the gradients", gradients)
-            self._gradients_agree = True
+            self._gradients_compared = True
 
     def _finite_norm(self, norm: Tensor) -> float:
-        """The gradient's norm as a number; FloatingPointError on every process if it is none on one."""
+        """The gradient's norm as a float; FloatingPointError on every process if it is not finite on one."""
         number = float(full_tensor(norm))
         with raise_on_all():
             if not math.isfinite(number):
-                raise FloatingPointError(f"the gradient of step {self.step} has norm {number}; {LOWER}")
+                raise FloatingPointError(f"the gradient of step {self.step} has norm {number}; {LOWER_LR}")
         return number
 
     def _clip_gradients(self, row: dict[str, Any]) -> bool:
-        """Clip the gradient, if there is any, and put its norm and the rate into a row of the log."""
+        """Clip the gradient and log its norm and the learning rate; False if there is no gradient."""
         parameters = [p for p in self.policy.trainable.values() if p.grad is not None]
         if not parameters:
             return False
@@ -339,14 +339,14 @@ class Run:
     def _optimizer_step(self) -> None:
         for group in self.optimizer.param_groups:
             group["lr"] = self._rate
-        interruption.block_signals()  # until the step is over: whatever of it follows an update belongs to it
+        interruption.block_signals()  # until the step is complete
         self.checkpointer.updating = True
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.updates += 1
         self.policy.update_ema(self.updates)
 
-    def _end_update(self) -> None:
+    def _apply_remaining_gradients(self) -> None:
         """Take the optimizer step of the last steps, where they are fewer than `optim.gradient_accumulation_steps`.
 
         The checkpoint before it holds their gradients, so that a short run made longer is the long run.
@@ -354,12 +354,12 @@ class Run:
         row: dict[str, Any] = {}
         steps = self.config.optim.gradient_accumulation_steps
         for weight in self.policy.trainable.values():
-            if weight.grad is not None:  # a sum of parts of so many steps, to be the mean of as many as there are
+            if weight.grad is not None:  # was divided by `steps`, but fewer were summed
                 weight.grad *= steps / (self.step % steps)
         if self._clip_gradients(row):
             self._log(row)
             self._optimizer_step()
-            self._update_is_over()
+            self._finish_update()
 
     def _learning_rate(self) -> float:
         optim, steps = self.config.optim, self.config.steps
@@ -371,14 +371,14 @@ class Run:
     # Between steps ---------------------------------------------------------------------------------------------------
 
     def _validate(self, last: bool = False) -> bool:
-        """Validate the policy if it is time to; whether that raised an alarm."""
+        """Validate the policy if it is due; whether there was an alarm."""
         every = self.config.validation.every
         if not every or not (last or self.step % every == 0):
             return False
         metrics = self.validator.validate(self.step)
         alarms = [str(alarm) for alarm in self._log(metrics)]
-        self.log.write_videos(*self.validator.kept(self.step), self.step)
-        self.callbacks.validated(self, metrics)
+        self.log.write_videos(*self.validator.saved_videos(self.step), self.step)
+        self.callbacks.after_validation(self, metrics)
         for alarm in alarms:
             log.warning(alarm)
         if alarms:
@@ -390,9 +390,9 @@ class Run:
         self.log.write(row)
         return self.guard.observe(row)
 
-    def _save_at_the_end(self) -> str:
-        """Save all whole steps, at any moment; what there is to go on from."""
-        message, wrote = self.checkpointer.save_at_the_end()
+    def _emergency_save(self) -> str:
+        """Save the last completed step; a message that says which step can be resumed from."""
+        message, wrote = self.checkpointer.emergency_save()
         if wrote and not is_main():
             with suppress(OSError):
                 self.log.complete(self.checkpointer.last_step)
@@ -400,7 +400,7 @@ class Run:
 
 
 def step_generator(key: tuple[int, int]) -> torch.Generator:
-    """The random numbers of a step's loss, by (seed, step): the same on every device and however many processes."""
+    """The generator of a step's loss, keyed on (seed, step): the same on every device and process."""
     seed, step = key
     return torch.Generator().manual_seed(seed * 1_000_003 + step)
 

@@ -1,7 +1,7 @@
-"""Experiment trackers: where a run's numbers and validation videos go beside `metrics.jsonl`.
+"""Experiment trackers, which receive a run's metrics and validation videos in addition to `metrics.jsonl`.
 
 Each is a class with the same three methods; its package is imported when it is opened. wandb and trackio read their own
-environment variables: WANDB_MODE=offline and no TRACKIO_SPACE_ID keep everything on this machine.
+environment variables: with WANDB_MODE=offline and without TRACKIO_SPACE_ID everything stays on this machine.
 """
 
 from __future__ import annotations
@@ -24,36 +24,36 @@ class Tracker(Protocol):
     def __init__(self, folder: Path, step: int, config: Mapping[str, Any]): ...
 
     def write(self, numbers: Mapping[str, float], step: int) -> None:
-        """Log numbers of a step, by name."""
+        """Log the metrics of a step, by name."""
 
     def write_videos(self, files: Sequence[Path], prompts: Sequence[str], step: int) -> None:
         """Log the mp4 files of a validation pass, each with its prompt, and a table of both."""
 
     def close(self) -> None:
-        """Write what is left, and log nothing any more."""
+        """Flush and close."""
 
 
 def check_trackers(names: Sequence[str]) -> None:
     """ValueError if the package of a tracker is not installed."""
     for name in names:
         if not find_spec(name):
-            raise ValueError(f"log names {name}, which is not installed: pip install 'besttake[{name}]'")
+            raise ValueError(f"log is set to {name}, which is not installed: pip install 'besttake[{name}]'")
 
 
 def open_tracker(name: TrackerName, folder: Path, step: int, config: Mapping[str, Any]) -> Tracker:
-    """The tracker of a run.
+    """Open a tracker.
 
     Args:
-        folder: of the run; its name is the run's name in the tracker.
-        step: that the run goes on from; 0 for a new one.
-        config: the run's settings, to be shown with it.
+        folder: the run's folder, whose name is the run's name in the tracker.
+        step: step to resume from; 0 for a new run.
+        config: the run's settings.
     """
     kinds: dict[str, type[Tracker]] = {"tensorboard": TensorBoard, "wandb": WandB, "trackio": Trackio}
     return kinds[name](folder, step, config)
 
 
 class TensorBoard:
-    """Event files in the run's `tensorboard/`; videos are animated pictures."""
+    """Event files in the run's `tensorboard/`; videos are animated GIFs."""
 
     def __init__(self, folder: Path, step: int, config: Mapping[str, Any]):
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step or None, flush_secs=10)
@@ -77,11 +77,11 @@ class TensorBoard:
 
 
 class WandB:
-    """Weights & Biases; a resumed run goes on in the same one."""
+    """Weights & Biases; a resumed run continues the same W&B run."""
 
     def __init__(self, folder: Path, step: int, config: Mapping[str, Any]):
         self._wandb = importlib.import_module("wandb")
-        # the step is a metric of its own: a resumed run may begin before the last step that was logged
+        # step is a metric of its own: a resumed run may start before the last logged step
         self._run = self._wandb.init(
             project="besttake", name=folder.name, id=_id_of(folder), dir=folder, config=dict(config), resume="allow"
         )
@@ -107,7 +107,7 @@ class WandB:
 
 
 class Trackio:
-    """trackio: a local database, or a Space of the hub where TRACKIO_SPACE_ID names one."""
+    """trackio: a local database, or the hub Space named by TRACKIO_SPACE_ID."""
 
     def __init__(self, folder: Path, step: int, config: Mapping[str, Any]):
         self._trackio = importlib.import_module("trackio")
@@ -128,7 +128,7 @@ class Trackio:
 
 
 def _id_of(folder: Path) -> str:
-    """A run's name that no other folder's has."""
+    """A unique id of a run: the folder's name with a hash of its path."""
     return f"{folder.name}-{hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:8]}"
 
 

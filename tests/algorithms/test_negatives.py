@@ -81,14 +81,14 @@ def test_lost_takes_that_were_made_once_are_said_to_be_lost(takes, caplog):
     next(takes.folder.iterdir()).unlink()
     with caplog.at_level(logging.WARNING):
         takes.of([1], 7, 0)
-    assert "1 samples made before training are lost" in caplog.text
+    assert "1 samples from before training are missing" in caplog.text
 
 
 def test_takes_that_no_run_comes_back_to_are_deleted(takes):
     takes.of([1], 0, 10)
     takes.of([1], 10, 10)
     takes.of([1], 20, 10)
-    takes.forget(before=10)
+    takes.delete(before=10)
     assert files(takes) == [named(1, 10), named(1, 20)]
 
 
@@ -103,7 +103,7 @@ def test_a_kill_leaves_nothing_that_a_resumed_run_trips_over(takes):
     (takes.folder / named(2, 4)).unlink()  # killed between the two files of a batch
     (takes.folder / f".{named(2, 4)}.4242.tmp").write_bytes(b"half")
     assert torch.equal(takes.of([0, 2], 4, 50), whole)
-    takes.forget(before=3)
+    takes.delete(before=3)
     assert {named(0, 4), named(2, 4)} <= set(files(takes))
 
 
@@ -135,4 +135,4 @@ def test_takes_that_vanish_are_made_again(takes, caplog):
 
     takes._load = too_late
     assert torch.equal(takes.of([1], 0, 50), first)
-    assert "are damaged: they are made again" in caplog.text
+    assert "are damaged; regenerating them" in caplog.text

@@ -31,18 +31,18 @@ make = Mine
         ("", "", ""),
         ("light = videos.float()", "light = 1e9 * videos.half()", r"returned .*(float16|inf)"),
         ("light[:, None]", "light", r"returned scores of shape \(2,\), expected \(2, 1\)"),
-        ("light[:, None]", "(light - light.mean())[:, None]", "normalise by nothing that is of the whole batch"),
+        ("light[:, None]", "(light - light.mean())[:, None]", "do not normalise over the batch"),
         (
             "light[:, None]",
             "(light + torch.rand(1))[:, None]",
-            "draw random numbers from a generator with a fixed seed",
+            "use a seeded generator",
         ),
         ("light[:, None]", "(0 * light)[:, None]", "two videos of noise both score"),
         ("light[:, None]", "light.detach()[:, None]", "differentiable is True, and the scores lack a gradient"),
         ("        check_videos(self.name, videos, prompts)\n", "", "call besttake.rewards.shipped.check_videos first"),
-        ('{"light": (0.0, 1.0)}', '{"dark": (0.0, 1.0)}', r"card\.ranges are of dark; give .*light"),
-        ("(0.0, 1.0)", "(1.0, 0.0)", "give the lowest score first"),
-        ("(0.0, 1.0)}", "(0.0, 1.0)}, frames=4", "there is no `chosen`"),
+        ('{"light": (0.0, 1.0)}', '{"dark": (0.0, 1.0)}', r"card\.ranges has dark; expected .*light"),
+        ("(0.0, 1.0)", "(1.0, 0.0)", r"expected \(low, high\) with low < high"),
+        ("(0.0, 1.0)}", "(0.0, 1.0)}, frames=4", "there is no method `chosen`"),
     ],
 )
 def test_a_critic_s_fault_is_named_with_its_remedy(tmp_path, capsys, right, wrong, message):

@@ -254,7 +254,7 @@ def test_a_model_that_does_not_load(refuses, recipe):
 def test_a_run_of_other_settings_in_the_folder(refuses, recipe, capsys, monkeypatch):
     monkeypatch.setattr(cli, "_report", lambda *_: None)
     assert besttake_says(capsys, "train", recipe())[0] == 0
-    refuses("train", recipe(), "--seed", "9", words=["holds a run with other settings", "give another --out"])
+    refuses("train", recipe(), "--seed", "9", words=["contains a run with other settings", "give another --out"])
 
 
 @pytest.mark.parametrize(
@@ -270,7 +270,7 @@ def test_a_failing_machine_has_status_1_and_says_what_is_safe(capsys, recipe, mo
     status, _, error = besttake_says(capsys, "train", recipe(), "--steps", "2")
     assert status == 1
     assert str(problem) in error
-    assert "the same command goes on from step 1, in" in error
+    assert "the same command resumes from step 1, in" in error
 
 
 def test_ctrl_c_says_so_where_no_run_does(capsys, monkeypatch):
@@ -319,7 +319,7 @@ def test_words_a_model_has_never_seen_are_named(capsys, recipe, model_folder, tm
     settings = {"data": files["mine"], "validation": looks, "evaluation": {"prompts": files["tests"], "count": 2}}
     with patch("besttake.commands.cli._report"):
         assert besttake_says(capsys, "train", recipe(**settings))[0] == 0
-    said = [message.partition("words ")[2] for message in caplog.messages if "has never seen" in message]
+    said = [message.partition("words ")[2] for message in caplog.messages if "has no tokens for" in message]
     assert sorted(word.partition(",")[0] for word in said) == ["an", "cat", "dog"]
     assert any(word.startswith("cat, plays, in 1 of ") for word in said)
     caplog.clear()
@@ -449,7 +449,7 @@ def test_training_ends_in_a_measured_report(capsys, recipe, material, tmp_path):
     assert set(summary) == {"before", "after", "about"}
     assert summary["about"]["clips"] == 2
     page = (run / "report.html").read_text()
-    assert "The training critic" in page
+    assert "Training critic" in page
     assert f"Made by besttake {__version__}" in page
     status, out, _ = besttake_says(capsys, "report", run, "--rewards", "dynamic-degree", "--shown", "1")
     assert status == 0
@@ -469,7 +469,7 @@ def test_a_run_is_measured_on_its_own_prompts_at_its_own_size(capsys, recipe, ma
     run = tmp_path / "run"
     about = json.loads((run / "summary.json").read_text())["about"]
     assert (about["prompts"], about["clips"], about["trained_on"], about["held_out"]) == (str(data), 4, 4, False)
-    assert "all of which it was trained on" in (run / "report.html").read_text()
+    assert "all of them used in training" in (run / "report.html").read_text()
     assert "Only critics' scores were measured" in out
     clip = read_video(run / "evaluation" / "after" / "00.mp4")
     assert len(clip) == 5

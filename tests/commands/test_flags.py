@@ -134,7 +134,7 @@ def test_critics_from_the_command_line_come_without_the_weights_of_the_recipes()
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--reward.critics", "world", "--reward.name", "world"], "give one of the two"),
+        (["--reward.critics", "world", "--reward.name", "world"], "give only one of them"),
         (["--reward.critics", "world", "--reward.weights", "a", "1"], r"reward\.weights .* and critics are both given"),
     ],
 )

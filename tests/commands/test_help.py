@@ -82,7 +82,7 @@ def test_all_of_the_help_explains_the_rollout_once():
     (kind,) = (kind for kind in CONFIGS if kind.__module__.endswith("onlinevpo"))
     text = help_text(kind, "besttake train x", everything=True)
     assert text.count("guidance-interval") == 1
-    assert "--validation.rollout and --evaluation.rollout take" in text
+    assert "--validation.rollout and --evaluation.rollout have" in text
     assert "--rollout.guidance" in help_text(EvaluateConfig, "besttake report RUN"), "where there is no other"
 
 

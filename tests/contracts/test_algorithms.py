@@ -143,7 +143,7 @@ def test_an_interrupted_run_goes_on_bit_by_bit(config, whole_of, monkeypatch, tm
 
 @one_family
 def test_it_resumes_as_every_algorithm_must(config, whole_of, tmp_path):
-    contract.goes_on_as_if_nothing_had_been(whole_of(config), tmp_path)
+    contract.resumes_exactly(whole_of(config), tmp_path)
     contract.leaves_a_finished_run_alone(whole_of(config), tmp_path)
 
 

@@ -17,7 +17,7 @@ from besttake.data.cache import TensorCache
 from besttake.data.video import probe, write_video
 from besttake.evaluation.before_after import with_adapter
 from besttake.models import load_model, model_classes
-from besttake.models.base import folded
+from besttake.models.base import swap_frames_and_channels
 from besttake.models.loading import is_empty, pipeline_class
 from besttake.models.policy import Policy, PolicyConfig
 from besttake.sampling.rollout import RolloutConfig, encode_sources, generate, keyed_generator
@@ -26,7 +26,7 @@ from tests.tiny import tiny_models
 
 TAKES = 2
 
-CHECKS = [check for check in contract.CHECKS if check is not contract.trains_to_an_adapter_of_the_pipeline]
+CHECKS = [check for check in contract.CHECKS if check is not contract.saves_an_adapter_for_the_pipeline]
 """The one left out is weaker than the comparison with the official pipeline below; tests/test_extending.py runs it."""
 
 
@@ -133,11 +133,13 @@ def test_encode_and_decode_are_the_official_autoencoders(model, tiny):
     assert tuple(latents.shape[1:]) == model.latent_shape(*tiny.size)
     decoded, vae = model.decode(latents, frames), model.pipeline.vae
     assert decoded.shape == video.shape
-    mode = vae.encode(folded(video)).latent_dist.mode()
+    mode = vae.encode(swap_frames_and_channels(video)).latent_dist.mode()
     torch.testing.assert_close(latents[:, :, -mode.shape[2] :].flatten(2).std(-1) > 0, mode.flatten(2).std(-1) > 0)
     mean, scale = model.statistics()
     torch.testing.assert_close(latents[:, :, -mode.shape[2] :] * scale + mean, mode, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(decoded, folded(vae.decode(mode, return_dict=False)[0]), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        decoded, swap_frames_and_channels(vae.decode(mode, return_dict=False)[0]), atol=1e-4, rtol=1e-4
+    )
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
@@ -303,7 +305,7 @@ def test_first_frames_are_asked_for_where_needed_and_refused_where_not(model, ti
         with pytest.raises(ValueError, match=r"test_models.py cannot be read"):
             model.check_prompts([Prompt("a red ball", first_frame=Path(__file__))])
     elif not model.accepts_first_frame:
-        with pytest.raises(ValueError, match="takes no first frame"):
+        with pytest.raises(ValueError, match="accepts no first frame"):
             generate(model, [Prompt("a red ball", first_frame=picture((16, 16)))], config(tiny, steps=1))
 
 

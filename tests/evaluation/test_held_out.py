@@ -149,7 +149,10 @@ def test_a_run_keeps_what_it_holds_out_when_it_goes_on(config):
     named = replace(config, evaluation=EvaluateConfig(str(config.data), count=2))
     again = Run(named, MANY)
     assert again.data == run.data
-    assert (again.chosen.source, again.chosen.held_out) == (str(config.data), run.chosen.held_out)
+    assert (again.evaluation_set.source, again.evaluation_set.held_out) == (
+        str(config.data),
+        run.evaluation_set.held_out,
+    )
     assert Run(config, MANY).data == run.data
     (config.out / "evaluation_set.json").unlink()  # as of a run that began with an earlier version
     assert Run(config, MANY).data == MANY
@@ -159,7 +162,7 @@ def test_a_run_is_watched_and_measured_as_it_samples_and_on_its_own_prompts(conf
     rollout = RolloutConfig(steps=2, frames=4, height=32, width=16, batch=3)
     watched = replace(config, rollout=rollout, validation=ValidationConfig(count=3))
     run = Run(watched, MANY)
-    assert run.validator.prompts == run.chosen.prompts[:3]
+    assert run.validator.prompts == run.evaluation_set.prompts[:3]
     assert [reward.name for reward in run.validator.rewards] == [
         "dynamic-degree",
         "temporal-flicker",
@@ -170,7 +173,7 @@ def test_a_run_is_watched_and_measured_as_it_samples_and_on_its_own_prompts(conf
     named = replace(watched, out=config.out / "named", evaluation=EvaluateConfig("world-test"))
     run = Run(named, MANY)
     assert run.data == MANY
-    assert run.chosen.source == "world-test"
+    assert run.evaluation_set.source == "world-test"
     assert set(run.validator.prompts) < set(MANY)
 
 
@@ -182,7 +185,7 @@ def test_captions_of_clips_that_are_held_out_are_not_trained_on(config, tmp_path
         sft.Config(**{f: getattr(config, f) for f in ("model", "data", "out", "steps", "policy", "validation")}), clips
     )
     assert len(run.data) == 90
-    assert run.chosen.clips == [clip] * 10
+    assert run.evaluation_set.clips == [clip] * 10
 
 
 @pytest.mark.parametrize(

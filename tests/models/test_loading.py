@@ -35,7 +35,9 @@ def test_missing_weights_are_refused_by_name(folder, weights):
     gone = sorted(tensors)[0]
     del tensors[gone]
     save_file(tensors, weights)
-    with pytest.raises(ValueError, match=rf"{weights.parent.name}/ does not hold .*: missing {gone}; download"):
+    with pytest.raises(
+        ValueError, match=rf"weights in {weights.parent.name}/ do not match .*: missing {gone}; download"
+    ):
         load_model(str(folder))
 
 

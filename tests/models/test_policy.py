@@ -338,7 +338,7 @@ def test_the_reference_of_a_full_fine_tune_takes_half_and_predicts_alike_to_the_
 def test_settings_that_do_not_go_together_are_refused():
     with pytest.raises(ValueError, match="offload is for LoRA"):
         PolicyConfig(train="full", offload=True)
-    with pytest.raises(ValueError, match="reference_on is for full"):
+    with pytest.raises(ValueError, match="reference_device is cpu and train is lora"):
         PolicyConfig(reference_device="cpu")
 
 

@@ -4,15 +4,15 @@ import pytest
 import torch
 from torch import nn
 
-from besttake.plan.fake_device import CARD, SMALL, fake_device, known
+from besttake.plan.fake_device import CARD, SMALL, fake_device, known_values
 
 
 def test_large_tensors_take_no_memory_and_have_no_numbers():
     with fake_device():
         large = torch.ones(1_000_000, 1_000_000, device=CARD)  # 4 TB
         assert large.device == CARD
-        assert known(large) is None
-        with pytest.raises(NotImplementedError, match="not known"):
+        assert known_values(large) is None
+        with pytest.raises(NotImplementedError, match="unknown"):
             large.sum().item()
 
 
@@ -29,7 +29,7 @@ def test_numbers_that_are_written_over_by_unknown_ones_are_forgotten():
     with fake_device():
         small = torch.zeros(3, device=CARD)
         small.copy_(torch.zeros(3, SMALL, device=CARD)[:, 0])
-        assert known(small) is None
+        assert known_values(small) is None
 
 
 def test_a_mask_of_known_numbers_picks_rows_of_unknown_ones():

@@ -67,7 +67,7 @@ def test_once_costs_as_much_as_every_time():
     found = []
     for wrapped in (False, True):
         with fake_device(), Meter(CARD, PACE) as meter:
-            shot = meter.once(work) if wrapped else work
+            shot = meter.memoize(work) if wrapped else work
             with meter.phase("work") as phase:
                 kept = [shot(torch.empty(rows, 300, device=CARD)).clone() for rows in (400, 400, 200, 400)]
             found.append((phase.flops, phase.seconds, phase.peak, meter.live.total(), [k.shape for k in kept]))
@@ -77,7 +77,7 @@ def test_once_costs_as_much_as_every_time():
 def test_calls_with_gradients_are_all_run():
     calls = []
     with fake_device(), Meter(CARD, PACE) as meter:
-        shot = meter.once(lambda x: calls.append(x.shape) or 2 * x)
+        shot = meter.memoize(lambda x: calls.append(x.shape) or 2 * x)
         for _ in range(2):
             shot(torch.empty(3, device=CARD, requires_grad=True)).sum().backward()
     assert len(calls) == 2

@@ -40,7 +40,7 @@ def test_verdicts(small_model):
     config = replace(config, validation=replace(config.validation, every=0), rollout=replace(config.rollout, steps=2))
     plan = make_plan(config, PlanConfig("H100", reserve=0))
     assert verdict(plan).startswith("fits on H100")
-    assert "not enough" in verdict(replace(plan, room=1.0))
+    assert "still too much" in verdict(replace(plan, room=1.0))
 
 
 def test_hours():

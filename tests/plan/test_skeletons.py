@@ -7,7 +7,7 @@ import torch
 from besttake.commands.cli import RECIPES, read_recipe
 from besttake.models import load_model
 from besttake.plan.fake_device import CARD, fake_device
-from besttake.plan.skeletons import ARCHITECTURES, Tokens, configurations, skeleton
+from besttake.plan.skeletons import ARCHITECTURES, WordTokenizer, configurations, skeleton
 from besttake.runtime.embedded import embedded_model
 
 SIZES = {  # billions of parameters, as their authors tell
@@ -58,14 +58,14 @@ def test_a_folder_of_configurations_makes_the_model_that_its_weights_would(name,
                     there = getattr(real.pipeline, part).named_parameters()
                     here = dict(getattr(model.pipeline, part).named_parameters())
                     assert {n: (w.shape, w.dtype) for n, w in there} == {n: (w.shape, w.dtype) for n, w in here.items()}
-        assert isinstance(model.pipeline.tokenizer, Tokens)
+        assert isinstance(model.pipeline.tokenizer, WordTokenizer)
         model.check_prompts(["a red ball"])
         told, shown = real.encode_prompts(["a red ball"]), model.encode_prompts(["a red ball"])
         assert {n: t.shape[2:] for n, t in told.items()} == {n: t.shape[2:] for n, t in shown.items()}
 
 
 def test_what_is_neither_folder_nor_known_nor_on_the_hub():
-    with pytest.raises(ValueError, match=r"'nobody/nothing' is no folder.*Wan-AI"):
+    with pytest.raises(ValueError, match=r"'nobody/nothing' is not a folder.*Wan-AI"):
         skeleton("nobody/nothing", torch.bfloat16)
 
 
@@ -74,5 +74,5 @@ def test_a_broken_configuration_is_named(tmp_path):
     shutil.copytree(embedded_model("tiny-wan"), folder)
     config = folder / "transformer" / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"num_layers": "many"}))
-    with pytest.raises(ValueError, match=r"configurations of .* do not make a model"), fake_device():
+    with pytest.raises(ValueError, match=r"no model can be built from the configurations of"), fake_device():
         skeleton(str(folder), torch.bfloat16)

@@ -52,7 +52,7 @@ def test_whole_run(whole):
     text = path.read_text(encoding="utf-8")
     read = parse(text)
     assert read.count("video") == 6
-    assert read.headings == ["In brief", "Before and after", "Reward", "Training", "What was measured", "Settings"]
+    assert read.headings == ["In brief", "Before and after", "Reward", "Training", "Measurements", "Settings"]
     assert "<em>on</em> tiny-cogvideox" in text
     assert re.search(r"60% →</small> <span>20%</span>", text)
     assert "flicker" in text
@@ -117,7 +117,7 @@ def test_unfinished_run_says_so(folder):
     assert "Not evaluated" in text
     assert "7 of 40 steps" in text
     assert "no summary.json" in text
-    assert "There are no evaluation clips" in text
+    assert "The run folder has no evaluation clips" in text
     assert "<video" not in text
 
 

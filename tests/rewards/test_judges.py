@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from besttake.plan.critics import card_of, unasked
+from besttake.plan.critics import card_of, uncounted_critics
 from besttake.rewards import critic_names, load_reward
 from besttake.rewards.judges import judge_names, load_judge
 from besttake.rewards.panel import RewardConfig
@@ -36,4 +36,4 @@ def test_the_plan_counts_no_memory_for_a_judge():
     config = SimpleNamespace(
         reward=RewardConfig("videoscore2"), validation=SimpleNamespace(every=0), data="world-train"
     )
-    assert unasked(config) == []
+    assert uncounted_critics(config) == []

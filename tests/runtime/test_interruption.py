@@ -126,7 +126,7 @@ def test_a_signal_at_any_moment_costs_no_more_than_the_step_under_way(config, wh
     assert saved(cut.out) == [MOMENTS[moment][-1]]
     said = ending.said.replace("\n", "")
     assert "stopped by SIGTERM: " in said
-    assert ("is trained" if moment == "evaluating" else f"goes on from step {MOMENTS[moment][-1]}, in ") in said
+    assert ("is trained" if moment == "evaluating" else f"resumes from step {MOMENTS[moment][-1]}, in ") in said
     onlinevpo.train(cut)
     is_the_run_that_was_not_cut(cut.out, whole)
 
@@ -250,11 +250,11 @@ def failing(config, moment):
 @pytest.mark.parametrize(
     ("moment", "told"),
     [
-        ("a look", "goes on from step 2, in"),
-        ("writing a clip", "goes on from step 2, in"),
-        ("scoring", "goes on from step 3, in"),
+        ("a look", "resumes from step 2, in"),
+        ("writing a clip", "resumes from step 2, in"),
+        ("scoring", "resumes from step 3, in"),
         ("averaging", "step 1 was being finished; no step is saved"),
-        ("evaluating", "is trained; the same command measures it"),
+        ("evaluating", "is complete; run the same command again to evaluate it"),
     ],
 )
 def test_a_failure_at_any_moment_says_what_is_saved(config, whole, moment, told, tmp_path):
@@ -315,7 +315,7 @@ def test_the_process_that_is_left_saves(config, dead, tmp_path):
     endings = launch(2, struck, cut, "sampling", dead, signal.SIGKILL)
     assert endings[dead].code == -signal.SIGKILL
     assert endings[1 - dead].code == 1
-    assert "goes on from step 2, in" in endings[1 - dead].said.replace("\n", "")
+    assert "resumes from step 2, in" in endings[1 - dead].said.replace("\n", "")
     assert saved(cut.out) == [2]
 
 
@@ -344,7 +344,7 @@ def test_it_saves_to_a_slow_disk_before_torchrun_ends_it(config, tmp_path):
     code, said = under_torchrun(cut, "sampling", 0, signal.SIGKILL, 3.0)
     assert code, said
     assert saved(cut.out) == [2], said
-    assert "goes on from step 2, in" in said.replace("\n", "")
+    assert "resumes from step 2, in" in said.replace("\n", "")
     assert onlinevpo.train(cut).step == 4
 
 
@@ -364,5 +364,5 @@ def test_a_signal_to_torchruns_process_group_where_weights_are_sharded(config, t
     code, said = under_torchrun(cut, "scoring", -1, signal.SIGTERM)
     assert code, said
     assert saved(cut.out) == [3], said
-    assert "stopped by SIGTERM: the same command goes on from step 3, in" in said.replace("\n", "")
+    assert "stopped by SIGTERM: the same command resumes from step 3, in" in said.replace("\n", "")
     assert onlinevpo.train(replace(cut, parallel=ParallelConfig())).step == 4

@@ -102,8 +102,8 @@ def same_run(first, second):
 
 def halvings(caplog):
     """What was said of fewer clips: so many before, so many after."""
-    words = [message.split() for message in caplog.messages if "memory has run out" in message]
-    return [(int(said[5]), int(said[-1])) for said in words]
+    words = [message.split() for message in caplog.messages if "out of memory" in message]
+    return [(int(said[7]), int(said[-1])) for said in words]
 
 
 @pytest.mark.parametrize("where", ["forward", "backward"])

@@ -72,10 +72,10 @@ def test_the_negative_prompt_is_the_models_own_or_the_runs(wan, monkeypatch):
 
 
 def test_a_negative_prompt_that_cannot_be_is_refused(wan, monkeypatch):
-    with pytest.raises(ValueError, match=r"the negative prompt has \d+ tokens; .* shorten it"):
+    with pytest.raises(ValueError, match=r"the negative prompt has \d+ tokens, .* shorten it"):
         generate(wan, ["a red ball"], config(guidance=3.0, negative_prompt="a cat " * 500))
     monkeypatch.setattr(type(wan), "embeds_guidance", True)
-    with pytest.raises(ValueError, match=r"rollout\.negative_prompt is given, and .* its guidance is distilled"):
+    with pytest.raises(ValueError, match=r"rollout\.negative_prompt is set, but .* is guidance-distilled"):
         generate(wan, ["a red ball"], config(negative_prompt="a cat"))
 
 
@@ -90,7 +90,7 @@ def test_the_stronger_the_further_from_the_source(wan, clip):
 
 
 def test_a_source_for_some_prompts_only_is_refused(wan, clip):
-    with pytest.raises(ValueError, match="1 of 2 prompts have a source video; expected all of them, or none"):
+    with pytest.raises(ValueError, match="1 of 2 prompts have a source video; give one to all of them, or to none"):
         generate(wan, [Prompt("a red ball", source=clip), "a blue ball"], config())
 
 
@@ -122,7 +122,7 @@ def test_where_memory_runs_out_fewer_takes_are_shot_at_once(cogvideox, monkeypat
     takes = generate(cogvideox, prompts, settings, n=5, decode=False)
     torch.testing.assert_close(takes.latents, whole.latents, rtol=1e-4, atol=1e-4)
     assert asked == [5, 2, 2, 2, 2, 1, 1]
-    assert "memory has run out with 5 videos at once: from now on 2" in caplog.text
+    assert "out of memory with a sampling batch of 5: reduced to 2" in caplog.text
     asked.clear()
     generate(cogvideox, prompts, settings, n=5, decode=False)
     assert asked == [2, 2, 2, 2, 1, 1]  # it is not forgotten

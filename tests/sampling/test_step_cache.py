@@ -45,7 +45,7 @@ def test_a_cache_is_gone_after_an_error(cogvideox):
 
 
 def test_a_network_without_caches_is_refused():
-    with pytest.raises(ValueError, match=r"Linear has no step caches; leave rollout\.cache\.name at 'none'"):
+    with pytest.raises(ValueError, match=r"Linear does not support step caches; set rollout\.cache\.name to none"):
         step_cache([torch.nn.Linear(1, 1)], CACHE, print).__enter__()
 
 

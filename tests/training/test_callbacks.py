@@ -60,5 +60,5 @@ def test_an_error_of_a_callback_stops_the_run_with_a_checkpoint(config):
     train, calm = algorithms()["sft"].train, replace(config("sft"), validation=ValidationConfig(every=0))
     with callbacks(on_step=fail), pytest.raises(RuntimeError, match="enough") as stopped:
         train(calm)
-    assert "the same command goes on from step 1" in "".join(stopped.value.__notes__)
+    assert "the same command resumes from step 1" in "".join(stopped.value.__notes__)
     assert train(calm).step == 2, "without callbacks, from its checkpoint"

@@ -203,7 +203,7 @@ def test_weights_that_are_no_numbers_are_not_saved(config, group, worth):
 
     with pytest.raises(FloatingPointError) as refusal:
         train_on_a_weight(run, spoil)
-    advice = "and nothing is saved; lower optim.lr, and give another --out"
+    advice = "so nothing is saved; lower optim.lr and give another --out"
     assert str(refusal.value).startswith(f"{group}/{second} is not finite at step 2, {advice}")
     assert [path.name for path in (run.folder / "checkpoints").iterdir()] == ["step-00000001"]
     assert not (run.folder / "adapter").exists()
@@ -224,7 +224,7 @@ def test_a_step_that_fails_leaves_no_weights_that_are_no_numbers(config):
         fail()
     (said,) = failed.value.__notes__
     assert said.startswith("policy/")
-    assert "is not finite at step 1, and nothing is saved" in said
+    assert "is not finite at step 1, so nothing is saved" in said
     assert said.endswith("no step is saved")
     assert checkpoint.checkpoints(config.out / "checkpoints") == []
 
@@ -313,7 +313,7 @@ def test_logs_that_cannot_be_written_do_not_keep_what_is_saved_from_being_told(c
     with pytest.raises(OSError, match="No space left") as failed, run:
         fail()
     (said,) = failed.value.__notes__
-    assert "goes on from step 2, in" in said
+    assert "resumes from step 2, in" in said
 
 
 def test_whatever_keeps_a_run_from_saving_is_not_told_instead_of_what_ended_it(config, monkeypatch):
@@ -370,7 +370,7 @@ def test_a_run_killed_while_it_saves_loses_one_interval_and_no_bit(config, tmp_p
 def test_other_settings_in_the_same_folder_are_refused(config, other):
     train(replace(config, steps=1))
     kept = (config.out / "config.yaml").read_text()
-    with pytest.raises(ValueError, match="holds a run with other settings"):
+    with pytest.raises(ValueError, match="contains a run with other settings"):
         Run(replace(config, **other))
     assert (config.out / "config.yaml").read_text() == kept
 
@@ -391,7 +391,7 @@ def test_a_checkpoint_of_another_model_is_refused(config, tmp_path):
     transformer = folder / "transformer"
     deeper = {**CogVideoXTransformer3DModel.load_config(transformer), "num_layers": 3}
     CogVideoXTransformer3DModel.from_config(deeper).save_pretrained(transformer)
-    with pytest.raises(ValueError, match=r"is of another model than .*transformer_blocks.2.*; give another --out"):
+    with pytest.raises(ValueError, match=r"does not match .*transformer_blocks.2.*; give another --out"):
         Run(config)
 
 
@@ -420,7 +420,7 @@ def test_a_run_whose_signature_is_of_two_ends_goes_on_with_it(config):
     assert [state["base"] for state in states] == [base, base]
     for path in (config.out / "checkpoints").glob("*/state.json"):
         path.write_text(json.dumps(json.loads(path.read_text()) | {"base": "0123456789abcdef"}))
-    with pytest.raises(ValueError, match="began from other weights"):
+    with pytest.raises(ValueError, match="was started from other weights"):
         Run(config)
 
 
@@ -431,7 +431,7 @@ def test_a_checkpoint_of_a_run_from_other_weights_is_refused(config, tmp_path):
     weights = load_file(path)
     weights[next(name for name in weights if "ff.net" in name)][3] += 1e-3
     save_file(weights, path, {"format": "pt"})
-    with pytest.raises(ValueError, match=r"began from other weights than .* holds now; give another --out"):
+    with pytest.raises(ValueError, match=r"was started from other weights than .* has now; give another --out"):
         Run(config)
 
 

@@ -1,7 +1,7 @@
 """HunyuanVideo (Kong et al. 2024, arXiv 2412.03603), text-to-video: rectified flow.
 
-The released model is distilled from one with classifier-free guidance (arXiv 2210.03142): the guidance scale is one of
-its inputs, and no unguided pass runs. It reads a prompt twice, as Llama's hidden states and pooled by CLIP.
+The released model is guidance-distilled (arXiv 2210.03142): the guidance scale is one of its inputs, and there is no
+unconditional pass. Prompts are encoded as Llama's hidden states and as CLIP's pooled embedding.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ class HunyuanVideo(VideoModel):
         return config.in_channels, (frames - 1) // time + 1, height // space, width // space
 
     def longest_prompt(self) -> int:
-        """Tokens that Llama reads after the template's beginning, which is cropped; CLIP reads the first 77 alone."""
+        """Tokens of Llama without the start of the template, which is cropped; CLIP uses the first 77 only."""
         return 256
 
     def count_tokens(self, prompt: str) -> int:
-        """Tokens of a prompt, with the template's end, which is not cropped."""
+        """Tokens of a prompt with the end of the template, which is not cropped."""
         return super().count_tokens(TEMPLATE["template"].format(prompt)) - TEMPLATE["crop_start"]
 
     def embed(self, prompts: list[str]) -> Condition:

@@ -1,8 +1,8 @@
 """HunyuanVideo 1.5 (arXiv 2511.18870), text-to-video: rectified flow.
 
-One network serves text- and image-to-video: it sees latents of a first frame and a mask beside the noise, which are
-zero here, and image features beside the text, of which there are none. It reads a prompt by Qwen2.5-VL and, byte by
-byte by ByT5, what is in quotation marks: the writing to be seen in the video.
+One network serves text- and image-to-video: its inputs for latents of a first frame and a mask are zero here, and there
+are no image features. Prompts are encoded by Qwen2.5-VL, and text in quotation marks, which is to appear in the video,
+also by ByT5.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class HunyuanVideo15(VideoModel):
         self.schedule = RectifiedFlow(pipeline.scheduler.config.shift)
 
     def default_size(self) -> Size:
-        """Five seconds of 16:9, with about as many pixels as a square of the side that the network was made for."""
+        """Five seconds in 16:9, with about as many pixels as a square of the network's target size."""
         pipeline = self.pipeline
         return 121, *pipeline.video_processor.calculate_default_height_width(9, 16, pipeline.target_size)
 
@@ -55,11 +55,11 @@ class HunyuanVideo15(VideoModel):
         return self.pipeline.num_channels_latents, (frames - 1) // time + 1, height // space, width // space
 
     def longest_prompt(self) -> int:
-        """Tokens that Qwen reads after the template's beginning, which is cropped; ByT5 reads 256 bytes."""
+        """Tokens of Qwen without the start of the template, which is cropped; ByT5's limit is 256 bytes."""
         return self.pipeline.tokenizer_max_length
 
     def count_tokens(self, prompt: str) -> int:
-        """Tokens of a prompt, with the template's end, which is not cropped."""
+        """Tokens of a prompt with the end of the template, which is not cropped."""
         chat = format_text_input([prompt], self.pipeline.system_message)
         tokens = self.pipeline.tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=True)
         return len(tokens.input_ids[0]) - self.pipeline.prompt_template_encode_start_idx
@@ -100,9 +100,9 @@ class HunyuanVideo15(VideoModel):
 
 
 def _without_padding(tokens: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """`(b, n, c)` tokens and their `(b, n)` mask, less those that are padding in every row: no attention sees them.
+    """`(b, n, c)` tokens and their `(b, n)` mask, without those that are padding in every row.
 
-    (The pipeline pads texts and image features to 1985 tokens, which is more than a small clip has.)
+    The pipeline pads text and image features to 1985 tokens, more than a small clip has.
     """
-    seen = mask.bool().any(0)
-    return tokens[:, seen], mask[:, seen]
+    used = mask.bool().any(0)
+    return tokens[:, used], mask[:, used]

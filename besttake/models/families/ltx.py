@@ -45,9 +45,9 @@ class LTX(VideoModel):
         return self.per_channel(vae.latents_mean), self.per_channel(vae.latents_std / vae.config.scaling_factor)
 
     def decode_latents(self, latents: Tensor) -> Tensor:
-        """Decoders of 0.9.1 and later have a noise level as input: 0, the pipeline's default.
+        """Decode with noise level 0, the pipeline's default input of decoders from 0.9.1 on.
 
-        0.9.1's adds noise of its own to its features: here always the same, so that latents have one video.
+        0.9.1's decoder adds noise to its features, seeded here, so that decoding is deterministic.
         """
         vae = self.pipeline.vae
         time = latents.new_zeros(len(latents)) if vae.config.timestep_conditioning else None
@@ -56,7 +56,7 @@ class LTX(VideoModel):
             return vae.decode(latents, time, return_dict=False)[0]
 
     def predict(self, denoiser: Any, x_t: Latent, t: Time, condition: Condition) -> Latent:
-        """The network works on tokens, one for each place of the latents."""
+        """The network takes tokens, one per position of the latents."""
         tokens = x_t.flatten(2).transpose(1, 2).to(denoiser.dtype)  # (b, f h w, c)
         prediction = self.predict_tokens(denoiser, tokens, self.schedule.timestep(t), condition, x_t.shape[2:])
         return prediction.transpose(1, 2).unflatten(2, x_t.shape[2:])

@@ -16,7 +16,7 @@ from huggingface_hub import snapshot_download
 from torch import Tensor, nn
 from transformers import T5EncoderModel
 
-from besttake.models.base import Size, VideoModel, folded
+from besttake.models.base import Size, VideoModel, swap_frames_and_channels
 from besttake.models.loading import FAULTS, empty_part, read_denoiser, read_part
 from besttake.models.networks.checkpoints import check_whole
 from besttake.models.networks.opensora import FPS, FPS_OF_STILLS, HUB, OpenSoraPipeline, noise_ratio, part_of
@@ -29,7 +29,7 @@ from besttake.models.schedules import RectifiedFlow
 from besttake.types import Condition, Latent, Time, Video
 
 SHORTEST = 17
-"""Frames of the shortest clip that is no still: what the autoencoder and the noise are counted in."""
+"""Frames of the shortest clip, and of a chunk of the autoencoder; 1 frame is a still image."""
 
 
 class OpenSoraParts(PipelineParts):
@@ -82,11 +82,11 @@ class OpenSora(VideoModel):
         except FAULTS as error:
             raise ValueError(f"the model in '{source}' does not load: {error}") from error
         model = cls(pipeline, source)
-        with model.using("vae"):  # a broken one is found out now
+        with model.using("vae"):  # check now that it loads
             return model
 
     def default_size(self) -> Size:
-        frames, height, width = self.denoiser.config.input_size  # of latents; the public config leaves it open
+        frames, height, width = self.denoiser.config.input_size  # of latents; None in the public config
         if not (frames and height and width):
             return 51, 240, 424
         vae = self.pipeline.vae
@@ -96,7 +96,7 @@ class OpenSora(VideoModel):
         if 1 < frames < SHORTEST:
             nearest = 1 if frames < (1 + SHORTEST) / 2 else SHORTEST
             raise ValueError(
-                f"{frames} frames do not fit {self.source}: it takes 1, or {SHORTEST} and more, say {nearest}"
+                f"{frames} frames do not fit {self.source}, which needs 1, or at least {SHORTEST}, such as {nearest}"
             )
         vae = self.pipeline.vae
         self.check_size(frames, height, width, 1, vae.space)
@@ -109,8 +109,8 @@ class OpenSora(VideoModel):
         cleaned = clean(prompt)
         if not cleaned:
             raise ValueError(
-                f"nothing is left of the prompt '{prompt[:60]}' once it is cleaned as Open-Sora's captions were: "
-                "links, file names, long numbers and Chinese characters are dropped"
+                f"the prompt '{prompt[:60]}' is empty after Open-Sora's cleaning, which removes links, file names, "
+                "long numbers and Chinese characters; write it in other words"
             )
         return super().count_tokens(cleaned)
 
@@ -119,7 +119,7 @@ class OpenSora(VideoModel):
         return {"text": text, "mask": mask}
 
     def encode_negative(self, n: int, prompt: str | None = None) -> Condition:
-        """The learned embedding of no caption, read where the caption's mask says; or a negative prompt's."""
+        """The learned unconditional embedding, used with the caption's mask; or a negative prompt's embedding."""
         if prompt:
             return super().encode_negative(n, prompt)
         return {"text": self.pipeline.transformer.y_embedder.y_embedding.to(self.device).expand(n, -1, -1)}
@@ -128,13 +128,15 @@ class OpenSora(VideoModel):
         return self.pipeline.vae.shift, self.pipeline.vae.scale
 
     def decode(self, latents: Latent, frames: int | None = None) -> Video:
-        """Of so many frames; the last latent frame stands for one to four. By default as many as the latents hold."""
+        """Videos of `frames` frames, by default the most that the latents hold: the last latent frame is 1 to 4."""
         with self.using("vae"):
             vae, (shift, scale) = self.pipeline.vae, self.statistics()
-            return folded(vae.decode(latents.to(vae.device, vae.dtype) * scale + shift, frames, return_dict=False)[0])
+            return swap_frames_and_channels(
+                vae.decode(latents.to(vae.device, vae.dtype) * scale + shift, frames, return_dict=False)[0]
+            )
 
     def predict(self, denoiser: Any, x_t: Latent, t: Time, condition: Condition) -> Latent:
-        """The condition may name `fps`, `height` and `width` of each row's clip; they follow from the latents."""
+        """The condition may have each row's `fps`, `height` and `width`; by default they follow from the latents."""
         b, channels, frames, height, width = x_t.shape
         space = self.pipeline.vae.space
         size = {"fps": FPS if frames > 1 else FPS_OF_STILLS, "height": height * space, "width": width * space}
@@ -150,20 +152,20 @@ class OpenSora(VideoModel):
         return {"num_inference_steps": steps, "ratio": self._noise_ratio(shape)}
 
     def _noise_ratio(self, shape: Sequence[int]) -> float:
-        """Of latents `... c f h w`."""
+        """The noise ratio of latents `... c f h w`."""
         vae = self.pipeline.vae
         frames, height, width = shape[-3:]
         return noise_ratio(vae.most_frames(frames), height * vae.space, width * vae.space)
 
 
 class LogitNormalFlow(RectifiedFlow):
-    """Rectified flow towards the data; training times are logit-normal (Esser et al. 2024, section 3.1), shifted."""
+    """Rectified flow towards the data with shifted logit-normal training times (Esser et al. 2024, section 3.1)."""
 
     def __init__(self, shift: float = 1.0):
         super().__init__(shift, to_data=True)
 
     def times(self, u: Tensor, low: float = 0.0, high: float = 1.0) -> Time:
-        """Shifted t = sigmoid(z) of normal z, the quantiles at `u` of what lies in [low, high]."""
+        """Quantiles `u` of the shifted sigmoid of a normal variable, restricted to [low, high]."""
         if not 0 <= low < high <= 1:
             raise ValueError(f"no training time in [{low}, {high}]: expected a range within [0, 1]")
         bounds = torch.tensor([self._unshift(low), self._unshift(high)], dtype=torch.float64)

@@ -1,8 +1,8 @@
 """Wan 2.1 and 2.2 (arXiv 2503.20314), text- and image-to-video: rectified flow.
 
-Three ways to begin with a given frame, by checkpoint: 2.1's and 2.2's image-to-video models see its latents and a mask
-beside the noise (2.1's also its CLIP features), while 2.2's 5B model has it in the place of its first latent frame,
-with a time of its own, 0. 2.2's larger models are two experts, one for much noise and one for little.
+A first frame is given in one of three ways: 2.1's and 2.2's image-to-video models have its latents and a mask as extra
+channels (2.1's also its CLIP features); 2.2's 5B model has it as the first latent frame, with timestep 0. 2.2's larger
+models have two experts, one for high and one for low noise.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Wan(VideoModel):
         return own("sample_frames", frames), own("sample_height", height), own("sample_width", width)
 
     def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
-        # The autoencoder reads the first frame, then four at a time, and drops what is left over.
+        # The autoencoder encodes the first frame, then four at a time, and drops the remainder.
         time, space = self.pipeline.vae_scale_factor_temporal, self.pipeline.vae_scale_factor_spatial
         self.check_size(frames, height, width, max(time, 4), space * self._config.patch_size[1])
         return self.pipeline.vae.config.z_dim, (frames - 1) // time + 1, height // space, width // space
@@ -60,7 +60,7 @@ class Wan(VideoModel):
         return min(512, self.pipeline.tokenizer.model_max_length)
 
     def first_frame_condition(self, first_frames: Tensor, frames: int, generator: torch.Generator | None) -> Condition:
-        """The first frame's latents; or those of a clip that is grey after it, under a mask, and its CLIP features."""
+        """The first frame's latents; or a mask with the latents of a clip that is grey after it, and CLIP features."""
         if self.in_place:
             return {"first_frame": self.encode(first_frames[:, None])}
         grey = torch.zeros_like(first_frames)[:, None].expand(-1, frames - 1, -1, -1, -1)
@@ -86,7 +86,7 @@ class Wan(VideoModel):
         prediction, first = torch.zeros_like(x_t), torch.arange(len(t), device=t.device) < 1
         for expert, rows in ((denoiser["transformer"], early), (denoiser["transformer_2"], ~early)):
             if any_process(rows.any()):
-                # an expert whose weights are sharded is run by all processes: for nothing, where it has no rows
+                # a sharded expert must be run by all processes; those without rows for it run a dummy row
                 chosen = rows if rows.any() else first
                 conditions = {name: value[chosen] for name, value in condition.items()}
                 found = self._predict(expert, x_t[chosen], t[chosen], conditions).to(prediction)
@@ -96,7 +96,7 @@ class Wan(VideoModel):
     def _predict(self, denoiser: Any, x_t: Latent, t: Time, condition: Condition) -> Latent:
         timestep, first = self.schedule.timestep(t), condition.get("first_frame")
         if self.in_place:
-            x_t, timestep = self.with_known(x_t, condition), self._timestep_of_tokens(x_t, timestep, first)
+            x_t, timestep = self.with_known_frames(x_t, condition), self._timestep_of_tokens(x_t, timestep, first)
         elif first is not None:
             x_t = torch.cat([x_t, first.to(x_t)], 1)
         picture = condition.get("picture")
@@ -107,12 +107,12 @@ class Wan(VideoModel):
             timestep=timestep,
             return_dict=False,
         )[0]
-        if self.in_place and first is not None:  # nobody uses what it says of a frame that is known: no loss may
+        if self.in_place and first is not None:  # the prediction of a known frame must not enter the loss
             prediction = torch.cat([torch.zeros_like(prediction[:, :, :1]), prediction[:, :, 1:]], 2)
         return prediction
 
     def _timestep_of_tokens(self, x_t: Latent, timestep: Tensor, first: Tensor | None) -> Tensor:
-        """(b, tokens): the timestep, and 0 for the tokens of a first frame that is known."""
+        """(b, tokens): the timestep, and 0 for the tokens of a known first frame."""
         _, height, width = self._config.patch_size
         frames, per_frame = x_t.shape[2], (x_t.shape[3] // height) * (x_t.shape[4] // width)
         table = timestep.view(-1, 1, 1).repeat(1, frames, per_frame)
@@ -120,13 +120,13 @@ class Wan(VideoModel):
             table[:, 0] = 0
         return table.flatten(1)
 
-    def with_known(self, latents: Latent, condition: Condition) -> Latent:
+    def with_known_frames(self, latents: Latent, condition: Condition) -> Latent:
         if not self.in_place or "first_frame" not in condition:
             return latents
         return torch.cat([condition["first_frame"].to(latents), latents[:, :, 1:]], 2)
 
     def save_lora(self, folder: Path, layers: Any, configs: Any) -> None:
-        """The second expert's lie in `transformer_2_lora/`, for `load_lora_weights` with `load_into_transformer_2`."""
+        """The second expert's is in `transformer_2_lora/`, for `load_lora_weights` with `load_into_transformer_2`."""
         for name, path in self._lora_folders(folder).items():
             super().save_lora(path, {"transformer": layers[name]}, {"transformer": configs[name]})
 

@@ -1,4 +1,4 @@
-"""A batch of videos as requests that several servers answer between them."""
+"""A batch of videos, split into requests that are distributed over several servers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from besttake.types import Video
 
 @dataclass(eq=False)
 class SubBatch:
-    """The part of a batch that one request holds, under one id however often it is sent."""
+    """The part of a batch in one request, whose id stays the same when it is sent again."""
 
     critic: str
     rows: slice
@@ -28,28 +28,29 @@ class SubBatch:
     prompts: list[str]
     frames: list[int]
     fps: float
-    """Of the chosen frames."""
+    """Frame rate of the chosen frames."""
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
     tries: int = 0
     values: np.ndarray | None = None
     _body: list[Any] | None = None
 
     def body(self) -> list[Any]:
-        """
+        """The body of the request.
+
         Raises:
-            ValueError: a pixel is not a number.
+            ValueError: a pixel is not finite.
         """
         if self._body is None:
             for video, prompt in zip(self.videos, self.prompts, strict=True):
                 if not all(video[i].sum(dtype=torch.float32).isfinite() for i in self.frames):
-                    raise ValueError(f"critic {self.critic}: the video of {prompt!r} holds numbers that are not finite")
+                    raise ValueError(f"critic {self.critic}: the video of {prompt!r} has pixels that are not finite")
             self._body = pack(self.id, [as_uint8(video, self.frames) for video in self.videos], self.prompts, self.fps)
         return self._body
 
 
 def as_uint8(video: Float[Tensor, "f 3 h w"], frames: Sequence[int]) -> np.ndarray:
-    """Some frames of a video in [-1, 1] as files hold them: uint8 (n, h, w, 3)."""
-    chosen = [  # one by one: in the cache of a CPU that is seven times faster than all at once
+    """Some frames of a video in [-1, 1] as uint8 (n, h, w, 3)."""
+    chosen = [  # one by one, which fits into a CPU's cache: seven times faster than all at once
         video[i].float().clamp(-1, 1).add_(1).mul_(127.5).round_().to(torch.uint8).permute(1, 2, 0) for i in frames
     ]
     return torch.stack(chosen).contiguous().cpu().numpy()
@@ -66,7 +67,7 @@ class Batch:
         self._changed = threading.Condition()
 
     def next(self) -> SubBatch | None:
-        """The next part, waited for while another server may put its own back; None once the batch is over."""
+        """The next part; waits while another server may put one back. None when the batch is complete or failed."""
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._over())
             return None if self._over() else self._waiting.popleft()
@@ -77,7 +78,7 @@ class Batch:
             self._changed.notify_all()
 
     def put_back(self, part: SubBatch, fault: Exception | None = None) -> None:
-        """Hand a part out again; it has failed the batch if it was tried too often."""
+        """Return a part for another try; the batch fails if it was tried too often."""
         with self._changed:
             self._waiting.appendleft(part)
             self._fault = fault
@@ -86,7 +87,7 @@ class Batch:
             self._changed.notify_all()
 
     def leave(self) -> None:
-        """Give up one server; if it was the last, the batch has failed."""
+        """Give up one server; if it was the last, the batch fails."""
         with self._changed:
             self._servers -= 1
             if not self._servers:
@@ -99,7 +100,7 @@ class Batch:
             self._changed.notify_all()
 
     def pause(self, seconds: float) -> None:
-        """Wait, but not beyond the end of the batch."""
+        """Wait, at most until the batch is complete or failed."""
         with self._changed:
             self._changed.wait_for(self._over, seconds)
 

@@ -1,8 +1,8 @@
-"""A critic over HTTP, on one or several servers (see `server.py`): called like any other.
+"""Client of a critic on one or several HTTP servers (see `server.py`), with the interface of any critic.
 
-Only the frames that the critic uses are sent, as raw uint8. A batch is spread over the servers: each is given another
-part when it has answered the last. What a server that dies, hangs or answers nonsense leaves unanswered goes to the
-others, under the same id, so that a server which did score it does not score it twice.
+Only the frames that the critic uses are sent, as raw uint8. A batch is distributed over the servers: each receives the
+next part when it has answered. If a server dies, hangs or returns invalid data, its part goes to another one under the
+same request id, so that a server does not score it twice.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ LARGEST_SCORE = float(np.finfo(np.float32).max)
 
 
 class Remote:
-    """A `Reward` on servers of one critic.
+    """A `Reward` on one or several servers of the same critic.
 
     Raises:
-        ConnectionError: no server answers. One that does not is passed over with a warning if another does.
-        ValueError: a URL is none, the token is wrong, or the servers are not of one critic and revision.
+        ConnectionError: no server answers. If some do, the others are skipped with a warning.
+        ValueError: a URL is invalid, the token is wrong, or the servers have different critics or revisions.
     """
 
     differentiable = False
@@ -48,7 +48,7 @@ class Remote:
         """
         Args:
             urls: "http://host:port", or several, in a list or separated by commas.
-            token: that of the servers; by default in the environment variable BESTTAKE_TOKEN.
+            token: the servers' token; by default the environment variable BESTTAKE_TOKEN.
         """
         urls = urls.split(",") if isinstance(urls, str) else urls
         self.retry, token = retry or RetryPolicy(), token or os.environ.get(TOKEN)
@@ -64,20 +64,20 @@ class Remote:
 
     @property
     def identity(self) -> str:
-        """What decides a score besides the name."""
+        """Key of the scores, besides the name."""
         return self.revision
 
     def __call__(self, videos: Video, prompts: list[str], fps: float = FPS) -> Score:
         """
         Raises:
-            ValueError: the videos are none, or the critic cannot score one of them: the message names critic, URL,
+            ValueError: the videos are invalid, or the critic cannot score one of them; the message names critic, URL,
                 prompt and dimensions.
-            ConnectionError: no server has answered within the limits: it names the same.
+            ConnectionError: no server has answered within the limits; the message names the same.
         """
         check_videos(self.name, videos, prompts, least_frames=1)
         parts = self._cut(videos.detach(), prompts, fps)
         batch = Batch(parts, len(self.servers), self.retry.tries)
-        first = next(self._turns) % len(self.servers)  # so that small batches are spread, too
+        first = next(self._turns) % len(self.servers)  # so that small batches are distributed, too
         with ThreadPoolExecutor(len(self.servers)) as pool:
             order = self.servers[first:] + self.servers[:first]
             threads = [pool.submit(self._serve, server, batch) for server in order]
@@ -92,14 +92,14 @@ class Remote:
         return Score(torch.from_numpy(values).to(videos.device), self.dimensions)
 
     def _cut(self, videos: Video, prompts: list[str], fps: float) -> list[SubBatch]:
-        """The batch cut into requests: each server gets one, unless they are too large."""
+        """Split the batch into one request per server, or more if they would be too large."""
         chosen, rate = self._select_frames(videos.shape[1], fps)
         clip = len(chosen) * math.prod(videos.shape[2:])
         room = self._largest - HEADER_LIMIT
         if clip > room:
             raise ValueError(
                 f"critic {self.name}: {len(chosen)} frames of {tuple(videos.shape[-2:])} are {clip} bytes, but its "
-                f"server takes {self._largest}; start it with --largest {2 * clip // 2**20 + 2} (MiB)"
+                f"server accepts {self._largest}; start it with --largest {2 * clip // 2**20 + 2} (MiB)"
             )
         size = min(self._clips, room // clip, -(-len(prompts) // len(self.servers)))
         rows = [slice(start, start + size) for start in range(0, len(prompts), size)]
@@ -109,7 +109,7 @@ class Remote:
         ]
 
     def _select_frames(self, frames: int, fps: float) -> tuple[list[int], float]:
-        """Which frames of such clips the critic uses, and their fps; requested once."""
+        """Indices of the frames that the critic uses, and their fps; requested once per clip length and rate."""
         faults = []
         for server in [] if (frames, fps) in self._frames else self.servers:
             try:
@@ -119,13 +119,13 @@ class Remote:
                 faults.append(f"{server.url}: {error}")
         if (frames, fps) not in self._frames:
             raise ConnectionError(
-                f"critic {self.name} does not say which frames it wants, and gives no {', '.join(self.dimensions)}: "
+                f"critic {self.name}: no server answers which frames it needs to score {', '.join(self.dimensions)}: "
                 + "; ".join(faults)
             )
         return self._frames[frames, fps]
 
     def _serve(self, server: Server, batch: Batch) -> None:
-        """Have one server answer parts of a batch, until none is left or it fails too often in a row."""
+        """Send parts of the batch to one server until none is left or it fails too often in a row."""
         failures, busy_since = 0, None
         while part := batch.next():
             fault: NoAnswerError
@@ -140,7 +140,7 @@ class Remote:
                 failures, fault = self.retry.tries, busy
             except NoAnswerError as error:
                 failures, fault = failures + 1, error
-            except Exception as error:  # of whatever kind: the other servers' threads must not wait for this one
+            except Exception as error:  # any error: the other servers' threads must not wait for this one
                 batch.fail(error)
                 return
             else:
@@ -149,7 +149,9 @@ class Remote:
                 continue
             part.tries += 1
             log.warning("critic %s at %s: %s", self.name, server.url, fault)
-            reason = f"critic {self.name} at {server.url} gave no {self._about(part)}: {fault} (try {part.tries})"
+            reason = (
+                f"critic {self.name} at {server.url} did not return {self._about(part)}: {fault} (try {part.tries})"
+            )
             batch.put_back(part, ConnectionError(reason))
             if failures >= self.retry.tries:
                 batch.leave()
@@ -169,20 +171,22 @@ class Remote:
             )
         items = answer.get("items")
         if answer.get("request") != part.id or not isinstance(items, list) or len(items) != len(part.prompts):
-            raise NoAnswerError("its answer is to another request, or not whole")
+            raise NoAnswerError("its answer belongs to another request, or is incomplete")
         return np.array([self._row(server, item, part, i) for i, item in enumerate(items)], np.float32)
 
     def _row(self, server: Server, item: Any, part: SubBatch, i: int) -> list[float]:
         """The scores of one clip, all finite."""
         where = f"critic {self.name} at {server.url}, the video of {part.prompts[i]!r}"
         if not isinstance(item, dict) or not ("scores" in item or "error" in item):
-            raise NoAnswerError(f"its answer of {part.prompts[i]!r} is neither scores nor an error: {str(item)[:80]}")
+            raise NoAnswerError(f"its answer for {part.prompts[i]!r} has neither scores nor an error: {str(item)[:80]}")
         if "error" in item:
             raise ValueError(f"{where}: no {', '.join(self.dimensions)}: {item['error']}")
         scores = item["scores"]
         numbers = isinstance(scores, list) and all(type(score) in (int, float) for score in scores)
         if not numbers or len(scores) != len(self.dimensions):
-            raise NoAnswerError(f"its scores of {part.prompts[i]!r} are {str(scores)[:80]}, not {len(self.dimensions)}")
+            raise NoAnswerError(
+                f"its scores for {part.prompts[i]!r} are {str(scores)[:80]}, expected {len(self.dimensions)} numbers"
+            )
         for dimension, score in zip(self.dimensions, scores, strict=True):
             if not abs(score) <= LARGEST_SCORE:
                 raise ValueError(f"{where}: it returned {score} for {dimension!r}; a score must be finite")
@@ -194,21 +198,23 @@ class Remote:
 
 
 class Server:
-    """One URL.
+    """One server of a critic.
 
     Raises:
-        ValueError: it is not http:// or https:// with a host.
+        ValueError: the URL is not http:// or https:// with a host.
     """
 
     def __init__(self, url: str, token: str | None, retry: RetryPolicy):
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError(f"{url!r} is not the URL of a critic's server; expected such as http://127.0.0.1:8000")
+            raise ValueError(
+                f"{url!r} is not the URL of a critic's server; expected a URL such as http://127.0.0.1:8000"
+            )
         self.url, self.retry = url.rstrip("/"), retry
         self.http = Client(self.url, token, retry, busy=(503,))
 
     def retrying(self, request: Callable[[], T]) -> T:
-        """The result of a request to this server, repeated within the limits; `NoAnswerError` beyond them."""
+        """The result of a request to this server, with retries; `NoAnswerError` if all fail."""
 
         def waiting(fault: NoAnswerError) -> None:
             log.info("waiting for the critic's server at %s: %s", self.url, fault)
@@ -225,20 +231,20 @@ class Server:
         return response.status, response.json()
 
     def health(self) -> dict[str, Any]:
-        """Its critic and limits; `NoAnswerError` if it is not ready, ValueError if it refuses the token."""
+        """The server's critic and limits; `NoAnswerError` if it is not ready, ValueError if it refuses the token."""
         answer = self._get("/health")
         if answer.get("ready") is False:
             raise ServerBusyError("it is still loading its critic", 1.0)
         return _checked_health(answer)
 
     def frames(self, count: int, fps: float) -> tuple[list[int], float]:
-        """Which frames of a clip of `count` it wants, and their fps; `NoAnswerError` if it does not say."""
+        """Indices and fps of the frames that the critic uses of a clip; `NoAnswerError` for an invalid answer."""
         answer = self._get(f"/frames?count={count}&fps={fps}")
         places: Any = answer.get("frames")
         rate: Any = answer.get("fps")
         listed = isinstance(places, list) and bool(places) and all(type(i) is int and 0 <= i < count for i in places)
         if not listed or type(rate) not in (int, float) or not 0 < rate < math.inf:
-            raise NoAnswerError(f"it wants frames {str(places)[:80]} at {rate} a second, of {count}")
+            raise NoAnswerError(f"it requests frames {str(places)[:80]} at {rate} fps, of a clip of {count} frames")
         return places, float(rate)
 
     def _get(self, path: str) -> dict[str, Any]:
@@ -263,23 +269,23 @@ def _common_health(servers: list[Server]) -> dict[str, Any]:
     if not found:
         raise ConnectionError(f"no critic's server answers: {'; '.join(faults)}; is `besttake serve` running there?")
     for fault in faults:
-        log.warning("going on without the critic's server at %s", fault)
+        log.warning("continuing without the critic's server at %s", fault)
     first, *others = found
     same = ("critic", "revision", "dimensions", "frames", "frame_rate")
     for url in others:
         if any(found[url][key] != found[first][key] for key in same):
             one, other = ({key: found[place][key] for key in same} for place in (first, url))
-            raise ValueError(f"the servers are not of one critic: {first} is {one}, {url} is {other}")
+            raise ValueError(f"the servers have different critics: {first} has {one}, {url} has {other}")
     return {**found[first], **{key: min(health[key] for health in found.values()) for key in ("clips", "largest")}}
 
 
 def _checked_health(health: dict[str, Any]) -> dict[str, Any]:
-    """The health of a critic's server; NoAnswerError if it is incomplete: something else listens there."""
+    """The health of a critic's server; NoAnswerError if it is incomplete, as of some other server."""
     texts = isinstance(health.get("critic"), str) and isinstance(health.get("revision"), str)
     names, sizes = health.get("dimensions"), (health.get("clips"), health.get("largest"))
     named = isinstance(names, list) and bool(names) and all(isinstance(name, str) for name in names)
     if not (texts and named and all(type(size) is int and size > 0 for size in sizes)):
-        raise NoAnswerError(f"it does not answer as a critic's server does: {str(health)[:120]}")
+        raise NoAnswerError(f"it is not a critic's server: {str(health)[:120]}")
     return {"frames": None, "frame_rate": None, "card": {}, **health}
 
 

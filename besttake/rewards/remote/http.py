@@ -1,4 +1,4 @@
-"""HTTP to one server: a pool of connections, time-outs, and which failures another try may mend."""
+"""HTTP client of one server: connection pool, time-outs and retries."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 LONGEST_WAIT = 60.0
-"""Seconds between two tries, at most."""
+"""Maximum seconds between two tries."""
 
 CHUNK = 256 * 1024
-"""Bytes of a request that are sent at once."""
+"""Bytes of a request that are sent at a time."""
 
 
 @dataclass(frozen=True)
 class RetryPolicy:
-    """How long a client waits, and how often it tries."""
+    """Time-outs and retries."""
 
     answer: float = 600.0
-    """Seconds of silence before an answer is given up; also how long a busy or loading server is waited for."""
+    """Read time-out in seconds; also how long to wait for a busy or loading server."""
     connect: float = 10.0
-    """Seconds for a connection, and for the answer to a request without a body."""
+    """Connect time-out in seconds, and read time-out for requests without a body."""
     tries: int = 6
-    """Failures in a row before the server is given up."""
+    """Consecutive failures after which the server is given up."""
     pause: float = 0.5
     """Seconds before the second try, doubled for each further one; the server's `Retry-After` takes precedence."""
 
     def delay(self, fault: NoAnswerError, failures: int) -> float:
-        """Seconds to wait after the given failure, the `failures`-th in a row."""
+        """Seconds to wait after the `failures`-th consecutive failure."""
         own = self.pause * 2 ** max(0, failures - 1)
         return min(LONGEST_WAIT, own if fault.retry_after is None else fault.retry_after)
 
@@ -63,10 +63,10 @@ class RetryPolicy:
 
 
 class NoAnswerError(Exception):
-    """A request failed in a way that another try may mend.
+    """A request failed, but a retry may succeed.
 
     Attributes:
-        retry_after: seconds that the server asks to wait, if it does.
+        retry_after: seconds to wait according to the server's `Retry-After`, if it sent one.
     """
 
     def __init__(self, reason: str, retry_after: float | None = None):
@@ -84,7 +84,7 @@ class ServerBusyError(NoAnswerError):
 
 @dataclass(frozen=True)
 class Response:
-    """A complete answer, of a status below 500."""
+    """A complete response with a status below 500."""
 
     status: int
     text: str
@@ -92,14 +92,14 @@ class Response:
     def json(self) -> dict[str, Any]:
         """
         Raises:
-            NoAnswerError: it is not a JSON object.
+            NoAnswerError: the response is not a JSON object.
         """
         try:
             content = json.loads(self.text)
         except ValueError:
             content = None
         if not isinstance(content, dict):
-            raise NoAnswerError(f"it answered {self.status} and garbage: {self.text[:60]!r}")
+            raise NoAnswerError(f"it answered {self.status} with invalid JSON: {self.text[:60]!r}")
         return content
 
 
@@ -117,11 +117,11 @@ class Client:
     ):
         """
         Args:
-            url: what every path is appended to, starting with http:// or https://.
+            url: base URL, starting with http:// or https://.
             token: sent as `Authorization: Bearer`.
-            busy: statuses that mean the server is full or loading.
-            transient: statuses below 500 that another try may mend.
-            proxies: whether the proxies of the environment are used.
+            busy: statuses that mean that the server is full or loading.
+            transient: statuses below 500 after which a retry may succeed.
+            proxies: whether to use the proxies set in the environment.
         """
         self.url, self.retry = url.rstrip("/"), retry
         self._busy, self._transient = tuple(busy), tuple(transient)
@@ -132,12 +132,13 @@ class Client:
         )
 
     def request(self, method: str, path: str, body: Sequence[Any] = (), content_type: str = "") -> Response:
-        """
+        """Send a request.
+
         Args:
             body: byte buffers, sent one after the other.
 
         Raises:
-            NoAnswerError: there is no complete answer, or its status is transient or 500 and above. It is a
+            NoAnswerError: there is no complete response, or its status is transient or 500 and above. It is a
                 `ConnectionLostError` if the connection broke, a `ServerBusyError` if the server is busy.
         """
         size = str(sum(len(part) for part in body))

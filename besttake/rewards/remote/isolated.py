@@ -1,9 +1,9 @@
-"""Critics that need other packages than besttake: each a process of its own, in a virtual environment made for it.
+"""Isolated critics, which need other packages than besttake: each runs as a process in its own virtual environment.
 
-A folder of `isolated_critics` holds `requirements.txt`, what is installed, and `critic.py`, whose `load(path, device)`
-makes the critic that `server.py` serves; neither knows of besttake. When such a critic is first asked, its environment
-is made - once for all runs, and again only when the requirements change -, its server is started there, and it is
-asked over the loopback address. It ends with this process, however that ends.
+A folder in `isolated_critics` has a `requirements.txt`, and a `critic.py` whose `load(path, device)` makes the critic
+that `server.py` serves; neither imports besttake. On the first call the environment is created (once for all runs, and
+again when the requirements change) and the server is started in it; requests go over the loopback address. The server
+ends when this process ends, however it ends.
 """
 
 from __future__ import annotations
@@ -38,34 +38,42 @@ from besttake.types import FPS, CriticCard, Score, Video
 log = logging.getLogger(__name__)
 
 FILES = "requirements.txt", "critic.py"
-"""What the folder of a critic in an environment of its own holds."""
+"""Files in the folder of an isolated critic."""
 
 CRITICS = Path(__file__).parent / "isolated_critics"
 ENVIRONMENTS = "BESTTAKE_ENVIRONMENTS"
-"""Environment variable: the folder of the virtual environments; by default in the user's cache."""
+"""Environment variable: folder of the virtual environments; by default in the user's cache."""
 PYTHON = "BESTTAKE_PYTHON"
-"""Environment variable: the Python to make virtual environments with, where none that fits is found."""
-OF_THE_RUN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
-"""What torchrun tells its processes: the critic is none of them."""
+"""Environment variable: the Python to create virtual environments with."""
+TORCHRUN_VARIABLES = (
+    "RANK",
+    "LOCAL_RANK",
+    "WORLD_SIZE",
+    "LOCAL_WORLD_SIZE",
+    "GROUP_RANK",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+)
+"""Variables that torchrun sets, which are removed from the critic's environment."""
 
 
 @dataclass(frozen=True)
 class EnvironmentSpec:
-    """What a critic's environment is made of."""
+    """The environment of an isolated critic."""
 
     folder: Path
-    """Of requirements.txt and critic.py."""
+    """Folder with requirements.txt and critic.py."""
     pythons: tuple[str, ...] = ()
-    """Versions that its packages exist for, such as "3.10", the best first; empty = any."""
+    """Supported Python versions, such as "3.10", the preferred one first; empty = any."""
     site_packages: bool = False
-    """Whether it sees the packages of the Python it is made with."""
+    """Whether the packages of the Python that creates it are visible."""
 
 
 class Isolated:
-    """A `Reward` in a process of its own, started when it is first asked, and again if it dies.
+    """A `Reward` in a process of its own, started on the first call, and restarted if it dies.
 
     Attributes:
-        revision: of the weights, once it is started.
+        revision: revision of the weights, once it is started.
     """
 
     differentiable = False
@@ -84,9 +92,9 @@ class Isolated:
         """
         Args:
             card: its `ranges` name the dimensions.
-            restarts: how often the process is started again for one batch before it is given up.
-            retry: of requests; a process is dead or alive, so it is not asked again for long.
-            start_within: seconds for the process to load its critic, downloads included.
+            restarts: maximum number of restarts of the process per batch.
+            retry: retries of requests; by default few, since the process is local.
+            start_within: seconds allowed for loading the critic, including downloads.
 
         Raises:
             ValueError: the folder lacks a file.
@@ -105,8 +113,8 @@ class Isolated:
     def __call__(self, videos: Video, prompts: list[str], fps: float = FPS) -> Score:
         """
         Raises:
-            ValueError: the videos are none, the environment cannot be made, or the critic cannot score one of them.
-            ConnectionError: its process ended before it was ready, or died or hung once more than it may be restarted.
+            ValueError: the videos are invalid, the environment cannot be created, or a video cannot be scored.
+            ConnectionError: the process ended before it was ready, or still dies or hangs after all restarts.
         """
         check_videos(self.name, videos, prompts)
         with self._lock:
@@ -115,40 +123,42 @@ class Isolated:
                 try:
                     return remote(videos, prompts, fps)
                 except ConnectionError as error:
-                    said = self.process.last_words() if self.process else ""
+                    output = self.process.output_tail() if self.process else ""
                     self.stop()
                     if not left:
-                        raise ConnectionError(f"{error}; it was started {self.restarts + 1} times.\n{said}") from error
-                    log.warning("critic %s failed, and is started again (%s)\n%s", self.name, error, said)
+                        raise ConnectionError(
+                            f"{error}; it was started {self.restarts + 1} times. Its output:\n{output}"
+                        ) from error
+                    log.warning("critic %s failed; restarting it (%s)\n%s", self.name, error, output)
         raise AssertionError("the loop returns or raises")
 
     @property
     def identity(self) -> str:
-        """Which weights it was told to load, by their content where they lie here; and what it runs."""
+        """Key of the scores: the weights (by content, if they are local) and the critic's files."""
         weights = quick_hash(self.path) if self.path and Path(self.path).is_dir() else self.path or self.card.source
         return ", ".join([str(weights), *(content_hash(self.needs.folder / file) for file in FILES)])
 
     def chosen(self, frames: int, fps: float) -> list[int]:
-        """The frames of a clip that it looks at; of a clip of these alone, all."""
+        """Indices of the frames of a clip that the critic uses."""
         return select_frames(self.card, frames, fps)[0]
 
     def start(self) -> Remote:
-        """Make the environment and start the process, unless they are there; the critic as its server has it."""
+        """Create the environment and start the process if needed. Returns a client of it."""
         with self._lock:
             if self._remote is None or not self.process or not self.process.alive:
                 self.stop()
                 python = environment(self.name, self.needs)
                 self.process = Process(self.name, python, self.needs.folder / "critic.py", self.path, self.device)
-                self._remote = self._meet(self.process)
+                self._remote = self._connect(self.process)
             return self._remote
 
-    def _meet(self, process: Process) -> Remote:
+    def _connect(self, process: Process) -> Remote:
         try:
             remote = process.remote(self.retry, self.start_within)
         except ConnectionError as error:
-            said = process.last_words()
+            output = process.output_tail()
             self.stop()
-            raise ConnectionError(f"{error}; it said:\n{said}") from error
+            raise ConnectionError(f"{error}; its output:\n{output}") from error
         if (remote.name, remote.dimensions) != (self.name, self.dimensions):
             self.stop()
             raise ValueError(
@@ -159,7 +169,7 @@ class Isolated:
         return remote
 
     def stop(self) -> None:
-        """End the process, if there is one; the next call starts it again."""
+        """Stop the process, if it runs; the next call starts it again."""
         with self._lock:
             if self.process:
                 self.process.stop()
@@ -167,17 +177,19 @@ class Isolated:
 
 
 class Process:
-    """The server of one critic, in another Python; it ends when this object, or this process, is no more."""
+    """The server process of one critic, in another Python. It ends with this object, or with this process."""
 
     def __init__(self, name: str, python: Path, critic: Path, path: str | Path | None, device: str):
         self.name = name
         self.folder = Path(tempfile.mkdtemp(prefix=f"besttake-{name}-"))
         self.token = secrets.token_urlsafe(32)
         command = [python, "-I", "-u", Path(__file__).with_name("server.py"), critic, "--port", "0", "--with-parent"]
-        command += ["--grace", "0"]  # who stops it waits for no answer
+        command += ["--grace", "0"]  # no wait for open requests on stop
         command += ["--device", device, "--announce", self.folder / "address.json"]
         command += [] if path is None else ["--path", path]
-        surroundings = {key: value for key, value in os.environ.items() if key not in OF_THE_RUN} | {TOKEN: self.token}
+        variables = {key: value for key, value in os.environ.items() if key not in TORCHRUN_VARIABLES} | {
+            TOKEN: self.token
+        }
         log.info("starting critic %s on %s; its output: %s", name, device, self.folder / "log.txt")
         with (self.folder / "log.txt").open("wb") as output:
             self.popen = subprocess.Popen(
@@ -185,7 +197,7 @@ class Process:
                 stdin=subprocess.PIPE,  # never written to: when this process dies it closes, and the server stops
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env=surroundings,
+                env=variables,
                 start_new_session=True,
             )
         self._end = weakref.finalize(self, _end, self.popen, self.folder, os.getpid())
@@ -195,12 +207,12 @@ class Process:
         return self.popen.poll() is None
 
     def remote(self, retry: RetryPolicy, within: float) -> Remote:
-        """The critic, once it is loaded.
+        """A client of the critic, once it is loaded.
 
         Raises:
             ConnectionError: the process ended, or the critic was not loaded in time.
         """
-        address, until, told = self.folder / "address.json", time.monotonic() + within, time.monotonic()
+        address, until, logged = self.folder / "address.json", time.monotonic() + within, time.monotonic()
         server: Server | None = None
         while time.monotonic() < until:
             if not self.alive:
@@ -211,29 +223,29 @@ class Process:
                 with suppress(NoAnswerError):
                     server.health()
                     return Remote(server.url, self.token, retry)
-            if time.monotonic() - told > 30:
-                told = time.monotonic()
-                log.info("critic %s is still being loaded: %s", self.name, self.last_words(1))
+            if time.monotonic() - logged > 30:
+                logged = time.monotonic()
+                log.info("critic %s is still being loaded: %s", self.name, self.output_tail(1))
             time.sleep(0.05)
         raise ConnectionError(f"critic {self.name} was not ready within {within:g} s")
 
-    def last_words(self, lines: int = 15) -> str:
-        """The end of what the process has printed."""
+    def output_tail(self, lines: int = 15) -> str:
+        """The last lines of the process's output."""
         return _tail(self.folder / "log.txt", lines)
 
     def stop(self) -> None:
-        """End it, softly at first."""
+        """Stop it: SIGTERM first, then SIGKILL."""
         self._end()
 
 
 def _end(popen: subprocess.Popen, folder: Path, owner: int) -> None:
-    """End a process with all it started, and remove its folder; not from a fork of the one that started it."""
+    """Stop a process and its children, and remove its folder; not in a fork of the process that started it."""
     if os.getpid() != owner:
         return
     assert popen.stdin is not None
     with suppress(OSError):
         popen.stdin.close()
-    for softly in (True, False):  # the second time also for what the process has left behind
+    for softly in (True, False):  # SIGKILL also stops children that are left
         with suppress(ProcessLookupError, PermissionError):
             _signal(popen, softly)
         with suppress(subprocess.TimeoutExpired):
@@ -242,7 +254,7 @@ def _end(popen: subprocess.Popen, folder: Path, owner: int) -> None:
 
 
 def _signal(popen: subprocess.Popen, softly: bool) -> None:
-    """Ask a process and all that it has started to end, or end them; on Windows, it alone."""
+    """Send SIGTERM or SIGKILL to a process and its children; on Windows, to the process only."""
     if hasattr(os, "killpg"):
         os.killpg(popen.pid, signal.SIGTERM if softly else signal.SIGKILL)
     elif softly:
@@ -252,12 +264,12 @@ def _signal(popen: subprocess.Popen, softly: bool) -> None:
 
 
 def environment(name: str, needs: EnvironmentSpec) -> Path:
-    """The Python of a critic's virtual environment, which is made if there is none of these requirements yet.
+    """The Python of a critic's virtual environment, which is created unless it exists for these requirements.
 
-    Of several processes that want it, one makes it and the others wait; half an environment is made anew.
+    Of several processes, one creates it and the others wait; an incomplete environment is created again.
 
     Raises:
-        ValueError: there is no Python that fits, or the packages cannot be installed: with pip's last words.
+        ValueError: there is no suitable Python, or the packages cannot be installed; with the end of pip's output.
     """
     requirements = needs.folder / "requirements.txt"
     maker, version = find_python(name, needs.pythons)
@@ -266,16 +278,16 @@ def environment(name: str, needs: EnvironmentSpec) -> Path:
     python, whole = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python"), folder / "whole"
     if not whole.exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder.with_suffix(".lock")):  # given back by the system if this process dies
+        with FileLock(folder.with_suffix(".lock")):  # released by the system if this process dies
             if not whole.exists():
-                _make(name, maker, folder, python, requirements, needs.site_packages)
+                _create(name, maker, folder, python, requirements, needs.site_packages)
                 whole.write_text(recipe)
     return python
 
 
-def _make(name: str, maker: str, folder: Path, python: Path, requirements: Path, site_packages: bool) -> None:
+def _create(name: str, maker: str, folder: Path, python: Path, requirements: Path, site_packages: bool) -> None:
     output = folder.with_suffix(".log")
-    log.info("critic %s: making its environment %s, once; this can take minutes (see %s)", name, folder, output)
+    log.info("critic %s: creating its environment %s once; this may take minutes (log: %s)", name, folder, output)
     shutil.rmtree(folder, ignore_errors=True)
     steps: list[list[str | Path]] = [
         [maker, "-I", "-m", "venv", *(["--system-site-packages"] if site_packages else []), folder],
@@ -287,34 +299,35 @@ def _make(name: str, maker: str, folder: Path, python: Path, requirements: Path,
             log.info("critic %s: %s", name, " ".join(command))
             if subprocess.run(command, stdout=log_file, stderr=subprocess.STDOUT, check=False).returncode:
                 raise ValueError(
-                    f"critic {name}: its environment could not be made: `{' '.join(command)}` failed. If a package is "
-                    f"not to be had here, make {folder} elsewhere, or mend {requirements}. It said:\n{_tail(output)}"
+                    f"critic {name}: its environment could not be created: `{' '.join(command)}` failed. If a package "
+                    f"is not available here, copy {folder} from another machine, or edit {requirements}. "
+                    f"Its output:\n{_tail(output)}"
                 )
 
 
 def find_python(name: str, versions: Sequence[str] = ()) -> tuple[str, str]:
-    """A Python of one of these versions, and its version: this one, that of BESTTAKE_PYTHON, or one on the path.
+    """A Python of one of these versions, and its version: BESTTAKE_PYTHON, this one, or one on the PATH.
 
     Raises:
         ValueError: there is none.
     """
-    asked = os.environ.get(PYTHON)
-    for python in [asked] if asked else [sys.executable, *(f"python{version}" for version in versions)]:
+    chosen = os.environ.get(PYTHON)
+    for python in [chosen] if chosen else [sys.executable, *(f"python{version}" for version in versions)]:
         version = _version(python)
         if version and (version in versions or not versions):
             return python, version
-    where = f"{PYTHON} names {asked}, which is {_version(asked) or 'none'}" if asked else "none is on the path"
+    found = f"{PYTHON} is {chosen}, which is {_version(chosen) or 'no Python'}" if chosen else "none is on the PATH"
     raise ValueError(
-        f"critic {name} runs in Python {' or '.join(versions)}, and {where}; "
-        f"install one of these, or name it: {PYTHON}=/path/to/python{versions[0] if versions else ''}"
+        f"critic {name} needs Python {' or '.join(versions)}, but {found}; "
+        f"install it, or set {PYTHON}=/path/to/python{versions[0] if versions else ''}"
     )
 
 
 def _version(python: str) -> str | None:
-    """Such as "3.10"; None if this is no Python that runs."""
-    ask = [python, "-c", "import sys; print('%d.%d' % sys.version_info[:2])"]
+    """Version of a Python, such as "3.10"; None if it does not run."""
+    command = [python, "-c", "import sys; print('%d.%d' % sys.version_info[:2])"]
     try:
-        return subprocess.run(ask, capture_output=True, text=True, check=True, timeout=60).stdout.strip()
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
 

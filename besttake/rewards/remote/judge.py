@@ -1,8 +1,8 @@
-"""Generative critics: a vision-language model gets frames and a rubric, and answers with a text that holds numbers.
+"""Judges: a vision-language model receives frames and a rubric, and answers with a text that contains scores.
 
-VideoScore2 (arXiv 2509.22799), UnifiedReward (arXiv 2503.05236) and any other model that a server offers in the way of
-OpenAI's `/v1/chat/completions`, as vLLM and SGLang do. Nothing here knows a model: the rubric, the dimensions and the
-form of the answer are the recipe's. An answer that cannot be used is an error or an abstention, never a number.
+VideoScore2 (arXiv 2509.22799), UnifiedReward (arXiv 2503.05236) or any other model behind an OpenAI-compatible server,
+`/v1/chat/completions`, such as vLLM or SGLang. Rubric, dimensions and answer format are settings. An unusable answer
+is an error or an abstention, never a score.
 """
 
 from __future__ import annotations
@@ -35,71 +35,76 @@ from besttake.runtime.configuration import from_dict, read_yaml, require, to_dic
 from besttake.types import FPS, CriticCard, Score, Video
 
 TRANSIENT = (408, 409, 425, 429)
-"""Statuses below 500 after which the same question may be answered later."""
+"""Statuses below 500 after which a retry may succeed."""
 
 URL = "http://localhost:8000/v1"
-"""Where vLLM serves by default."""
+"""vLLM's default URL."""
 
 
 @dataclass(frozen=True)
 class JudgeConfig:
-    """A generative critic: its server, the question, and the form of the answer."""
+    """A judge: server, rubric, and answer format."""
 
     url: str = URL
-    """Of an OpenAI-compatible server, up to and with `/v1`."""
+    """URL of an OpenAI-compatible server, including `/v1`."""
     model: str = ""
-    """The name that the server knows the model by."""
+    """Name of the model on the server."""
     rubric: str = ""
-    """The question. `{prompt}` stands for the prompt; every dimension must be named as it is to be answered."""
+    """Rubric: the question to the model, with `{prompt}` for the prompt. It must name every dimension."""
     dimensions: dict[str, tuple[float, float]] = field(default_factory=dict)
-    """Lowest and highest number of each; higher must be better."""
+    """Dimensions with their lowest and highest score; higher must be better."""
     answer: Literal["lines", "json"] = "lines"
-    """A line `dimension: number` for each dimension; or a JSON object of numbers."""
+    """Answer format: a line `dimension: number` for each dimension, or a JSON object."""
     unusable: Literal["error", "abstain"] = "error"
-    """What an answer that cannot be read, or is out of range, does: end the run, or leave that take without a score."""
+    """Effect of an answer that cannot be parsed or is out of range: stop with an error, or leave the video unscored."""
     frames: int = 8
-    """The most frames of a clip that are sent."""
+    """Maximum number of frames sent per clip."""
     frame_rate: float | None = None
-    """Frames a second that are sent; by default `frames`, spread evenly over the clip."""
+    """Frames per second that are sent; by default `frames` frames, spread evenly over the clip."""
     side: int = 512
-    """Longest side in pixels of a frame as it is sent; smaller frames stay as they are."""
+    """Maximum side of a frame in pixels; larger frames are scaled down."""
     picture: Literal["jpeg", "png", "mp4"] = "jpeg"
-    """How frames are sent: each as a picture, or all as one video, which vLLM and SGLang take for models of videos."""
+    """Format of the frames: images (jpeg, png), or one video (mp4), which vLLM and SGLang accept for video models."""
     temperature: float = 0.0
-    """Temperature of the answers; 0 = the likeliest."""
+    """Sampling temperature; 0 = greedy."""
     max_tokens: int = 1024
-    """Longest answer in tokens."""
+    """Maximum tokens of an answer."""
     retries: int = 4
-    """How often a question is repeated that failed or (with a temperature) had an unusable answer."""
+    """Retries of a failed request or (if temperature > 0) an unusable answer."""
     wait: float = 1.0
     """Seconds before the first retry, doubled for each further one; the server's `Retry-After` takes precedence."""
     timeout: float = 120.0
-    """Seconds that the server may be silent."""
+    """Read time-out in seconds."""
     concurrency: int = 8
-    """Questions sent at the same time."""
+    """Concurrent requests."""
     api_key: str = ""
-    """Name of the environment variable that holds the key; none = the server asks for none."""
+    """Name of the environment variable with the API key; empty = no key."""
     price_in: float = 0.0
-    """Of a million tokens that are sent, in whatever currency."""
+    """Price of a million input tokens, in any currency."""
     price_out: float = 0.0
-    """Of a million tokens that are answered."""
+    """Price of a million output tokens."""
 
     def __post_init__(self):
         web = self.url.startswith(("http://", "https://"))
         require(web, "url", self.url, "http://... or https://... up to /v1")
-        require(bool(self.model), "model", self.model, "the name that the judge's server knows it by")
+        require(bool(self.model), "model", self.model, "the model's name on the judge's server")
         require(bool(self.dimensions), "dimensions", self.dimensions, "ranges such as {visual quality: [1, 5]}")
         for name, (low, high) in self.dimensions.items():
             if not (math.isfinite(low) and math.isfinite(high) and low < high):
                 raise ValueError(f"dimensions.{name} ranges from {low} to {high}; expected [lowest, highest]")
             if name.lower() not in self.rubric.lower():
-                raise ValueError(f"rubric does not name {name!r}: it could not be answered")
+                raise ValueError(f"rubric does not name the dimension {name!r}; add it, so that the model can score it")
         for name in ("frames", "side", "max_tokens", "concurrency"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
         for name in ("temperature", "retries", "wait", "price_in", "price_out"):
             require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
         require(self.timeout > 0, "timeout", self.timeout, "seconds, more than 0")
-        require(self.frame_rate is None or self.frame_rate > 0, "frame_rate", self.frame_rate, "more than 0, or none")
+        require(
+            self.frame_rate is None or self.frame_rate > 0,
+            "frame_rate",
+            self.frame_rate,
+            "more than 0, or leave it out",
+        )
 
 
 @dataclass
@@ -107,9 +112,9 @@ class Usage:
     """Answers, failures and cost of a judge since it was loaded.
 
     Attributes:
-        failures: requests that failed and were repeated.
-        unusable: answers that could not be used.
-        abstentions: videos left without a score.
+        failures: requests that failed and were retried.
+        unusable: answers that could not be parsed.
+        abstentions: videos without a score.
     """
 
     answers: int = 0
@@ -122,17 +127,17 @@ class Usage:
 
 
 def load(path: str | Path | None = None, device: str = "cpu") -> Judge:
-    """The judge whose settings are in a .yaml file, a `JudgeConfig`; its name is the file's.
+    """Load a judge from a .yaml file with the settings of `JudgeConfig`; its name is the file's.
 
-    Or in a folder's `config.json`, with `"critic": "judge"` beside them.
+    Or from a folder whose `config.json` has the settings and `"critic": "judge"`.
 
     Raises:
-        ValueError: no file or folder is given, or its settings are none.
+        ValueError: no file or folder is given, or its settings are invalid.
     """
     if path is None:
         raise ValueError(
-            "a judge needs its rubric: give its .yaml file of url, model, rubric and dimensions as the critic's name, "
-            "or put the same into the recipe under reward.judges"
+            "a judge needs a rubric: give a .yaml file with url, model, rubric and dimensions as the critic's name, "
+            "or put these settings into the recipe under reward.judges"
         )
     path = Path(path)
     if path.suffix not in (".yaml", ".yml"):
@@ -142,18 +147,18 @@ def load(path: str | Path | None = None, device: str = "cpu") -> Judge:
 
 
 def judge_config(file: Path) -> JudgeConfig:
-    """The config in a judge's .yaml file; ValueError if it holds none."""
+    """Read a judge's .yaml file; ValueError if it is invalid."""
     try:
         return from_dict(JudgeConfig, read_yaml(file))
     except ValueError as error:
-        raise ValueError(f"the judge of {file}: {error}") from error
+        raise ValueError(f"judge {file}: {error}") from error
 
 
 class Judge:
-    """A `Reward` that asks a served vision-language model; it abstains where the recipe lets it.
+    """A `Reward` that queries a vision-language model on a server; it may abstain if `unusable` is "abstain".
 
     Attributes:
-        usage: counts of questions, tokens and cost so far.
+        usage: requests, tokens and cost so far.
     """
 
     differentiable = False
@@ -161,10 +166,12 @@ class Judge:
     def __init__(self, config: JudgeConfig, name: str = "judge"):
         """
         Raises:
-            ValueError: the environment variable of the key is not set.
+            ValueError: the environment variable of the API key is not set.
         """
         if config.api_key and config.api_key not in os.environ:
-            raise ValueError(f"critic {name}: the environment variable {config.api_key} is not set; it holds the key")
+            raise ValueError(
+                f"critic {name}: the environment variable {config.api_key} is not set; set it to the API key"
+            )
         self.config, self.name, self.dimensions = config, name, tuple(config.dimensions)
         self.card = CriticCard(
             f"{config.model} at {config.url}",
@@ -182,26 +189,27 @@ class Judge:
 
     @property
     def identity(self) -> str:
-        """A hash of all that decides an answer: another rubric is another critic."""
-        no_matter = ("retries", "wait", "timeout", "concurrency", "api_key", "price_in", "price_out", "unusable")
-        settings = {key: value for key, value in to_dict(self.config).items() if key not in no_matter}
+        """A hash of all settings that affect the scores."""
+        irrelevant = ("retries", "wait", "timeout", "concurrency", "api_key", "price_in", "price_out", "unusable")
+        settings = {key: value for key, value in to_dict(self.config).items() if key not in irrelevant}
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
     def metrics(self) -> dict[str, float]:
-        """`usage` by names to log it under."""
+        """`usage`, by metric name."""
         return {f"{self.name}/{what}": float(value) for what, value in vars(self.usage).items()}
 
     def __call__(self, videos: Video, prompts: list[str], fps: float = FPS) -> Score:
-        """A question for each video; a `PartialScore` if an answer is missing.
+        """Send a request per video; a `PartialScore` if there are abstentions.
 
         Raises:
-            ValueError: the videos or prompts are none, the server refuses the question, or an answer cannot be used.
-            ConnectionError: the server cannot be reached, or fails again and again.
+            ValueError: videos or prompts are invalid, the server rejects a request, or an answer is unusable.
+            ConnectionError: the server cannot be reached, or fails after all retries.
         """
         check_videos(self.name, videos, prompts, least_frames=1)
         with ThreadPoolExecutor(self.config.concurrency) as pool:
             requests = [
-                pool.submit(self._ask, self._question(*one, fps), one[1]) for one in zip(videos, prompts, strict=True)
+                pool.submit(self._request, self._question(*one, fps), one[1])
+                for one in zip(videos, prompts, strict=True)
             ]
             try:
                 answers = [future.result() for future in requests]
@@ -223,29 +231,29 @@ class Judge:
         frames = [small(frame, config.side) for frame in to_uint8(video.detach().cpu()[places])]
         if config.picture == "mp4":
             rate = config.frame_rate or fps * len(places) / len(video)
-            looks = [{"type": "video_url", "video_url": {"url": data_url("video/mp4", as_mp4(frames, rate))}}]
+            media = [{"type": "video_url", "video_url": {"url": data_url("video/mp4", as_mp4(frames, rate))}}]
         else:
             files = [as_picture(frame, config.picture) for frame in frames]
-            looks = [
+            media = [
                 {"type": "image_url", "image_url": {"url": data_url(f"image/{config.picture}", file)}} for file in files
             ]
         words = {"type": "text", "text": config.rubric.replace("{prompt}", prompt)}
         body = {
             "model": config.model,
-            "messages": [{"role": "user", "content": [*looks, words]}],
+            "messages": [{"role": "user", "content": [*media, words]}],
             "temperature": config.temperature,
             "max_tokens": config.max_tokens,
         }
         return json.dumps(body).encode()
 
-    def _ask(self, question: bytes, prompt: str) -> dict[str, float] | None:
-        """The numbers of an answer; None = an abstention."""
-        again = self.config.retries if self.config.temperature else 0  # without one the answer would be the same
+    def _request(self, question: bytes, prompt: str) -> dict[str, float] | None:
+        """The scores of an answer; None = an abstention."""
+        again = self.config.retries if self.config.temperature else 0  # at temperature 0 the answer would be the same
         while True:
             text, whole = self._answer(question)
             try:
                 if not whole:
-                    raise ValueError("it was cut off: raise max_tokens")
+                    raise ValueError("it is truncated; raise max_tokens")
                 return read_answer(text, self.config.dimensions, self.config.answer)
             except ValueError as error:
                 self._count(unusable=1)
@@ -256,24 +264,24 @@ class Judge:
                     return None
                 else:
                     raise ValueError(
-                        f"critic {self.name}: the answer on the video of {prompt!r} cannot be used: {error}; "
-                        f"mend the rubric, or set `unusable: abstain`. It said: {text[-300:]!r}"
+                        f"critic {self.name}: the answer for the video of {prompt!r} is unusable: {error}; "
+                        f"edit the rubric, or set `unusable: abstain`. The answer: {text[-300:]!r}"
                     ) from error
 
     def _answer(self, question: bytes) -> tuple[str, bool]:
-        """The text that the model answers, and whether it is complete."""
+        """The text of the model's answer, and whether it is complete."""
         try:
             return self._http.retry.call(lambda: self._post(question), lambda _: self._count(failures=1))
         except NoAnswerError as error:
             raise ConnectionError(
-                f"critic {self.name}: {self.config.url} failed {self.config.retries + 1} times, last: {error}"
+                f"critic {self.name}: {self.config.url} failed {self.config.retries + 1} times; the last error: {error}"
             ) from error
 
     def _post(self, question: bytes) -> tuple[str, bool]:
         response = self._http.request("POST", "/chat/completions", [question], "application/json")
         if response.status != 200:
             raise ValueError(
-                f"critic {self.name}: {self.config.url} refuses the question ({response.status}: "
+                f"critic {self.name}: {self.config.url} rejects the request ({response.status}: "
                 f"{response.text[:300]}); check the judge's url, model and api_key"
             )
         content = response.json()
@@ -284,7 +292,7 @@ class Judge:
             self._count(answers=1, **tokens)
             return text, choice.get("finish_reason") != "length"
         except (ValueError, LookupError, TypeError, AttributeError) as error:
-            raise NoAnswerError(f"its reply is no chat completion ({error!r})") from error
+            raise NoAnswerError(f"its reply is not a chat completion ({error!r})") from error
 
     def _count(self, **more: int) -> None:
         usage, config = self.usage, self.config
@@ -295,7 +303,7 @@ class Judge:
 
 
 def chosen(frames: int, fps: float, config: JudgeConfig) -> list[int]:
-    """Which frames of a clip are sent, in their order."""
+    """Indices of the frames of a clip that are sent, in order."""
     if config.frame_rate is None:
         return even_frames(frames, min(frames, config.frames))
     places = frames_at_rate(frames, fps, config.frame_rate)
@@ -303,7 +311,7 @@ def chosen(frames: int, fps: float, config: JudgeConfig) -> list[int]:
 
 
 def small(frame: torch.Tensor, side: int) -> Image.Image:
-    """A uint8 `h w 3` frame, its longest side at most `side` pixels."""
+    """A uint8 `h w 3` frame as an image, scaled down so that no side exceeds `side` pixels."""
     image = Image.fromarray(frame.numpy())
     image.thumbnail((side, side), Image.Resampling.BICUBIC)
     return image

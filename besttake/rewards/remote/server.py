@@ -1,27 +1,27 @@
-"""Serve one critic over HTTP, from any Python that can run it: this file needs Python 3.8, numpy and nothing else.
+"""HTTP server of one critic. This file needs only Python 3.8 and numpy, so that any critic's environment can run it.
 
     python server.py my_critic.py --port 8000                # a function `load(path, device)` in that file
     python server.py my_package.my_module:make --device cuda --path weights/
 
-What the function returns is a critic for the server:
+The function returns a critic with:
     name: str; dimensions: names of its d scores.
-    __call__(videos, prompts, fps): b uint8 arrays (f, h, w, 3), b prompts, the frames a second of those frames; returns
-        float (b, d). It is called from one thread, one call at a time. A clip it cannot score may raise.
-    frames, frame_rate (optional): how many frames it looks at, spread evenly, or how many a second; None = all of them.
-    chosen(frames, fps) (optional): the places of those it looks at, if it chooses in another way. It is then given only
-        these, at the rate they come at, and must choose all of them.
-    revision (optional): of its weights. card (optional): what else is to be said of it, a dict for JSON.
+    __call__(videos, prompts, fps): b uint8 arrays (f, h, w, 3), b prompts, and the frame rate of those frames; returns
+        float (b, d). It is called from one thread, one call at a time. It may raise if it cannot score a clip.
+    frames, frame_rate (optional): number of frames that it uses, spread evenly, or frames per second; None = all.
+    chosen(frames, fps) (optional): indices of the frames that it uses, for any other choice. It then receives only
+        these, with their frame rate, and must choose all of them.
+    revision (optional): revision of its weights. card (optional): further facts, a dict for JSON.
 
-The protocol, HTTP/1.1, with `Authorization: Bearer TOKEN` where the server has a token:
+The protocol is HTTP/1.1, with `Authorization: Bearer TOKEN` if the server has a token:
     GET /health: JSON: critic, revision, dimensions, frames, frame_rate, card, ready (False while weights are loaded),
-        clips and largest (the most clips and bytes of a request), free (places in the queue), scored (clips so far).
-    GET /frames?count=81&fps=16: JSON: which frames of such a clip are to be sent, and their fps.
+        clips and largest (maximum clips and bytes of a request), free (places in the queue), scored (clips so far).
+    GET /frames?count=81&fps=16: JSON: indices of the frames of such a clip to send, and their fps.
     POST /score: a safetensors file of uint8 tensors "0", "1", ... (f, h, w, 3), or one "videos" (b, f, h, w, 3); its
         metadata are `request`, an id chosen by the client, `prompts`, a JSON list of b strings, and `fps`, a number.
-        The answer is JSON: request, critic, revision, dimensions, and `items`, b of {"scores": [d numbers]} or
-        {"error": text}. The same request sent again is not scored again: it gets the same answer.
-    Errors are {"error": text}: 400 no such clips, 401 the token, 409 an id used for other clips, 413 too large, 503 the
-        queue is full or the critic not ready (come back after `Retry-After` seconds), 504 the critic took too long.
+        The response is JSON: request, critic, revision, dimensions, and `items`, b of {"scores": [d numbers]} or
+        {"error": text}. A request that is sent again is not scored again, and gets the same response.
+    Errors are {"error": text}: 400 invalid request, 401 wrong token, 409 id used for other clips, 413 too large, 503
+        queue full or critic not ready (retry after `Retry-After` seconds), 504 the critic took too long.
 """
 
 from __future__ import annotations
@@ -53,53 +53,53 @@ from urllib.parse import parse_qsl, urlsplit
 import numpy as np
 
 TOKEN = "BESTTAKE_TOKEN"
-"""The environment variable that holds the token: a command line can be read by every user of a machine."""
+"""Environment variable with the token. (A command line could be read by every user of the machine.)"""
 
 HEADER_LIMIT = 1 << 20
-"""Bytes of a request's header, prompts and all."""
+"""Maximum bytes of a request's header, prompts included."""
 CHUNK = 1 << 20
 
 
 @dataclass(frozen=True)
 class Limits:
-    """How much the server takes on, and how long it waits; sizes in bytes, times in seconds."""
+    """Limits of the server; sizes in bytes, times in seconds."""
 
     queue: int = 8
-    """Requests held at once, the one being scored among them; bounds memory together with `largest`."""
+    """Size of the queue, including the request being scored; bounds memory together with `largest`."""
     clips: int = 16
-    """Of a request."""
+    """Maximum clips of a request."""
     largest: int = 512 << 20
-    """Bytes of a request."""
+    """Maximum bytes of a request."""
     connections: int = 128
     wait: float = 0.5
-    """For a place in the queue, before the client is told to come back: meanwhile its data stay with it."""
+    """Wait for a place in the queue before 503; the body is not read meanwhile."""
     arrival: float = 60.0
-    """For the whole body of a request to arrive."""
+    """Time-out for receiving the body of a request."""
     idle: float = 120.0
-    """For the next request of a connection."""
+    """Time-out for the next request of a connection."""
     answer: float = 600.0
-    """For the critic's answer."""
+    """Time-out for the critic's scores."""
     remembered: int = 1024
-    """Answers kept for requests that are sent again."""
+    """Number of responses kept for requests that are sent again."""
     grace: float = 30.0
-    """For open requests to be answered when the server is to stop."""
+    """Time for open requests to finish on shutdown."""
 
 
 class Request(NamedTuple):
-    """What `POST /score` carries."""
+    """The content of `POST /score`."""
 
     id: str
     videos: list[np.ndarray]
     """b of uint8 (f, h, w, 3)."""
     prompts: list[str]
     fps: float
-    """Frames a second of these frames."""
+    """Frame rate of these frames."""
     header: bytes
-    """As it came: the same request sent again has the same."""
+    """The raw header, which is the same if the request is sent again."""
 
 
 class Refusal(Exception):  # noqa: N818
-    """Why a request is not answered with scores; not always an error."""
+    """A response other than scores; not always an error."""
 
     def __init__(self, status: int, reason: str, after: float | None = None, close: bool = False):
         super().__init__(reason)
@@ -107,7 +107,7 @@ class Refusal(Exception):  # noqa: N818
 
 
 def pack(id: str, videos: Sequence[np.ndarray], prompts: Sequence[str], fps: float) -> list[Any]:
-    """The body of a request, as buffers to be sent one after the other: a safetensors file, nothing copied.
+    """The body of a request, a safetensors file, as buffers to send one after the other without copies.
 
     Args:
         videos: C-contiguous uint8 arrays (f, h, w, 3).
@@ -123,14 +123,14 @@ def pack(id: str, videos: Sequence[np.ndarray], prompts: Sequence[str], fps: flo
 
 
 def unpack(body: memoryview) -> Request:
-    """A request from its bytes; its videos are views of them.
+    """Parse a request; its videos are views of `body`.
 
     Raises:
-        ValueError: they are no safetensors file, or not of such tensors and metadata as a request has.
+        ValueError: it is not a safetensors file, or has other tensors or metadata than a request.
     """
     size = int.from_bytes(body[:8], "little")
     if len(body) < 8 or size > min(HEADER_LIMIT, len(body) - 8):
-        raise ValueError("the body is not a safetensors file, or it is cut off")
+        raise ValueError("the body is not a safetensors file, or it is truncated")
     text = bytes(body[8 : 8 + size])
     try:
         header = json.loads(text)
@@ -145,7 +145,7 @@ def unpack(body: memoryview) -> Request:
         shapes = {name: tensor.shape for name, tensor in tensors.items()}
         raise ValueError(f"tensors are {shapes}, expected '0', '1', ... (f, h, w, 3), or 'videos' (b, f, h, w, 3)")
     if not isinstance(prompts, list) or len(prompts) != len(videos) or not all(isinstance(p, str) for p in prompts):
-        raise ValueError(f"prompts are {str(prompts)[:80]}, expected a list of {len(videos)} strings, one a clip")
+        raise ValueError(f"prompts are {str(prompts)[:80]}, expected a list of {len(videos)} strings, one per clip")
     if not (math.isfinite(fps) and fps > 0):
         raise ValueError(f"fps is {fps}, expected a positive number")
     if not isinstance(id, str) or not 0 < len(id) <= 200:
@@ -161,16 +161,16 @@ def _tensor(name: str, entry: dict[str, Any], data: memoryview) -> np.ndarray:
 
 
 def score_request(critic: Any, videos: list[np.ndarray], prompts: list[str], fps: float) -> list[dict[str, Any]]:
-    """What a critic says of each clip: {"scores": [d finite numbers]} or {"error": text}.
+    """The critic's result for each clip: {"scores": [d finite numbers]} or {"error": text}.
 
-    If it fails on all together, each is tried alone, so that one bad clip does not spoil the others.
+    If it fails on the batch, clips are scored one by one, so that one bad clip does not affect the others.
     """
     try:
         values = np.asarray(critic(videos, prompts, fps), np.float32)
         if values.shape != (len(videos), len(critic.dimensions)):
             expected = f"({len(videos)}, {len(critic.dimensions)})"
             raise ValueError(f"it returned scores of shape {values.shape}, expected {expected}")
-    except Exception as error:  # whatever a critic raises is its answer, and the next clip's turn
+    except Exception as error:  # any error of the critic is returned to the client
         if len(videos) > 1:
             return [score_request(critic, videos[i : i + 1], prompts[i : i + 1], fps)[0] for i in range(len(videos))]
         traceback.print_exc()
@@ -184,7 +184,7 @@ def _item(row: np.ndarray, dimensions: Sequence[str]) -> dict[str, Any]:
 
 
 def select_frames(critic: Any, frames: int, fps: float) -> tuple[list[int], float]:
-    """Which frames of a clip a critic looks at, and how many a second these are."""
+    """Indices of the frames of a clip that a critic uses, and their frame rate."""
     most, rate = getattr(critic, "frames", None), getattr(critic, "frame_rate", None)
     if callable(getattr(critic, "chosen", None)):
         chosen = [int(place) for place in critic.chosen(frames, fps)]
@@ -199,7 +199,7 @@ def select_frames(critic: Any, frames: int, fps: float) -> tuple[list[int], floa
 
 
 class Job:
-    """A request that waits for its answer, or has it."""
+    """A request that is queued or answered."""
 
     def __init__(self, request: Request):
         self.header = request.header
@@ -209,7 +209,7 @@ class Job:
 
 
 class ScoringQueue:
-    """The critic's own thread, the bounded queue before it, and the answers it has given."""
+    """The critic's thread with a bounded queue, and the recent responses."""
 
     def __init__(self, make: Callable[[], Any], limits: Limits):
         self.make, self.limits = make, limits
@@ -218,7 +218,9 @@ class ScoringQueue:
         self.scored = 0
         self.places = threading.BoundedSemaphore(limits.queue)
         self.stopping = threading.Event()
-        self.stop_asked: queue.SimpleQueue[str] = queue.SimpleQueue()  # of all queues, a signal may put to this kind
+        self.stop_asked: queue.SimpleQueue[str] = (
+            queue.SimpleQueue()
+        )  # SimpleQueue.put may be called in a signal handler
         self._jobs: OrderedDict[str, Job] = OrderedDict()
         self._lock = threading.Lock()
         self._waiting: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
@@ -228,11 +230,13 @@ class ScoringQueue:
         return self.places._value
 
     def submit(self, request: Request) -> Job:
-        """The job of a request, for which a place was taken; if it was sent before, the place is given back."""
+        """Queue a request that has acquired a place; if it was sent before, return its job and release the place."""
         with self._lock:
             job = self._jobs.get(request.id)
             if job is not None and job.header != request.header:
-                raise Refusal(409, f"request {request.id!r} was sent before with other clips: an id is for one request")
+                raise Refusal(
+                    409, f"request {request.id!r} was sent before with other clips; use a new id for every request"
+                )
             if job is None:
                 job = self._jobs[request.id] = Job(request)
                 self._waiting.put(job)
@@ -241,15 +245,15 @@ class ScoringQueue:
             return job
 
     def close(self) -> None:
-        """Let the thread end after the jobs there are."""
+        """End the thread after the queued jobs."""
         self._waiting.put(None)
 
     def run(self) -> None:
-        """Load the critic, then score one job after the other."""
+        """Load the critic, then score the jobs one after the other."""
         try:
             self.critic = checked_critic(self.make())
-        except Exception as error:  # of a critic that nobody here knows
-            if not isinstance(error, ValueError):  # which says all there is to say
+        except Exception as error:  # of arbitrary code
+            if not isinstance(error, ValueError):  # whose message is enough
                 traceback.print_exc()
             self.failure = f"the critic could not be loaded: {type(error).__name__}: {error}"
             self.stop_asked.put(self.failure)
@@ -259,7 +263,7 @@ class ScoringQueue:
             items = score_request(self.critic, job.request.videos, job.request.prompts, job.request.fps)
             with self._lock:
                 self.scored += len(items)
-                job.items, job.request = items, None  # the frames are not kept
+                job.items, job.request = items, None  # free the frames
                 self._forget()
             job.done.set()
             self.places.release()
@@ -270,26 +274,28 @@ class ScoringQueue:
 
 
 def checked_critic(critic: Any) -> Any:
-    """The critic, if it is one; ValueError says what it lacks."""
+    """Return the critic; ValueError if it lacks a required attribute."""
     name, dimensions = getattr(critic, "name", None), getattr(critic, "dimensions", None)
     if not isinstance(name, str) or not dimensions or not all(isinstance(d, str) for d in dimensions):
-        raise ValueError(f"a critic has a name and the names of its dimensions, not {name!r} and {dimensions!r}")
+        raise ValueError(
+            f"name is {name!r} and dimensions {dimensions!r}; a critic needs a name, and the names of its dimensions"
+        )
     if not callable(critic):
-        raise ValueError(f"critic {name} cannot be called; it needs __call__(videos, prompts, fps)")
+        raise ValueError(f"critic {name} is not callable; add __call__(videos, prompts, fps)")
     json.dumps(getattr(critic, "card", {}), allow_nan=False)
     return critic
 
 
 class CriticServer(ThreadingHTTPServer):
-    """Binds at once, loads the critic beside: until it is there, `/health` says that it is not ready.
+    """Binds at once and loads the critic in a thread; until it is loaded, `/health` says that it is not ready.
 
     Args:
-        make: makes the critic.
-        port: 0 = any that is free; `url` tells which.
+        make: creates the critic.
+        port: 0 = any free port; see `url`.
 
     Raises:
-        ValueError: another than the loopback address without a token.
-        OSError: the address cannot be had.
+        ValueError: the host is not a loopback address, and there is no token.
+        OSError: the address is in use or not available.
     """
 
     daemon_threads = True
@@ -305,8 +311,8 @@ class CriticServer(ThreadingHTTPServer):
     ):
         if not token and not _is_loopback(host):
             raise ValueError(
-                f"{host} can be reached from other machines, and there is no token; "
-                f"set the environment variable {TOKEN} to a secret here and at the clients, or bind to 127.0.0.1"
+                f"{host} is reachable from other machines, but there is no token; set the environment variable "
+                f"{TOKEN} to the same secret on server and clients, or bind to 127.0.0.1"
             )
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
         self.token, self.limits = token, limits or Limits()
@@ -317,18 +323,18 @@ class CriticServer(ThreadingHTTPServer):
         super().__init__((host, port), Handler)
         self.url = f"http://{f'[{host}]' if ':' in host else host}:{self.server_port}"
 
-    def server_bind(self) -> None:  # without HTTPServer's look-up of the host's name, which may take seconds
+    def server_bind(self) -> None:  # without HTTPServer's slow lookup of the host name
         socketserver.TCPServer.server_bind(self)
         self.server_name, self.server_port = self.server_address[:2]  # type: ignore[assignment]
 
     def start(self) -> CriticServer:
-        """Load and serve, each in a thread of its own."""
+        """Load the critic and serve, in two threads."""
         threading.Thread(target=self.bench.run, daemon=True).start()
         threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True).start()
         return self
 
     def stop(self) -> bool:
-        """Take no more requests, answer the open ones within the grace, close; whether all were answered."""
+        """Stop accepting requests, finish the open ones within `grace` seconds, close; whether all were answered."""
         self.bench.stopping.set()
         self.shutdown()
         with self._busy:
@@ -362,7 +368,7 @@ class CriticServer(ThreadingHTTPServer):
             self._connections.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        if not isinstance(sys.exc_info()[1], OSError):  # a client that went away is no news
+        if not isinstance(sys.exc_info()[1], OSError):  # ignore clients that disconnect
             super().handle_error(request, client_address)
 
 
@@ -385,7 +391,7 @@ class Handler(BaseHTTPRequestHandler):
         super().setup()
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Quiet: what a critic raises is printed where it is raised."""
+        """No access log; a critic's errors are printed where they occur."""
 
     def do_GET(self) -> None:
         self._reply({"/health": self._health, "/frames": self._frames})
@@ -425,7 +431,7 @@ class Handler(BaseHTTPRequestHandler):
         expected = f"Bearer {self.server.token}".encode()
         given = self.headers.get("Authorization", "").encode("utf-8", "surrogateescape")
         if self.server.token and not hmac.compare_digest(given, expected):
-            raise Refusal(401, f"the token is missing or wrong; the server has its own in ${TOKEN}", close=True)
+            raise Refusal(401, f"the token is missing or wrong; set ${TOKEN} to the server's token", close=True)
 
     def _health(self) -> dict[str, Any]:
         bench, limits = self.server.bench, self.server.limits
@@ -445,8 +451,8 @@ class Handler(BaseHTTPRequestHandler):
         if self.server.bench.critic is None:
             raise Refusal(503, "the critic is not ready", 1)
         try:
-            asked = dict(parse_qsl(urlsplit(self.path).query))
-            count, fps = int(asked["count"]), float(asked["fps"])
+            query = dict(parse_qsl(urlsplit(self.path).query))
+            count, fps = int(query["count"]), float(query["fps"])
             if not (0 < count < 1_000_000 and 0 < fps < math.inf):
                 raise ValueError(f"count is {count}, fps {fps}")
         except (KeyError, ValueError) as error:
@@ -458,10 +464,10 @@ class Handler(BaseHTTPRequestHandler):
         bench, limits = self.server.bench, self.server.limits
         length = self._length()
         if length > limits.largest:
-            raise Refusal(413, f"the request has {length} bytes, the most are {limits.largest}", close=True)
+            raise Refusal(413, f"the request has {length} bytes, the maximum is {limits.largest}", close=True)
         if bench.stopping.is_set() or bench.critic is None:
             self._read(length, keep=False)
-            reason = "the critic is not ready" if bench.critic is None else "the server stops"
+            reason = "the critic is not ready" if bench.critic is None else "the server is stopping"
             raise Refusal(503, reason, 1, close=bench.stopping.is_set())
         if not bench.places.acquire(timeout=limits.wait):
             self._read(length, keep=False)
@@ -469,7 +475,7 @@ class Handler(BaseHTTPRequestHandler):
         try:
             request = unpack(self._read(length))
             if len(request.videos) > limits.clips:
-                raise Refusal(413, f"the request has {len(request.videos)} clips, the most are {limits.clips}")
+                raise Refusal(413, f"the request has {len(request.videos)} clips, the maximum is {limits.clips}")
             job = bench.submit(request)
         except BaseException as error:
             bench.places.release()
@@ -477,17 +483,17 @@ class Handler(BaseHTTPRequestHandler):
                 raise Refusal(400, str(error)) from error
             raise
         if not job.done.wait(limits.answer):
-            raise Refusal(504, f"the critic has not answered for {limits.answer:g} s; send the request again later", 1)
+            raise Refusal(504, f"the critic has not answered for {limits.answer:g} s; retry later", 1)
         return {"request": request.id, **_who(bench.critic), "items": job.items}
 
     def _length(self) -> int:
         text = self.headers.get("Content-Length", "")
         if not (text.isascii() and text.isdigit()) or "Transfer-Encoding" in self.headers:
-            raise Refusal(411, "the request must tell its Content-Length", close=True)
+            raise Refusal(411, "the request needs a Content-Length", close=True)
         return int(text)
 
     def _read(self, length: int, keep: bool = True) -> memoryview:
-        """The body; if it is not to be kept, it is read all the same, for the client hears nothing before."""
+        """The body. With `keep` False it is read and discarded, since clients send all before they read a response."""
         until = time.monotonic() + self.server.limits.arrival
         self.connection.settimeout(self.server.limits.arrival)
         body = np.empty(length if keep else min(length, CHUNK), np.uint8).data
@@ -496,7 +502,7 @@ class Handler(BaseHTTPRequestHandler):
             place = body[got : got + CHUNK] if keep else body[: length - got]
             count = self.rfile.readinto1(place)  # type: ignore[attr-defined]
             if not count:
-                raise ConnectionResetError("the client went away")
+                raise ConnectionResetError("the client has disconnected")
             got += count
             if time.monotonic() > until:
                 raise TimeoutError("the client is too slow")
@@ -511,7 +517,7 @@ def _who(critic: Any) -> dict[str, Any]:
 
 
 def find_factory(name: str) -> Callable[..., Any]:
-    """The function that `module:function`, `file.py:function` or `file.py` (its `load` or `make`) names.
+    """Import the function of `module:function`, `file.py:function` or `file.py` (its `load` or `make`).
 
     Raises:
         ValueError: there is none.
@@ -537,21 +543,21 @@ def serve(
     announce: Path | None = None,
     with_parent: bool = False,
 ) -> int:
-    """Serve until SIGTERM, SIGINT, or the end of the parent; the exit status: 0 stopped as asked, 1 it failed.
+    """Serve until SIGTERM, SIGINT, or the end of the parent. Returns the exit status: 0 = clean stop, 1 = failure.
 
     Args:
         announce: file to write {"url", "pid"} to once the address is bound.
-        with_parent: stop when standard input closes, as it does when the process at its other end dies.
+        with_parent: stop when standard input closes, which happens when the parent process dies.
     """
     server = CriticServer(make, host, port, os.environ.get(TOKEN), limits)
     bench = server.bench
 
     def follow_parent() -> None:
         sys.stdin.buffer.read()
-        bench.stop_asked.put("the parent is gone")
+        bench.stop_asked.put("the parent process has ended")
 
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: bench.stop_asked.put("asked to"))
+        signal.signal(number, lambda *_: bench.stop_asked.put("by a signal"))
     if with_parent:
         threading.Thread(target=follow_parent, daemon=True).start()
     server.start()
@@ -571,16 +577,16 @@ def main(arguments: list[str] | None = None) -> int:
     sys.path[:] = [place for place in sys.path if Path(place or ".").resolve() != Path(__file__).resolve().parent]
     limits = Limits()
     parser = argparse.ArgumentParser(description="Serve one critic over HTTP.")
-    parser.add_argument("critic", help="module:function or file.py[:function] that makes it from (path, device)")
-    parser.add_argument("--path", help="of its weights; by default those it was published with")
+    parser.add_argument("critic", help="module:function or file.py[:function], called with (path, device)")
+    parser.add_argument("--path", help="path of the weights; by default the published ones")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--host", default="127.0.0.1", help=f"another than this needs a token in ${TOKEN}")
-    parser.add_argument("--port", type=int, default=8000, help="0 = any that is free")
-    parser.add_argument("--queue", type=int, default=limits.queue, help="requests held at once")
-    parser.add_argument("--clips", type=int, default=limits.clips, help="the most of a request")
-    parser.add_argument("--largest", type=int, default=limits.largest >> 20, help="MiB of a request")
-    parser.add_argument("--answer", type=float, default=limits.answer, help="seconds a client waits for the critic")
-    parser.add_argument("--grace", type=float, default=limits.grace, help="seconds for open requests when it stops")
+    parser.add_argument("--host", default="127.0.0.1", help=f"any other than loopback needs a token in ${TOKEN}")
+    parser.add_argument("--port", type=int, default=8000, help="0 = any free port")
+    parser.add_argument("--queue", type=int, default=limits.queue, help="size of the request queue")
+    parser.add_argument("--clips", type=int, default=limits.clips, help="maximum clips of a request")
+    parser.add_argument("--largest", type=int, default=limits.largest >> 20, help="maximum MiB of a request")
+    parser.add_argument("--answer", type=float, default=limits.answer, help="time-out for the critic's scores, seconds")
+    parser.add_argument("--grace", type=float, default=limits.grace, help="seconds for open requests on shutdown")
     parser.add_argument("--announce", type=Path, help="file to write the address to")
     parser.add_argument("--with-parent", action="store_true", help="stop when standard input closes")
     asked = parser.parse_args(arguments)

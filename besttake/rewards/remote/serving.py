@@ -21,29 +21,27 @@ from besttake.types import Reward
 
 @dataclass(frozen=True)
 class ServeConfig:
-    """Serve a critic over HTTP until Ctrl-C; elsewhere its name is then the URL that is printed.
-
-    It can be reached from this machine alone, unless the environment variable BESTTAKE_TOKEN holds a secret, here and
-    at the clients, and `--host 0.0.0.0` says so.
+    """Serve a critic over HTTP until Ctrl-C. Use the printed URL as the critic's name (`--reward.name`). For access
+    from other machines, set `--host 0.0.0.0` and the same secret in BESTTAKE_TOKEN on server and clients.
     """
 
     critic: Positional[str]
-    """A critic's name, a file of your own (./my_critic.py), a folder with its config.json, or a judge's .yaml file."""
+    """Critic: a name, a file of your own (./my_critic.py), a folder with a config.json, or a judge's .yaml."""
     path: str | None = None
-    """Folder or hub id of its weights; by default those it was published with."""
+    """Folder or hub id of the critic's weights; by default the published ones."""
     port: int = 8000
-    """TCP port; 0 = any that is free."""
+    """TCP port; 0 = any free port."""
     host: str = "127.0.0.1"
-    """Address to listen at; 0.0.0.0 = all of this machine's, which needs a token."""
+    """Address to bind to; 0.0.0.0 = all addresses of this machine, which needs a token."""
     device: str = "auto"
-    """Where to compute: auto, cpu, cuda, cuda:1, mps."""
+    """Device: auto, cpu, cuda, cuda:1, mps."""
     queue: int = 8
-    """Requests held at once; when they are as many, clients are told to come back."""
+    """Size of the request queue; clients retry while it is full."""
     largest: int = 512
-    """Largest request in MiB."""
+    """Maximum size of a request in MiB."""
 
     def __post_init__(self):
-        require(0 <= self.port < 65536, "port", self.port, "a port up to 65535, or 0 for any that is free")
+        require(0 <= self.port < 65536, "port", self.port, "a port up to 65535, or 0 for any free port")
         require(self.queue >= 1, "queue", self.queue, "1 or more")
         require(self.largest >= 1, "largest", self.largest, "MiB, 1 or more")
 
@@ -52,25 +50,24 @@ def serve_critic(config: ServeConfig) -> None:
     """Load and serve, until Ctrl-C or SIGTERM.
 
     Raises:
-        ValueError: there is no such device, or another address than this machine's without a token.
-        OSError: the port is taken, the critic cannot be loaded, or it hung when it was to stop.
+        ValueError: there is no such critic or device, or the address is not local and there is no token.
+        OSError: the port is in use, the critic cannot be loaded, or it hung on shutdown.
     """
     find_critic(config.critic)
     device = find_device(config.device)
     limits = Limits(queue=config.queue, largest=config.largest << 20)
     if serve(lambda: Served(load_reward(config.critic, device, config.path)), config.host, config.port, limits):
-        raise OSError(f"critic {config.critic} could not be loaded, or hung when it was to stop: see above")
+        raise OSError(f"critic {config.critic} could not be loaded, or hung on shutdown: see above")
 
 
 class Served:
-    """A `Reward` as `server.py` wants it: called with lists of uint8 arrays (f, h, w, 3).
+    """A `Reward` with the interface that `server.py` expects: called with lists of uint8 arrays (f, h, w, 3).
 
-    A critic that does not look at all of a clip tells which frames it wants: `chosen(frames, fps)` gives their places,
-    and of a clip of these alone it looks at all.
+    A critic that does not use all frames has a method `chosen(frames, fps)` that returns their indices; given only
+    these frames, it must use all of them.
 
     Attributes:
-        revision: our version and a hash of the weights and settings, so that servers of one revision give one score,
-            wherever their files came from.
+        revision: besttake's version and a hash of weights and settings: equal revisions give equal scores.
     """
 
     def __init__(self, reward: Reward):

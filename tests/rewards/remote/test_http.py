@@ -88,7 +88,7 @@ def test_silence_ends_in_a_time_out(server):
 
 def test_other_statuses_are_answers_and_only_objects_are_json(server):
     assert client(server).request("GET", "/404").status == 404
-    with pytest.raises(NoAnswerError, match="garbage: '<html>'"):
+    with pytest.raises(NoAnswerError, match="invalid JSON: '<html>'"):
         client(server).request("GET", "/html").json()
 
 

@@ -110,7 +110,7 @@ def test_it_is_a_reward_like_any_other_and_what_it_does_is_told(critic, environm
     assert not list(environments.glob("*/whole"))
     assert score_checked(critic, films(10, 20), ["a", "b"], 8.0).values.tolist() == [[10], [20]]
     assert critic.revision == "seven"
-    assert "making its environment" in caplog.text
+    assert "creating its environment" in caplog.text
     assert "-m venv" in caplog.text
     assert "pip install" in caplog.text
     assert len(list(environments.glob("light-*/whole"))) == 1
@@ -153,7 +153,7 @@ def test_half_an_environment_is_made_anew(tmp_path, needs, monkeypatch):
 
 def test_other_requirements_are_another_environment(tmp_path, needs, monkeypatch):
     monkeypatch.setenv("BESTTAKE_ENVIRONMENTS", str(tmp_path / "all"))
-    monkeypatch.setattr("besttake.rewards.remote.isolated._make", lambda name, maker, folder, *_: folder.mkdir())
+    monkeypatch.setattr("besttake.rewards.remote.isolated._create", lambda name, maker, folder, *_: folder.mkdir())
     (tmp_path / "requirements.txt").write_text("lent==2.0\n")
     first = environment("light", needs)
     assert environment("light", EnvironmentSpec(tmp_path)) != first
@@ -180,7 +180,7 @@ def test_a_package_that_cannot_be_had_is_explained(tmp_path, monkeypatch):
 def test_a_python_that_fits_is_found_or_asked_for(monkeypatch):
     here = f"{sys.version_info[0]}.{sys.version_info[1]}"
     assert find_python("light") == find_python("light", ("2.7", here)) == (sys.executable, here)
-    with pytest.raises(ValueError, match=r"Python 2.6, and none is on the path; .*BESTTAKE_PYTHON=/path/to/python2.6"):
+    with pytest.raises(ValueError, match=r"Python 2.6, but none is on the PATH; .*BESTTAKE_PYTHON=/path/to/python2.6"):
         find_python("light", ("2.6",))
     monkeypatch.setenv("BESTTAKE_PYTHON", sys.executable)
     with pytest.raises(ValueError, match=rf"BESTTAKE_PYTHON names .*which is {here}"):

@@ -1,9 +1,8 @@
-"""Of what is alike, one is run for all: blocks of a network, and parts of a split backward. A plan in seconds.
+"""Cache of block costs: of a network's equal blocks only the first is run, so that a plan takes seconds.
 
-A pass without gradients takes a block's cost and result from that of the first of its kind. So does a pass that
-carries gradients where blocks are checkpointed: nothing of a block is kept then but what goes into it, and backward it
-is run once more, by itself. A split backward treats its parts likewise. Elsewhere all are run: blocks in a pass of a
-full fine-tune that casts its weights, and what carries gradients where processes or the CPU hold the weights.
+It applies to forward passes without gradients, to checkpointed blocks (which are recomputed one by one in the backward
+pass, so that only their inputs are saved), and to the micro-batches of a split backward. All blocks are run in a full
+fine-tune under autocast, and, if gradients are needed, with sharded or offloaded weights.
 """
 
 from __future__ import annotations
@@ -22,26 +21,26 @@ from besttake.models.policy import Policy
 from besttake.models.quantization import blocks
 from besttake.models.sharding import is_sharded
 from besttake.models.split_backward import recompute
-from besttake.plan.fake_device import AsReal
+from besttake.plan.fake_device import FakeTensorPatches
 from besttake.plan.meter import Meter, adapter
 
 
-def run_one_of_each(meter: Meter, network: Any, checkpointed: bool) -> None:
-    """From now on run one of a network's blocks for all that are like it.
+def reuse_equal_blocks(meter: Meter, network: Any, checkpointed: bool) -> None:
+    """Patch a network so that of equal blocks only the first is run.
 
     Args:
-        checkpointed: whether the blocks' activations are computed anew going backward.
+        checkpointed: whether the network uses gradient checkpointing.
     """
-    forward, backward = meter.once(_forward), meter.once(partial(_backward, meter))
+    forward, backward = meter.memoize(_forward), meter.memoize(partial(_backward, meter))
     found = {module: Block(module) for module in blocks(network)}
 
     def run(block: Block, *args: Any, **kwargs: Any) -> Any:
         return block(*args, **kwargs) if _casting() else forward(block, *args, **kwargs)
 
     def checkpoint_one(module: nn.Module, *args: Any) -> Any:
-        """What diffusers is to do instead of calling a block, where gradients are wanted."""
+        """The checkpointing function that diffusers calls instead of a block."""
         block = found.get(module)
-        if block is None or block.apart or _casting():
+        if block is None or block.sharded or _casting():
             return checkpoint(module, *args, use_reentrant=False)
         leaves, spec = tree_flatten(args)
         return _Checkpointed.apply((block, spec, len(leaves), forward, backward), *leaves, *block.trained)
@@ -52,26 +51,26 @@ def run_one_of_each(meter: Meter, network: Any, checkpointed: bool) -> None:
         network.enable_gradient_checkpointing(checkpoint_one)
 
 
-def run_one_part(meter: Meter, policy: Policy) -> Callable[..., None]:
-    """What stands in for `replay` in a split backward: of the parts that are predicted anew one is run for all."""
+def cached_recompute(meter: Meter, policy: Policy) -> Callable[..., None]:
+    """A replacement for `split_backward.recompute` that runs only the first of equal micro-batches."""
 
-    def as_real(*args: Any) -> None:
-        with AsReal():  # a backward pass begins without such modes
+    def recompute_on_fake(*args: Any) -> None:
+        with FakeTensorPatches():  # a backward pass starts without function modes
             recompute(*args)
 
-    apart = any(is_sharded(weight) for weight in policy.model.denoiser.parameters())
-    return as_real if apart else meter.once(as_real)
+    sharded = any(is_sharded(weight) for weight in policy.model.denoiser.parameters())
+    return recompute_on_fake if sharded else meter.memoize(recompute_on_fake)
 
 
 class Block:
-    """A block, in whose `repr` is all that its cost depends on."""
+    """A block whose `repr` contains everything that its cost depends on."""
 
     def __init__(self, module: nn.Module):
         self._module, self._run = module, module.forward
         weights = dict(module.named_parameters())
         self._kind = type(module).__name__, [(name, w.shape, w.dtype, w.requires_grad) for name, w in weights.items()]
         self.trained = [weight for weight in weights.values() if weight.requires_grad]
-        self.apart = any(map(is_sharded, weights.values()))
+        self.sharded = any(map(is_sharded, weights.values()))
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self._run(*args, **kwargs)
@@ -81,7 +80,7 @@ class Block:
 
 
 class _Checkpointed(torch.autograd.Function):
-    """A block of which nothing but what went into it is kept."""
+    """A checkpointed block: only its inputs are saved for the backward pass."""
 
     @staticmethod
     def forward(ctx: Any, how: Any, *inputs: Any) -> Any:
@@ -109,10 +108,14 @@ def _forward(block: Block, *args: Any, **kwargs: Any) -> Any:
 def _backward(
     meter: Meter, block: Block, spec: TreeSpec, leaves: list[Any], wanted: list[int], upstream: Sequence[Tensor]
 ) -> list[Any]:
-    """The gradients of what went into a block, where they are wanted, and of its trained weights."""
+    """Gradients of a block's inputs, where wanted, and of its trained weights."""
     leaves = [leaf.detach() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
     inputs = [*(leaves[place].requires_grad_() for place in wanted), *block.trained]
-    with torch.enable_grad(), AsReal(), meter.until_saved():  # a backward pass begins without such modes
+    with (
+        torch.enable_grad(),
+        FakeTensorPatches(),
+        meter.free_after_last_saved(),
+    ):  # a backward pass starts without function modes
         out = block(*tree_unflatten(leaves, spec))
     outs = zip([out] if isinstance(out, Tensor) else out, upstream, strict=True)
     edges, upstream = zip(*((get_gradient_edge(x), grad) for x, grad in outs if x.requires_grad), strict=True)
@@ -123,5 +126,5 @@ def _backward(
 
 
 def _casting() -> bool:
-    """Whether weights are cast for a pass (a full fine-tune's): the cast ones stay to its end, which blocks share."""
+    """Whether autocast is on (a full fine-tune): its cache of cast weights lasts for the pass, shared by all blocks."""
     return torch.is_autocast_enabled("cpu")

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from besttake.models.split_backward import recompute
-from besttake.plan import alike, steps
+from besttake.plan import block_cache, steps
 from besttake.plan.steps import measure
 from tests.plan.test_steps import PACE, SHORT, recipe
 
@@ -31,8 +31,8 @@ def test_as_if_every_block_were_run(model, rows, policy, small_model, monkeypatc
     if model == "tiny-wan":  # a small CogVideoX has so small blocks that their memory is not most of it
         model = small_model(model, layers=3)
     one = measure(small(model, rows, **LORA | policy), PACE, parts=("step",))
-    monkeypatch.setattr(steps, "run_one_of_each", lambda *_: None)
-    monkeypatch.setattr(steps, "run_one_part", lambda *_: recompute)
+    monkeypatch.setattr(steps, "reuse_equal_blocks", lambda *_: None)
+    monkeypatch.setattr(steps, "cached_recompute", lambda *_: recompute)
     every = measure(small(model, rows, **LORA | policy), PACE, parts=("step",))
     for name, phase in one.items():
         assert phase.flops == pytest.approx(every[name].flops, rel=1e-4)
@@ -47,7 +47,7 @@ def test_one_block_of_a_kind_is_run(small_model, monkeypatch):
         runs[repr(block)] += 1
         return block._run(*args, **kwargs)
 
-    monkeypatch.setattr(alike.Block, "__call__", counted)
+    monkeypatch.setattr(block_cache.Block, "__call__", counted)
     measure(small(small_model("tiny-cogvideox", layers=3), 2, **LORA), PACE, parts=("step",))
     # the reference's; the policy's in two sizes of sampling batches, in a part of the loss and in the last one; and
     # going backward the first's and the others'
