@@ -26,9 +26,10 @@ from besttake.report.folder import RunFolder, read_run
 from besttake.rewards import complete
 from besttake.rewards import load_reward as read_reward
 from besttake.rewards.checks import score_checked
-from besttake.runtime.configuration import from_dict, to_dict
+from besttake.runtime.configuration import from_dict, is_shipped, to_dict
 from besttake.runtime.devices import find_device
 from besttake.runtime.distributed import end_processes, is_main
+from besttake.runtime.renamed import with_new_names
 from besttake.sampling.rollout import Rollout, RolloutConfig
 from besttake.sampling.rollout import generate as sample
 from besttake.training.callbacks import Callback, callbacks
@@ -252,6 +253,8 @@ def _config(recipe: Any, settings: dict[str, Any]) -> Any:
     if not isinstance(config, TrainConfig):
         raise ValueError(f"recipe is {recipe!r}; expected the name of a recipe, a .yaml or .py file, or a config")
     given = {name: to_dict(value) if dataclasses.is_dataclass(value) else value for name, value in settings.items()}
+    if is_shipped(config):
+        given = with_new_names(given, "the call")
     return with_values(config, _merged(config, given), _names(config, given))
 
 

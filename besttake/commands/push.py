@@ -47,7 +47,7 @@ def push(config: PushConfig) -> str:
     """
     if config.dry_run:
         if config.dry_run.is_file() or (config.dry_run.exists() and any(config.dry_run.iterdir())):
-            raise ValueError(f"dry_run is {config.dry_run}, which is not empty or is a file; give a new or empty folder")
+            raise ValueError(f"dry_run is {config.dry_run}, a file or not empty; give a new or empty folder")
         collect(config.run, config.repo, config.dry_run)
         return str(config.dry_run)
     with TemporaryDirectory() as folder:
