@@ -251,7 +251,7 @@ def test_a_family_generates_and_names_its_checkpoint(skyreels, capsys, material)
         load_model("./my_family.py")
     with pytest.raises(ValueError, match=r"my_critic\.py has no model family"):
         load_model("./my_critic.py:checkpoint")
-    with pytest.raises(ValueError, match=r"besttake knows .*docs/extending\.md"):
+    with pytest.raises(ValueError, match=r"besttake supports .*docs/extending\.md"):
         load_model("checkpoint")
     with pytest.raises(ValueError, match=r"my_family\.py knows SkyReelsV2Pipeline"):
         load_model("./my_family.py:tiny-wan")

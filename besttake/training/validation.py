@@ -57,7 +57,7 @@ class ValidationConfig:
         return self.prompts or (family and f"{family}-validation")
 
     def critics(self, family: str | None) -> tuple[str, ...]:
-        """The names of the validation critics; `family` as in `listed`."""
+        """The names of the validation critics; `family` as in `prompt_source`."""
         world = (self.prompt_source(family) or "").startswith("world-")
         return self.rewards or (("world", "heldout", "dynamic-degree") if world else ANALYTIC)
 

@@ -199,5 +199,5 @@ def test_shipped_recipes_are_watched_and_measured_as_before(recipe, family, cogv
     steps = {"onlinevpo-wan-1.3b": (25, 50), "sft-tiny": (None, None)}.get(recipe, (16, 16))
     assert (config.validation_config.rollout.steps, config.evaluation_config.rollout.steps) == steps
     assert config.evaluation_config.rollout.evaluations is None
-    assert config.validation.listed(family) == f"{family}-validation"
+    assert config.validation.prompt_source(family) == f"{family}-validation"
     assert read_recipe("onlinevpo-tiny").validation.critics("world") == ("world", "heldout", "dynamic-degree")

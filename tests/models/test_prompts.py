@@ -22,7 +22,7 @@ def test_words_without_a_token_are_named_once(model, caplog):
         model.encode_prompts(prompts[:1])
         model.check_prompts(["a cat falls"])
     (said,) = caplog.messages
-    assert "has never seen the words Red, cat, piano, plays, in 2 of 3 prompts" in said
+    assert "has no tokens for the words Red, cat, piano, plays, in 2 of 3 prompts" in said
     caplog.clear()
     model.check_prompts(["a dog falls"])
     assert "has never seen the words dog, in 1 of 1" in caplog.text

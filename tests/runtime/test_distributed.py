@@ -278,7 +278,7 @@ def with_own_gradients(config):
     [
         (with_own_settings, "do not agree on optim.lr: it is 0.5 on process 0, 0.25 on 1"),
         (with_own_weights, "do not agree on the model's weights"),
-        (with_own_prompts, "do not agree on what there is to train on"),
+        (with_own_prompts, "do not agree on the training data"),
         (with_own_gradients, "do not agree on the gradients"),
     ],
 )
@@ -317,7 +317,7 @@ def beyond_all_numbers(weight):
 
 def test_weights_that_become_different_are_refused_every_so_many_updates(short):
     own = replace(short, steps=6, save_every=9)
-    words = "do not agree on the weights that are trained"
+    words = "do not agree on the trained weights"
     for compare_every, updates, change in ((1, 1, by_a_hair), (2, 2, for_good)):
         out = short.out.with_name(f"every-{compare_every}")
         for ending in launch(2, after_an_update, replace(own, out=out), change, compare_every):
@@ -333,7 +333,7 @@ def test_weights_that_become_different_are_refused_every_so_many_updates(short):
 def test_weights_that_have_become_different_are_not_saved(short, shard):
     for ending in launch(2, after_an_update, replace(short, parallel=ParallelConfig(shard)), by_a_hair):
         assert ending.returned == 2
-        assert "do not agree on the weights that are trained" in ending.said.replace("\n", " ")
+        assert "do not agree on the trained weights" in ending.said.replace("\n", " ")
     assert saved(short) == ["step-00000001"]
     assert not (short.out / "adapter").exists()
 
@@ -544,7 +544,7 @@ def test_what_processes_have_together_must_divide_them(monkeypatch, name):
 
 
 def test_what_does_not_go_with_shards_is_refused(short):
-    with pytest.raises(ValueError, match=r"parallel.shard is 2, which does not go with policy.offload"):
+    with pytest.raises(ValueError, match=r"parallel.shard is 2, which does not work with policy.offload"):
         replace(short, parallel=ParallelConfig(2), policy=PolicyConfig(offload=True))
     full = PolicyConfig("full", reference_device="cpu")
     with pytest.raises(ValueError, match=r"does not go with policy.reference_device: cpu, optim.use_8bit_adam"):
@@ -623,7 +623,7 @@ def on_a_disk_of_its_own(model, folder):
     for path in takes.folder.glob(f"{takes.names[0]}*"):
         path.write_bytes(b"damaged")
     found.append(takes.of([0, 1], 2, 50))
-    takes.forget(1)
+    takes.delete(1)
     return [latents.tolist() for latents in found], sorted(map(str, takes.folder.glob("*")))
 
 

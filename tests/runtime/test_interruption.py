@@ -126,7 +126,7 @@ def test_a_signal_at_any_moment_costs_no_more_than_the_step_under_way(config, wh
     assert saved(cut.out) == [MOMENTS[moment][-1]]
     said = ending.said.replace("\n", "")
     assert "stopped by SIGTERM: " in said
-    assert ("is trained" if moment == "evaluating" else f"resumes from step {MOMENTS[moment][-1]}, in ") in said
+    assert ("is complete" if moment == "evaluating" else f"resumes from step {MOMENTS[moment][-1]}, in ") in said
     onlinevpo.train(cut)
     is_the_run_that_was_not_cut(cut.out, whole)
 
@@ -253,7 +253,7 @@ def failing(config, moment):
         ("a look", "resumes from step 2, in"),
         ("writing a clip", "resumes from step 2, in"),
         ("scoring", "resumes from step 3, in"),
-        ("averaging", "step 1 was being finished; no step is saved"),
+        ("averaging", "step 1 was interrupted in the middle of its update; no step is saved"),
         ("evaluating", "is complete; run the same command again to evaluate it"),
     ],
 )

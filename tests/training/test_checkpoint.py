@@ -166,7 +166,7 @@ def test_files_that_a_shared_disk_shows_late_are_waited_for_but_not_for_ever(tmp
         (path / checkpoint.TENSORS).unlink(missing_ok=True)
         if late is not None:
             (path / checkpoint.TENSORS).write_bytes(late)
-        with pytest.raises(OSError, match=r"process 0 sees .*whole, and this one does not after 0.1 s"):
+        with pytest.raises(OSError, match=r"process 0 sees .*but this process does not after 0.1 s"):
             checkpoint.wait_for_checkpoint(path, state, 0.1)
     Timer(0.15, (path / checkpoint.TENSORS).write_bytes, [whole]).start()
     checkpoint.wait_for_checkpoint(path, state, 20)

@@ -100,5 +100,7 @@ def test_trackio_goes_on_in_the_same_run(folder, monkeypatch):
 def test_a_tracker_that_is_not_installed_is_refused(monkeypatch):
     monkeypatch.setattr("besttake.training.trackers.find_spec", lambda name: None if name == "wandb" else object())
     check_trackers(["tensorboard", "trackio"])
-    with pytest.raises(ValueError, match=r"log names wandb, which is not installed: pip install 'besttake\[wandb\]'"):
+    with pytest.raises(
+        ValueError, match=r"log is set to wandb, which is not installed: pip install 'besttake\[wandb\]'"
+    ):
         check_trackers(["tensorboard", "wandb"])

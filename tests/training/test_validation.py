@@ -77,7 +77,7 @@ def test_videos_of_the_first_and_the_newest_looks_are_kept(tmp_path, config, pol
     with caplog.at_level("INFO"):
         validator.validate(35)  # of a run that went back: the looks at later steps will come again
     assert [int(path.name[5:]) for path in sorted(validator.folder.iterdir())] == [0, 30, 35, 40, 50]
-    assert "2 old looks are removed, 10 kB (validation.keep is 3)" in caplog.text
+    assert "deleted the videos of 2 old validation passes, 10 kB (validation.keep is 3)" in caplog.text
     Validator(replace(config, keep=0, rewards=()), policy, tmp_path, 0, "cpu").validate(60)
     assert len(list(validator.folder.iterdir())) == 6
 

@@ -172,7 +172,7 @@ def test_guidance_steers_away_from_the_learned_null_caption_under_the_prompts_ow
 def test_a_prompt_is_read_cleaned(model):
     told, plain = (model.encode_prompts([prompt]) for prompt in ("A <b>RED</b> ball", "a red ball"))
     assert all(torch.equal(told[name], plain[name]) for name in plain)
-    with pytest.raises(ValueError, match="nothing is left of the prompt '红球' once it is cleaned"):
+    with pytest.raises(ValueError, match="the prompt '红球' is empty after Open-Sora's cleaning"):
         model.encode_prompts(["红球"])
 
 

@@ -183,7 +183,7 @@ def test_a_python_that_fits_is_found_or_asked_for(monkeypatch):
     with pytest.raises(ValueError, match=r"Python 2.6, but none is on the PATH; .*BESTTAKE_PYTHON=/path/to/python2.6"):
         find_python("light", ("2.6",))
     monkeypatch.setenv("BESTTAKE_PYTHON", sys.executable)
-    with pytest.raises(ValueError, match=rf"BESTTAKE_PYTHON names .*which is {here}"):
+    with pytest.raises(ValueError, match=rf"BESTTAKE_PYTHON is .*which is {here}"):
         find_python("light", ("2.6",))
 
 
