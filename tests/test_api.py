@@ -121,7 +121,10 @@ def test_settings_that_are_none_are_named_before_anything_is_done(tmp_path):
         ({"rollout": {"step": 4}}, r"unknown key 'rollout.step'; did you mean 'steps'"),
         ({"steps": "many"}, r"'steps' is 'many' \(str\), expected a whole number"),
         ({"reward": {"name": "world", "critics": {"world": {}}}}, r"give only one of them"),
-        ({"guard": 1.0, "dpop_weight": 2.0}, r"the call: 'guard' is the old name of 'dpop_weight'"),
+        (
+            {"guard": 1.0, "dpop_weight": 2.0},
+            r"the call: 'dpop_weight' is given twice, also by its former name 'guard'",
+        ),
         ({"monitor": {"evry": 2}}, r"unknown key 'validation.evry'; did you mean 'every'"),
     ):
         with pytest.raises(ValueError, match=message):

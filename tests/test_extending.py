@@ -253,7 +253,7 @@ def test_a_family_generates_and_names_its_checkpoint(skyreels, capsys, material)
         load_model("./my_critic.py:checkpoint")
     with pytest.raises(ValueError, match=r"besttake supports .*docs/extending\.md"):
         load_model("checkpoint")
-    with pytest.raises(ValueError, match=r"my_family\.py knows SkyReelsV2Pipeline"):
+    with pytest.raises(ValueError, match=r"my_family\.py supports SkyReelsV2Pipeline"):
         load_model("./my_family.py:tiny-wan")
 
 

@@ -25,7 +25,7 @@ def test_words_without_a_token_are_named_once(model, caplog):
     assert "has no tokens for the words Red, cat, piano, plays, in 2 of 3 prompts" in said
     caplog.clear()
     model.check_prompts(["a dog falls"])
-    assert "has never seen the words dog, in 1 of 1" in caplog.text
+    assert "has no tokens for the words dog, in 1 of 1" in caplog.text
     caplog.clear()
     model.check_prompts([" ".join(f"w{chr(97 + i)}" for i in range(22))])
     assert "and 2 others" in caplog.text

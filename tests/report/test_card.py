@@ -101,7 +101,7 @@ def test_a_dry_run_of_push_writes_what_would_be_uploaded(trained, tmp_path, caps
     assert names == {"README.md", "config.yaml", "summary.json", "pytorch_lora_weights.safetensors"}
     assert "out" not in yaml.safe_load((tmp_path / "upload" / "config.yaml").read_text())
     assert main(words) == 2
-    assert "is not empty" in capsys.readouterr().err
+    assert "a file or not empty" in capsys.readouterr().err
 
 
 def test_push_creates_the_repository_and_uploads_the_folder(trained, monkeypatch, capsys):

@@ -547,7 +547,7 @@ def test_what_does_not_go_with_shards_is_refused(short):
     with pytest.raises(ValueError, match=r"parallel.shard is 2, which does not work with policy.offload"):
         replace(short, parallel=ParallelConfig(2), policy=PolicyConfig(offload=True))
     full = PolicyConfig("full", reference_device="cpu")
-    with pytest.raises(ValueError, match=r"does not go with policy.reference_device: cpu, optim.use_8bit_adam"):
+    with pytest.raises(ValueError, match=r"does not work with policy.reference_device: cpu, optim.use_8bit_adam"):
         replace(short, parallel=ParallelConfig(2), policy=full, optim=OptimConfig(use_8bit_adam=True))
 
 

@@ -105,7 +105,7 @@ def test_two_to_sixteen_frames_are_refused_for_they_would_have_no_noise(model):
     for frames, nearest in ((2, 1), (8, 1), (9, 17), (16, 17)):
         assert noise_ratio(frames, 240, 424) == 0
         with pytest.raises(
-            ValueError, match=f"{frames} frames do not fit .*: it takes 1, or 17 and more, say {nearest}$"
+            ValueError, match=f"{frames} frames do not fit .*, which needs 1, or at least 17, such as {nearest}$"
         ):
             model.latent_shape(frames, 240, 424)
     with pytest.raises(ValueError, match=r"width 426 does not fit .* multiples of 8, say 424"):
