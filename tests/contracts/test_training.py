@@ -1,4 +1,4 @@
-"""OnlineVPO and RealDPO, unchanged, on every video model: two or three steps, and only the right weights move."""
+"""OnlineVPO and RealDPO, unchanged, on every video model: two steps each, and only the right weights move."""
 
 import json
 
@@ -39,7 +39,7 @@ def settings(tmp_path, clips, tiny, folder_of, name):
     return {
         "model": str(folder_of(name)),
         "out": tmp_path / "run",
-        "steps": 3,
+        "steps": 2,
         "policy": PolicyConfig(rank=2, gradient_checkpointing=True),
         "optim": OptimConfig(lr=1e-2),
         "validation": ValidationConfig(every=0),
@@ -69,7 +69,7 @@ def moves_the_right_weights_only(train, config, folder):
 
 def test_onlinevpo(settings, clips, folder_of, name):
     config = onlinevpo.Config(
-        **settings | {"steps": 2},
+        **settings,
         data=str(clips.parent / "prompts.jsonl"),
         prompts_per_step=2,
         candidates=2,
@@ -86,7 +86,7 @@ def test_realdpo_on_a_base_in_half_precision(settings, clips, folder_of, name):
         data=str(clips),
         clips_per_step=2,
         negatives=2,
-        regenerate_every=2,
+        regenerate_every=1,
         reference_every=1,
         reference_warmup=False,  # with it, the reference is the policy after the first update, as after a refresh
     )

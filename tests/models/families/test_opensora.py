@@ -108,7 +108,7 @@ def test_two_to_sixteen_frames_are_refused_for_they_would_have_no_noise(model):
             ValueError, match=f"{frames} frames do not fit .*, which needs 1, or at least 17, such as {nearest}$"
         ):
             model.latent_shape(frames, 240, 424)
-    with pytest.raises(ValueError, match=r"width 426 does not fit .* multiples of 8, say 424"):
+    with pytest.raises(ValueError, match=r"width 426 does not fit .*, which needs a multiple of 8, such as 424"):
         model.latent_shape(51, 240, 426)
     assert model.latent_shape(1, 240, 424) == (4, 1, 30, 53)
     assert model.latent_shape(34, 8, 424) == (4, 10, 1, 53)
