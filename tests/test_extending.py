@@ -207,7 +207,7 @@ def test_an_algorithm_passes_its_checks(here, quick, capsys):
 
 
 def test_an_algorithm_whose_random_numbers_follow_nothing_is_found_out(here, quick, capsys):
-    code = EXAMPLES["my_algorithm.py"].replace("step_generator(key)", "torch.Generator().manual_seed(next(NUMBERS))")
+    code = EXAMPLES["my_algorithm.py"].replace("keyed_generator(*key)", "torch.Generator().manual_seed(next(NUMBERS))")
     (here / "my_algorithm.py").write_text("import itertools\nimport torch\nNUMBERS = itertools.count()\n" + code)
     assert main(["check", "algorithm", "./my_algorithm.py", *quick]) == 1
     told = capsys.readouterr()
@@ -265,7 +265,7 @@ def test_what_packages_offer_is_known_by_name(here, skyreels, monkeypatch):
         EntryPoint("skyreels", "my_family:SkyReels", plugins.MODELS),
         EntryPoint("gone", "no_such_package", "other"),
     ]
-    monkeypatch.setattr(plugins, "entry_points", lambda group: [p for p in points if p.group == group])
+    monkeypatch.setattr(plugins, "_offered", lambda group, _: {p.name: p for p in points if p.group == group})
     assert load_reward("colour-fulness").name == "colourfulness"
     assert "colour_fulness" in critic_names()
     assert "online-ipo" in algorithms()

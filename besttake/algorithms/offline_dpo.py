@@ -22,8 +22,9 @@ from besttake.data.video import check_length, probe, read_video
 from besttake.models.policy import Policy
 from besttake.runtime.configuration import require
 from besttake.runtime.distributed import check_equal_items
+from besttake.runtime.seeds import keyed_generator
 from besttake.sampling.rollout import RolloutConfig
-from besttake.training.run import Metrics, Run, TrainConfig, step_generator
+from besttake.training.run import Metrics, Run, TrainConfig
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +77,7 @@ def step(
     Args:
         key: seed and step, which determine all random numbers.
     """
-    generator, repeats = step_generator(key), config.timesteps_per_pair
+    generator, repeats = keyed_generator(*key), config.timesteps_per_pair
     condition = config.rollout.condition(policy.model, batch.captions, generator)
     errors = sampled_errors(policy, batch.clips, condition, generator, timesteps_per_pair=repeats)
     loss, metrics = dpo(errors, config.beta, config.dpop_weight)

@@ -27,8 +27,9 @@ from besttake.models.policy import Policy
 from besttake.rewards.panel import Panel, RewardConfig, load_panel
 from besttake.runtime.configuration import require
 from besttake.runtime.devices import find_device
+from besttake.runtime.seeds import keyed_generator
 from besttake.sampling.rollout import RolloutConfig, generate
-from besttake.training.run import Metrics, Run, TrainConfig, step_generator
+from besttake.training.run import Metrics, Run, TrainConfig
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ def step(
     if not len(pairs):
         return None, metrics
     errors = sampled_errors(
-        policy, pairs.clips, pairs.condition, step_generator(key), timesteps_per_pair=config.timesteps_per_pair
+        policy, pairs.clips, pairs.condition, keyed_generator(*key), timesteps_per_pair=config.timesteps_per_pair
     )
     loss, dpo_metrics = dpo(errors, config.beta, config.dpop_weight)
     return loss.mean(), metrics | dpo_metrics

@@ -19,7 +19,8 @@ from besttake.data.real import RealClip, load_real
 from besttake.data.video import check_length
 from besttake.models import VideoModel
 from besttake.runtime.distributed import check_equal_items, raise_on_all, shard_items
-from besttake.sampling.rollout import RolloutConfig, keyed_generator
+from besttake.runtime.seeds import keyed_generator
+from besttake.sampling.rollout import RolloutConfig
 from besttake.training.run import Run
 from besttake.types import Condition, Prompt
 

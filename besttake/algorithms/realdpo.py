@@ -24,8 +24,9 @@ from besttake.data.real import find_clips
 from besttake.evaluation.before_after import batches
 from besttake.models.policy import Policy, ema_decay_at
 from besttake.runtime.configuration import require
+from besttake.runtime.seeds import keyed_generator
 from besttake.sampling.rollout import RolloutConfig, generate
-from besttake.training.run import Metrics, Run, TrainConfig, step_generator
+from besttake.training.run import Metrics, Run, TrainConfig
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,7 @@ def step(
     Args:
         key: seed and step, which determine all random numbers.
     """
-    generator = step_generator(key)
+    generator = keyed_generator(*key)
     condition = config.rollout.condition(policy.model, batch.captions, generator)
     condition = drop_captions(policy.model, condition, config.caption_dropout, key)
     times = config.t_low, config.t_high, config.timesteps_per_pair

@@ -12,8 +12,9 @@ from besttake.algorithms.real_clips import ClipBatch, drop_captions, empty_batch
 from besttake.data.real import find_clips
 from besttake.models.policy import Policy
 from besttake.runtime.configuration import require
+from besttake.runtime.seeds import keyed_generator
 from besttake.sampling.rollout import RolloutConfig
-from besttake.training.run import Metrics, Run, TrainConfig, step_generator
+from besttake.training.run import Metrics, Run, TrainConfig
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ def step(
     Args:
         key: seed and step, which determine all random numbers.
     """
-    model, x_0, generator = policy.model, batch.clips[:, 0], step_generator(key)
+    model, x_0, generator = policy.model, batch.clips[:, 0], keyed_generator(*key)
     t = model.schedule_for(x_0.shape).sample_times(len(x_0), generator).to(x_0.device)
     condition = config.rollout.condition(model, batch.captions, generator)
     condition = drop_captions(model, condition, config.caption_dropout, key)

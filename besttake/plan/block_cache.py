@@ -22,7 +22,7 @@ from besttake.models.quantization import blocks
 from besttake.models.sharding import is_sharded
 from besttake.models.split_backward import recompute
 from besttake.plan.fake_device import FakeTensorPatches
-from besttake.plan.meter import Meter, adapter
+from besttake.plan.meter import Meter, active, find_adapter
 
 
 def reuse_equal_blocks(meter: Meter, network: Any, checkpointed: bool) -> None:
@@ -66,9 +66,10 @@ class Block:
     """A block whose `repr` contains everything that its cost depends on."""
 
     def __init__(self, module: nn.Module):
-        self._module, self._run = module, module.forward
+        self._run = module.forward
         weights = dict(module.named_parameters())
-        self._kind = type(module).__name__, [(name, w.shape, w.dtype, w.requires_grad) for name, w in weights.items()]
+        kind = type(module).__name__, [(name, w.shape, w.dtype, w.requires_grad) for name, w in weights.items()]
+        self._kind, self._adapter = repr(kind), find_adapter(module)
         self.trained = [weight for weight in weights.values() if weight.requires_grad]
         self.sharded = any(map(is_sharded, weights.values()))
 
@@ -76,7 +77,7 @@ class Block:
         return self._run(*args, **kwargs)
 
     def __repr__(self) -> str:
-        return repr((self._kind, adapter(self._module)))
+        return f"{self._kind} {active(self._adapter)}"
 
 
 class _Checkpointed(torch.autograd.Function):

@@ -20,7 +20,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
 from besttake.models.quantization import plain_tensors
@@ -124,7 +124,8 @@ class Meter(TorchDispatchMode):
             if torch.is_grad_enabled():
                 return work(*args, **kwargs)
             with self.phase(phase) if phase else nullcontext():
-                key = self._within[-1].name, str(tree_map(_spec, (args, kwargs)))
+                leaves, structure = tree_flatten((args, kwargs))
+                key = self._within[-1].name, str(structure), *map(_key, leaves)
                 if key in seen:
                     cost, extra, out = seen[key]
                     now = self.live.copy()
@@ -164,6 +165,8 @@ class Meter(TorchDispatchMode):
         phase.flops, phase.seconds = cost
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is QUERY and isinstance(args[0], FakeTensor):
+            return args[0].fake_device
         if not PLAIN.issuperset(types):  # a quantized weight, whose inner operations are dispatched here next
             return NotImplemented
         kwargs = kwargs or {}
@@ -240,18 +243,28 @@ class _TensorSpec:
         return torch.ones(self.shape, dtype=self.dtype, device=self.device)
 
 
-def adapter(network: nn.Module) -> Any:
-    """The active LoRA adapter of a network, if there is one."""
-    layer = next((part for part in network.modules() if isinstance(part, BaseTunerLayer)), None)
-    return layer and (layer._active_adapter, layer._disable_adapters)
+def find_adapter(network: nn.Module) -> BaseTunerLayer | None:
+    """A layer with LoRA adapters of a network, if there is one."""
+    return next((part for part in network.modules() if isinstance(part, BaseTunerLayer)), None)
+
+
+def active(layer: BaseTunerLayer | None) -> Any:
+    """The active adapter of a layer."""
+    return layer and (str(layer._active_adapter), layer._disable_adapters)
 
 
 def _spec(leaf: Any) -> Any:
     if isinstance(leaf, Tensor):
         return _TensorSpec(tuple(leaf.shape), leaf.dtype, leaf.device)
     if isinstance(leaf, nn.Module):
-        return id(leaf), adapter(leaf)
+        return id(leaf), active(find_adapter(leaf))
     return type(leaf) if isinstance(leaf, str | torch.Generator) else leaf
+
+
+def _key(leaf: Any) -> Any:
+    """What a cost depends on, hashable."""
+    spec = _spec(leaf)
+    return spec if isinstance(spec, _TensorSpec | tuple | type | int | float | None) else str(spec)
 
 
 def _attention(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> int:
@@ -268,5 +281,8 @@ FORMULAS: dict[Any, Callable[..., float]] = {
     aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
 }
 """FLOP formulas of PyTorch, and of its fused CPU attention, which it lacks."""
+
+QUERY = torch.ops.prim.device.default
+"""What `tensor.device` calls: half of all operations, and answered at once."""
 
 PLAIN = {Tensor, nn.Parameter, nn.Buffer, FakeTensor}

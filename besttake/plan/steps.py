@@ -246,11 +246,31 @@ class Step:
 
 
 def _memoize_decoding(vae: Any, once: Callable[[Callable], Callable]) -> None:
-    """Memoize decoding by clip and, except for Wan's decoder, which updates its `feat_cache`, by chunk and tile."""
+    """Memoize decoding by clip, chunk and tile."""
     if hasattr(vae, "_decode"):
         vae._decode = once(vae._decode)
-    if hasattr(vae, "decoder") and "feat_cache" not in inspect.signature(vae.decoder.forward).parameters:
-        vae.decoder.forward = once(vae.decoder.forward)
+    if hasattr(vae, "decoder"):
+        causal = "feat_cache" in inspect.signature(vae.decoder.forward).parameters
+        vae.decoder.forward = _memoize_causal(vae.decoder.forward, once) if causal else once(vae.decoder.forward)
+
+
+def _memoize_causal(forward: Callable[..., Any], once: Callable[[Callable], Callable]) -> Callable[..., Any]:
+    """Memoize Wan's decoder, which updates the frames in its `feat_cache`: from the third chunk on all are alike."""
+
+    def run(x: Tensor, feat_cache: list[Any], **kwargs: Any) -> Tensor:
+        return forward(x, feat_cache=feat_cache, feat_idx=[0], **kwargs)
+
+    steady = once(run)
+
+    def chunk(x: Tensor, feat_cache: Any = None, feat_idx: Any = (0,), **kwargs: Any) -> Tensor:
+        if feat_cache is None:
+            return forward(x, **kwargs)
+        growing = any(isinstance(frames, str) for frames in feat_cache) or not any(
+            isinstance(frames, Tensor) for frames in feat_cache
+        )
+        return (run if growing else steady)(x, feat_cache, **kwargs)
+
+    return chunk
 
 
 def _without_data_dependence(config: Any) -> Any:

@@ -7,9 +7,11 @@ the current folder.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib
 import importlib.util
+import os
 import re
 import sys
 import traceback
@@ -70,6 +72,13 @@ def named_in(module: ModuleType, names: Sequence[str], place: str) -> Any:
 
 def offered(group: str) -> dict[str, EntryPoint]:
     """What installed packages offer as entry points of a group, by name."""
+    changed = [os.stat(folder).st_mtime_ns for folder in sys.path if os.path.isdir(folder)]
+    return dict(_offered(group, (*sys.path, *changed)))
+
+
+@functools.lru_cache(maxsize=3)
+def _offered(group: str, installed: tuple) -> dict[str, EntryPoint]:
+    """`offered`, read anew when `installed` changes: the folders of packages, and when each was last changed."""
     return {point.name: point for point in entry_points(group=group)}
 
 

@@ -11,7 +11,6 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,6 +21,7 @@ from besttake.models.policy import Policy, UntrainedPolicy
 from besttake.runtime.configuration import require
 from besttake.runtime.distributed import all_gather_rows, is_single_process, shard_rows
 from besttake.runtime.memory import free_memory, out_of_memory
+from besttake.runtime.seeds import keyed_generator
 from besttake.sampling.denoise import (
     Guidance,
     SchedulerStep,
@@ -287,9 +287,3 @@ def encode_sources(model: VideoModel, prompts: Sequence[str], config: RolloutCon
     with model.using("vae"):
         videos = (read_video(path, fps=model.fps, frames=frames, size=(height, width)) for path in sources)
         return torch.cat([model.encode(video[None].to(model.device)).float() for video in videos])
-
-
-def keyed_generator(*key: int) -> torch.Generator:
-    """A generator that depends on the key only, not on rank, batch or earlier draws."""
-    state = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> np.uint64(1))
-    return torch.Generator().manual_seed(state)

@@ -65,7 +65,7 @@ from besttake.training.trackers import check_trackers
 from besttake.training.validation import Validator
 from besttake.types import Latent, Reward, Video
 
-__all__ = ["Metrics", "OptimConfig", "Run", "TrainConfig", "step_generator"]
+__all__ = ["Metrics", "OptimConfig", "Run", "TrainConfig"]
 
 log = logging.getLogger(__name__)
 Item = TypeVar("Item")
@@ -397,12 +397,6 @@ class Run:
             with suppress(OSError):
                 self.log.complete(self.checkpointer.last_step)
         return message
-
-
-def step_generator(key: tuple[int, int]) -> torch.Generator:
-    """The generator of a step's loss, keyed on (seed, step): the same on every device and process."""
-    seed, step = key
-    return torch.Generator().manual_seed(seed * 1_000_003 + step)
 
 
 def _progress_bar() -> Bar:

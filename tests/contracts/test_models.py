@@ -20,7 +20,8 @@ from besttake.models import load_model, model_classes
 from besttake.models.base import swap_frames_and_channels
 from besttake.models.loading import is_empty, pipeline_class
 from besttake.models.policy import Policy, PolicyConfig
-from besttake.sampling.rollout import RolloutConfig, encode_sources, generate, keyed_generator
+from besttake.runtime.seeds import keyed_generator
+from besttake.sampling.rollout import RolloutConfig, encode_sources, generate
 from besttake.types import Prompt
 from tests.tiny import tiny_models
 

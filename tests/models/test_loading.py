@@ -2,8 +2,8 @@
 
 import json
 import shutil
-import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import sentencepiece
@@ -15,6 +15,7 @@ from besttake.models import load_model
 from besttake.models.loading import is_empty
 from besttake.models.networks.opensora import HUB
 from besttake.sampling.rollout import RolloutConfig, generate
+from tests.processes import launch, results
 from tests.tiny import tiny_models
 from tests.tiny.wan import TINY, parts, transformer
 
@@ -91,28 +92,28 @@ def test_parts_in_use_are_not_dropped_by_an_inner_use(folder):
     assert is_empty(model.pipeline.vae)
 
 
-MEASURE = """
-import resource, sys, torch
-from besttake.models import load_model
-small, large = sys.argv[1:]
-load_model(small)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-model = load_model(large, torch.bfloat16)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
-print(sum(w.numel() * w.element_size() for w in model.denoiser.parameters()) // 1024)
-"""
+def growth(small, large):
+    """Kilobytes by which reading a model takes the process beyond what it held, and kilobytes of its denoiser."""
+    load_model(small)  # what is imported only then
+    Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here
+    before = memory("VmRSS")
+    model = load_model(large, torch.bfloat16)
+    return memory("VmHWM") - before, sum(w.numel() * w.element_size() for w in model.denoiser.parameters()) // 1024
 
 
+def memory(name):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(name))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a process's peak of memory is read from /proc")
 def test_sharded_weights_are_read_without_a_second_copy(folder, tmp_path):
     """The peak of reading more than 100 MB of weights, in shards of 10 MB, is those weights and little more."""
     wide = transformer(num_attention_heads=24, attention_head_dim=32, ffn_dim=4096, num_layers=5)
     pipeline = WanPipeline(**parts(), transformer=wide.to(torch.bfloat16))
     pipeline.save_pretrained(tmp_path / "wide", max_shard_size="10MB")
     assert len(list((tmp_path / "wide" / "transformer").glob("*.safetensors"))) > 5
-    said = subprocess.run(
-        [sys.executable, "-c", MEASURE, str(folder), str(tmp_path / "wide")], capture_output=True, text=True, check=True
-    )
-    peak, weights = map(int, said.stdout.split())
+    ((peak, weights),) = results(launch(1, growth, str(folder), str(tmp_path / "wide")))
     assert weights > 100_000
     assert peak < 1.35 * weights
 

@@ -14,11 +14,11 @@ FILMS = [make_film(caption, np.random.default_rng([2, i])) for i, caption in enu
 PROMPTS = [str(caption) for caption in CAPTIONS]
 
 
-def spoilt(flaw: str, severity: float) -> torch.Tensor:
-    """The films, each with this flaw; clean for a severity of 0."""
+def spoilt(flaw: str, severity: float, every: int = 1) -> torch.Tensor:
+    """Every so many of the films, each with this flaw; clean for a severity of 0."""
     videos = []
-    for i, film in enumerate(FILMS):
-        film, rng = deepcopy(film), np.random.default_rng([3, i])
+    for i in range(0, len(FILMS), every):
+        film, rng = deepcopy(FILMS[i]), np.random.default_rng([3, i])
         if severity:
             FLAWS[flaw](film, severity, rng)
         videos.append(render(film, rng))

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from besttake.algorithms import onlinevpo
 from besttake.commands import cli
@@ -309,6 +310,13 @@ def under_torchrun(config, *arguments):
     return done.returncode, done.stderr
 
 
+def agent(*arguments):
+    """What `torchrun` runs, an elastic agent, in a session of its own; its two processes are forked from it."""
+    os.setsid()
+    settings = LaunchConfig(1, 1, 2, rdzv_backend="c10d", rdzv_endpoint="localhost:0", start_method="fork")
+    elastic_launch(settings, struck)(*arguments)
+
+
 @pytest.mark.parametrize("dead", [0, 1])
 def test_the_process_that_is_left_saves(config, dead, tmp_path):
     cut = replace(config, out=tmp_path / "cut")
@@ -350,19 +358,19 @@ def test_it_saves_to_a_slow_disk_before_torchrun_ends_it(config, tmp_path):
 
 def test_a_signal_that_torchrun_does_not_pass_on(config, tmp_path):
     cut = replace(config, out=tmp_path / "cut")
-    code, said = under_torchrun(cut, "sampling", -1, signal.SIGUSR1)
-    assert code == -signal.SIGUSR1
+    (ending,) = launch(1, agent, cut, "sampling", -1, signal.SIGUSR1)
+    assert ending.code == -signal.SIGUSR1
     for _ in range(200):
         if saved(cut.out):
             break
         time.sleep(0.1)
-    assert saved(cut.out) == [2], said
+    assert saved(cut.out) == [2], ending.said
 
 
 def test_a_signal_to_torchruns_process_group_where_weights_are_sharded(config, tmp_path):
     cut = replace(config, out=tmp_path / "cut", policy=PolicyConfig("full", ema_decay=0.5), parallel=ParallelConfig(2))
-    code, said = under_torchrun(cut, "scoring", -1, signal.SIGTERM)
-    assert code, said
-    assert saved(cut.out) == [3], said
-    assert "stopped by SIGTERM: the same command resumes from step 3, in" in said.replace("\n", "")
+    (ending,) = launch(1, agent, cut, "scoring", -1, signal.SIGTERM)
+    assert ending.raised
+    assert saved(cut.out) == [3], ending.said
+    assert "stopped by SIGTERM: the same command resumes from step 3, in" in ending.said.replace("\n", "")
     assert onlinevpo.train(replace(cut, parallel=ParallelConfig())).step == 4

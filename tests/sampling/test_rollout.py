@@ -10,7 +10,8 @@ from PIL import Image
 
 from besttake.data.video import read_video, to_uint8, write_video
 from besttake.models import load_model
-from besttake.sampling.rollout import RolloutConfig, RolloutOverrides, generate, keyed_generator
+from besttake.runtime.seeds import keyed_generator
+from besttake.sampling.rollout import RolloutConfig, RolloutOverrides, generate
 from besttake.sampling.step_cache import CacheConfig
 from besttake.types import Prompt
 from tests.tiny.cogvideox import TINY as COGVIDEOX

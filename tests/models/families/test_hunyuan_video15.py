@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from besttake.models import load_model
-from besttake.sampling.rollout import RolloutConfig, generate, keyed_generator
+from besttake.runtime.seeds import keyed_generator
+from besttake.sampling.rollout import RolloutConfig, generate
 from tests.tiny import hunyuan_video15
 
 PROMPTS = ["a red ball", 'a "red" ball']
