@@ -22,7 +22,6 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from besttake.algorithms.real_clips import ClipBatch
 from besttake.models import split_backward
 from besttake.models.policy import Policy
 from besttake.plan.block_cache import cached_recompute, reuse_equal_blocks
@@ -113,10 +112,7 @@ class Step:
 
     def encode(self) -> None:
         """Encode a real clip, as before training."""
-        with torch.no_grad(), self.meter.phase("sample"):
-            batch = self.algorithm.plan_batch(self.policy, self.config, self.prompts)
-        self.meter.reset()
-        if isinstance(batch, ClipBatch):
+        if hasattr(self.config, "clips_per_step"):
             frames, height, width = self.config.rollout.size(self.model)
             video = torch.empty(1, frames, 3, height, width)
             with self.meter.phase("encode"), torch.no_grad(), self.model.using("vae"):
