@@ -327,7 +327,7 @@ def _report(folder: Path, config: Any) -> None:
     for key in list(summary["before"])[:5]:
         table.add_row(key.replace("_", " "), *(f"{summary[column][key]:.3f}" for column in columns))
     console.out.print(table)
-    print(f"{said.word}: {said.sentence}")
+    print(f"{said.label}: {said.sentence}")
     print(f"report: {page}")
 
 

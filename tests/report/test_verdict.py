@@ -136,7 +136,7 @@ def test_no_change():
 def test_a_distance_alone_is_not_called_better():
     said = verdict(run_with(after=BEFORE | {"frechet_distance": 30.0, "heldout_reward": -1.296}))
     assert said.kind == "same"
-    assert said.word == "Hardly a change"
+    assert said.label == "Hardly a change"
     assert "the held-out critic stayed at -1.3" in plain(said.sentence)
     assert "rose" not in said.sentence
 

@@ -275,7 +275,7 @@ def test_a_lost_answer_is_asked_for_again_and_the_clip_is_not_scored_twice(serve
     critic = Brightness()
     server = serve(critic, kind=ForgetfulServer, clips=1)
     assert Remote(server.url, retry=QUICK)(films(1, 2, 3), ["a"] * 3).values[:, 0].tolist() == [1, 2, 3]
-    assert len(critic.asked) == server.bench.scored == 3
+    assert len(critic.asked) == server.scoring_queue.scored == 3
 
 
 def test_a_full_server_is_waited_for(serve):

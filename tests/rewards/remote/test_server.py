@@ -60,7 +60,7 @@ def serve():
 
     def start(critic, token=None, **limits):
         servers.append(CriticServer(lambda: critic, token=token, limits=Limits(wait=0.05, grace=2.0, **limits)).start())
-        until(lambda: servers[-1].bench.critic)
+        until(lambda: servers[-1].scoring_queue.critic)
         return servers[-1]
 
     yield start
@@ -133,7 +133,7 @@ def test_a_request_sent_again_while_it_is_scored_waits_for_the_same_answer(serve
     for thread in threads:
         thread.start()
     critic.entered.acquire()
-    until(lambda: one.bench.free == one.limits.queue - 1)  # the two others have given their places back
+    until(lambda: one.scoring_queue.free == one.limits.queue - 1)  # the two others have given their places back
     critic.gate.set()
     for thread in threads:
         thread.join(10)
@@ -148,15 +148,15 @@ def test_an_id_used_for_other_clips_is_refused(serve):
     status, said, _ = score(one.url, body_of(prompts=("a", "another")))
     assert status == 409
     assert "one" in said["error"]
-    assert one.bench.free == one.limits.queue
+    assert one.scoring_queue.free == one.limits.queue
 
 
 def test_only_the_last_answers_are_remembered(serve):
     one = serve(Brightness(), remembered=2)
     for id in ("a", "b", "c", "a"):
         assert score(one.url, body_of(id))[0] == 200
-    assert one.bench.scored == 8
-    assert len(one.bench._jobs) == 2
+    assert one.scoring_queue.scored == 8
+    assert len(one.scoring_queue._jobs) == 2
 
 
 def test_a_full_queue_sends_clients_away_for_a_while(serve):
@@ -166,7 +166,7 @@ def test_a_full_queue_sends_clients_away_for_a_while(serve):
     threads = [threading.Thread(target=score, args=(one.url, body_of(str(i)))) for i in range(2)]
     for thread in threads:
         thread.start()
-    until(lambda: one.bench.free == 0)
+    until(lambda: one.scoring_queue.free == 0)
     status, said, headers = score(one.url, body_of("third"))
     assert (status, headers["Retry-After"]) == (503, "1")
     assert "full" in said["error"]
@@ -174,7 +174,7 @@ def test_a_full_queue_sends_clients_away_for_a_while(serve):
     for thread in threads:
         thread.join(10)
     assert score(one.url, body_of("third"))[0] == 200
-    assert one.bench.free == 2
+    assert one.scoring_queue.free == 2
 
 
 def test_a_clip_that_cannot_be_scored_does_not_spoil_the_others(serve):
@@ -227,7 +227,7 @@ def test_what_is_no_request_is_refused_and_holds_no_place(serve, body):
     status, said, _ = score(one.url, body)
     assert status == 400
     assert said["error"]
-    assert one.bench.free == one.limits.queue
+    assert one.scoring_queue.free == one.limits.queue
     assert score(one.url, body_of())[0] == 200
 
 
@@ -280,8 +280,8 @@ def test_a_client_that_stops_sending_loses_its_place(serve):
     one = serve(Brightness(), arrival=0.2)
     line = socket.create_connection(one.server_address[:2])
     line.sendall(b"POST /score HTTP/1.1\r\nContent-Length: 1000\r\n\r\nabc")
-    until(lambda: one.bench.free == one.limits.queue - 1)
-    until(lambda: one.bench.free == one.limits.queue)
+    until(lambda: one.scoring_queue.free == one.limits.queue - 1)
+    until(lambda: one.scoring_queue.free == one.limits.queue)
     assert line.recv(100) == b""
     line.close()
 
@@ -316,7 +316,7 @@ def test_open_requests_are_answered_before_it_stops(serve):
     critic.entered.acquire()
     stopping = threading.Thread(target=one.stop)
     stopping.start()
-    until(one.bench.stopping.is_set)
+    until(one.scoring_queue.stopping.is_set)
     critic.gate.set()
     thread.join(10)
     stopping.join(10)
