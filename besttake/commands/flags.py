@@ -69,7 +69,8 @@ def with_new_flags(arguments: Sequence[str], kind: Any) -> list[str]:
     for argument in arguments:
         flag, equals, value = argument.partition("=")
         ((name, _),) = _named([argument]) or [("", "")]
-        today = RENAMED_FLAGS.get(name) or new_name(name) if name and name not in own else name
+        renamed_flag = RENAMED_FLAGS.get(name)
+        today = name if name in own else renamed_flag if renamed_flag in own else new_name(name)
         if today is None:
             raise ValueError(f"{flag} was removed; leave it out")
         if today != name:

@@ -239,7 +239,7 @@ def _sample(
 ) -> Latent:
     """Sample the latents of one batch of rows, from noise or from noised source latents."""
     model, steps = policy.model, config.steps or policy.model.default_steps
-    scheduler, noise = model.sampler(steps, noise.shape), noise.to(model.device)
+    scheduler, noise = model.make_scheduler(steps, noise.shape), noise.to(model.device)
     condition = {name: value[batch] for name, value in rows.condition.items()}
     x, first = noise * getattr(scheduler, "init_noise_sigma", 1.0), 0  # flow schedulers have none
     if rows.source is not None:

@@ -10,6 +10,7 @@ from besttake.commands.flags import from_flags
 from besttake.commands.score import ScoreConfig, calibrate_videos, score_videos
 from besttake.data.pairs import read_pairs
 from besttake.data.video import read_video, write_video
+from besttake.evaluation.agreement import AgreementConfig
 from besttake.rewards import load_reward
 
 FLICKER, MOTION = "temporal-flicker/temporal flicker", "dynamic-degree/dynamic degree"
@@ -138,3 +139,6 @@ def test_pairs_of_prompts_with_one_video_each_are_refused_before_any_is_scored(s
 def test_the_former_flag_of_samples_is_accepted(caplog):
     assert from_flags(ScoreConfig, ["--takes", "t.jsonl"], "besttake score").samples == Path("t.jsonl")
     assert "--takes was renamed to --samples" in caplog.text
+    config = from_flags(AgreementConfig, ["--benchmark", "v.jsonl", "--draws", "5"], "besttake score")
+    assert config.n_resamples == 5
+    assert "--draws was renamed to --n-resamples" in caplog.text

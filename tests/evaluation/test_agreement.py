@@ -35,7 +35,7 @@ CRITICS = {
 
 
 def test_critics_are_compared_best_first_and_chance_last():
-    rows = compare(CRITICS, draws=200)
+    rows = compare(CRITICS, n_resamples=200)
     assert [row.critic for row in rows] == ["always right", "the first", "always wrong", CHANCE]
     assert [row.figures["recall@1"].value for row in rows] == [1, 0.5, 0, pytest.approx((3 * 1 / 4 + 2 / 4) / 4)]
     right, first, wrong, _ = rows
@@ -50,7 +50,7 @@ def test_critics_are_compared_best_first_and_chance_last():
 
 def test_votes_of_one_prompt_are_drawn_together():
     judged = {"critic": [ScoredVote("same", [1.0, 0.0], (0,)), ScoredVote("same", [1.0, 0.0], (1,))] * 50}
-    accuracy = compare(judged, draws=50)[0].figures["pairwise accuracy"]
+    accuracy = compare(judged, n_resamples=50)[0].figures["pairwise accuracy"]
     assert (accuracy.low, accuracy.value, accuracy.high) == (0.5, 0.5, 0.5)
 
 
@@ -61,7 +61,7 @@ def test_pairs_are_led_by_their_accuracy_and_ties_have_their_own():
         ScoredVote("three", [0.0, 0.1], (0, 1)),
         ScoredVote("four", [3.0, 1.0], (0,)),
     ]
-    row, chance = compare({"critic": ballots}, draws=50)
+    row, chance = compare({"critic": ballots}, n_resamples=50)
     assert list(row.figures) == ["pairwise accuracy", "accuracy with ties"]
     assert [figure.value for figure in row.figures.values()] == pytest.approx([2 / 3, 3 / 4])
     assert chance.figures["pairwise accuracy"].value == 0.5
@@ -69,7 +69,7 @@ def test_pairs_are_led_by_their_accuracy_and_ties_have_their_own():
 
 
 def test_the_table_has_a_row_a_critic_and_a_column_a_figure():
-    head, line, *rows = markdown(compare(CRITICS, draws=50)).splitlines()
+    head, line, *rows = markdown(compare(CRITICS, n_resamples=50)).splitlines()
     assert head == (
         "| critic | recall@1 | recall@3 | MRR | Kendall tau-b | pairwise accuracy | accuracy with ties "
         "| recall@1, against the best |"
@@ -173,7 +173,7 @@ def test_critics_by_name_are_there_as_a_whole_and_by_dimension(tmp_path):
         ("world", "motion-smoothness"),
         weights={"visual quality": 1.0},
         out=tmp_path / "out",
-        draws=10,
+        n_resamples=10,
         device="cpu",
     )
     rows = {row.critic: row for row in measure_agreement(config)}
@@ -205,12 +205,12 @@ def test_critics_are_named_one_flag_each():
 def test_a_config_that_cannot_be_is_refused(tmp_path):
     with pytest.raises(ValueError, match="each critic once"):
         AgreementConfig(tmp_path, ("world", "world"))
-    with pytest.raises(ValueError, match="draws is 0"):
-        AgreementConfig(tmp_path, draws=0)
+    with pytest.raises(ValueError, match="n_resamples is 0"):
+        AgreementConfig(tmp_path, n_resamples=0)
 
 
 def test_scores_that_say_nothing_are_at_chance_in_every_figure():
-    rows = compare({"silent": scored(lambda good, i: 0.0)}, draws=20)
+    rows = compare({"silent": scored(lambda good, i: 0.0)}, n_resamples=20)
     silent, chance = rows
     for name in ("recall@1", "recall@3", "MRR"):
         assert np.isclose(silent.figures[name].value, chance.figures[name].value)

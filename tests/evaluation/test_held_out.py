@@ -16,7 +16,7 @@ from besttake.data.video import write_video
 from besttake.evaluation.before_after import EvaluateConfig
 from besttake.evaluation.held_out import (
     EvaluationSet,
-    evaluation_set,
+    choose_evaluation_set,
     evaluation_set_of_run,
     read_set,
     without_held_out,
@@ -34,7 +34,7 @@ MANY = [f"a red ball number {i}" for i in range(100)]
 
 
 def chosen(model, items, listed=None, count=128, **more):
-    return evaluation_set(listed, "mine.txt", items, count, 777, model, SIZE, **more)
+    return choose_evaluation_set(listed, "mine.txt", items, count, 777, model, SIZE, **more)
 
 
 def test_a_tenth_of_many_prompts_is_held_out(cogvideox):

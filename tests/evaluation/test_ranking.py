@@ -97,7 +97,7 @@ def test_kendall_tau_b_by_hand():
 
 def test_the_bootstrap_knows_the_mean_and_its_error():
     values = np.random.default_rng(1).normal(size=400)
-    found = bootstrap(ratio(values, np.ones(400)), 400, draws=2000)
+    found = bootstrap(ratio(values, np.ones(400)), 400, n_resamples=2000)
     error = values.std() / 20
     assert found.value == pytest.approx(values.mean())
     assert found.low == pytest.approx(values.mean() - 1.96 * error, abs=0.15 * error)

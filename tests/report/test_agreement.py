@@ -51,7 +51,7 @@ def test_votes_become_a_table_and_a_plot_of_every_critic(tmp_path):
     vote = {"prompt": "a cat", "a": "wild.mp4", "b": "calm.mp4", "winner": "b"}
     (tmp_path / "votes.jsonl").write_text(json.dumps(vote))
     critics = ("motion-smoothness", "dynamic-degree")
-    config = AgreementConfig(tmp_path / "votes.jsonl", critics, out=tmp_path / "out", draws=5, device="cpu")
+    config = AgreementConfig(tmp_path / "votes.jsonl", critics, out=tmp_path / "out", n_resamples=5, device="cpu")
     table = report_agreement(config)
     assert (tmp_path / "out" / "agreement.md").read_text() == table
     assert [line.split("|")[1:3] for line in table.splitlines()[2:]] == [

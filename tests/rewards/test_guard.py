@@ -104,7 +104,7 @@ def test_too_few_looks_say_nothing():
 
 
 def alarms_in_run(seed, fall=0.0, alike=0.0):
-    """The step of the first alarm of a run whose reward rises, or None; two critics watch, one of which may fall."""
+    """The step of the first alarm of a run whose reward rises, or None; two held-out critics, one of which may fall."""
     guard, random = RewardHackingGuard(GuardConfig(least=0.0), RANGES), np.random.default_rng(seed)
     state = random.standard_normal(2)
     for step in range(LOOKS * EVERY):
@@ -165,20 +165,20 @@ def test_a_resumed_run_hears_the_old_rows_and_goes_on_alike():
     assert [resumed.observe(row) for row in rows[200:]] == whole[200:]
 
 
-def test_critics_that_are_not_trained_on_watch():
+def test_critics_that_are_not_trained_on_are_monitored():
     critics = [load_reward(name) for name in ("motion-smoothness", "dynamic-degree", "temporal-flicker")]
     columns = guarded_metrics(critics, ["motion-smoothness"], GuardConfig())
     assert columns == {
         "eval/dynamic-degree/dynamic degree": (0.0, 2.0),
         "eval/temporal-flicker/temporal flicker": (0.0, 1.0),
     }
-    only = GuardConfig(watch=("dynamic-degree",))
+    only = GuardConfig(critics=("dynamic-degree",))
     assert list(guarded_metrics(critics, ["motion-smoothness"], only)) == ["eval/dynamic-degree/dynamic degree"]
     for name in ("motion-smoothness", "nobody"):
         with pytest.raises(
-            ValueError, match=f"guard.watch names '{name}'; expected .*dynamic-degree, temporal-flicker"
+            ValueError, match=f"guard.critics names '{name}'; expected .*dynamic-degree, temporal-flicker"
         ):
-            guarded_metrics(critics, ["motion-smoothness"], GuardConfig(watch=(name,)))
+            guarded_metrics(critics, ["motion-smoothness"], GuardConfig(critics=(name,)))
 
 
 def test_many_points_become_means_of_stretches():

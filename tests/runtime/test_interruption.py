@@ -23,7 +23,7 @@ from besttake.runtime import interruption
 from besttake.runtime.configuration import to_yaml
 from besttake.runtime.distributed import ParallelConfig
 from besttake.sampling.rollout import RolloutConfig, RolloutOverrides
-from besttake.training import checkpoint, run, validation
+from besttake.training import checkpoint_files, run, validation
 from besttake.training.checkpointer import Checkpointer
 from besttake.training.metrics import MetricsLog
 from besttake.training.run import OptimConfig
@@ -78,7 +78,7 @@ MOMENTS = {
     "refreshing": (AdapterReference, "refresh", 1, 2),
     "a look": (validation, "generate", 2, 2),
     "writing a clip": (validation, "write_video", 2, 2),
-    "writing": (checkpoint, "save_file", 1, 4),
+    "writing": (checkpoint_files, "save_file", 1, 4),
     "writing the adapter": (Policy, "save", 1, 4),
     "evaluating": (cli, "_report", 1, 4),
 }
@@ -277,13 +277,13 @@ def struck(config, moment, rank, number, slow=0.0):
     Args:
         slow: seconds that the disk takes to write.
     """
-    save = checkpoint.save_file
+    save = checkpoint_files.save_file
 
     def slowly(*arguments):
         time.sleep(slow)
         save(*arguments)
 
-    checkpoint.save_file = slowly
+    checkpoint_files.save_file = slowly
     pid = -os.getpgid(os.getppid()) if rank < 0 else os.getpid()
     here = int(os.environ["RANK"]) == max(rank, 0)
     train(config, moment, lambda: os.kill(pid, number) if here else None)

@@ -100,7 +100,8 @@ def test_outside_its_times_guidance_costs_nothing(model, monkeypatch):
         model, ["a red ball"], RolloutConfig(steps=6, guidance=3.0, guidance_interval=(0.5, 1.0), batch=1), decode=False
     )
     times = [
-        model.schedule.time(t).item() for t in model.sampler(6, model.latent_shape(*model.default_size())).timesteps
+        model.schedule.time(t).item()
+        for t in model.make_scheduler(6, model.latent_shape(*model.default_size())).timesteps
     ]
     assert len(rows) == 6 + sum(t >= 0.5 for t in times) < 12
 

@@ -37,7 +37,7 @@ def test_writing_is_read_beside_prompts_without_any(model):
         ).frames
         torch.testing.assert_close(latents[None], theirs, atol=1e-4, rtol=1e-4)
     told = model.encode_prompts(PROMPTS)
-    assert told["writing_mask"].sum(1).tolist() == [0, len('Text "red". ') + 1]
+    assert told["text_2_mask"].sum(1).tolist() == [0, len('Text "red". ') + 1]
 
 
 @pytest.mark.parametrize(("side", "size"), [(640, (121, 480, 848)), (960, (121, 720, 1280))])

@@ -64,8 +64,8 @@ def test_training_and_sampling_take_the_same_noise_for_a_size(model, shape, loga
     there = math.exp(logarithm) / (math.exp(logarithm) + 1)
     assert model.schedule_for(shape).times(torch.tensor([0.5])).item() == pytest.approx(there)
     stretched = 1 - (1 - there) * 0.9 / (1 - there)  # of two steps, the second is where `shift_terminal` says
-    assert model.sampler(2, shape).sigmas.tolist() == pytest.approx([1, stretched, 0])
+    assert model.make_scheduler(2, shape).sigmas.tolist() == pytest.approx([1, stretched, 0])
 
 
 def test_a_single_step_goes_all_the_way(model):
-    assert model.sampler(1, (4, 2, 1, 2)).sigmas.tolist() == [1, 0]
+    assert model.make_scheduler(1, (4, 2, 1, 2)).sigmas.tolist() == [1, 0]

@@ -80,7 +80,7 @@ def test_larger_clips_take_more_noise(model):
     assert noise_ratio(34, 240, 424) == pytest.approx(math.sqrt(240 * 424 / 512**2 * 10))
     assert model.schedule_for((1, 4, 11, 30, 53)).shift == noise_ratio(35, 240, 424)
     assert model.schedule_for((1, 4, 1, 64, 64)).shift == 1
-    sampler = model.sampler(4, (4, 10, 30, 53))
+    sampler = model.make_scheduler(4, (4, 10, 30, 53))
     torch.testing.assert_close(sampler.timesteps[2], torch.tensor(1000 / (1 + 1 / noise_ratio(34, 240, 424))))
 
 
