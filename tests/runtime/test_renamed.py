@@ -72,15 +72,15 @@ def test_settings_of_rollouts_are_renamed_wherever_they_are(caplog):
 
 
 @pytest.mark.parametrize(
-    ("values", "words"),
+    ("values", "message"),
     [
         ({"guard": 1.0, "dpop_weight": 1.0}, "'dpop_weight' is given twice, also by its former name 'guard'"),
         ({"rollout": {"shared": 0.25}}, "'rollout.shared' is 0.25, but this setting was removed"),
         ({"preview_at": 0.5, "preview_keeps": 2}, "'preview_at' is 0.5, but this setting was removed"),
     ],
 )
-def test_what_cannot_be_mapped_is_refused(values, words):
-    with pytest.raises(ValueError, match=words):
+def test_what_cannot_be_mapped_is_refused(values, message):
+    with pytest.raises(ValueError, match=message):
         with_new_names(values, "x.yaml")
 
 

@@ -123,12 +123,12 @@ def test_the_last_shorter_group_is_stepped_and_averaged_over_its_own_number(conf
         weight = next(iter(run.policy.trainable.values()))
         for step, _ in run.steps([0], 1):
             run.update(((step + 1) * weight).sum())
-        told = [row for row in rows(run.folder) if "train/grad_norm" in row]
-        assert run.updates == len(told) == updates
+        updated = [row for row in rows(run.folder) if "train/grad_norm" in row]
+        assert run.updates == len(updated) == updates
         mean = sum(step + 1 for step in last) / len(last)
-        assert told[-1]["train/grad_norm"] == pytest.approx(mean * weight.numel() ** 0.5)
+        assert updated[-1]["train/grad_norm"] == pytest.approx(mean * weight.numel() ** 0.5)
         # the rate of the group's last step
-        assert told[-1]["train/lr"] == pytest.approx(1e-2 * min(1, (steps - last[-1]) / (0.5 * steps)))
+        assert updated[-1]["train/lr"] == pytest.approx(1e-2 * min(1, (steps - last[-1]) / (0.5 * steps)))
         assert not any(weight.grad is not None for weight in run.policy.trainable.values())
     assert checkpoint_files.shapes(checkpoint_files.newest_checkpoint(run.folder / "checkpoints")[0]).keys() >= (
         {f"gradient/{name}" for name in list(run.policy.trainable)[:1]} if steps % 4 else set()
@@ -301,7 +301,7 @@ def test_a_full_disk_is_reported_and_the_run_goes_on_when_there_is_room(config, 
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no full device")
-def test_logs_that_cannot_be_written_do_not_keep_what_is_saved_from_being_told(config):
+def test_logs_that_cannot_be_written_do_not_keep_what_is_saved_from_being_reported(config):
     run = Run(replace(config, save_every=9))
 
     def fail():
@@ -316,7 +316,7 @@ def test_logs_that_cannot_be_written_do_not_keep_what_is_saved_from_being_told(c
     assert "resumes from step 2, in" in said
 
 
-def test_whatever_keeps_a_run_from_saving_is_not_told_instead_of_what_ended_it(config, monkeypatch):
+def test_whatever_keeps_a_run_from_saving_is_not_reported_instead_of_what_ended_it(config, monkeypatch):
     def fail(*_):
         raise RuntimeError("CUDA error")
 
@@ -375,7 +375,7 @@ def test_other_settings_in_the_same_folder_are_refused(config, other):
     assert (config.out / "config.yaml").read_text() == kept
 
 
-def test_how_long_and_how_watched_a_run_is_may_change(config):
+def test_how_long_and_how_validated_a_run_is_may_change(config):
     train(replace(config, steps=1))
     changed = replace(
         config, steps=9, minutes=3.0, save_every=7, validation=ValidationConfig(every=0, count=1), device="cpu"

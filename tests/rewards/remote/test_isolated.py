@@ -105,7 +105,7 @@ def gone(pid):
     return False
 
 
-def test_it_is_a_reward_like_any_other_and_what_it_does_is_told(critic, environments, caplog):
+def test_it_is_a_reward_like_any_other_and_what_it_does_is_logged(critic, environments, caplog):
     caplog.set_level(logging.INFO)
     assert not list(environments.glob("*/whole"))
     assert score_checked(critic, films(10, 20), ["a", "b"], 8.0).values.tolist() == [[10], [20]]
@@ -177,7 +177,7 @@ def test_a_package_that_cannot_be_had_is_explained(tmp_path, monkeypatch):
     assert not list((tmp_path / "all").glob("*/whole"))
 
 
-def test_a_python_that_fits_is_found_or_asked_for(monkeypatch):
+def test_a_python_that_fits_is_found_or_requested(monkeypatch):
     here = f"{sys.version_info[0]}.{sys.version_info[1]}"
     assert find_python("light") == find_python("light", ("2.7", here)) == (sys.executable, here)
     with pytest.raises(ValueError, match=r"Python 2.6, but none is on the PATH; .*BESTTAKE_PYTHON=/path/to/python2.6"):
@@ -282,7 +282,7 @@ def test_a_system_without_process_groups_will_do(critic, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["qalign", "visionreward"])
-def test_published_critics_are_found_by_name_and_start_nothing_before_they_are_asked(name):
+def test_published_critics_are_found_by_name_and_start_nothing_before_they_score(name):
     critic = load_reward(name, "cuda", "some/weights")
     assert critic.name == name
     assert critic.process is None
