@@ -61,7 +61,7 @@ def test_the_bank_holds_the_newest_clips_and_samples_hard_motions_more_often(tmp
     assert len(grown) == len(fresh) == 48
     assert all(torch.allclose(a, b, atol=0.02) for a, b in zip(grown.latents, fresh.latents, strict=True))
     assert grown.weights == fresh.weights
-    sampled, _ = grown.draw(config, torch.Generator().manual_seed(0))
+    sampled, _ = grown.sample(config, torch.Generator().manual_seed(0))
     heaviest, lightest = max(grown.weights), min(grown.weights)
     often = [sum(torch.equal(x, clip.float()) for x in sampled) for clip in grown.latents]
     mean = {
