@@ -223,7 +223,7 @@ def weights_of(config: ClaimsConfig, about: bytes = b"") -> Any:
 def make_pairs(seed: int, inputs_hash: str, config: ClaimsConfig) -> tuple[Path, float]:
     """Preference pairs of the base model, sampled and scored like OnlineVPO's; and the minutes that took."""
     online = read_recipe(ONLINE)
-    folder = config.out / f"takes-seed{seed}-{inputs_hash}"
+    folder = config.out / f"candidates-seed{seed}-{inputs_hash}"
     pairs, clock = folder / "pairs.jsonl", folder / "minutes.json"
     if not clock.exists():
         shutil.rmtree(folder, ignore_errors=True)  # of an interrupted start, whose time is unknown

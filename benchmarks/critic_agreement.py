@@ -76,7 +76,7 @@ class CriticAgreementConfig:
     severity: tuple[float, float] = (0.2, 1.0)
     steps: int = 600
     """Training steps of the image critic, with 16 clips each."""
-    draws: int = 2000
+    n_resamples: int = 2000
     """Number of bootstrap samples."""
     seed: int = 61
     out: Path = Path("docs/critics_table.md")
@@ -252,7 +252,7 @@ def _scored_votes(groups: Sequence[Group], scores: Mapping[str, list[list[float]
 
 
 def _compared(groups, scores, flaws: Sequence[str], config) -> list[CriticAgreement]:
-    return compare(_scored_votes(groups, scores, flaws), config.draws, config.seed)
+    return compare(_scored_votes(groups, scores, flaws), config.n_resamples, config.seed)
 
 
 def plot(groups, scores, config) -> str:

@@ -81,7 +81,7 @@ class Machine:
     def depth(self, published: int) -> int:
         return published if self.layers is None else min(published, self.layers)
 
-    def words(self, published: int) -> int:
+    def vocabulary_size(self, published: int) -> int:
         return published if self.real else 1024
 
     def filled(self, make: Callable[[], Any], dtype: torch.dtype = torch.float32) -> Any:
@@ -100,7 +100,7 @@ class Machine:
         return network.to(self.device)
 
 
-def tokenizer(*special: str, first: str = "", last: str = "") -> Any:
+def make_tokenizer(*special: str, first: str = "", last: str = "") -> Any:
     """One token for each word and each punctuation mark, and one for each of `special`."""
     letters = {"<unk>": 0, **{word: i for i, word in enumerate(special, 1)}}
     backend = Tokenizer(models.WordLevel(letters, unk_token="<unk>"))
@@ -114,7 +114,7 @@ def tokenizer(*special: str, first: str = "", last: str = "") -> Any:
 
 
 def clip_tokenizer() -> Any:
-    return tokenizer("<|startoftext|>", "<|endoftext|>", first="<|startoftext|>", last="<|endoftext|>")
+    return make_tokenizer("<|startoftext|>", "<|endoftext|>", first="<|startoftext|>", last="<|endoftext|>")
 
 
 def clip_config(machine: Machine, large: bool) -> CLIPConfig:
@@ -128,7 +128,7 @@ def clip_config(machine: Machine, large: bool) -> CLIPConfig:
         return {**size, "num_hidden_layers": machine.depth(layers)}
 
     return CLIPConfig(
-        text_config={**half(*text), "vocab_size": machine.words(49408), "eos_token_id": 2},
+        text_config={**half(*text), "vocab_size": machine.vocabulary_size(49408), "eos_token_id": 2},
         vision_config={**half(*vision), "patch_size": 14, "image_size": 224},
         projection_dim=768 if large else 1024,
     )
@@ -162,7 +162,7 @@ def imagereward(machine: Machine) -> Reward:
         patch_size=16,
     )
     text = BlipTextConfig(
-        vocab_size=machine.words(30524),
+        vocab_size=machine.vocabulary_size(30524),
         hidden_size=768,
         intermediate_size=3072,
         num_hidden_layers=machine.depth(12),
@@ -183,7 +183,10 @@ def mps(machine: Machine) -> Reward:
 
 def viclip(machine: Machine) -> Reward:
     sizes = replace(
-        ViCLIPSizes(), layers=machine.depth(24), text_layers=machine.depth(12), vocabulary=machine.words(49408)
+        ViCLIPSizes(),
+        layers=machine.depth(24),
+        text_layers=machine.depth(12),
+        vocabulary=machine.vocabulary_size(49408),
     )
     return ViCLIP(machine.filled(lambda: ViCLIPNetwork(sizes)), clip_tokenizer())
 
@@ -196,9 +199,9 @@ def vjepa(machine: Machine) -> Reward:
 CHAT = ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
 
 
-def qwen_config(machine: Machine, words: Any, width: int, inner: int, heads: int, groups: int) -> Qwen2VLConfig:
+def qwen_config(machine: Machine, tokenizer: Any, width: int, inner: int, heads: int, groups: int) -> Qwen2VLConfig:
     """Qwen2-VL 2B or 7B."""
-    ids = dict(zip(CHAT, words.convert_tokens_to_ids(list(CHAT)), strict=True))
+    ids = dict(zip(CHAT, tokenizer.convert_tokens_to_ids(list(CHAT)), strict=True))
     return Qwen2VLConfig(
         text_config={
             "hidden_size": width,
@@ -206,7 +209,7 @@ def qwen_config(machine: Machine, words: Any, width: int, inner: int, heads: int
             "num_hidden_layers": machine.depth(28),
             "num_attention_heads": heads,
             "num_key_value_heads": groups,
-            "vocab_size": machine.words(151660),
+            "vocab_size": machine.vocabulary_size(151660),
             "rms_norm_eps": 1e-6,
             "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]},
         },
@@ -219,27 +222,27 @@ def qwen_config(machine: Machine, words: Any, width: int, inner: int, heads: int
 
 
 def hpsv3(machine: Machine) -> Reward:
-    words = tokenizer(*CHAT, REWARD_TOKEN)
-    config = qwen_config(machine, words, 3584, 18944, 28, 4)
-    special = words.convert_tokens_to_ids(REWARD_TOKEN)
+    tokenizer = make_tokenizer(*CHAT, REWARD_TOKEN)
+    config = qwen_config(machine, tokenizer, 3584, 18944, 28, 4)
+    special = tokenizer.convert_tokens_to_ids(REWARD_TOKEN)
     network = machine.filled(lambda: HPSv3Network(config, special), torch.bfloat16)
     network.rm_head.float()
-    return HPSv3(network, words)
+    return HPSv3(network, tokenizer)
 
 
 def videoalign(machine: Machine) -> Reward:
-    words = tokenizer(*CHAT, *REWARD_TOKENS)
-    config = qwen_config(machine, words, 1536, 8960, 12, 2)
+    tokenizer = make_tokenizer(*CHAT, *REWARD_TOKENS)
+    config = qwen_config(machine, tokenizer, 1536, 8960, 12, 2)
     settings = VideoAlignSettings("", 1, "special", torch.bfloat16, 32.0, False, 2.0, 448 * 448)
     return VideoAlign(
-        machine.filled(lambda: make_network(config, settings, {}, words), torch.bfloat16), words, settings
+        machine.filled(lambda: make_network(config, settings, {}, tokenizer), torch.bfloat16), tokenizer, settings
     )
 
 
 def videoscore(machine: Machine) -> Reward:
-    words = tokenizer("<fake_token_around_image>", "<image>")
+    tokenizer = make_tokenizer("<fake_token_around_image>", "<image>")
     config = Idefics2Config(
-        text_config={"vocab_size": machine.words(32003), "num_hidden_layers": machine.depth(32)},
+        text_config={"vocab_size": machine.vocabulary_size(32003), "num_hidden_layers": machine.depth(32)},
         vision_config={
             "hidden_size": 1152,
             "intermediate_size": 4304,
@@ -249,9 +252,9 @@ def videoscore(machine: Machine) -> Reward:
             "patch_size": 14,
         },
         perceiver_config={"resampler_depth": machine.depth(3)},
-        image_token_id=words.convert_tokens_to_ids("<image>"),
+        image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
     )
-    return VideoScore(machine.filled(lambda: VideoScoreNetwork(config, pad=None), torch.bfloat16), words)
+    return VideoScore(machine.filled(lambda: VideoScoreNetwork(config, pad=None), torch.bfloat16), tokenizer)
 
 
 BUILD: dict[str, Callable[[Machine], Reward]] = {

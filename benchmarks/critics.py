@@ -60,10 +60,10 @@ def main(config: CriticsConfig) -> None:
         ]
         print(f"| {dimension} | {right[i]:.2f} | " + " | ".join(cells) + " |")
     print("\n| motion | candidates | off their track |\n| --- | --- | --- |")
-    astray = np.array(["astray" in flaws for flaws in measures["flaws"]])
+    off_track = np.array(["astray" in flaws for flaws in measures["flaws"]])
     motions = np.array([Caption.parse(prompt).motion for prompt in candidates.prompts])
     for motion in np.unique(motions):
-        print(f"| {motion} | {(motions == motion).sum()} | {astray[motions == motion].mean():.2f} |")
+        print(f"| {motion} | {(motions == motion).sum()} | {off_track[motions == motion].mean():.2f} |")
 
 
 def within(a: Tensor, b: Tensor, candidates: int) -> float:
@@ -75,7 +75,7 @@ def within(a: Tensor, b: Tensor, candidates: int) -> float:
 def accuracy(critic, prompts: int, candidates: int = 4, apart: float = 0.05) -> list[float]:
     """How often the better of two films of a prompt, `apart` or more in true quality, scores higher: per dimension."""
     films = graded_batch(99, 0, prompts, candidates, "test")
-    score = critic(films.videos, [str(caption) for caption in films.captions]).values
+    score = critic(films.videos, [str(caption) for caption in films.prompt_captions]).values
     true, scores = (x.view(prompts, candidates, -1) for x in (films.qualities, score))
     gap = true[:, :, None] - true[:, None]
     right = (gap * (scores[:, :, None] - scores[:, None])) > 0

@@ -37,9 +37,9 @@ def plans_of(config: Any, cards: tuple[str, ...]) -> list[Plan]:
     first = make_plan(config, PlanConfig(card=cards[0]))
     found = [first]
     for name in cards[1:]:
-        card, asked = find_card(name), PlanConfig()
-        room = (card.memory - asked.reserve) * GIB
-        advice = advise(config, first.phases, room, Throughput(card, asked.efficiency))
+        card, defaults = find_card(name), PlanConfig()
+        room = (card.memory - defaults.reserve) * GIB
+        advice = advise(config, first.phases, room, Throughput(card, defaults.efficiency))
         found.append(replace(first, card=card, room=room, advice=advice))
     return found
 

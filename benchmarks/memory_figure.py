@@ -52,13 +52,13 @@ class FigureConfig:
     """The paper's, and twice its longest."""
     quantize: Quantization = "none"
     use_8bit_adam: bool = False
-    device: str = "imagined"
+    device: str = "fake"
     """Or "cuda"."""
 
 
 def main(config: FigureConfig) -> None:
     """Print a table for each method and kind of training: a row for each size, a column for each number of frames."""
-    counted = config.device == "imagined"
+    counted = config.device == "fake"
     print("counted, not measured" if counted else f"measured on {describe_device(config.device)}")
     for method in config.methods:
         for train in config.train:
@@ -72,7 +72,7 @@ def main(config: FigureConfig) -> None:
 
 def peak(config: FigureConfig, method: str, train: Any, size: Size) -> float:
     """GiB at the fullest moment of the second step, when the optimizer has its moments; infinite if they do not fit."""
-    counted = config.device == "imagined"
+    counted = config.device == "fake"
     device = CARD if counted else torch.device(config.device)
     meter = Meter(CARD, Throughput(find_card("H200"), 0.5))
     with fake_device() if counted else nullcontext(), meter if counted else nullcontext():

@@ -149,7 +149,7 @@ def hits(winner: Tensor, loser: Tensor) -> str:
 
 
 def speed(cost: float, n: int) -> str:
-    """Pairs per hour at each real size, relative to 50 guided steps."""
+    """Pairs per hour at each real size, relative to 50 steps with guidance."""
     gains = []
     for forward, decoder in real_costs().values():
         # an update on two clips: the policy's forward, recomputation and backward (2 forwards); the reference's forward
@@ -180,10 +180,10 @@ def real_costs() -> dict[str, tuple[int, int]]:
         }
 
 
-def interval(hits: Tensor, draws: int = 4000) -> tuple[float, float]:
+def interval(hits: Tensor, n_resamples: int = 4000) -> tuple[float, float]:
     """The 95 % interval of a mean over prompts, by bootstrap."""
     hits, generator = hits.flatten(), torch.Generator().manual_seed(0)
-    means = hits[torch.randint(len(hits), (draws, len(hits)), generator=generator)].mean(1)
+    means = hits[torch.randint(len(hits), (n_resamples, len(hits)), generator=generator)].mean(1)
     return means.quantile(0.025).item(), means.quantile(0.975).item()
 
 

@@ -64,16 +64,16 @@ class Stopwatch:
 
 
 def our_step(
-    policy: Policy, critic: Callable, prompts: list[str], config: BenchmarkConfig, step: int, watch: Stopwatch
+    policy: Policy, critic: Callable, prompts: list[str], config: BenchmarkConfig, step: int, stopwatch: Stopwatch
 ):
     model = policy.model
-    with watch.part("sampling"):
+    with stopwatch.part("sampling"):
         candidates = generate(policy, prompts, config.rollout, n=config.candidates, seed=(0, step), decode=False)
-    with watch.part("decoding"), torch.no_grad():
+    with stopwatch.part("decoding"), torch.no_grad():
         videos = torch.cat([model.decode(part) for part in candidates.latents.split(config.rollout.batch)]).clamp(-1, 1)
-    with watch.part("scoring"), torch.no_grad():
+    with stopwatch.part("scoring"), torch.no_grad():
         scores = critic(videos, candidates.prompts, model.fps).values[:, 0]
-    with watch.part("loss"):
+    with stopwatch.part("loss"):
         pairs, _ = best_against_worst(candidates, scores)
         generator = torch.Generator().manual_seed(step)
         t = model.schedule.sample_times(len(pairs), generator).to(model.device)
@@ -83,14 +83,14 @@ def our_step(
 
 
 def plain_step(
-    policy: Policy, critic: Callable, prompts: list[str], config: BenchmarkConfig, step: int, watch: Stopwatch
+    policy: Policy, critic: Callable, prompts: list[str], config: BenchmarkConfig, step: int, stopwatch: Stopwatch
 ):
     model, rollout = policy.model, config.rollout
     frames, height, width = rollout.size(model)
     for i, prompt in enumerate(prompts):
         candidates, scores = [], []
         for k in range(config.candidates):
-            with watch.part("sampling"):
+            with stopwatch.part("sampling"):
                 latents = model.pipeline(
                     prompt,
                     height=height,
@@ -103,12 +103,12 @@ def plain_step(
                     output_type="latent",
                 ).frames
             latents = latents.transpose(1, 2) if latents.shape[2] == model.denoiser.config.in_channels else latents
-            with watch.part("decoding"), torch.no_grad():
+            with stopwatch.part("decoding"), torch.no_grad():
                 video = model.decode(latents).clamp(-1, 1)
-            with watch.part("scoring"), torch.no_grad():
+            with stopwatch.part("scoring"), torch.no_grad():
                 scores.append(critic(video, [prompt], model.fps).values.item())
             candidates.append(latents)
-        with watch.part("loss"):
+        with stopwatch.part("loss"):
             _plain_loss(policy, candidates, scores, prompt, step).backward()
 
 
@@ -159,13 +159,13 @@ def main(config: BenchmarkConfig) -> None:
     for name, step in (("ours", our_step), ("plain", plain_step)):
         for k in range(config.warmup):
             step(policy, critic, prompts, config, k, Stopwatch())
-        totals, watch = [], Stopwatch()
+        totals, stopwatch = [], Stopwatch()
         for k in range(config.repeats):
             began = time.perf_counter()
-            step(policy, critic, prompts, config, k, watch)
+            step(policy, critic, prompts, config, k, stopwatch)
             totals.append(time.perf_counter() - began)
         figures[name] = {"median": sorted(totals)[len(totals) // 2], "fastest": min(totals)}
-        figures[name] |= {part: seconds / config.repeats for part, seconds in watch.seconds.items()}
+        figures[name] |= {part: seconds / config.repeats for part, seconds in stopwatch.seconds.items()}
         print(name, {key: round(value, 3) for key, value in figures[name].items()})
     figures["speed_up"] = figures["plain"]["median"] / figures["ours"]["median"]
     figures["floor"] = matrix_floor(policy, prompts, config)

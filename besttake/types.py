@@ -1,4 +1,4 @@
-"""The names of what crosses a border between rooms: videos, latents, times, conditions, scores.
+"""The names of what crosses a border between packages: videos, latents, times, conditions, scores.
 
 Conventions, everywhere in the library: a video is float `b f c h w` in [-1, 1]; latents are `b c f h w`; diffusion
 time is a float in [0, 1] with 0 = data and 1 = noise. Files hold uint8 `f h w c`.

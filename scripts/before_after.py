@@ -26,19 +26,19 @@ def main() -> None:
     parser.add_argument("--columns", type=int, default=4)
     parser.add_argument("--rows", type=int, default=3)
     parser.add_argument("--start", type=int, default=0, help="number of the first prompt")
-    asked = parser.parse_args()
-    clips = read_run(asked.run).clips
-    numbers = sorted(set(clips["before"]) & set(clips["after"]))[asked.start :][: asked.columns * asked.rows]
-    if len(numbers) < asked.columns * asked.rows:
-        raise SystemExit(f"{asked.run} has {len(numbers)} prompts with clips before and after; expected more")
-    halves = [panel([clips[side][n] for n in numbers], asked.columns, side) for side in ("before", "after")]
+    args = parser.parse_args()
+    clips = read_run(args.run).clips
+    numbers = sorted(set(clips["before"]) & set(clips["after"]))[args.start :][: args.columns * args.rows]
+    if len(numbers) < args.columns * args.rows:
+        raise SystemExit(f"{args.run} has {len(numbers)} prompts with clips before and after; expected more")
+    halves = [panel([clips[side][n] for n in numbers], args.columns, side) for side in ("before", "after")]
     pages = [beside(*page) for page in zip(*halves, strict=True)]
     rate = probe(clips["before"][numbers[0]]).fps
-    asked.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
     first, *rest = pages
-    first.save(asked.out, save_all=True, append_images=rest, duration=round(1000 / rate), loop=0, quality=80, method=6)
-    size = asked.out.stat().st_size
-    print(f"{asked.out}: {len(pages)} frames, {first.width} x {first.height}, {size / 1000:.0f} kB")
+    first.save(args.out, save_all=True, append_images=rest, duration=round(1000 / rate), loop=0, quality=80, method=6)
+    size = args.out.stat().st_size
+    print(f"{args.out}: {len(pages)} frames, {first.width} x {first.height}, {size / 1000:.0f} kB")
     if size > LIMIT:
         raise SystemExit(f"more than {LIMIT / 1e6:g} MB; give fewer --rows")
 

@@ -36,7 +36,7 @@ SLOW = (
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Import what the tests stand on, which takes ten seconds, only where tests are run, not where they are dealt."""
+    """Import what the tests stand on, which takes ten seconds, only where tests run, not where they are distributed."""
     if hasattr(config, "workerinput") or not config.getoption("numprocesses", None):
         config.pluginmanager.import_plugin("tests.fixtures")
 
@@ -47,7 +47,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """What was imported stays: the collector need not look through it again and again."""
+    """What was imported stays: the collector need not scan it again and again."""
     gc.collect()
     gc.freeze()
 

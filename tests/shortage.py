@@ -26,8 +26,8 @@ def main() -> None:
     policy = Policy(load_model(sys.argv[1]), PolicyConfig(rank=2, gradient_checkpointing=True))
     generator, model = torch.Generator().manual_seed(0), policy.model
     x_0, noise = torch.randn(2, 4, *model.latent_shape(17, 64, 64), generator=generator)
-    asked = x_0, model.encode_prompts(["a red ball"] * 4), torch.rand(4, generator=generator), noise
-    whole, halved = gradients(policy, asked, short=False), gradients(policy, asked, short=True)
+    inputs = x_0, model.encode_prompts(["a red ball"] * 4), torch.rand(4, generator=generator), noise
+    whole, halved = gradients(policy, inputs, short=False), gradients(policy, inputs, short=True)
     far = max(
         float((one - other).abs().max() / one.abs().max().clamp(min=1e-12))
         for one, other in zip(whole, halved, strict=True)
@@ -35,8 +35,8 @@ def main() -> None:
     print(json.dumps({"micro_batch_size": policy.micro_batch_size, "far": far}))
 
 
-def gradients(policy: Policy, asked: tuple, short: bool) -> list[torch.Tensor]:
-    loss = sft_error(policy, *asked).sum()
+def gradients(policy: Policy, inputs: tuple, short: bool) -> list[torch.Tensor]:
+    loss = sft_error(policy, *inputs).sum()
     assert policy.micro_batch_size == 0  # there was room for the forward pass
     if short:
         pages = int(Path("/proc/self/statm").read_text().split()[0])

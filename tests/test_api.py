@@ -48,9 +48,9 @@ WRONG = [
 ]
 
 
-@pytest.mark.parametrize(("call", "words"), WRONG, ids=[words for _, words in WRONG])
-def test_wrong_arguments_are_a_value_error(call, words):
-    with pytest.raises(ValueError, match=words):
+@pytest.mark.parametrize(("call", "message"), WRONG, ids=[message for _, message in WRONG])
+def test_wrong_arguments_are_a_value_error(call, message):
+    with pytest.raises(ValueError, match=message):
         call()
 
 
@@ -176,9 +176,9 @@ def test_an_adapter_is_loaded_with_its_model(model_folder, tmp_path):
 
 
 def test_plan_is_of_the_recipe_with_its_settings(monkeypatch):
-    monkeypatch.setattr(api, "make_plan", lambda config, asked: (config, asked))
-    config, asked = bt.plan("sft-tiny", card="A100", gpus=2, steps=10)
-    assert (config.steps, config.clips_per_step, asked.card, asked.gpus) == (10, 8, "A100", 2)
+    monkeypatch.setattr(api, "make_plan", lambda config, plan_config: (config, plan_config))
+    config, plan_config = bt.plan("sft-tiny", card="A100", gpus=2, steps=10)
+    assert (config.steps, config.clips_per_step, plan_config.card, plan_config.gpus) == (10, 8, "A100", 2)
 
 
 def test_other_critics_come_without_the_weights_of_the_recipes():

@@ -55,10 +55,10 @@ def commands() -> list[str]:
     for page in PAGES:
         for block in re.findall(r"^```sh\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL):
             for line in block.replace("\\\n", " ").splitlines():
-                words = shlex.split(line, comments=True)
-                start = words.index("besttake") if "besttake" in words else len(words)
-                if words[start + 1 : start + 2] in (["train"], ["plan"]) and words[start + 2 :]:
-                    found.add(shlex.join(words[start + 1 :]))
+                arguments = shlex.split(line, comments=True)
+                start = arguments.index("besttake") if "besttake" in arguments else len(arguments)
+                if arguments[start + 1 : start + 2] in (["train"], ["plan"]) and arguments[start + 2 :]:
+                    found.add(shlex.join(arguments[start + 1 :]))
     return sorted(found)
 
 

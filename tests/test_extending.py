@@ -45,7 +45,7 @@ def quick(model_folder, material):
     """Flags of a run that takes a moment."""
     flags = {"model": model_folder("tiny-cogvideox"), "data": material / "prompts.txt", "rollout.steps": 2}
     flags |= {"prompts-per-step": 2, "candidates": 2, "policy.rank": 2}
-    return [word for name, value in flags.items() for word in (f"--{name}", str(value))]
+    return [argument for name, value in flags.items() for argument in (f"--{name}", str(value))]
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def short(quick, material):
     """Flags of such a run that is also measured in a moment."""
     flags = {"steps": 2, "out": "run", "validation.every": 0, "evaluation.count": 2, "evaluation.shown": 1}
     flags |= {"evaluation.prompts": material / "prompts.txt", "evaluation.rewards": "dynamic-degree"}
-    return [*quick, *(word for name, value in flags.items() for word in (f"--{name}", str(value)))]
+    return [*quick, *(argument for name, value in flags.items() for argument in (f"--{name}", str(value)))]
 
 
 @pytest.fixture
@@ -210,26 +210,26 @@ def test_an_algorithm_whose_random_numbers_follow_nothing_is_found_out(here, qui
     code = EXAMPLES["my_algorithm.py"].replace("keyed_generator(*key)", "torch.Generator().manual_seed(next(NUMBERS))")
     (here / "my_algorithm.py").write_text("import itertools\nimport torch\nNUMBERS = itertools.count()\n" + code)
     assert main(["check", "algorithm", "./my_algorithm.py", *quick]) == 1
-    told = capsys.readouterr()
-    assert "key all random numbers on seed and step" in told.out
-    assert "of the checks failed" in told.err
+    captured = capsys.readouterr()
+    assert "key all random numbers on seed and step" in captured.out
+    assert "of the checks failed" in captured.err
 
 
-def train_from(folder, words):
+def train_from(folder, arguments):
     import os
 
     from besttake.commands import cli
 
     os.chdir(folder)
     cli._report = lambda *_: None
-    return cli.main(["train", "./my_algorithm.py", *words])
+    return cli.main(["train", "./my_algorithm.py", *arguments])
 
 
 def test_an_algorithm_is_trained_by_two_processes_as_by_one(here, short):
     short[short.index("run")] = "by-1"
     flags = [*short, "--reward.name", "./my_critic.py"]
     assert results(launch(1, train_from, here, flags)) == [0]
-    assert results(launch(2, train_from, here, [word.replace("by-1", "by-2") for word in flags])) == [0, 0]
+    assert results(launch(2, train_from, here, [argument.replace("by-1", "by-2") for argument in flags])) == [0, 0]
     losses = [
         [json.loads(line).get("train/loss") for line in Path(f"by-{n}/metrics.jsonl").read_text().splitlines()]
         for n in (1, 2)

@@ -1,4 +1,4 @@
-"""A room imports only the rooms below it, and every module has a room."""
+"""A package imports only the packages below it, and each has its place in the order."""
 
 import ast
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ import pytest
 
 import besttake
 
-ROOMS = (  # from the ground up; a room may import itself and what stands before it
+PACKAGES = (  # from the ground up; a package may import itself and what stands before it
     "types",
     "runtime",
     "data",
@@ -73,16 +73,16 @@ def test_other_imports_pass(tmp_path, line):
     assert violations(package) == []
 
 
-def test_package_file_counts_as_its_room(tmp_path):
+def test_an_init_file_counts_as_its_package(tmp_path):
     package = write_package(tmp_path, {"data/__init__.py": "from ..rewards import flicker", "rewards/flicker.py": ""})
     assert len(violations(package)) == 1
 
 
-def test_module_without_a_room_is_found(tmp_path):
+def test_a_package_without_a_place_is_found(tmp_path):
     package = write_package(tmp_path, {"types.py": "", "attic/box.py": ""})
     (found,) = violations(package)
     assert "attic" in found
-    assert "ROOMS in tests/test_imports.py" in found
+    assert "PACKAGES in tests/test_imports.py" in found
 
 
 def test_empty_package_is_no_success(tmp_path):
@@ -91,25 +91,27 @@ def test_empty_package_is_no_success(tmp_path):
 
 
 def violations(package: Path) -> list[str]:
-    """One sentence for each upward import, and for each top-level module that stands in no room."""
+    """One sentence for each upward import, and for each top-level module that has no place in the order."""
     files = sorted(package.rglob("*.py"))
     if not files:
         raise ValueError(f"no Python file in {package}: nothing to check")
     found = []
     for file in files:
         path = file.relative_to(package)
-        room = path.parts[0].removesuffix(".py")
-        if room not in ROOMS:
-            found.append(f"{path} is in no room: add {room!r} at its height in ROOMS in tests/test_imports.py")
+        part = path.parts[0].removesuffix(".py")
+        if part not in PACKAGES:
+            found.append(
+                f"{path} has no place in the order: add {part!r} at its height in PACKAGES in tests/test_imports.py"
+            )
             continue
         for line, target in imports(file, package):
-            if target in ROOMS and ROOMS.index(target) > ROOMS.index(room):
-                found.append(f"{path}:{line} imports besttake.{target}, which stands above {room}")
+            if target in PACKAGES and PACKAGES.index(target) > PACKAGES.index(part):
+                found.append(f"{path}:{line} imports besttake.{target}, which stands above {part}")
     return found
 
 
 def imports(file: Path, package: Path) -> Iterator[tuple[int, str]]:
-    """(line, room) of everything of the package that a file imports, at its top or inside a function."""
+    """(line, package) of everything of the package that a file imports, at its top or inside a function."""
     here = [package.name, *file.relative_to(package).parts[:-1]]
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         for name in imported_names(node, here):

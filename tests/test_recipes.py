@@ -38,7 +38,7 @@ def material(tmp_path):
         write_video(tmp_path / "clips" / f"{i}.mp4", torch.rand(40, 3, 32, 64) * 2 - 1, 24)
         (tmp_path / "clips" / f"{i}.txt").write_text(CAPTION)
     Image.new("RGB", (64, 32), "red").save(tmp_path / "frame.png")
-    rows = [{"prompt": f"{CAPTION} {word}", "first_frame": "frame.png"} for word in ("red", "blue")]
+    rows = [{"prompt": f"{CAPTION} {colour}", "first_frame": "frame.png"} for colour in ("red", "blue")]
     (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return tmp_path
 
@@ -79,11 +79,11 @@ def test_a_recipe_trains_measures_and_reports(recipe, checkpoint, critic, materi
     else:
         assert len(read_prompts(config.data)) >= config.prompts_per_step
         flags |= {"prompts-per-step": "2", "candidates": "2"}
-    words = [word for key, value in flags.items() for word in (f"--{key}", value)]
+    arguments = [argument for key, value in flags.items() for argument in (f"--{key}", value)]
     if hasattr(config, "reward"):
         assert config.reward.chosen == {"videoscore": {"temporal consistency": 1.0}}, "as in the paper"
-        words += ["--reward.paths", "videoscore", str(critic)]
-    status = main(["train", recipe, *words])
+        arguments += ["--reward.paths", "videoscore", str(critic)]
+    status = main(["train", recipe, *arguments])
     assert status == 0, capsys.readouterr().err
     assert (tmp_path / "run" / "report.html").exists()
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
@@ -100,8 +100,8 @@ def test_a_recipe_trains_measures_and_reports(recipe, checkpoint, critic, materi
 @pytest.mark.parametrize("recipe", MODELS)
 def test_a_recipe_says_what_it_takes(recipe):
     header = (RECIPES / f"{recipe}.yaml").read_text()
-    for word in ("# Paper:", "# Not as in the paper:", "# Hardware:", "# Cost:"):
-        assert word in header
+    for part in ("# Paper:", "# Not as in the paper:", "# Hardware:", "# Cost:"):
+        assert part in header
 
 
 @pytest.mark.parametrize("split", ["train", "validation", "test"])

@@ -46,8 +46,8 @@ def dpo(errors: Errors, beta: float, dpop_weight: float = 0.0) -> tuple[Float[Te
         The loss of each row, and metrics: errors and gains of winners and losers, margin, implicit accuracy, and the
         distance to the reference.
     """
-    gain = errors.policy - errors.reference
-    w, v = gain[:, :1], gain[:, 1:]
+    error_difference = errors.policy - errors.reference
+    w, v = error_difference[:, :1], error_difference[:, 1:]
     margin = -beta / 2 * (w - v)
     metrics = {
         "dpo/winner_error": errors.policy[:, 0].mean(),

@@ -81,7 +81,7 @@ def main(arguments: list[str] | None = None) -> int:
         if out_of_memory(error):
             return _fail(_message_of(error, "".join(str(error).splitlines()[:1]), ADVICE), 1)
         return _fail_of_other_process(error)
-    except KeyboardInterrupt as stopped:  # a run has told already what is saved
+    except KeyboardInterrupt as stopped:  # the run has already reported what is saved
         return 130 if stopped.args else _fail("stopped", 130)
     return 0
 
@@ -159,10 +159,10 @@ def with_values(config: Any, values: dict[str, Any], changed: Iterable[str]) -> 
 def _of_other_critics(reward: dict[str, Any], given: set[str], unnamed: str) -> dict[str, Any]:
     """Reward settings without the recipe's own settings for critics that are no longer used."""
     chosen: dict[str, Any] = {"name": unnamed} if "critics" in given else {"critics": {}}
-    asked = list(reward["critics"]) if "critics" in given else [reward["name"]]
+    selected = list(reward["critics"]) if "critics" in given else [reward["name"]]
     left: dict[str, Any] = {"weights": {}}
     for key in ("margins", "judges", "paths", "settings"):
-        left[key] = {name: value for name, value in reward[key].items() if name in asked}
+        left[key] = {name: value for name, value in reward[key].items() if name in selected}
     return reward | chosen | {key: value for key, value in left.items() if key not in given}
 
 
@@ -176,10 +176,11 @@ def plan(arguments: list[str]) -> None:
         from_flags(PlanConfig, arguments, "besttake plan RECIPE")
         raise ValueError("give a recipe before the flags: besttake plan RECIPE [flags]")
     values, rest = plain_values(PlanConfig, flags, f"besttake plan {recipe}", others=True)
-    asked, config = from_dict(PlanConfig, values), with_flags(read_recipe(recipe), rest, f"besttake plan {recipe}")
+    plan_config = from_dict(PlanConfig, values)
+    config = with_flags(read_recipe(recipe), rest, f"besttake plan {recipe}")
     with console.status("running one step without weights"):
-        made = make_plan(config, asked)
-    if asked.json:
+        made = make_plan(config, plan_config)
+    if plan_config.json:
         print(json.dumps(as_json(made), indent=1))
         return
     console.out.print(table(made))
@@ -205,12 +206,12 @@ def train_and_report(config: Any, report: Callable[[Path, Any], None] | None = N
     with save_on_signal():
         init_processes(config.parallel, find_device(config.device))
         folder = module.train(replace(config, data=broadcast_from_main(lambda: real_data(config.data)))).folder
-        told = f"training of {folder} is complete; run the same command again to evaluate it"
-        with save_on_signal(lambda: told):
+        message = f"training of {folder} is complete; run the same command again to evaluate it"
+        with save_on_signal(lambda: message):
             try:
                 (report or _report)(folder, config)
             except Exception as error:
-                error.add_note(told)
+                error.add_note(message)
                 raise
     end_processes()
     return folder
@@ -305,8 +306,8 @@ def report(arguments: list[str]) -> None:
 
     folder, *flags = arguments
     config = read_recipe(str(read_run(Path(folder)).path / "config.yaml"))
-    asked = from_flags(type(config.evaluation), flags, f"besttake report {folder}", config.evaluation)
-    _report(Path(folder), replace(config, evaluation=asked))
+    evaluation = from_flags(type(config.evaluation), flags, f"besttake report {folder}", config.evaluation)
+    _report(Path(folder), replace(config, evaluation=evaluation))
     end_processes()
 
 
@@ -327,7 +328,7 @@ def _report(folder: Path, config: Any) -> None:
     for key in list(summary["before"])[:5]:
         table.add_row(key.replace("_", " "), *(f"{summary[column][key]:.3f}" for column in columns))
     console.out.print(table)
-    print(f"{said.word}: {said.sentence}")
+    print(f"{said.label}: {said.sentence}")
     print(f"report: {page}")
 
 

@@ -41,10 +41,10 @@ def plain_values(
     Args:
         others: return unknown arguments instead of rejecting them.
     """
-    if asked := {"-h", "--help", "--help-all"} & set(arguments):
+    if help_flags := {"-h", "--help", "--help-all"} & set(arguments):
         from besttake.commands.help import help_text  # which imports PyTorch
 
-        print(help_text(kind, command, default, everything="--help-all" in asked), end="")
+        print(help_text(kind, command, default, everything="--help-all" in help_flags), end="")
         raise SystemExit(0)
     refuse_repeated(kind, arguments)
     settings: dict[str, Any] = {"prog": command, "registry": _rules(), "return_unknown_args": others}
@@ -69,7 +69,8 @@ def with_new_flags(arguments: Sequence[str], kind: Any) -> list[str]:
     for argument in arguments:
         flag, equals, value = argument.partition("=")
         ((name, _),) = _named([argument]) or [("", "")]
-        today = RENAMED_FLAGS.get(name) or new_name(name) if name and name not in own else name
+        renamed_flag = RENAMED_FLAGS.get(name)
+        today = name if name in own else renamed_flag if renamed_flag in own else new_name(name)
         if today is None:
             raise ValueError(f"{flag} was removed; leave it out")
         if today != name:
@@ -102,18 +103,18 @@ def _named(arguments: Sequence[str]) -> list[tuple[str, str]]:
 
 def _rules() -> ConstructorRegistry:
     registry = ConstructorRegistry()
-    asking: list[StructTypeInfo] = []
+    enclosing: list[StructTypeInfo] = []
 
     @registry.struct_rule
     def plain(info: StructTypeInfo) -> Any:
         """Parse a dataclass into a dict, so that it is built and validated like one from a file."""
-        if asking or not dataclasses.is_dataclass(info.type):
+        if enclosing or not dataclasses.is_dataclass(info.type):
             return None
-        asking.append(info)
+        enclosing.append(info)
         try:
             return dataclasses.replace(ConstructorRegistry.get_struct_spec(info), instantiate=dict)  # type: ignore
         finally:
-            asking.pop()
+            enclosing.pop()
 
     @registry.primitive_rule
     def mapping(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:

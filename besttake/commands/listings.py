@@ -109,7 +109,7 @@ def _critic(file: Path) -> CriticFacts:
     licence, memory = "", 0.0
     for node in ast.walk(tree):
         if isinstance(node, ast.Call) and ast.unparse(node.func) == "CriticCard":
-            named = {word.arg: word.value for word in node.keywords} | dict(
+            named = {keyword.arg: keyword.value for keyword in node.keywords} | dict(
                 zip(("source", "licence"), node.args, strict=False)
             )
             licence, memory = _constant(named.get("licence"), licence), _constant(named.get("memory"), memory)

@@ -26,7 +26,7 @@ def measure_run(folder: Path, config: Any) -> dict[str, Any]:
     init_processes(EVALUATION_PARALLEL, device)
     run = broadcast_from_main(lambda: read_run(folder))
     about = {"minutes": run.minutes, "hardware": describe_device(device)}
-    asked, data = config.evaluation_config, str(run.config.get("data", getattr(config, "data", "")))
-    chosen = broadcast_from_main(lambda: evaluation_set_of_run(folder, asked.prompts, data, asked.count))
+    evaluation, data = config.evaluation_config, str(run.config.get("data", getattr(config, "data", "")))
+    chosen = broadcast_from_main(lambda: evaluation_set_of_run(folder, evaluation.prompts, data, evaluation.count))
     with status(f"measuring before and after on prompts of {chosen.source}"):
-        return evaluate(folder, asked, chosen, about)
+        return evaluate(folder, evaluation, chosen, about)

@@ -54,7 +54,7 @@ def save_tensors(path: str | Path, tensors: dict[str, Tensor], metadata: dict[st
         sort_metadata(temporary)
 
 
-def set_file_mode(folder: str | Path) -> None:
+def normalise_files(folder: str | Path) -> None:
     """Set the mode of all files in a folder according to the umask, and sort the metadata of its safetensors."""
     with atomic(Path(folder) / ".mode") as new:
         mode = new.stat().st_mode

@@ -59,16 +59,16 @@ def local_copy(source: str | Path, kind: Kind) -> str:
     """
     if not str(source).startswith(PREFIX):
         return str(source)
-    asked = parse(str(source), kind)
+    spec = parse(str(source), kind)
     try:
-        data = _load(asked)
+        data = _load(spec)
     except ImportError as error:
         raise ValueError(
             f"data is {source}, and datasets is not installed: pip install 'besttake[datasets]'"
         ) from error
     except (OSError, ValueError) as error:
         raise ValueError(f"{source} cannot be loaded: {error}") from error
-    columns = _columns(str(source), data.column_names, asked, kind)
+    columns = _columns(str(source), data.column_names, spec, kind)
     identity = hashlib.sha256(f"{source} {kind} {data._fingerprint}".encode()).hexdigest()[:16]
     folder = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "besttake" / "datasets" / identity
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -77,7 +77,7 @@ def local_copy(source: str | Path, kind: Kind) -> str:
             part = folder.with_suffix(".part")
             shutil.rmtree(part, ignore_errors=True)
             part.mkdir()
-            rows = _rows(data, columns, part, Path(asked.name))
+            rows = _rows(data, columns, part, Path(spec.name))
             (part / LISTS[kind]).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
             part.rename(folder)
     return str(folder / LISTS[kind])
@@ -114,15 +114,15 @@ def _load(source: Source) -> Any:
     return data
 
 
-def _columns(source: str, there: list[str], asked: Source, kind: Kind) -> dict[str, str]:
+def _columns(source: str, there: list[str], spec: Source, kind: Kind) -> dict[str, str]:
     """The column of each thing that is needed, or optional and there."""
     found = {}
     for what, names in COLUMNS[kind].items():
-        wanted = (asked.columns[what],) if what in asked.columns else names
+        wanted = (spec.columns[what],) if what in spec.columns else names
         column = next((name for name in wanted if name in there), None)
         if column:
             found[what] = column
-        elif what not in OPTIONAL or what in asked.columns:
+        elif what not in OPTIONAL or what in spec.columns:
             raise ValueError(
                 f"{source} has no column {' or '.join(wanted)}; there are {', '.join(there)}: ?{what}=NAME"
             )

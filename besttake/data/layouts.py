@@ -1,4 +1,4 @@
-"""Common layouts of captioned clips, read into one list of entries.
+"""Common layouts of captioned clips, read into one list.
 
 - `prompt.txt` + `video.txt`: captions and paths, line by line (also `prompts.txt`, `captions.txt` and `videos.txt`);
 - `x.mp4` + `x.txt`: a caption file next to each video, in the folder or its subfolders;
@@ -40,7 +40,7 @@ NOT_CAPTIONS = (
 
 
 @dataclass(frozen=True)
-class Entry:
+class ListedClip:
     """A listed clip; its caption may be empty and its file missing. `place` says where the caption should be.
 
     `fault` is the error of the line or row, if any.
@@ -52,7 +52,7 @@ class Entry:
     fault: str = ""
 
 
-def find_entries(source: str | Path) -> list[Entry]:
+def list_clips(source: str | Path) -> list[ListedClip]:
     """The clips listed by a folder or a table file.
 
     Raises:
@@ -111,7 +111,7 @@ def _videos_and_texts(files: list[Path]) -> tuple[list[Path], list[Path]]:
     ]
 
 
-def _read_subfolders(source: Path, files: list[Path]) -> list[Entry]:
+def _read_subfolders(source: Path, files: list[Path]) -> list[ListedClip]:
     """The clips in the subfolders of a folder without clips."""
     every = (file for file in source.rglob("*") if file.is_file())
     below = sorted(file for file in every if not any(part.startswith(".") for part in file.relative_to(source).parts))
@@ -130,16 +130,16 @@ def _first_names(names: list[str], limit: int = 5) -> str:
     return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
 
 
-def _entry(folder: Path, path: str, caption: str, place: str) -> Entry:
+def _listed_clip(folder: Path, path: str, caption: str, place: str) -> ListedClip:
     path = path.strip()
     if not path:
-        return Entry(folder, caption, place, f"{folder}: {place} has no path of a video")
+        return ListedClip(folder, caption, place, f"{folder}: {place} has no path of a video")
     if "\\" in path and not (folder / path).is_file():  # a table written on Windows
         path = path.replace("\\", "/")
-    return Entry(folder / path, " ".join(caption.split()), place)
+    return ListedClip(folder / path, " ".join(caption.split()), place)
 
 
-def _read_lines(folder: Path, lines: list[Path], files: list[Path]) -> list[Entry]:
+def _read_lines(folder: Path, lines: list[Path], files: list[Path]) -> list[ListedClip]:
     captions, paths = ([file for file in lines if file.name.lower() in names] for names in (CAPTION_FILES, VIDEO_FILES))
     for names, present in ((CAPTION_FILES, captions), (VIDEO_FILES, paths)):
         if not present:
@@ -156,21 +156,23 @@ def _read_lines(folder: Path, lines: list[Path], files: list[Path]) -> list[Entr
             "expected one line per clip in each"
         )
     rows = enumerate(zip(listed, captioned, strict=True), start=1)
-    return [_entry(folder, path, caption, f"line {i} of {place}") for i, (path, caption) in rows]
+    return [_listed_clip(folder, path, caption, f"line {i} of {place}") for i, (path, caption) in rows]
 
 
-def _read_caption_files(videos: list[Path], texts: list[Path]) -> list[Entry]:
+def _read_caption_files(videos: list[Path], texts: list[Path]) -> list[ListedClip]:
     captions = {text.with_suffix(""): text for text in texts}
-    entries = []
+    listed = []
     for video in videos:
         text = captions.pop(video.with_suffix(""), None)
         caption = read_text(text) if text else ""
-        entries.append(_entry(video.parent, video.name, caption, f"{video.stem}.txt is missing or empty"))
-    without_video = [Entry(text, "", "", f"{text.parent}: no video beside {text.name}") for text in captions.values()]
-    return entries + without_video
+        listed.append(_listed_clip(video.parent, video.name, caption, f"{video.stem}.txt is missing or empty"))
+    without_video = [
+        ListedClip(text, "", "", f"{text.parent}: no video beside {text.name}") for text in captions.values()
+    ]
+    return listed + without_video
 
 
-def _read_table(table: Path) -> list[Entry]:
+def _read_table(table: Path) -> list[ListedClip]:
     readers: dict[str, Callable[[Path], list[tuple[int, dict[str, Any]]]]] = {
         ".csv": _csv_rows,
         ".tsv": _csv_rows,
@@ -197,23 +199,23 @@ def _column(table: Path, columns: list[str], names: tuple[str, ...]) -> str:
     return matches[0]
 
 
-def _row(table: Path, number: int, row: dict[str, Any], path: str, caption: str) -> Entry:
+def _row(table: Path, number: int, row: dict[str, Any], path: str, caption: str) -> ListedClip:
     place = f"row {number} of {table.name}"
     if None in row:
         fault = f"{table}, row {number}: more cells than columns; put captions with commas in quotes"
-        return Entry(table, "", place, fault)
+        return ListedClip(table, "", place, fault)
     for key in (path, caption):
         if row.get(key) is not None and not isinstance(row[key], str):
             fault = f"{table}, row {number}: {key} is {type(row[key]).__name__}, expected text"
-            return Entry(table, "", place, fault)
+            return ListedClip(table, "", place, fault)
     if str(row.get("type")).lower() == "image":  # VideoX-Fun mixes images and videos
-        return Entry(
+        return ListedClip(
             table,
             "",
             place,
             f"{table}, row {number}: {row[path]} is an image; remove the row, only videos are supported",
         )
-    return _entry(table.parent, row.get(path) or "", row.get(caption) or "", place)
+    return _listed_clip(table.parent, row.get(path) or "", row.get(caption) or "", place)
 
 
 def _csv_rows(table: Path) -> list[tuple[int, dict[str, Any]]]:

@@ -15,7 +15,7 @@ from besttake.data.cache import TensorCache
 from besttake.data.faults import read_each
 from besttake.data.files import content_hash
 from besttake.data.hub import local_copy
-from besttake.data.layouts import Entry, find_entries
+from besttake.data.layouts import ListedClip, list_clips
 from besttake.data.video import probe, read_video
 from besttake.types import Video
 
@@ -42,7 +42,7 @@ def find_clips(source: str | Path, *, skip_bad: bool = False) -> list[RealClip]:
             number; no clip is left; or, unless `skip_bad`, lists all clips with an empty caption or a video that is
             missing, unreadable, truncated, without frames, HDR or a picture.
     """
-    return read_each(find_entries(local_copy(source, "clips")), _clip, f"clips of {source}", skip_bad=skip_bad)
+    return read_each(list_clips(local_copy(source, "clips")), _clip, f"clips of {source}", skip_bad=skip_bad)
 
 
 def load_real(
@@ -85,14 +85,14 @@ def load_real(
     return list(loaded), torch.cat(encoded)
 
 
-def _clip(entry: Entry) -> RealClip:
-    if entry.fault:
-        raise ValueError(entry.fault)
-    if not entry.path.is_file():
-        raise ValueError(f"{entry.path} is not a file{_similar_file(entry.path)}")
-    if not entry.caption:
-        raise ValueError(f"{entry.path} has no caption ({entry.place})")
-    return RealClip(entry.path, entry.caption, probe(entry.path).duration)
+def _clip(listed: ListedClip) -> RealClip:
+    if listed.fault:
+        raise ValueError(listed.fault)
+    if not listed.path.is_file():
+        raise ValueError(f"{listed.path} is not a file{_similar_file(listed.path)}")
+    if not listed.caption:
+        raise ValueError(f"{listed.path} has no caption ({listed.place})")
+    return RealClip(listed.path, listed.caption, probe(listed.path).duration)
 
 
 def _similar_file(path: Path) -> str:

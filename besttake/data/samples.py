@@ -17,7 +17,7 @@ from typing import Any
 
 from besttake.data.faults import read_each
 from besttake.data.files import line_of, read_jsonl
-from besttake.data.layouts import PATH_COLUMNS, TABLE_SUFFIXES, VIDEO_SUFFIXES, Entry, find_entries
+from besttake.data.layouts import PATH_COLUMNS, TABLE_SUFFIXES, VIDEO_SUFFIXES, ListedClip, list_clips
 from besttake.data.prompts import read_prompts
 from besttake.runtime.embedded import embedded_prompts
 from besttake.runtime.renamed import with_new_keys
@@ -130,13 +130,13 @@ def _find_prompts(folder: Path, videos: list[Path], prompts: str | None) -> list
     if prompts is not None:
         file = Path(embedded_prompts(prompts))
         if _is_table(file):
-            return _prompts_from_table(folder, videos, find_entries(file), file)
+            return _prompts_from_table(folder, videos, list_clips(file), file)
         return _prompts_from_list(folder, videos, file)
     lists = [folder / name for name in LISTS if (folder / name).is_file()]
     if lists and not any((folder / name).is_file() for name in ("video.txt", "videos.txt")):
         return _prompts_from_list(folder, videos, lists[0])
     if any(file.suffix.lower() in (*TABLE_SUFFIXES, ".txt", ".json", ".tsv") for file in folder.iterdir()):
-        return _prompts_from_table(folder, videos, find_entries(folder), folder)
+        return _prompts_from_table(folder, videos, list_clips(folder), folder)
     return _prompts_from_names(folder, videos)
 
 
@@ -147,12 +147,12 @@ def _is_table(file: Path) -> bool:
     return file.suffix.lower() != ".txt"
 
 
-def _prompts_from_table(folder: Path, videos: list[Path], entries: Sequence[Entry], table: Path) -> list[str]:
+def _prompts_from_table(folder: Path, videos: list[Path], clips: Sequence[ListedClip], table: Path) -> list[str]:
     """Match by path, or by file name alone if the table was written for another folder."""
-    by_path = {entry.path.resolve(): entry.caption for entry in entries}
+    by_path = {clip.path.resolve(): clip.caption for clip in clips}
     by_name: dict[str, set[str]] = {}
-    for entry in entries:
-        by_name.setdefault(entry.path.name, set()).add(entry.caption)
+    for clip in clips:
+        by_name.setdefault(clip.path.name, set()).add(clip.caption)
     found_prompts = []
     for video in videos:
         named = by_name.get(video.name, set())

@@ -57,7 +57,7 @@ class AgreementConfig:
     """Column of a VideoAlign table: VQ, MQ, TA or Overall."""
     out: Path = Path("agreement")
     """Folder for the scores, the table and the plot."""
-    draws: int = 1000
+    n_resamples: int = 1000
     """Number of bootstrap samples."""
     seed: int = 0
     """Seed of the bootstrap."""
@@ -67,8 +67,8 @@ class AgreementConfig:
     def __post_init__(self):
         if len(set(self.reward)) < len(self.reward):
             raise ValueError(f"reward is {', '.join(self.reward)}; expected each critic once")
-        if self.draws < 1:
-            raise ValueError(f"draws is {self.draws}; expected 1 or more, usually 1000")
+        if self.n_resamples < 1:
+            raise ValueError(f"n_resamples is {self.n_resamples}; expected 1 or more, usually 1000")
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def measure_agreement(config: AgreementConfig) -> list[CriticAgreement]:
                 _scored_vote(*row, single) for row in zip(votes, scores_of_votes, strict=True)
             ]
         del reward  # frees memory for the next one
-    return compare(scored_votes, config.draws, config.seed)
+    return compare(scored_votes, config.n_resamples, config.seed)
 
 
 def _scored_vote(vote: Vote, scores: Sequence[Scores], weights: Mapping[str, float]) -> ScoredVote:
@@ -188,7 +188,7 @@ def _read_cache(cache_file: Path) -> dict[str, Scores]:
 
 
 def compare(
-    scored_votes: Mapping[str, Sequence[ScoredVote]], draws: int = 1000, seed: int = 0
+    scored_votes: Mapping[str, Sequence[ScoredVote]], n_resamples: int = 1000, seed: int = 0
 ) -> list[CriticAgreement]:
     """Compare critics on the same votes: sorted by the leading figure, chance last.
 
@@ -199,14 +199,14 @@ def compare(
     prompts = list(dict.fromkeys(vote.prompt for vote in first))
     known = {name: statistics(votes, prompts) for name, votes in scored_votes.items()}
     leading = next(iter(statistics(first, prompts)))
-    rows = {name: _intervals(figures, len(prompts), draws, seed) for name, figures in known.items()}
+    rows = {name: _intervals(figures, len(prompts), n_resamples, seed) for name, figures in known.items()}
     order = sorted(rows, key=lambda name: -rows[name][leading].value)
     best = known[order[0]][leading]
 
     def against_best(name: str) -> Interval | None:
         if name == order[0]:
             return None
-        return ranking.paired_bootstrap(known[name][leading], best, len(prompts), draws, seed)
+        return ranking.paired_bootstrap(known[name][leading], best, len(prompts), n_resamples, seed)
 
     return [
         *(CriticAgreement(name, rows[name], against_best(name)) for name in order),
@@ -214,8 +214,8 @@ def compare(
     ]
 
 
-def _intervals(figures: dict[str, Statistic], n: int, draws: int, seed: int) -> dict[str, Interval]:
-    return {name: ranking.bootstrap(statistic, n, draws, seed) for name, statistic in figures.items()}
+def _intervals(figures: dict[str, Statistic], n: int, n_resamples: int, seed: int) -> dict[str, Interval]:
+    return {name: ranking.bootstrap(statistic, n, n_resamples, seed) for name, statistic in figures.items()}
 
 
 def statistics(scored_votes: Sequence[ScoredVote], prompts: Sequence[str]) -> dict[str, Statistic]:

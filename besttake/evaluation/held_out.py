@@ -56,7 +56,7 @@ class EvaluationSet:
     held_out: list[str] = field(default_factory=list)
 
 
-def evaluation_set(
+def choose_evaluation_set(
     listed: str | None,
     data: str,
     items: Sequence[Any],
@@ -88,7 +88,7 @@ def evaluation_set(
     texts = {text_of(item) for item in items}
     held_out_count = min(count, int(HELD_OUT_FRACTION * len(texts)))
     held_out = spare and held_out_count >= MIN_HELD_OUT
-    chosen = examples(items, held_out_count if held_out else count, seed, model, size)
+    chosen = sample_items(items, held_out_count if held_out else count, seed, model, size)
     prompts, clips = [prompt for prompt, _ in chosen], [clip for _, clip in chosen if clip]
     if held_out:
         log.info("%d of %d prompts of %s are held out of training for evaluation", len(prompts), len(texts), data)
@@ -97,7 +97,7 @@ def evaluation_set(
     return EvaluationSet(data, prompts, clips, len(prompts))
 
 
-def examples(
+def sample_items(
     items: Sequence[Any], count: int, seed: int, model: VideoModel, size: Size
 ) -> list[tuple[str, Path | None]]:
     """Random prompts of a run's own data without duplicates, each with its real clip if it has one.

@@ -128,12 +128,12 @@ def ratio(sums: Float[ndarray, "n"], counts: Float[ndarray, "n"]) -> Statistic:
     return lambda weights: _ratio(weights @ sums, weights @ counts)
 
 
-def bootstrap(statistic: Statistic, n: int, draws: int = 1000, seed: int = 0, level: float = 0.95) -> Interval:
+def bootstrap(statistic: Statistic, n: int, n_resamples: int = 1000, seed: int = 0, level: float = 0.95) -> Interval:
     """A statistic of n prompts with its percentile bootstrap interval at confidence `level`.
 
-    The bootstrap samples depend only on n, `draws` and `seed`, so that critics are compared on the same samples.
+    The bootstrap samples depend only on n, `n_resamples` and `seed`, so that critics are compared on the same samples.
     """
-    values = np.array([statistic(weights) for weights in resamples(n, draws, seed)])
+    values = np.array([statistic(weights) for weights in resamples(n, n_resamples, seed)])
     values = values[np.isfinite(values)]
     value = statistic(np.ones(n))
     if not len(values):
@@ -143,24 +143,24 @@ def bootstrap(statistic: Statistic, n: int, draws: int = 1000, seed: int = 0, le
 
 
 def paired_bootstrap(
-    first: Statistic, second: Statistic, n: int, draws: int = 1000, seed: int = 0, level: float = 0.95
+    first: Statistic, second: Statistic, n: int, n_resamples: int = 1000, seed: int = 0, level: float = 0.95
 ) -> Interval:
     """The difference of two statistics on the same bootstrap samples (Koehn 2004).
 
     They differ significantly if the interval excludes 0, even if their own intervals overlap.
     """
-    return bootstrap(lambda weights: first(weights) - second(weights), n, draws, seed, level)
+    return bootstrap(lambda weights: first(weights) - second(weights), n, n_resamples, seed, level)
 
 
-def resamples(n: int, draws: int, seed: int) -> Float[ndarray, "draws n"]:
+def resamples(n: int, n_resamples: int, seed: int) -> Float[ndarray, "n_resamples n"]:
     """Bootstrap weights: how often each of n prompts occurs in each sample of n.
 
     Raises:
-        ValueError: `n` or `draws` is below 1.
+        ValueError: `n` or `n_resamples` is below 1.
     """
     require(n >= 1, "n", n, "1 or more")
-    require(draws >= 1, "draws", draws, "1 or more")
-    return np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), draws).astype(float)
+    require(n_resamples >= 1, "n_resamples", n_resamples, "1 or more")
+    return np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), n_resamples).astype(float)
 
 
 def _ratio(part: float, whole: float) -> float:

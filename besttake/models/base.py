@@ -238,7 +238,7 @@ class VideoModel(ABC):
     # Pixels and latents ---------------------------------------------------------------------------------------------
 
     @abstractmethod
-    def statistics(self) -> tuple[Tensor | float, Tensor | float]:
+    def latents_mean_and_scale(self) -> tuple[Tensor | float, Tensor | float]:
         """Mean and scale of the autoencoder's latents. The denoiser works on (latents - mean) / scale."""
 
     def encode(self, video: Video) -> Latent:
@@ -246,7 +246,7 @@ class VideoModel(ABC):
         with self.using("vae"):
             vae = self.pipeline.vae
             latents = vae.encode(swap_frames_and_channels(video).to(vae.device, vae.dtype)).latent_dist.mode()
-            mean, scale = self.statistics()
+            mean, scale = self.latents_mean_and_scale()
             return (latents - mean) / scale
 
     def decode(self, latents: Latent, frames: int | None = None) -> Video:
@@ -257,7 +257,7 @@ class VideoModel(ABC):
         """
         with self.using("vae"):
             vae = self.pipeline.vae
-            mean, scale = self.statistics()
+            mean, scale = self.latents_mean_and_scale()
             return swap_frames_and_channels(self.decode_latents(latents.to(vae.device, vae.dtype) * scale + mean))
 
     def decode_latents(self, latents: Latent) -> Float[Tensor, "b c f h w"]:
@@ -279,13 +279,13 @@ class VideoModel(ABC):
         """The noise schedule for training on latents `... c f h w`; some models use more noise for larger clips."""
         return self.schedule
 
-    def sampler(self, steps: int, shape: Sequence[int]) -> Any:
+    def make_scheduler(self, steps: int, shape: Sequence[int]) -> Any:
         """A new instance of the pipeline's scheduler, set to `steps` steps for latents `... c f h w`."""
         scheduler = type(self.pipeline.scheduler).from_config(self.pipeline.scheduler.config)
-        scheduler.set_timesteps(**self.sampling(steps, shape), device=self.device)
+        scheduler.set_timesteps(**self.set_timesteps_kwargs(steps, shape), device=self.device)
         return scheduler
 
-    def sampling(self, steps: int, shape: Sequence[int]) -> dict[str, Any]:
+    def set_timesteps_kwargs(self, steps: int, shape: Sequence[int]) -> dict[str, Any]:
         """Arguments that the family's pipeline passes to its scheduler's `set_timesteps`."""
         return {"num_inference_steps": steps}
 

@@ -95,11 +95,13 @@ class PipelineParts:
 
     def identity(self, *names: str) -> tuple[object, ...]:
         """A key of these parts: it changes with their weights, dtypes and settings."""
-        parts = [(name, self.dtypes.get(name, self.dtypes[""]), quick_hash(self.folder_of(name))) for name in names]
+        parts = [
+            (name, self.dtypes.get(name, self.dtypes[""]), quick_hash(self.component_folder(name))) for name in names
+        ]
         index = Path(self.folder, "model_index.json")
         settings = content_hash(index) if index.is_file() else ""
         return self.tiled and "vae" in names, settings, parts
 
-    def folder_of(self, name: str) -> Path:
+    def component_folder(self, name: str) -> Path:
         """The folder with a part's files."""
         return Path(self.folder, name)

@@ -23,7 +23,7 @@ from peft import LoraConfig, get_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-from besttake.data.files import set_file_mode
+from besttake.data.files import normalise_files
 from besttake.models import VideoModel
 from besttake.models.quantization import blocks, plain_tensors
 from besttake.models.sharding import experts_of, gather_weights, is_sharded, offload_blocks, shard, split_tokens
@@ -246,7 +246,7 @@ class Policy:
                     whole = gather_weights(denoiser)
                     if is_main():
                         whole.save_pretrained(folder / name)
-                        set_file_mode(folder / name)
+                        normalise_files(folder / name)
                 return
             if not is_main():
                 return
@@ -257,7 +257,7 @@ class Policy:
                 config = denoiser.peft_config["policy"].to_dict()
                 configs[name] = {key: sorted(x) if isinstance(x, set) else x for key, x in config.items()}
             self.model.save_lora(folder, layers, configs)
-            set_file_mode(folder)
+            normalise_files(folder)
 
 
 @dataclass(frozen=True)

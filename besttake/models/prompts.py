@@ -128,7 +128,7 @@ class PromptEncoder:
         if not self._text_identity:
             tokenizers = [name for name in self.model.parts.names if name.startswith("tokenizer")]
             self._text_identity = self.model.identity(*self.model.text_parts, *tokenizers)
-        return "text", self._text_identity, self.model.longest_prompt(), prompt
+        return "text", self._text_identity, self.model.text_outputs, self.model.longest_prompt(), prompt
 
     def _warn_of_unknown_words(self, prompts: Sequence[str]) -> None:
         """Warn once of words without a token."""

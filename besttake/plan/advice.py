@@ -37,7 +37,7 @@ class Advice:
     peak: float
 
 
-def advise(config: Any, phases: dict[str, Phase], room: float, pace: Throughput, gpus: int = 1) -> list[Advice]:
+def advise(config: Any, phases: dict[str, Phase], room: float, throughput: Throughput, gpus: int = 1) -> list[Advice]:
     """The settings to change until the recipe fits; empty if it fits as it is."""
     found: list[Advice] = []
     for setting, value, where in SWITCHES:
@@ -54,7 +54,7 @@ def advise(config: Any, phases: dict[str, Phase], room: float, pace: Throughput,
         if turned == config:
             continue
         parts = {name if name in PARTS else "step" for name, phase in phases.items() if phase.peak > room}
-        after = phases | measure(turned, pace, gpus, parts)
+        after = phases | measure(turned, throughput, gpus, parts)
         if peak_phase(after).peak <= WORTH * peak.peak:
             config, phases = turned, after
             found.append(Advice(setting, value, peak_phase(after).peak))

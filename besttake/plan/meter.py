@@ -82,9 +82,9 @@ class Throughput:
 class Meter(TorchDispatchMode):
     """Context in which every operation on `device` is measured."""
 
-    def __init__(self, device: torch.device, pace: Throughput):
+    def __init__(self, device: torch.device, throughput: Throughput):
         super().__init__()
-        self.device, self.throughput = device, pace
+        self.device, self.throughput = device, throughput
         self.phases: dict[str, Phase] = {}
         self.live: Counter[str] = Counter()
         self._held: dict[int, _Allocation] = {}

@@ -176,7 +176,8 @@ class Step:
 
     def _memoize(self) -> None:
         """Memoize work that a step repeats with equal shapes."""
-        model, once, sampler_of, read_part = self.model, self.meter.memoize, self.model.sampler, self.model.parts.read
+        model, once, read_part = self.model, self.meter.memoize, self.model.parts.read
+        make_scheduler_of_model = model.make_scheduler
 
         def read(name: str, cls: type, dtype: torch.dtype) -> nn.Module:
             with self.meter.phase("prompts") if name in model.text_parts else nullcontext():
@@ -185,13 +186,13 @@ class Step:
                 _memoize_decoding(part, once)
             return part
 
-        def sampler(steps: int, shape: Sequence[int]) -> Any:
-            sampler = sampler_of(steps, shape)
-            sampler.step = once(sampler.step)
-            return sampler
+        def make_scheduler(steps: int, shape: Sequence[int]) -> Any:
+            scheduler = make_scheduler_of_model(steps, shape)
+            scheduler.step = once(scheduler.step)
+            return scheduler
 
-        memoized = {"embed": once(model.embed, "prompts"), "decode": once(model.decode, "decode"), "sampler": sampler}
-        memoized |= {"encode": once(model.encode), "predict": once(model.predict)}
+        memoized = {"embed": once(model.embed, "prompts"), "decode": once(model.decode, "decode")}
+        memoized |= {"encode": once(model.encode), "predict": once(model.predict), "make_scheduler": make_scheduler}
         vars(model).update(memoized)
         vars(model.parts).update(read=read)
 

@@ -164,7 +164,7 @@ def _results(run: RunFolder) -> str:
     ]
     table = "\n".join(["| measure | before | after | change |", "|---|---|---|---|", *rows])
     clips = run.about.get("clips")
-    return f"{found.word}: {found.sentence}\n\n{table}" + (
+    return f"{found.label}: {found.sentence}\n\n{table}" + (
         f"\n\nOn {clips} videos of held-out prompts." if clips else ""
     )
 

@@ -149,9 +149,9 @@ def _grid(y_ticks: Sequence[float], box: _Box) -> str:
 
 
 def _axes(x_ticks: Sequence[float], y_ticks: Sequence[float], box: _Box) -> str:
-    words = [f"step {number(x, 6)}" if i == 0 else number(x, 6) for i, x in enumerate(x_ticks)]
-    named = zip(x_ticks, words, strict=True)
-    across = "".join(f'<span class="x" style="left:{100 * box.x(x):.2f}%">{word}</span>' for x, word in named)
+    labels = [f"step {number(x, 6)}" if i == 0 else number(x, 6) for i, x in enumerate(x_ticks)]
+    named = zip(x_ticks, labels, strict=True)
+    across = "".join(f'<span class="x" style="left:{100 * box.x(x):.2f}%">{label}</span>' for x, label in named)
     up = "".join(f'<span class="y" style="top:{100 * box.y(y):.2f}%">{number(y)}</span>' for y in y_ticks)
     return f'<div class="axes" aria-hidden="true">{up}{across}</div>'
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from besttake.report.folder import Points, RunFolder
-from besttake.report.measures import TRAINED
+from besttake.report.measures import TRAINING_REWARD_PREFIX
 
 HELDOUT = "heldout"
 
@@ -61,9 +61,13 @@ def combined(scores: Mapping[str, float], weights: Mapping[str, float]) -> float
 
 def _in_summary(run: RunFolder, column: str) -> float | None:
     numbers = (run.summary or {}).get(column, {})
-    scores = {n.removeprefix(f"{TRAINED}/"): v for n, v in numbers.items() if n.startswith(f"{TRAINED}/")}
+    scores = {
+        n.removeprefix(f"{TRAINING_REWARD_PREFIX}/"): v
+        for n, v in numbers.items()
+        if n.startswith(f"{TRAINING_REWARD_PREFIX}/")
+    }
     value = combined(scores, _weights(run))
-    return value if value is not None else numbers.get(TRAINED)
+    return value if value is not None else numbers.get(TRAINING_REWARD_PREFIX)
 
 
 def _weights(run: RunFolder) -> dict[str, float]:

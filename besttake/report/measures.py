@@ -57,13 +57,13 @@ MAIN = ("flawed_share", "heldout_reward", "frechet_distance")
 GUARDS = ("dynamic_degree", "object_area")
 """Measures that deteriorate under reward hacking."""
 
-FLAWS = ("share/",)
+FLAW_PREFIX = "share/"
 """Prefix of the fraction of clips with one flaw."""
 
-TRAINED = "training_reward"
+TRAINING_REWARD_PREFIX = "training_reward"
 """Prefix of the training critic's scores."""
 
-ASKED = "reward/"
+CRITIC_PREFIX = "reward/"
 """Prefix of other critics' scores."""
 
 
@@ -73,12 +73,12 @@ def measure_of(name: str) -> Measure:
         return KNOWN[name]
     head, _, tail = name.rpartition("/")
     words = tail.replace("_", " ")
-    if name.startswith(FLAWS):
+    if name.startswith(FLAW_PREFIX):
         return Measure(words, "lower", share=True)
-    if name.startswith(TRAINED):
+    if name.startswith(TRAINING_REWARD_PREFIX):
         return Measure(words if head else "training critic", "higher")
-    if head.startswith(ASKED):
-        critic = head.removeprefix(ASKED)
+    if head.startswith(CRITIC_PREFIX):
+        critic = head.removeprefix(CRITIC_PREFIX)
         return Measure(words if words == critic.replace("-", " ") else f"{words}, by {critic}")
     return Measure(words, share=name.endswith("_share"))
 
@@ -87,7 +87,7 @@ def aim_of(name: str, real: float | None) -> Aim | None:
     """Direction of improvement; without real clips, critics' scores should rise, and other measures have none."""
     aim = measure_of(name).aim
     if aim == "real" and real is None:
-        return "higher" if name.startswith(ASKED) else None
+        return "higher" if name.startswith(CRITIC_PREFIX) else None
     return aim
 
 
@@ -109,7 +109,7 @@ def gain_of(name: str, real: float | None, critic: str | None = None) -> Callabl
 
 def shown_name(name: str, critic: str | None) -> str:
     """A measure's name in reports: the training critic's scores are renamed to `training_reward/`."""
-    return name.replace(f"reward/{critic}/", f"{TRAINED}/", 1)
+    return name.replace(f"reward/{critic}/", f"{TRAINING_REWARD_PREFIX}/", 1)
 
 
 def change(

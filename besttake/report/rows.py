@@ -5,8 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from besttake.report.folder import COLUMNS, RunFolder
-from besttake.report.measures import ASKED, FLAWS, GUARDS, MAIN, TRAINED, Change, aim_of, difference, measure_of, shown
-from besttake.report.verdict import changed, measures, values
+from besttake.report.measures import (
+    CRITIC_PREFIX,
+    FLAW_PREFIX,
+    GUARDS,
+    MAIN,
+    TRAINING_REWARD_PREFIX,
+    Change,
+    aim_of,
+    difference,
+    measure_of,
+    shown,
+)
+from besttake.report.verdict import change_of, measures, values
 
 MARKS: dict[Change, str] = {"better": "✓ better", "worse": "✗ worse", "same": "≈ same", "unknown": ""}
 AIMS = {"lower": "lower is better", "higher": "higher is better", "real": "closer to real clips is better", None: ""}
@@ -39,7 +50,7 @@ class Row:
 def row_of(run: RunFolder, name: str) -> Row:
     """The row of a measure of `summary.json`."""
     before, after, real = values(run, name)
-    change, measure = changed(run, name), measure_of(name)
+    change, measure = change_of(run, name), measure_of(name)
     was, now = shown(name, before), shown(name, after)
     unclear = change == "same" and was != now and measure.share
     return Row(
@@ -66,10 +77,10 @@ def grouped_rows(run: RunFolder) -> tuple[list[tuple[str, list[Row]]], list[Row]
     """Rows grouped under titles, and the remaining rows."""
     summary = run.summary or {}
     names = list(dict.fromkeys(name for column in COLUMNS for name in summary.get(column, {})))
-    flaws = [name for name in names if name.startswith(FLAWS)]
+    flaws = [name for name in names if name.startswith(FLAW_PREFIX)]
     main = [name for name in (*MAIN, *GUARDS) if name in names]
-    trained = [name for name in names if name.startswith(TRAINED)]
-    critics = [] if main else [name for name in names if name.startswith(ASKED)]
+    trained = [name for name in names if name.startswith(TRAINING_REWARD_PREFIX)]
+    critics = [] if main else [name for name in names if name.startswith(CRITIC_PREFIX)]
     others = [name for name in names if name not in (*flaws, *main, *trained, *critics)]
     titles = ("", "Share of clips with this flaw", "Training critic", "Other critics")
     groups = zip(titles, (main, flaws, trained, critics), strict=True)

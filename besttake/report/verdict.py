@@ -9,11 +9,11 @@ from typing import Literal
 from besttake.report.critics import trained_reward
 from besttake.report.folder import RunFolder
 from besttake.report.measures import (
-    ASKED,
+    CRITIC_PREFIX,
     GUARDS,
     MAIN,
     NEAR_FRACTION,
-    TRAINED,
+    TRAINING_REWARD_PREFIX,
     Change,
     change,
     measure_of,
@@ -47,7 +47,7 @@ class Verdict:
     """The kind of verdict, its label, and the sentence that explains it."""
 
     kind: Kind
-    word: str
+    label: str
     sentence: str
 
 
@@ -55,7 +55,7 @@ def verdict(run: RunFolder) -> Verdict:
     """The verdict of a run from its summary; every measure that got worse is named first."""
     if run.summary is None:
         return Verdict("unknown", "Not evaluated", _unfinished(run))
-    changes = {name: changed(run, name) for name in measures(run)}
+    changes = {name: change_of(run, name) for name in measures(run)}
     better, worse, same = (_describe_all(run, changes, kind) for kind in ("better", "worse", "same"))
     reward = trained_reward(run)
     if reward and _rose(*reward) and (changes.get("heldout_reward") == "worse" or motion_lost(run, FREEZE_FRACTION)):
@@ -77,7 +77,7 @@ def verdict(run: RunFolder) -> Verdict:
     return Verdict("same", "No change", f"The numbers show no clear change: {_list(same)}.")
 
 
-def changed(run: RunFolder, name: str) -> Change:
+def change_of(run: RunFolder, name: str) -> Change:
     """Whether a measure got better or worse; lost motion counts as worse."""
     kind = change(name, *values(run, name), clips=clip_count(run), q_value=run.q_values.get(name))
     return "worse" if name == "dynamic_degree" and not run.q_values and motion_lost(run) else kind
@@ -89,7 +89,11 @@ def measures(run: RunFolder) -> list[str]:
     Critics' scores are left out if their changes were not tested for significance.
     """
     before, after = ((run.summary or {}).get(column, {}) for column in ("before", "after"))
-    present = [name for name in before if name in after and (run.q_values or not name.startswith((ASKED, TRAINED)))]
+    present = [
+        name
+        for name in before
+        if name in after and (run.q_values or not name.startswith((CRITIC_PREFIX, TRAINING_REWARD_PREFIX)))
+    ]
     first = [name for name in (*MAIN, *GUARDS) if name in present]
     return [*first, *(name for name in present if name not in first)]
 
@@ -105,7 +109,7 @@ def _describe_all(run: RunFolder, changes: dict[str, Change], kind: Change) -> l
 
 def _by_critics(run: RunFolder, better: Sequence[str]) -> Verdict:
     """The verdict if there are only critics' scores, and none got worse."""
-    if not any(name.startswith((ASKED, TRAINED)) for name in (run.summary or {})["after"]):
+    if not any(name.startswith((CRITIC_PREFIX, TRAINING_REWARD_PREFIX)) for name in (run.summary or {})["after"]):
         sentence = "The summary has no number both before and after training to compare."
         return Verdict("unknown", "Not comparable", sentence)
     rose = f"{sentence_case(_list(better))}" if better else "None of their scores changed clearly"
@@ -136,13 +140,13 @@ def motion_lost(run: RunFolder, share: float = NEAR_FRACTION) -> bool:
 
 
 def _rose(before: float, after: float) -> bool:
-    return change(TRAINED, before, after, None) == "better"
+    return change(TRAINING_REWARD_PREFIX, before, after, None) == "better"
 
 
 def _describe(run: RunFolder, name: str) -> str:
     """ "the held-out critic rose from -1.3 to -.2"; with real clips' value where they are the measure."""
     before, after, real = values(run, name)
-    subject, kind = SUBJECTS.get(name, measure_of(name).label.replace(", by ", " by ")), changed(run, name)
+    subject, kind = SUBJECTS.get(name, measure_of(name).label.replace(", by ", " by ")), change_of(run, name)
     old, new = shown(name, before), shown(name, after)
     aside = f" (real clips: {shown(name, real)})" if measure_of(name).aim == "real" and real is not None else ""
     verb = "rose" if (after or 0) > (before or 0) else "fell"
@@ -156,7 +160,7 @@ def _describe(run: RunFolder, name: str) -> str:
 def _chance(run: RunFolder, name: str) -> str:
     before, after, _ = values(run, name)
     clips = clip_count(run) if measure_of(name).share and shown(name, before) != shown(name, after) else None
-    return f", which may be chance with {clips} clips" if clips and changed(run, name) == "same" else ""
+    return f", which may be chance with {clips} clips" if clips and change_of(run, name) == "same" else ""
 
 
 def _near_real(run: RunFolder) -> list[str]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from besttake.runtime.configuration import require
 from besttake.types import FPS, Video
 
-DRAWS = 20_000
+N_RESAMPLES = 20_000
 """Simulated groups of equally good candidates; the sampling error of the margin is then about 1 %."""
 
 
@@ -83,7 +83,7 @@ def calibrate(scores: Float[Tensor, "times b"], candidates: int = 2, level: floa
     mean = scores.mean(0)
     residuals = (scores - mean) * (times / (times - 1)) ** 0.5  # corrects for subtracting the sample mean
     generator = torch.Generator().manual_seed(seed)
-    groups = residuals.flatten()[torch.randint(residuals.numel(), (DRAWS, candidates), generator=generator)]
+    groups = residuals.flatten()[torch.randint(residuals.numel(), (N_RESAMPLES, candidates), generator=generator)]
     margin = (groups.amax(1) - groups.amin(1)).quantile(1 - level).item()
     noise = residuals.square().mean().sqrt().item()
     spread = (mean.var() - noise**2 / times).clamp(min=0).sqrt().item()

@@ -39,7 +39,7 @@ Points = Sequence[tuple[float, float]]
 class GuardConfig:
     """When to report reward hacking."""
 
-    watch: tuple[str, ...] = ()
+    critics: tuple[str, ...] = ()
     """Validation critics to monitor; default: all that are not trained on."""
     window: int = 16
     """Number of validation passes tested for a trend (and half as many); about eight are needed to detect anything."""
@@ -193,16 +193,16 @@ def guarded_metrics(
     """The metrics to monitor, with their ranges: those of validation critics that are not trained on.
 
     Raises:
-        ValueError: `config.watch` names a critic that is not a validation critic, or that is trained on.
+        ValueError: `config.critics` names a critic that is not a validation critic, or that is trained on.
     """
-    watchable = [reward.name for reward in rewards if reward.name not in trained]
-    for name in config.watch:
-        if name not in watchable:
+    held_out = [reward.name for reward in rewards if reward.name not in trained]
+    for name in config.critics:
+        if name not in held_out:
             raise ValueError(
-                f"guard.watch names {name!r}; expected critics of validation.rewards that are not trained on: "
-                f"{', '.join(watchable) or 'none'}"
+                f"guard.critics names {name!r}; expected critics of validation.rewards that are not trained on: "
+                f"{', '.join(held_out) or 'none'}"
             )
-    chosen = config.watch or watchable
+    chosen = config.critics or held_out
     return {
         f"eval/{reward.name}/{dimension}": reward.card.ranges[dimension]
         for reward in rewards

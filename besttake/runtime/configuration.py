@@ -230,7 +230,7 @@ def write_config(config: Any, path: Path) -> None:
 
 
 def fingerprint(config: Any) -> str:
-    """A hash of what makes a run the run it is: everything but how it is carried out and watched.
+    """A hash of what makes a run the run it is: everything but how it is carried out, validated and logged.
 
     A user's algorithm counts by the name of its file, wherever that lies, and not by its content.
     """

@@ -25,10 +25,11 @@ RENAMED = {
     "policy.reference_on": "policy.reference_device",
     "rollout.asked": "rollout.evaluations",
     "rollout.guided": "rollout.guidance_interval",
+    "validation.guard.watch": "validation.guard.critics",
 }
 """Settings, old to new; those of `rollout` also within `validation` and `evaluation`."""
 
-RENAMED_FLAGS = {"takes": "samples"}
+RENAMED_FLAGS = {"draws": "n_resamples", "takes": "samples"}
 """Flags of `besttake score`, old to new."""
 
 REMOVED: dict[str, Any] = {
@@ -96,8 +97,11 @@ def new_name(name: str) -> str | None:
     """The current name of a dotted setting; None if it was removed."""
     section, _, rest = name.partition(".")
     if section in ("monitor", "validation", "evaluation") and rest:
-        inner = rest if not rest.startswith("rollout.") else new_name(rest)
-        return inner and f"{RENAMED.get(section, section)}.{inner}"
+        section = RENAMED.get(section, section)
+        if rest.startswith("rollout."):
+            inner = new_name(rest)
+            return inner and f"{section}.{inner}"
+        name = f"{section}.{rest}"
     return None if name in REMOVED else RENAMED.get(name, name)
 
 
@@ -113,11 +117,12 @@ def with_old_names(values: Mapping[str, Any], algorithm: str) -> dict[str, Any]:
 
 
 def _old_name(name: str) -> str:
-    section, _, rest = name.partition(".")
+    old = next((old for old, new in RENAMED.items() if new == name), name)
+    section, _, rest = old.partition(".")
     if section in ("validation", "evaluation") and rest:
         first = "monitor" if section == "validation" else section
         return f"{first}.{_old_name(rest) if rest.startswith('rollout.') else rest}"
-    return next((old for old, new in RENAMED.items() if new == name), name)
+    return old
 
 
 def with_new_metrics(row: Mapping[str, Any]) -> dict[str, Any]:

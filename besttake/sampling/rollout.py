@@ -191,13 +191,13 @@ def plan_rows(model: VideoModel, prompts: list[str], config: RolloutConfig, n: i
     """The rows of `n` candidates of every prompt, with their conditions and random numbers."""
     shape = tuple(model.latent_shape(*config.size(model)))
     condition = {name: value.repeat_interleave(n, 0) for name, value in config.condition(model, prompts).items()}
-    guided = config.scale(model) != 1 and not model.embeds_guidance
+    do_classifier_free_guidance = config.scale(model) != 1 and not model.embeds_guidance
     if config.negative_prompt and model.embeds_guidance:
         raise ValueError(
             f"rollout.negative_prompt is set, but {model.source} is guidance-distilled and has no negative prompt; "
             "leave it out"
         )
-    negative = model.encode_negative(1, config.negative_prompt) if guided else None
+    negative = model.encode_negative(1, config.negative_prompt) if do_classifier_free_guidance else None
     source = encode_sources(model, prompts, config)
     generators = [keyed_generator(*seed, zlib.crc32(prompt.encode()), k) for prompt in prompts for k in range(n)]
     rows = [prompt for prompt in prompts for _ in range(n)]
@@ -239,7 +239,7 @@ def _sample(
 ) -> Latent:
     """Sample the latents of one batch of rows, from noise or from noised source latents."""
     model, steps = policy.model, config.steps or policy.model.default_steps
-    scheduler, noise = model.sampler(steps, noise.shape), noise.to(model.device)
+    scheduler, noise = model.make_scheduler(steps, noise.shape), noise.to(model.device)
     condition = {name: value[batch] for name, value in rows.condition.items()}
     x, first = noise * getattr(scheduler, "init_noise_sigma", 1.0), 0  # flow schedulers have none
     if rows.source is not None:

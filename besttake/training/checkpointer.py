@@ -28,7 +28,7 @@ from besttake.runtime.distributed import (
     raise_on_all,
     weight_shard,
 )
-from besttake.training.checkpoint import (
+from besttake.training.checkpoint_files import (
     checkpoints,
     load_tensors,
     newest_checkpoint,

@@ -27,9 +27,9 @@ from besttake.data.prompts import describe_prompt, prompt_batches
 from besttake.evaluation.before_after import check_evaluation
 from besttake.evaluation.held_out import (
     EvaluationSet,
-    evaluation_set,
-    examples,
+    choose_evaluation_set,
     read_set,
+    sample_items,
     text_of,
     without_held_out,
     write_set,
@@ -57,7 +57,7 @@ from besttake.runtime.distributed import (
 from besttake.runtime.embedded import embedded_family
 from besttake.sampling.rollout import RolloutConfig
 from besttake.training.callbacks import current_callbacks
-from besttake.training.checkpoint import oldest_resumable_step
+from besttake.training.checkpoint_files import oldest_resumable_step
 from besttake.training.checkpointer import Checkpointer, Progress, Stateful, open_run_folder
 from besttake.training.config import LOWER_LR, OptimConfig, TrainConfig, adamw
 from besttake.training.metrics import Metrics, MetricsLog
@@ -257,7 +257,7 @@ class Run:
             return before
         held_out, size = before.held_out if before else [], config.rollout.over(RolloutConfig()).size(self.model)
         left, spare = without_held_out(data, held_out), not resumed
-        chosen = evaluation_set(listed, self.source, left, config.count, config.seed, self.model, size, spare)
+        chosen = choose_evaluation_set(listed, self.source, left, config.count, config.seed, self.model, size, spare)
         chosen = replace(chosen, held_out=chosen.held_out or held_out)
         write_set(self.folder, chosen)
         return chosen
@@ -268,7 +268,7 @@ class Run:
             own = self.evaluation_set.prompts
             if self.evaluation_set.source != self.source and data:
                 size, seed = config.rollout.over(RolloutConfig()).size(self.model), self.config.evaluation.seed
-                own = [prompt for prompt, _ in examples(data, config.count, seed, self.model, size)]
+                own = [prompt for prompt, _ in sample_items(data, config.count, seed, self.model, size)]
         validator = Validator(config, self.policy, self.folder, self.config.seed, device, self.family, own)
         self._offload(validator.rewards)
         return validator

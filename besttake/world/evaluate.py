@@ -96,11 +96,11 @@ def evaluate(run: Path, config: EvaluateConfig, chosen: EvaluationSet, about: di
     measurements["after"] = measure("after", sample_rows)
     about = {"prompts": chosen.source, **held_out_fields(chosen), "clips": len(prompts), "seed": config.seed, **about}
     return broadcast_from_main(
-        lambda: write_results(run, folder, evaluator, measurements, prompts, config.shown, about)
+        lambda: finish_evaluation(run, folder, evaluator, measurements, prompts, config.shown, about)
     )
 
 
-def write_results(
+def finish_evaluation(
     run: Path,
     folder: Path,
     evaluator: Evaluator | CriticMeasures,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from besttake.data.files import set_file_mode
+from besttake.data.files import normalise_files
 from besttake.runtime.embedded import FOLDER
 from besttake.world.captions import SPLITS, prompts
 from besttake.world.pretrain_denoiser import load_parts
@@ -28,7 +28,7 @@ def export(family: str, out: Path) -> Path:
     for part in ("vae", "denoiser"):
         rows = [json.loads(line) for line in (out / family / part / "log.jsonl").read_text().splitlines()]
         (target / f"training-{part}.json").write_text(json.dumps(rows[:: -max(1, len(rows) // 60)][::-1], indent=0))
-    set_file_mode(target)
+    normalise_files(target)
     write_prompts()
     return target
 

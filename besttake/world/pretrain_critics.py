@@ -86,7 +86,7 @@ def train_world_critic(config: WorldCriticConfig) -> QualityNetwork:
     def loss_of(step: int) -> Tensor:
         batch = graded_batch(config.seed, step, config.groups, config.candidates)
         with mixed_precision():
-            output = network.assess(codec_like(batch.videos, step), _ids(batch.captions))
+            output = network.assess(codec_like(batch.videos, step), _ids(batch.prompt_captions))
         ranking = ranking_loss(output.scores, batch.qualities, config.candidates)
         words = 0.5 * words_loss(output.word_logits, _ids(batch.shown_captions))
         return ranking + words + 10 * positions_loss(output.positions, batch.places)
@@ -212,7 +212,7 @@ class GradedBatch:
     """
 
     videos: Tensor
-    captions: list[Caption]
+    prompt_captions: list[Caption]
     shown_captions: list[Caption]
     qualities: Tensor
     places: Tensor

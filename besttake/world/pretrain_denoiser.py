@@ -88,7 +88,7 @@ def train_denoiser(config: DenoiserConfig) -> None:
     for step in range(done, config.steps):
         generator = torch.Generator().manual_seed(config.seed * 10_000_019 + step)
         bank.grow_to(config.first_clips + step * config.clips_per_step)
-        loss = diffusion_loss(model, *bank.draw(config, generator), generator)
+        loss = diffusion_loss(model, *bank.sample(config, generator), generator)
         loss.backward()
         nn.utils.clip_grad_norm_(denoiser.parameters(), 1.0)
         optimizer.step(learning_rate(step, config))
@@ -171,7 +171,7 @@ class ClipBuffer:
         for kept in (self.latents, self.texts, self.weights):
             del kept[:-size]
 
-    def draw(self, config: DenoiserConfig, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def sample(self, config: DenoiserConfig, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Sample a batch of latents and text embeddings, some with the empty caption."""
         rows = torch.multinomial(torch.tensor(self.weights), config.batch, True, generator=generator).tolist()
         text = torch.stack([self.texts[i].float() for i in rows])

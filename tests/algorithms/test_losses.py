@@ -37,12 +37,12 @@ def test_loss_margin_and_gradient_are_those_of_the_public_diffusion_dpo(beta):
     case = {name.removeprefix("diffusion_dpo."): tensor for name, tensor in GOLDEN.items()}
     prediction = case["model_pred"].clone().requires_grad_()
     policy, reference = mean_square(prediction - case["target"]), mean_square(case["ref_pred"] - case["target"])
-    loss, watched = dpo(Errors(policy, reference, torch.zeros_like(policy)), beta)
+    loss, metrics = dpo(Errors(policy, reference, torch.zeros_like(policy)), beta)
     loss.mean().backward()
     expected = {name.removeprefix(f"beta{beta}."): tensor for name, tensor in case.items()}
     close(loss.mean(), expected["loss"])
-    close(watched["dpo/margin"], expected["inside_term"].mean())
-    close(watched["dpo/implicit_accuracy"], expected["implicit_acc"])
+    close(metrics["dpo/margin"], expected["inside_term"].mean())
+    close(metrics["dpo/implicit_accuracy"], expected["implicit_acc"])
     close(prediction.grad, expected["grad_model_pred"])
 
 
@@ -73,19 +73,19 @@ def close(found, expected):
 
 def test_two_losers_by_hand():
     # w = -.1, v = (+.2, -.3); beta 4: margins -2 (-.1 -.2) = .6 and -2 (-.1 + .3) = -.4
-    loss, watched = dpo(errors([[0.9, 1.2, 0.7]], [[1.0, 1.0, 1.0]]), beta=4)
+    loss, metrics = dpo(errors([[0.9, 1.2, 0.7]], [[1.0, 1.0, 1.0]]), beta=4)
     assert loss.item() == pytest.approx(math.log(1 + math.exp(-0.6)) + math.log(1 + math.exp(0.4)), rel=1e-5)
-    assert watched["dpo/margin"].item() == pytest.approx(0.1, abs=1e-6)
-    assert watched["dpo/implicit_accuracy"].item() == 0.5
-    assert watched["dpo/winner_gain"].item() == pytest.approx(0.1, abs=1e-6)
-    assert watched["dpo/loser_gain"].item() == pytest.approx(0.05, abs=1e-6)
-    assert watched["dpo/winner_error"].item() == pytest.approx(0.9)
-    assert watched["dpo/loser_error"].item() == pytest.approx(0.95)
+    assert metrics["dpo/margin"].item() == pytest.approx(0.1, abs=1e-6)
+    assert metrics["dpo/implicit_accuracy"].item() == 0.5
+    assert metrics["dpo/winner_gain"].item() == pytest.approx(0.1, abs=1e-6)
+    assert metrics["dpo/loser_gain"].item() == pytest.approx(0.05, abs=1e-6)
+    assert metrics["dpo/winner_error"].item() == pytest.approx(0.9)
+    assert metrics["dpo/loser_error"].item() == pytest.approx(0.95)
 
 
-def test_the_guard_counts_only_a_winner_that_gets_worse():
+def test_dpop_counts_only_a_winner_that_gets_worse():
     worse, better = errors([[1.1, 1.4]], [[1.0, 1.0]]), errors([[0.9, 1.2]], [[1.0, 1.0]])
-    # beta 4: the margin of w = .1, v = .4 is .6; a guard of 2 takes 2 * 2 * .1 off it
+    # beta 4: the margin of w = .1, v = .4 is .6; a dpop_weight of 2 takes 2 * 2 * .1 off it
     assert dpo(worse, 4, dpop_weight=2)[0].item() == pytest.approx(math.log(1 + math.exp(-0.2)), rel=1e-5)
     assert dpo(worse, 4, dpop_weight=2)[1]["dpo/margin"].item() == pytest.approx(0.6, abs=1e-6)
     assert torch.equal(dpo(better, 4, dpop_weight=2)[0], dpo(better, 4)[0])
@@ -135,11 +135,11 @@ def test_descending_the_loss_sets_the_winner_apart_from_the_losers(setting):
     before = denoising_errors(*setting)
     dpo(before, 100.0)[0].mean().backward()
     optimizer.step()
-    after, watched = (found := denoising_errors(*setting)), dpo(found, 100.0)[1]
+    after, metrics = (found := denoising_errors(*setting)), dpo(found, 100.0)[1]
     gain = (before.policy - after.policy).detach()
     assert (gain[:, 0] > gain[:, 1:].mean(1)).all()
-    assert watched["dpo/margin"] > 0
-    assert watched["dpo/reference_distance"] > 0
+    assert metrics["dpo/margin"] > 0
+    assert metrics["dpo/reference_distance"] > 0
     torch.testing.assert_close(after.reference, before.reference)
 
 
@@ -165,29 +165,29 @@ def test_winner_and_losers_share_their_time_and_their_noise(setting):
 def test_each_rows_errors_are_those_of_its_own_prompt_time_and_noise(setting):
     policy, clips, condition, t, noise = setting
     together = denoising_errors(policy, clips, condition, t, noise).policy
-    told = {name: value[1:] for name, value in condition.items()}
-    alone = sft_error(policy, clips[1:, 2], told, t[1:], noise[1:])
+    own_condition = {name: value[1:] for name, value in condition.items()}
+    alone = sft_error(policy, clips[1:, 2], own_condition, t[1:], noise[1:])
     torch.testing.assert_close(alone, together[1:, 2], atol=1e-5, rtol=1e-5)
 
 
 def test_sft_error_is_the_mean_square_distance_to_the_target(model):
     x_0 = torch.randn(1, *model.latent_shape(*model.default_size()))
-    noise, t, told = torch.randn_like(x_0), torch.tensor([0.4]), model.encode_prompts(["a red ball"])
+    noise, t, condition = torch.randn_like(x_0), torch.tensor([0.4]), model.encode_prompts(["a red ball"])
     policy = Policy(model, PolicyConfig(rank=2))
-    prediction = policy.predict(model.schedule.add_noise(x_0, noise, t), t, told)
+    prediction = policy.predict(model.schedule.add_noise(x_0, noise, t), t, condition)
     expected = ((prediction - model.schedule.target(x_0, noise, t)) ** 2).mean()
-    assert sft_error(policy, x_0, told, t, noise).item() == pytest.approx(expected.item(), rel=1e-5)
+    assert sft_error(policy, x_0, condition, t, noise).item() == pytest.approx(expected.item(), rel=1e-5)
 
 
-def test_more_draws_are_each_of_a_part_of_the_times_and_averaged_row_by_row(setting, monkeypatch):
+def test_several_timesteps_per_pair_are_each_of_a_part_of_the_times_and_averaged_row_by_row(setting, monkeypatch):
     policy, clips, condition, _, _ = setting
-    asked, schedule = [], policy.model.schedule
+    calls, schedule = [], policy.model.schedule
     times = schedule.times
-    monkeypatch.setattr(schedule, "times", lambda u, *range: asked.append((u, *range)) or times(u, *range))
+    monkeypatch.setattr(schedule, "times", lambda u, *range: calls.append((u, *range)) or times(u, *range))
     found = sampled_errors(policy, clips, condition, torch.Generator().manual_seed(3), 0.2, 0.8, timesteps_per_pair=2)
-    ((u, *bounds),) = asked
+    ((u, *bounds),) = calls
     assert bounds == [0.2, 0.8]
-    assert (u.view(2, 2) * 2).long().tolist() == [[0, 0], [1, 1]]  # a half for each draw
+    assert (u.view(2, 2) * 2).long().tolist() == [[0, 0], [1, 1]]  # a half for each timestep
     again = torch.Generator().manual_seed(3)
     torch.rand(4, generator=again)
     noise = draw_noise((4, *clips.shape[2:]), again, like=clips)
@@ -196,18 +196,18 @@ def test_more_draws_are_each_of_a_part_of_the_times_and_averaged_row_by_row(sett
     torch.testing.assert_close(found.policy, torch.stack(each).mean(0), atol=1e-5, rtol=1e-5)
 
 
-def test_more_draws_leave_less_to_chance(setting):
+def test_more_timesteps_per_pair_leave_less_to_chance(setting):
     policy, clips, condition, _, _ = setting
     found = {
-        draws: torch.stack(
+        timesteps_per_pair: torch.stack(
             [
                 sampled_errors(
-                    policy, clips, condition, torch.Generator().manual_seed(i), timesteps_per_pair=draws
+                    policy, clips, condition, torch.Generator().manual_seed(i), timesteps_per_pair=timesteps_per_pair
                 ).policy.detach()
                 for i in range(8)
             ]
         )
-        for draws in (1, 8)
+        for timesteps_per_pair in (1, 8)
     }
     assert found[8].std(0).mean() < 0.6 * found[1].std(0).mean()
 
@@ -236,10 +236,10 @@ def test_the_loss_starts_at_ln_2_in_half_precision_too(model_folder, train):
 def test_the_split_backward_gives_the_gradients_of_the_whole(model, at_once, checkpointing):
     """Three clips a row: with two at once a part holds clips of both rows, with four the last part is smaller."""
     policy = Policy(model, PolicyConfig(rank=4, gradient_checkpointing=checkpointing))
-    clips, *told = two_rows(policy)
+    clips, *inputs = two_rows(policy)
     found = {}
     for policy.micro_batch_size in (0, at_once):
-        errors = denoising_errors(policy, clips, *told)
+        errors = denoising_errors(policy, clips, *inputs)
         loss, _ = dpo(errors, beta=5, dpop_weight=0.3)  # a large one magnifies the rounding of other batch sizes
         (loss.mean() + errors.policy[:, 0].mean()).backward()
         found[policy.micro_batch_size] = [errors.policy.detach(), errors.reference]
@@ -253,10 +253,10 @@ def test_the_split_backward_gives_the_gradients_of_the_whole(model, at_once, che
 def test_all_clips_at_once_have_the_gradients_of_the_plain_network_to_the_bit(model):
     policy = Policy(model, PolicyConfig(rank=4))
     clips, condition, t, noise = two_rows(policy)
-    asked = policy.model.schedule.add_noise(clips[:, 0], noise, t), t, condition
+    inputs = policy.model.schedule.add_noise(clips[:, 0], noise, t), t, condition
     found = []
-    for ask in (policy.predict, lambda *asked: predict_both(policy, *asked)[0]):
-        prediction = ask(*asked)
+    for predict in (policy.predict, lambda *inputs: predict_both(policy, *inputs)[0]):
+        prediction = predict(*inputs)
         prediction.square().mean().backward()
         found.append([prediction.detach(), *(weight.grad for weight in policy.trainable.values())])
         policy.model.denoiser.zero_grad()
@@ -267,10 +267,10 @@ def test_all_clips_at_once_have_the_gradients_of_the_plain_network_to_the_bit(mo
 def test_a_loss_of_several_predictions_of_which_it_uses_some(model, at_once):
     """The loss is of some clips of the first set and all of the third; the second is predicted for nothing."""
     policy = Policy(model, PolicyConfig(rank=4, micro_batch_size=at_once))
-    clips, *told = two_rows(policy)
-    alone = [denoising_errors(policy, clips[:, [place]], *told).policy.sum() for place in (0, 2)]
-    expected = torch.autograd.grad(sum(plain(policy, clips[:, place], *told) for place in (0, 2)), weights(policy))
-    first, _, third = (denoising_errors(policy, clips[:, some], *told).policy for some in ([0, 1], [1, 2], [2]))
+    clips, *inputs = two_rows(policy)
+    alone = [denoising_errors(policy, clips[:, [place]], *inputs).policy.sum() for place in (0, 2)]
+    expected = torch.autograd.grad(sum(plain(policy, clips[:, place], *inputs) for place in (0, 2)), weights(policy))
+    first, _, third = (denoising_errors(policy, clips[:, some], *inputs).policy for some in ([0, 1], [1, 2], [2]))
     (first[:, 0].sum() + third.sum()).backward()
     torch.testing.assert_close(first[:, 0].sum() + third.sum(), sum(alone))
     for weight, gradient in zip(weights(policy), expected, strict=True):
@@ -280,8 +280,8 @@ def test_a_loss_of_several_predictions_of_which_it_uses_some(model, at_once):
 @pytest.mark.parametrize("at_once", [0, 1])
 def test_a_second_backward_pass_adds_as_much_again(model, at_once):
     policy = Policy(model, PolicyConfig(rank=4, micro_batch_size=at_once))
-    clips, *told = two_rows(policy)
-    loss = denoising_errors(policy, clips, *told).policy.sum()
+    clips, *inputs = two_rows(policy)
+    loss = denoising_errors(policy, clips, *inputs).policy.sum()
     loss.backward(retain_graph=True)
     once = [weight.grad.clone() for weight in weights(policy)]
     loss.backward()
@@ -292,10 +292,10 @@ def test_a_second_backward_pass_adds_as_much_again(model, at_once):
 @pytest.mark.parametrize("at_once", [0, 1])
 def test_without_gradients_nothing_is_held(cogvideox, at_once):
     policy = Policy(cogvideox, PolicyConfig(rank=4, micro_batch_size=at_once))
-    clips, *told = two_rows(policy)
-    expected = denoising_errors(policy, clips, *told).policy
+    clips, *inputs = two_rows(policy)
+    expected = denoising_errors(policy, clips, *inputs).policy
     with torch.no_grad():
-        found = denoising_errors(policy, clips, *told).policy
+        found = denoising_errors(policy, clips, *inputs).policy
     assert torch.equal(found, expected.detach())
     assert not found.requires_grad
 
@@ -313,12 +313,12 @@ def weights(policy):
 
 def test_the_split_backward_needs_the_memory_of_one_clip(cogvideox):
     policy = Policy(cogvideox, PolicyConfig(rank=4))
-    clips, *told = two_rows(policy)
+    clips, *inputs = two_rows(policy)
     needed = {}
     for rows, policy.micro_batch_size in ((2, 0), (2, 1), (1, 1)):
         with Peak() as peak:
-            some = {name: value[:rows] for name, value in told[0].items()}
-            errors = denoising_errors(policy, clips[:rows], some, *(value[:rows] for value in told[1:]))
+            some = {name: value[:rows] for name, value in inputs[0].items()}
+            errors = denoising_errors(policy, clips[:rows], some, *(value[:rows] for value in inputs[1:]))
             dpo(errors, beta=500)[0].mean().backward()
             needed[rows, policy.micro_batch_size] = peak.peak
     assert needed[2, 1] < needed[2, 0] / 3  # of six clips
@@ -332,5 +332,5 @@ def two_rows(policy):
         for weight in policy.trainable.values():
             weight += 0.1 * torch.randn(weight.shape, generator=generator)
     clips = torch.randn(2, 3, *model.latent_shape(*model.default_size()), generator=generator)
-    told = model.encode_prompts(["a red ball", "a blue ball"])
-    return clips, told, torch.tensor([0.2, 0.7]), torch.randn(clips[:, 0].shape, generator=generator)
+    condition = model.encode_prompts(["a red ball", "a blue ball"])
+    return clips, condition, torch.tensor([0.2, 0.7]), torch.randn(clips[:, 0].shape, generator=generator)

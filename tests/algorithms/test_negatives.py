@@ -19,12 +19,12 @@ def policy(cogvideox):
 
 
 @pytest.fixture
-def takes(policy, tmp_path):
+def negatives(policy, tmp_path):
     return NegativeSamples(policy, CAPTIONS, RolloutConfig(steps=1), 2, 5, tmp_path)
 
 
-def files(takes):
-    return sorted(path.name for path in takes.folder.iterdir())
+def files(negatives):
+    return sorted(path.name for path in negatives.folder.iterdir())
 
 
 def named(clip, step):
@@ -36,82 +36,82 @@ def disturb(policy):
         weight.data += 0.1
 
 
-def test_takes_are_the_policys_own_shots_of_the_captions_keyed_on_seed_and_step(takes, policy):
-    found = takes.of([2, 0], 3, 50)
-    shot = generate(policy, [CAPTIONS[2], CAPTIONS[0]], takes.config, n=2, seed=(5, 3), decode=False)
-    assert torch.equal(found, shot.latents.unflatten(0, (2, 2)))
-    assert files(takes) == sorted(named(i, 3) for i in (0, 2))
+def test_negatives_are_the_policys_own_samples_of_the_captions_keyed_on_seed_and_step(negatives, policy):
+    found = negatives.of([2, 0], 3, 50)
+    rollout = generate(policy, [CAPTIONS[2], CAPTIONS[0]], negatives.config, n=2, seed=(5, 3), decode=False)
+    assert torch.equal(found, rollout.latents.unflatten(0, (2, 2)))
+    assert files(negatives) == sorted(named(i, 3) for i in (0, 2))
 
 
-def test_takes_are_kept_until_the_interval_is_over_and_then_made_by_the_policy_as_it_is(takes, policy):
-    first = takes.of([1], 48, 50)
+def test_negatives_are_kept_until_the_interval_is_over_and_then_made_by_the_policy_as_it_is(negatives, policy):
+    first = negatives.of([1], 48, 50)
     disturb(policy)
-    assert torch.equal(takes.of([1], 49, 50), first)
-    renewed = takes.of([1], 50, 50)
-    assert not torch.allclose(renewed, first, atol=1e-3)
-    assert torch.equal(takes.of([1], 99, 50), renewed)
+    assert torch.equal(negatives.of([1], 49, 50), first)
+    regenerated = negatives.of([1], 50, 50)
+    assert not torch.allclose(regenerated, first, atol=1e-3)
+    assert torch.equal(negatives.of([1], 99, 50), regenerated)
 
 
-def test_made_once_means_all_at_first_and_never_again(takes, policy):
-    first = takes.of([1], 0, 0)
-    assert len(files(takes)) == 3
+def test_made_once_means_all_at_first_and_never_again(negatives, policy):
+    first = negatives.of([1], 0, 0)
+    assert len(files(negatives)) == 3
     disturb(policy)
-    assert torch.equal(takes.of([1], 500, 0), first)
-    assert len(files(takes)) == 3
+    assert torch.equal(negatives.of([1], 500, 0), first)
+    assert len(files(negatives)) == 3
 
 
-def test_a_run_that_goes_back_a_few_steps_does_not_see_takes_of_later_ones(takes, policy):
-    takes.of([1], 55, 50)
-    again = takes.of([1], 52, 50)
-    assert files(takes) == [named(1, 52), named(1, 55)]
-    assert torch.equal(takes.of([1], 53, 50), again)
+def test_a_run_that_goes_back_a_few_steps_does_not_see_negatives_of_later_ones(negatives, policy):
+    negatives.of([1], 55, 50)
+    again = negatives.of([1], 52, 50)
+    assert files(negatives) == [named(1, 52), named(1, 55)]
+    assert torch.equal(negatives.of([1], 53, 50), again)
 
 
-def test_a_file_cut_short_is_made_anew_and_said(takes, caplog):
-    first = takes.of([0], 0, 50)
-    path = next(takes.folder.iterdir())
+def test_a_file_cut_short_is_made_anew_and_said(negatives, caplog):
+    first = negatives.of([0], 0, 50)
+    path = next(negatives.folder.iterdir())
     path.write_bytes(path.read_bytes()[:-10])
     with caplog.at_level(logging.WARNING):
-        assert torch.equal(takes.of([0], 0, 50), first)
+        assert torch.equal(negatives.of([0], 0, 50), first)
     assert f"{path} are damaged" in caplog.text
 
 
-def test_lost_takes_that_were_made_once_are_said_to_be_lost(takes, caplog):
-    takes.of([1], 0, 0)
-    next(takes.folder.iterdir()).unlink()
+def test_lost_negatives_that_were_made_once_are_said_to_be_lost(negatives, caplog):
+    negatives.of([1], 0, 0)
+    next(negatives.folder.iterdir()).unlink()
     with caplog.at_level(logging.WARNING):
-        takes.of([1], 7, 0)
+        negatives.of([1], 7, 0)
     assert "1 samples from before training are missing" in caplog.text
 
 
-def test_takes_that_no_run_comes_back_to_are_deleted(takes):
-    takes.of([1], 0, 10)
-    takes.of([1], 10, 10)
-    takes.of([1], 20, 10)
-    takes.delete(before=10)
-    assert files(takes) == [named(1, 10), named(1, 20)]
+def test_negatives_that_no_run_comes_back_to_are_deleted(negatives):
+    negatives.of([1], 0, 10)
+    negatives.of([1], 10, 10)
+    negatives.of([1], 20, 10)
+    negatives.delete(before=10)
+    assert files(negatives) == [named(1, 10), named(1, 20)]
 
 
-def test_a_clip_that_comes_twice_is_shot_once(takes):
-    found = takes.of([1, 1], 0, 50)
+def test_a_clip_that_comes_twice_is_sampled_once(negatives):
+    found = negatives.of([1, 1], 0, 50)
     assert torch.equal(found[0], found[1])
-    assert len(files(takes)) == 1
+    assert len(files(negatives)) == 1
 
 
-def test_a_kill_leaves_nothing_that_a_resumed_run_trips_over(takes):
-    whole = takes.of([0, 2], 4, 50)
-    (takes.folder / named(2, 4)).unlink()  # killed between the two files of a batch
-    (takes.folder / f".{named(2, 4)}.4242.tmp").write_bytes(b"half")
-    assert torch.equal(takes.of([0, 2], 4, 50), whole)
-    takes.delete(before=3)
-    assert {named(0, 4), named(2, 4)} <= set(files(takes))
+def test_a_kill_leaves_nothing_that_a_resumed_run_trips_over(negatives):
+    whole = negatives.of([0, 2], 4, 50)
+    (negatives.folder / named(2, 4)).unlink()  # killed between the two files of a batch
+    (negatives.folder / f".{named(2, 4)}.4242.tmp").write_bytes(b"half")
+    assert torch.equal(negatives.of([0, 2], 4, 50), whole)
+    negatives.delete(before=3)
+    assert {named(0, 4), named(2, 4)} <= set(files(negatives))
 
 
-def test_takes_of_first_frames_are_known_by_what_they_show(policy, tmp_path):
+def test_negatives_of_first_frames_are_known_by_what_they_show(policy, tmp_path):
     def name(colour, file, text="a ball"):
         Image.new("RGB", (8, 8), colour).save(tmp_path / file)
         return NegativeSamples(
-            policy, [Prompt(text, tmp_path / file)], RolloutConfig(), 1, 0, tmp_path / "takes"
+            policy, [Prompt(text, tmp_path / file)], RolloutConfig(), 1, 0, tmp_path / "negatives"
         ).names[0]
 
     first = name("red", "a.png")
@@ -119,20 +119,20 @@ def test_takes_of_first_frames_are_known_by_what_they_show(policy, tmp_path):
     assert len({first, name("blue", "a.png"), name("red", "a.png", "a ring")}) == 3
 
 
-def test_files_of_a_kill_are_removed_when_the_run_goes_on(takes):
-    (takes.folder / ".half.4242.tmp").write_bytes(b"half")
-    NegativeSamples(takes.policy, CAPTIONS, takes.config, 2, 5, takes.folder)
-    assert files(takes) == []
+def test_files_of_a_kill_are_removed_when_the_run_goes_on(negatives):
+    (negatives.folder / ".half.4242.tmp").write_bytes(b"half")
+    NegativeSamples(negatives.policy, CAPTIONS, negatives.config, 2, 5, negatives.folder)
+    assert files(negatives) == []
 
 
-def test_takes_that_vanish_are_made_again(takes, caplog):
-    first, load = takes.of([1], 0, 50), takes._load
+def test_negatives_that_vanish_are_made_again(negatives, caplog):
+    first, load = negatives.of([1], 0, 50), negatives._load
 
     def too_late(path):
         path.unlink(missing_ok=True)
-        takes._load = load
+        negatives._load = load
         return load(path)
 
-    takes._load = too_late
-    assert torch.equal(takes.of([1], 0, 50), first)
+    negatives._load = too_late
+    assert torch.equal(negatives.of([1], 0, 50), first)
     assert "are damaged; regenerating them" in caplog.text

@@ -48,15 +48,15 @@ make = Mine
 def test_a_critic_s_fault_is_named_with_its_remedy(tmp_path, capsys, right, wrong, message):
     (tmp_path / "mine.py").write_text(CRITIC.replace(right, wrong) if right else CRITIC)
     status = main(["check", "critic", str(tmp_path / "mine.py"), "--frames", "4", "--height", "8", "--width", "8"])
-    told = capsys.readouterr()
-    assert status == bool(message), told
-    assert re.search(message, told.out), told.out
-    assert ("of the checks failed" in told.err) == bool(message)
-    assert "Traceback" not in told.out + told.err
+    captured = capsys.readouterr()
+    assert status == bool(message), captured
+    assert re.search(message, captured.out), captured.out
+    assert ("of the checks failed" in captured.err) == bool(message)
+    assert "Traceback" not in captured.out + captured.err
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("arguments", "message"),
     [
         (["novel", "x.py"], "there is no check of 'novel'"),
         (["critic", "./nowhere.py"], "cannot be loaded"),
@@ -66,12 +66,12 @@ def test_a_critic_s_fault_is_named_with_its_remedy(tmp_path, capsys, right, wron
         (["critic", "world", "--frames", "0"], "frames is 0"),
     ],
 )
-def test_what_cannot_be_checked_is_one_plain_line(capsys, words, message):
-    assert main(["check", *words]) == 2
+def test_what_cannot_be_checked_is_one_plain_line(capsys, arguments, message):
+    assert main(["check", *arguments]) == 2
     assert message in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("words", [[], ["algorithm"]])
-def test_without_a_file_it_says_how(capsys, words):
-    assert main(["check", *words]) == 0
+@pytest.mark.parametrize("arguments", [[], ["algorithm"]])
+def test_without_a_file_it_says_how(capsys, arguments):
+    assert main(["check", *arguments]) == 0
     assert "usage: besttake check" in capsys.readouterr().out

@@ -44,14 +44,14 @@ def besttake_says(capsys, *arguments):
 
 @pytest.fixture
 def refuses(capsys):
-    """Runs a command that must end with status 2 and say these words in one paragraph, without a traceback."""
+    """Runs a command that must end with status 2 and this message, or its parts, in one paragraph, no traceback."""
 
-    def run(*arguments, words):
+    def run(*arguments, message):
         status, _, error = besttake_says(capsys, *arguments)
         assert status == 2
         flat = " ".join(error.replace("│", " ").split())
-        for word in [words] if isinstance(words, str) else words:
-            assert word in flat, flat
+        for part in [message] if isinstance(message, str) else message:
+            assert part in flat, flat
         assert "Traceback" not in error
         return error
 
@@ -137,27 +137,29 @@ def test_the_printed_config_is_a_recipe(capsys, tmp_path, name):
 
 def test_weights_given_as_a_flag_replace_those_of_the_recipe(capsys):
     flags = ("train", "onlinevpo-tiny", "--reward.weights", "dynamic degree", "2", "--print-config")
-    changed, unchanged = (besttake_says(capsys, *words)[1] for words in (flags, (*flags[:2], "--print-config")))
+    changed, unchanged = (besttake_says(capsys, *arguments)[1] for arguments in (flags, (*flags[:2], "--print-config")))
     assert "weights:\n    dynamic degree: 2.0\n" in changed
     assert "visual quality" not in changed
     assert "visual quality: 1.5" in unchanged
 
 
 def test_an_unknown_command(refuses):
-    assert len(refuses("trian", words=["there is no command 'trian'", "train"]).splitlines()) == 1
+    assert len(refuses("trian", message=["there is no command 'trian'", "train"]).splitlines()) == 1
 
 
 def test_an_unknown_recipe(refuses):
-    assert len(refuses("train", "nothing", words=["there is no recipe 'nothing'", "onlinevpo-tiny"]).splitlines()) == 1
-    refuses("train", "nothing.yaml", words="there is no recipe 'nothing.yaml'")
+    assert (
+        len(refuses("train", "nothing", message=["there is no recipe 'nothing'", "onlinevpo-tiny"]).splitlines()) == 1
+    )
+    refuses("train", "nothing.yaml", message="there is no recipe 'nothing.yaml'")
 
 
 def test_flags_before_the_recipe(refuses):
-    refuses("train", "--steps", "3", words="give a recipe before the flags")
+    refuses("train", "--steps", "3", message="give a recipe before the flags")
 
 
 @pytest.mark.parametrize(
-    ("flags", "words"),
+    ("flags", "message"),
     [
         (["--stepz", "3"], ["--stepz", "--steps"]),
         (["--steps", "many"], ["--steps", "many"]),
@@ -168,12 +170,12 @@ def test_flags_before_the_recipe(refuses):
     ],
     ids=str,
 )
-def test_wrong_flags(refuses, flags, words):
-    refuses("train", "onlinevpo-tiny", *flags, words=words)
+def test_wrong_flags(refuses, flags, message):
+    refuses("train", "onlinevpo-tiny", *flags, message=message)
 
 
 @pytest.mark.parametrize(
-    ("changes", "words"),
+    ("changes", "message"),
     [
         ({"stepz": 3}, "unknown key 'stepz'; did you mean 'steps'?"),
         ({"optim": {"lrate": 3}}, "unknown key 'optim.lrate'"),
@@ -190,28 +192,30 @@ def test_wrong_flags(refuses, flags, words):
     ],
     ids=str,
 )
-def test_wrong_recipes(refuses, recipe, no_model, changes, words):
-    assert len(refuses("train", recipe(**changes), words=words).splitlines()) == 1
+def test_wrong_recipes(refuses, recipe, no_model, changes, message):
+    assert len(refuses("train", recipe(**changes), message=message).splitlines()) == 1
 
 
 def test_an_unwritable_run_folder(refuses, recipe, no_model, tmp_path):
     (tmp_path / "run").write_text("a file")
-    refuses("train", recipe(), words=[f"the run folder {tmp_path / 'run'} cannot be written to", "give another --out"])
+    refuses(
+        "train", recipe(), message=[f"the run folder {tmp_path / 'run'} cannot be written to", "give another --out"]
+    )
 
 
 @pytest.mark.parametrize("algorithm", ["realdpo", "sft"])
 def test_clips_that_are_missing_uncaptioned_or_unreadable(refuses, recipe, no_model, material, tmp_path, algorithm):
     path, data = recipe(algorithm), tmp_path / "data"
-    refuses("train", path, "--data", data, words=str(data))
+    refuses("train", path, "--data", data, message=str(data))
     data.mkdir()
-    refuses("train", path, "--data", data, words=str(data))
+    refuses("train", path, "--data", data, message=str(data))
     for file in (material / "clips").iterdir():
         shutil.copy(file, data)
     (data / "1.txt").unlink()
-    refuses("train", path, "--data", data, words="1.mp4")
+    refuses("train", path, "--data", data, message="1.mp4")
     (data / "1.txt").write_text("a ball")
     (data / "2.mp4").write_bytes((data / "2.mp4").read_bytes()[:200])
-    refuses("train", path, "--data", data, words=[str(data / "2.mp4"), "skip_bad"])
+    refuses("train", path, "--data", data, message=[str(data / "2.mp4"), "skip_bad"])
 
 
 CRITIC = """
@@ -229,32 +233,32 @@ def load(path=None, device="cpu"):
 
 
 @pytest.mark.parametrize(
-    ("values", "words"),
+    ("values", "message"),
     [
         ("torch.full((len(videos), 1), float('nan'))", ["critic odd returned nan for 'oddness'", "must be finite"]),
         ("torch.zeros(len(videos))", "critic odd returned scores of shape (1,), expected (1, 1)"),
     ],
 )
-def test_a_critic_that_gives_no_score_stops_before_anything_is_shot(
-    refuses, recipe, tmp_path, monkeypatch, values, words
+def test_a_critic_that_gives_no_score_stops_before_anything_is_sampled(
+    refuses, recipe, tmp_path, monkeypatch, values, message
 ):
     (tmp_path / "odd.py").write_text(CRITIC.format(values))
     monkeypatch.setattr(critics, "__path__", [*critics.__path__, str(tmp_path)])
     monkeypatch.setattr("besttake.algorithms.onlinevpo.generate", None)
     try:
-        refuses("train", recipe(reward={"name": "odd"}), words=words)
+        refuses("train", recipe(reward={"name": "odd"}), message=message)
     finally:
         sys.modules.pop("besttake.rewards.critics.odd", None)
 
 
 def test_a_model_that_does_not_load(refuses, recipe):
-    refuses("train", recipe(model="no-such-model"), words="there is no model folder 'no-such-model'")
+    refuses("train", recipe(model="no-such-model"), message="there is no model folder 'no-such-model'")
 
 
 def test_a_run_of_other_settings_in_the_folder(refuses, recipe, capsys, monkeypatch):
     monkeypatch.setattr(cli, "_report", lambda *_: None)
     assert besttake_says(capsys, "train", recipe())[0] == 0
-    refuses("train", recipe(), "--seed", "9", words=["contains a run with other settings", "give another --out"])
+    refuses("train", recipe(), "--seed", "9", message=["contains a run with other settings", "give another --out"])
 
 
 @pytest.mark.parametrize(
@@ -283,21 +287,21 @@ def test_ctrl_c_says_so_where_no_run_does(capsys, monkeypatch):
 
 
 def test_generate_score_and_train_on_the_pairs(capsys, model_folder, material, tmp_path, recipe, monkeypatch):
-    takes, reward = tmp_path / "takes", ("--reward", "temporal-flicker")
+    samples, reward = tmp_path / "samples", ("--reward", "temporal-flicker")
     model = ("--model", model_folder("tiny-cogvideox"))
-    shoot = ("generate", *model, "--out", takes, "--n", "2", "--count", "2", "--rollout.steps", "1")
-    assert besttake_says(capsys, *shoot, "--prompts", material / "prompts.txt")[0] == 0
-    listed = [json.loads(line) for line in (takes / "samples.jsonl").read_text().splitlines()]
+    command = ("generate", *model, "--out", samples, "--n", "2", "--count", "2", "--rollout.steps", "1")
+    assert besttake_says(capsys, *command, "--prompts", material / "prompts.txt")[0] == 0
+    listed = [json.loads(line) for line in (samples / "samples.jsonl").read_text().splitlines()]
     assert [row["videos"] for row in listed] == [["00000-0.mp4", "00000-1.mp4"], ["00001-0.mp4", "00001-1.mp4"]]
     height, width = listed[0]["size"]
-    frames = len(read_video(takes / "00000-0.mp4"))
-    with Image.open(takes / "samples.png") as sheet:  # a row a take, a pixel between pictures
+    frames = len(read_video(samples / "00000-0.mp4"))
+    with Image.open(samples / "samples.png") as sheet:  # a row a video, a pixel between pictures
         assert sheet.height / sheet.width == pytest.approx((4 * (height + 1) - 1) / (frames * (width + 1) - 1))
-    pairs = takes / "pairs.jsonl"
-    status, out, _ = besttake_says(capsys, "score", "--samples", takes / "samples.jsonl", *reward, "--out", pairs)
+    pairs = samples / "pairs.jsonl"
+    status, out, _ = besttake_says(capsys, "score", "--samples", samples / "samples.jsonl", *reward, "--out", pairs)
     assert status == 0
     assert "temporal flicker" in out
-    status, out, _ = besttake_says(capsys, "score", "--samples", takes / "samples.jsonl", *reward, "--calibrate", "4")
+    status, out, _ = besttake_says(capsys, "score", "--samples", samples / "samples.jsonl", *reward, "--calibrate", "4")
     assert status == 0
     assert "margin 0." in out
     assert "pairs that flip" in out
@@ -311,41 +315,46 @@ def test_generate_score_and_train_on_the_pairs(capsys, model_folder, material, t
 
 
 def test_words_a_model_has_never_seen_are_named(capsys, recipe, model_folder, tmp_path, caplog):
-    texts = {"mine": "a cat plays\na red ball falls", "looks": "a dog falls", "tests": "an owl falls\na red ball falls"}
+    texts = {
+        "mine": "a cat plays\na red ball falls",
+        "validation": "a dog falls",
+        "tests": "an owl falls\na red ball falls",
+    }
     for name, text in texts.items():
         (tmp_path / f"{name}.txt").write_text(text)
     files = {name: str(tmp_path / f"{name}.txt") for name in texts}
-    looks = {"every": 1, "prompts": files["looks"], "rewards": ["dynamic-degree"], "rollout": {"steps": 1}}
-    settings = {"data": files["mine"], "validation": looks, "evaluation": {"prompts": files["tests"], "count": 2}}
+    validation = {"every": 1, "prompts": files["validation"], "rewards": ["dynamic-degree"], "rollout": {"steps": 1}}
+    settings = {"data": files["mine"], "validation": validation, "evaluation": {"prompts": files["tests"], "count": 2}}
     with patch("besttake.commands.cli._report"):
         assert besttake_says(capsys, "train", recipe(**settings))[0] == 0
     said = [message.partition("words ")[2] for message in caplog.messages if "has no tokens for" in message]
     assert sorted(word.partition(",")[0] for word in said) == ["an", "cat", "dog"]
     assert any(word.startswith("cat, plays, in 1 of ") for word in said)
     caplog.clear()
-    shot = ("--prompts", files["mine"], "--out", tmp_path / "takes", "--n", "1", "--count", "1", "--rollout.steps", "1")
-    assert besttake_says(capsys, "generate", "--model", model_folder("tiny-cogvideox"), *shot)[0] == 0
+    flags = ("--n", "1", "--count", "1", "--rollout.steps", "1")
+    flags += ("--prompts", files["mine"], "--out", tmp_path / "samples")
+    assert besttake_says(capsys, "generate", "--model", model_folder("tiny-cogvideox"), *flags)[0] == 0
     assert "cat, plays, in 1 of 1 prompts" in caplog.text
 
 
 def test_generate_goes_on_where_it_was_killed(capsys, refuses, model_folder, material, tmp_path):
-    def shoot(folder, count):
-        words = ["generate", "--model", model_folder("tiny-cogvideox"), "--prompts", material / "prompts.txt"]
-        return [*words, "--out", folder, "--n", "1", "--count", count, "--rollout.steps", "1", "--rollout.batch", "1"]
+    def generate_command(folder, count):
+        command = ["generate", "--model", model_folder("tiny-cogvideox"), "--prompts", material / "prompts.txt"]
+        return [*command, "--out", folder, "--n", "1", "--count", count, "--rollout.steps", "1", "--rollout.batch", "1"]
 
-    assert besttake_says(capsys, *shoot(tmp_path / "whole", 2))[0] == 0
+    assert besttake_says(capsys, *generate_command(tmp_path / "whole", 2))[0] == 0
     broken = tmp_path / "broken"
-    assert besttake_says(capsys, *shoot(broken, 1))[0] == 0
+    assert besttake_says(capsys, *generate_command(broken, 1))[0] == 0
     with (broken / "samples.jsonl").open("a") as rows:
         rows.write('{"prompt": "a sm')
     first = (broken / "00000-0.mp4").stat().st_mtime_ns
-    assert besttake_says(capsys, *shoot(broken, 2))[0] == 0
+    assert besttake_says(capsys, *generate_command(broken, 2))[0] == 0
     assert (broken / "00000-0.mp4").stat().st_mtime_ns == first
     for file in ("samples.jsonl", "00001-0.mp4", "samples.png"):
         assert (broken / file).read_bytes() == (tmp_path / "whole" / file).read_bytes(), file
-    refuses(*shoot(broken, 2), "--seed", "5", words="has samples of other settings, weights or prompts")
+    refuses(*generate_command(broken, 2), "--seed", "5", message="has samples of other settings, weights or prompts")
     (broken / "samples.yaml").unlink()
-    refuses(*shoot(broken, 2), words="has samples of other settings, weights or prompts")
+    refuses(*generate_command(broken, 2), message="has samples of other settings, weights or prompts")
 
 
 def test_folders_of_videos_are_scored_by_every_critic_that_is_named(capsys, material, tmp_path, monkeypatch):
@@ -361,22 +370,22 @@ def test_folders_of_videos_are_scored_by_every_critic_that_is_named(capsys, mate
         assert " 4 " in line
 
 
-TAKES = '{"prompt": "a", "videos": ["gone.mp4"], "policy": "x", "size": [32, 32], "fps": 8}\n'
+MISSING_VIDEO = '{"prompt": "a", "videos": ["gone.mp4"], "policy": "x", "size": [32, 32], "fps": 8}\n'
 
 
 @pytest.mark.parametrize(
-    ("content", "words"),
+    ("content", "message"),
     [
         ("", "lists no videos"),
         ('{"prompt": "a"}\n', 'line 1: "videos" is missing'),
         ("x\n", "line 1: not JSON"),
         ('{"prompt": "a"}\n' * 2, ["2 of 2 rows of", 'line 1: "videos"', 'line 2: "videos"']),
-        (TAKES * 2, ["2 of 2 rows of", "line 1: ", "gone.mp4", "line 2: "]),
+        (MISSING_VIDEO * 2, ["2 of 2 rows of", "line 1: ", "gone.mp4", "line 2: "]),
     ],
 )
-def test_lists_of_takes_that_are_none(refuses, tmp_path, content, words):
+def test_lists_of_samples_that_are_none(refuses, tmp_path, content, message):
     (tmp_path / "samples.jsonl").write_text(content)
-    refuses("score", "--samples", tmp_path / "samples.jsonl", "--reward", "temporal-flicker", words=words)
+    refuses("score", "--samples", tmp_path / "samples.jsonl", "--reward", "temporal-flicker", message=message)
 
 
 def test_a_contact_sheet_has_room_for_large_videos():
@@ -386,7 +395,7 @@ def test_a_contact_sheet_has_room_for_large_videos():
 
 
 @pytest.mark.parametrize(
-    ("flags", "words"),
+    ("flags", "message"),
     [
         (("generate", "--n", "0"), "n is 0"),
         (("generate", "--rollout.frames", "0"), "rollout.frames is 0"),
@@ -394,12 +403,12 @@ def test_a_contact_sheet_has_room_for_large_videos():
         (("score", "--samples", "samples.jsonl", "--calibrate", "1"), "calibrate is 1"),
     ],
 )
-def test_settings_that_mean_nothing(refuses, flags, words):
-    refuses(*flags, words=words)
+def test_settings_that_mean_nothing(refuses, flags, message):
+    refuses(*flags, message=message)
 
 
 @pytest.mark.parametrize(
-    ("evaluation", "words"),
+    ("evaluation", "message"),
     [
         ({"rewards": ["nobody"]}, "unknown critic 'nobody'"),
         ({"prompts": "nowhere.txt"}, "nowhere.txt is not a file"),
@@ -410,8 +419,8 @@ def test_settings_that_mean_nothing(refuses, flags, words):
         ({"rewards": ["clipscore"]}, "critic clipscore"),
     ],
 )
-def test_what_could_not_be_measured_is_refused_before_training(refuses, recipe, tmp_path, evaluation, words):
-    refuses("train", recipe(evaluation=evaluation), words=words)
+def test_what_could_not_be_measured_is_refused_before_training(refuses, recipe, tmp_path, evaluation, message):
+    refuses("train", recipe(evaluation=evaluation), message=message)
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
@@ -438,7 +447,7 @@ def from_a_checkout(monkeypatch):
 
 @pytest.mark.usefixtures("from_a_checkout")
 def test_training_ends_in_a_measured_report(capsys, recipe, material, tmp_path):
-    """On a model of another size than the world's, only the critics of any clip are asked."""
+    """On a model of another size than the world's, only the critics of any clip are used."""
     evaluation = {"prompts": str(material / "prompts.txt"), "count": 2, "shown": 1, "rollout": {"steps": 1}}
     reward = {"name": "temporal-flicker", "cache": str(tmp_path / "scores")}  # whose keys hold the version
     status, out, _ = besttake_says(capsys, "train", recipe(evaluation=evaluation, reward=reward))
@@ -489,7 +498,7 @@ def test_a_run_on_real_clips_is_measured_against_them(capsys, recipe, material, 
 
 
 def test_a_run_of_an_earlier_version_is_measured_as_its_config_says(capsys, recipe, tmp_path):
-    """All its settings of looks and evaluations are there, those that were left out as the defaults of then."""
+    """All its settings of validation and evaluation are there, those that were left out as the defaults of then."""
     assert besttake_says(capsys, "train", recipe())[0] == 0
     run = tmp_path / "run"
     config = yaml.safe_load((run / "config.yaml").read_text())
@@ -511,7 +520,7 @@ def test_an_image_to_video_model_is_not_measured_on_prompts_without_first_frames
     tiny_models()["cogvideox-5b-i2v"].build().save_pretrained(model)
     refuses(
         *("train", recipe("sft", model=str(model), evaluation={"prompts": "world-test"})),
-        words=("has no first frame", "(in evaluation.prompts)"),
+        message=("has no first frame", "(in evaluation.prompts)"),
     )
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
@@ -554,7 +563,7 @@ def test_everything_that_is_no_code_is_packaged():
 
 
 def test_a_report_of_nothing(refuses, tmp_path):
-    refuses("report", tmp_path / "nothing", words="nothing is no folder; expected a run folder")
+    refuses("report", tmp_path / "nothing", message="nothing is no folder; expected a run folder")
 
 
 def test_world_clips_are_real_data(tmp_path):

@@ -35,7 +35,7 @@ def whole(line: str, **default) -> Whole:
 
 
 @pytest.mark.parametrize(
-    ("line", "words"),
+    ("line", "message"),
     [
         ("--count 1 --count 2", r"^count is given 2 times \(--count, --count\); give it once"),
         ("--count=1 --count 2", r"^count is given 2 times \(--count, --count\); give it once"),
@@ -51,8 +51,8 @@ def whole(line: str, **default) -> Whole:
         ("--critics a --critics b", "critics is given 2 times"),
     ],
 )
-def test_a_flag_given_twice_is_refused_in_every_spelling(line, words):
-    with pytest.raises(ValueError, match=words):
+def test_a_flag_given_twice_is_refused_in_every_spelling(line, message):
+    with pytest.raises(ValueError, match=message):
         whole(line)
 
 
@@ -66,7 +66,7 @@ def test_negative_numbers_and_values_that_look_alike_are_no_flags():
 
 
 @pytest.mark.parametrize(
-    ("words", "expected"),
+    ("values", "expected"),
     [
         (["a", "b"], {"a": {}, "b": {}}),
         (["{a: {x y: 2}, b: {}}"], {"a": {"x y": 2.0}, "b": {}}),
@@ -75,8 +75,8 @@ def test_negative_numbers_and_values_that_look_alike_are_no_flags():
         ([], {}),
     ],
 )
-def test_critics_by_their_names_or_with_weights(words, expected):
-    assert from_flags(Whole, ["--critics", *words], "x", Whole(critics={"old": {}})).critics == expected
+def test_critics_by_their_names_or_with_weights(values, expected):
+    assert from_flags(Whole, ["--critics", *values], "x", Whole(critics={"old": {}})).critics == expected
 
 
 def test_mappings_are_replaced_as_a_whole():
@@ -86,7 +86,7 @@ def test_mappings_are_replaced_as_a_whole():
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("values", "said"),
     [
         (["--weights", "a", "1", "b"], "expected a number after each name"),
         (["--weights", "a", "x"], "'a' is 'x'; expected a number"),
@@ -95,14 +95,14 @@ def test_mappings_are_replaced_as_a_whole():
         (["--critics", "{a: {x: 1:30}}"], "'a.x' in line 1 is 1:30"),
     ],
 )
-def test_mappings_that_cannot_be_read(capsys, words, said):
+def test_mappings_that_cannot_be_read(capsys, values, said):
     with pytest.raises(SystemExit):
-        from_flags(Whole, words, "x")
+        from_flags(Whole, values, "x")
     assert said in " ".join(capsys.readouterr().err.replace("│", " ").split())
 
 
 @pytest.mark.parametrize(
-    ("line", "words"),
+    ("line", "message"),
     [
         ("--part.rate inf", r"^part\.rate is inf; expected a finite number"),
         ("--part.rate -nan", r"^part\.rate is nan; expected a finite number"),
@@ -110,8 +110,8 @@ def test_mappings_that_cannot_be_read(capsys, words, said):
         ("--part.rate -1", r"^part\.rate is -1\.0"),
     ],
 )
-def test_what_a_file_may_not_say_a_flag_may_not_either(line, words):
-    with pytest.raises(ValueError, match=words):
+def test_what_a_file_may_not_say_a_flag_may_not_either(line, message):
+    with pytest.raises(ValueError, match=message):
         whole(line)
 
 
@@ -132,14 +132,14 @@ def test_critics_from_the_command_line_come_without_the_weights_of_the_recipes()
 
 
 @pytest.mark.parametrize(
-    ("flags", "words"),
+    ("flags", "message"),
     [
         (["--reward.critics", "world", "--reward.name", "world"], "give only one of them"),
         (["--reward.critics", "world", "--reward.weights", "a", "1"], r"reward\.weights .* and critics are both given"),
     ],
 )
-def test_critics_that_contradict_each_other_are_refused(flags, words):
-    with pytest.raises(ValueError, match=words):
+def test_critics_that_contradict_each_other_are_refused(flags, message):
+    with pytest.raises(ValueError, match=message):
         with_flags(read_recipe("onlinevpo-tiny"), flags, "x")
 
 

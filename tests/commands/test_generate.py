@@ -18,7 +18,7 @@ REFUSED = "has samples of other settings, weights or prompts"
 
 @pytest.fixture
 def config(model_folder, tmp_path):
-    """Two takes of one prompt with an adapter, by a model in a folder of its own."""
+    """Two samples of one prompt with an adapter, by a model in a folder of its own."""
     shutil.copytree(model_folder("tiny-cogvideox"), tmp_path / "model")
     (tmp_path / "prompts.txt").write_text("a red ball\n")
     with torch.random.fork_rng():
@@ -28,7 +28,7 @@ def config(model_folder, tmp_path):
     policy.save(tmp_path / "adapter")
     prompts, adapter = str(tmp_path / "prompts.txt"), tmp_path / "adapter"
     return GenerateConfig(
-        prompts, str(tmp_path / "model"), adapter, tmp_path / "takes", 2, rollout=RolloutConfig(steps=1, guidance=1.0)
+        prompts, str(tmp_path / "model"), adapter, tmp_path / "samples", 2, rollout=RolloutConfig(steps=1, guidance=1.0)
     )
 
 
@@ -49,7 +49,7 @@ def nudge(path, name):
     save_file(tensors, path, {"format": "pt"})
 
 
-def test_takes_are_of_the_content_of_all_that_they_are_made_of(config, tmp_path, monkeypatch):
+def test_samples_are_of_the_content_of_all_that_they_are_made_of(config, tmp_path, monkeypatch):
     generate_samples(config)
     written = (config.out / "00000-0.mp4").stat().st_mtime_ns
     generate_samples(config)
@@ -75,14 +75,14 @@ def test_takes_are_of_the_content_of_all_that_they_are_made_of(config, tmp_path,
         ("adapter/pytorch_lora_weights.safetensors", "lora_B", "adapter_content, weights"),
     ],
 )
-def test_one_weight_in_the_middle_makes_other_takes(config, tmp_path, file, weight, what, monkeypatch):
+def test_one_weight_in_the_middle_makes_other_samples(config, tmp_path, file, weight, what, monkeypatch):
     monkeypatch.setattr(generate, "generate", generated)
     generate_samples(config)
     nudge(tmp_path / file, weight)
     refuses(config, what)
 
 
-class Shot:
+class FakeRollout:
     """A rollout that cost nothing."""
 
     def __init__(self, rows):
@@ -90,10 +90,10 @@ class Shot:
 
 
 def generated(model, prompts, config, n, seed):
-    return Shot(len(prompts) * n)
+    return FakeRollout(len(prompts) * n)
 
 
-def test_an_adapter_of_another_scale_makes_other_takes(config, tmp_path, monkeypatch):
+def test_an_adapter_of_another_scale_makes_other_samples(config, tmp_path, monkeypatch):
     monkeypatch.setattr(generate, "generate", generated)
     generate_samples(config)
     file = tmp_path / "adapter" / "pytorch_lora_weights.safetensors"
@@ -117,7 +117,7 @@ def test_what_is_shown_beside_a_prompt_is_known_by_its_content(config, tmp_path,
     (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     config = replace(config, prompts=str(tmp_path / "p.jsonl"))
     generate_samples(replace(config, count=1))
-    Image.new("RGB", (16, 16), (9, 0, 0)).save(tmp_path / "1.png")  # of a prompt that was not shot yet
+    Image.new("RGB", (16, 16), (9, 0, 0)).save(tmp_path / "1.png")  # of a prompt that was not sampled yet
     generate_samples(config)
     (tmp_path / "0.png").rename(tmp_path / "same.png")
     rows[0][kind] = "same.png"

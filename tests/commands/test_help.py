@@ -41,7 +41,7 @@ RECIPES = [recipe.name for recipe in recipes()]
 
 
 @pytest.mark.parametrize(
-    "words",
+    "arguments",
     [
         *(["train", recipe] for recipe in RECIPES),
         *(["train"], ["demo"], ["plan"], ["plan", RECIPES[0]], ["generate"], ["score"], ["report"]),
@@ -51,14 +51,14 @@ RECIPES = [recipe.name for recipe in recipes()]
     ],
     ids=" ".join,
 )
-def test_help_fits_a_screen(words, capsys):
+def test_help_fits_a_screen(arguments, capsys):
     try:
-        status = main([*words, "--help"])
+        status = main([*arguments, "--help"])
     except SystemExit as stop:
         status = stop.code
     lines = capsys.readouterr().out.splitlines()
     assert status == 0
-    assert lines[0].startswith(f"usage: besttake {words[0]}" if words else "besttake ")
+    assert lines[0].startswith(f"usage: besttake {arguments[0]}" if arguments else "besttake ")
     assert len(lines) <= LINES
     assert max(map(len, lines)) <= WIDTH
 

@@ -31,9 +31,9 @@ def test_critics_are_listed_as_their_cards_say():
         assert facts.measures
 
 
-@pytest.mark.parametrize("words", [["plan"], ["plan", "--card"]], ids=" ".join)
-def test_cards_are_listed(words, capsys):
-    assert main(words) == 0
+@pytest.mark.parametrize("arguments", [["plan"], ["plan", "--card"]], ids=" ".join)
+def test_cards_are_listed(arguments, capsys):
+    assert main(arguments) == 0
     out = capsys.readouterr().out
     assert all(card in out for card in CARDS)
 
@@ -44,13 +44,13 @@ def test_critics_are_listed(capsys):
     assert all(critic.name in out for critic in critics())
 
 
-@pytest.mark.parametrize("words", [["train"], ["serve"], ["plan"], ["--help"], ["--version"]], ids=" ".join)
-def test_listings_are_quick(words):
+@pytest.mark.parametrize("arguments", [["train"], ["serve"], ["plan"], ["--help"], ["--version"]], ids=" ".join)
+def test_listings_are_quick(arguments):
     code = (
         "import resource, sys; from besttake.commands.cli import main; main(sys.argv[1:]); "
         "used = resource.getrusage(resource.RUSAGE_SELF); print(used.ru_utime + used.ru_stime, 'torch' in sys.modules)"
     )
-    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
     seconds, torch = done.stdout.splitlines()[-1].split()
     assert torch == "False"
     assert float(seconds) < 0.5

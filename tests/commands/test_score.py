@@ -10,13 +10,14 @@ from besttake.commands.flags import from_flags
 from besttake.commands.score import ScoreConfig, calibrate_videos, score_videos
 from besttake.data.pairs import read_pairs
 from besttake.data.video import read_video, write_video
+from besttake.evaluation.agreement import AgreementConfig
 from besttake.rewards import load_reward
 
 FLICKER, MOTION = "temporal-flicker/temporal flicker", "dynamic-degree/dynamic degree"
 
 
 @pytest.fixture
-def shoot(tmp_path):
+def write_videos(tmp_path):
     """Writes videos of noise: the louder, the more they flicker."""
 
     def write(folder, sizes=((16, 16), (16, 16), (24, 16)), fps=8, loud=1.0):
@@ -34,8 +35,8 @@ def score(*folders, prompts=None, **settings):
     return score_videos(ScoreConfig(folders, prompts=prompts, device="cpu", **settings))
 
 
-def test_folders_are_compared_by_what_each_critic_says_of_every_video(shoot, tmp_path):
-    calm, loud = shoot("calm", loud=0.2), shoot("loud")
+def test_folders_are_compared_by_what_each_critic_says_of_every_video(write_videos, tmp_path):
+    calm, loud = write_videos("calm", loud=0.2), write_videos("loud")
     rows = score(calm, loud, reward=("temporal-flicker", "dynamic-degree"), scores=tmp_path / "scores.jsonl")
     assert [(row.folder, row.dimension, row.videos) for row in rows] == [
         (str(folder), dimension, 3) for folder in (calm, loud) for dimension in (FLICKER, MOTION)
@@ -56,8 +57,8 @@ def test_folders_are_compared_by_what_each_critic_says_of_every_video(shoot, tmp
     )
 
 
-def test_pairs_are_of_a_prompt_from_whatever_folder_and_by_the_weighted_sum(shoot, tmp_path):
-    calm, loud, out = shoot("calm", loud=0.2), shoot("loud"), tmp_path / "pairs.jsonl"
+def test_pairs_are_of_a_prompt_from_whatever_folder_and_by_the_weighted_sum(write_videos, tmp_path):
+    calm, loud, out = write_videos("calm", loud=0.2), write_videos("loud"), tmp_path / "pairs.jsonl"
     both = {"reward": ("temporal-flicker", "dynamic-degree"), "out": out}
     score(calm, loud, weights={FLICKER: 1.0, MOTION: 0.0}, **both)
     assert [(pair.prompt, pair.winner.parent.name, pair.losers[0].parent.name) for pair in read_pairs(out)] == [
@@ -70,7 +71,7 @@ def test_pairs_are_of_a_prompt_from_whatever_folder_and_by_the_weighted_sum(shoo
     assert {pair.winner.parent.name for pair in read_pairs(out)} == {"loud"}
 
 
-def test_the_size_and_rate_of_a_list_by_hand_are_the_files_own(shoot, tmp_path, monkeypatch):
+def test_the_size_and_rate_of_a_list_by_hand_are_the_files_own(write_videos, tmp_path, monkeypatch):
     seen = []
 
     def critic(videos, prompts, fps):
@@ -80,7 +81,7 @@ def test_the_size_and_rate_of_a_list_by_hand_are_the_files_own(shoot, tmp_path, 
     real = load_reward("dynamic-degree")
     critic.name, critic.dimensions = real.name, real.dimensions
     monkeypatch.setattr("besttake.commands.score.load_reward", lambda *_: critic)
-    folder = shoot("a", fps=12)
+    folder = write_videos("a", fps=12)
     row = {"prompt": "a cat", "videos": ["0.mp4", "1.mp4", "2.mp4"]}
     (folder / "samples.jsonl").write_text(json.dumps(row))
     score_videos(ScoreConfig(samples=folder / "samples.jsonl", device="cpu"))
@@ -91,9 +92,9 @@ def test_the_size_and_rate_of_a_list_by_hand_are_the_files_own(shoot, tmp_path, 
     assert seen == [((3, 5, 3, 8, 8), ["a cat"] * 3, 30)]
 
 
-def test_several_critics_have_a_margin_together(shoot):
+def test_several_critics_have_a_margin_together(write_videos):
     config = ScoreConfig(
-        (shoot("a"),),
+        (write_videos("a"),),
         prompts="prompts",
         reward=("temporal-flicker", "dynamic-degree"),
         weights={FLICKER: 1.0},
@@ -106,7 +107,7 @@ def test_several_critics_have_a_margin_together(shoot):
 
 
 @pytest.mark.parametrize(
-    ("settings", "words"),
+    ("settings", "message"),
     [
         ({}, "give either folders of videos or --samples FILE"),
         ({"samples": "t.jsonl", "folders": ("a",)}, "give either folders"),
@@ -124,17 +125,20 @@ def test_several_critics_have_a_margin_together(shoot):
         ({"folders": ("a",), "grain": -1.0}, "^grain is -1.0; expected"),
     ],
 )
-def test_settings_that_cannot_be_meant_are_refused(settings, words):
-    with pytest.raises(ValueError, match=words):
+def test_settings_that_cannot_be_meant_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
         ScoreConfig(**settings)
 
 
-def test_pairs_of_prompts_with_one_video_each_are_refused_before_any_is_scored(shoot, tmp_path, monkeypatch):
+def test_pairs_of_prompts_with_one_video_each_are_refused_before_any_is_scored(write_videos, tmp_path, monkeypatch):
     monkeypatch.setattr("besttake.commands.score.load_reward", None)
     with pytest.raises(ValueError, match="no prompt has two videos to pair"):
-        score(shoot("a"), out=tmp_path / "pairs.jsonl")
+        score(write_videos("a"), out=tmp_path / "pairs.jsonl")
 
 
 def test_the_former_flag_of_samples_is_accepted(caplog):
     assert from_flags(ScoreConfig, ["--takes", "t.jsonl"], "besttake score").samples == Path("t.jsonl")
     assert "--takes was renamed to --samples" in caplog.text
+    config = from_flags(AgreementConfig, ["--benchmark", "v.jsonl", "--draws", "5"], "besttake score")
+    assert config.n_resamples == 5
+    assert "--draws was renamed to --n-resamples" in caplog.text

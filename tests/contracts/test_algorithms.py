@@ -93,7 +93,7 @@ def test_a_run_trains_the_policy_alone_and_leaves_what_a_run_leaves(config, whol
 
 def leaves_a_run_folder(folder, config):
     steps = [row["step"] for row in rows(folder)]
-    assert steps == [0, 0, 1, 2, 2, 3, 4, 4, 5, 5]  # watched at 0, 2, 4 and the end; the fifth step's own update
+    assert steps == [0, 0, 1, 2, 2, 3, 4, 4, 5, 5]  # validated at 0, 2, 4 and the end; the fifth step's own update
     one_of = {"train/loss", "train/skipped", "eval/dynamic-degree/dynamic degree", "train/grad_norm"}
     assert all(one_of & row.keys() for row in rows(folder))
     board = EventAccumulator(str(folder / "tensorboard")).Reload()
@@ -189,7 +189,7 @@ def test_realdpos_reference_follows_stays_or_lags(config, kind, expected):
 def test_realdpos_averaged_reference_is_so_much_of_each_update(config, monkeypatch, warmup, parts):
     seen, update = [], Run.update
 
-    def watched(run, *arguments):
+    def recording_update(run, *arguments):
         weights = [] if seen else [{name: weight.detach().clone() for name, weight in run.policy.trainable.items()}]
         changed = update(run, *arguments)
         if changed:
@@ -197,7 +197,7 @@ def test_realdpos_averaged_reference_is_so_much_of_each_update(config, monkeypat
         seen.extend(weights)
         return changed
 
-    monkeypatch.setattr(Run, "update", watched)
+    monkeypatch.setattr(Run, "update", recording_update)
     policy = train(replace(config, reference_decay=0.9, reference_warmup=warmup)).policy
     assert len(seen) == len(parts)  # as at the start, and after each of the two updates
     for name, weight in policy.reference.weights.items():
@@ -208,15 +208,15 @@ def test_realdpos_averaged_reference_is_so_much_of_each_update(config, monkeypat
 @one_family
 @pytest.mark.parametrize("algorithm", ["realdpo"])
 def test_realdpo_trains_in_its_range_of_times(config, monkeypatch):
-    asked, draw = set(), VPrediction.times
-    monkeypatch.setattr(VPrediction, "times", lambda *a: asked.add(a[2:]) or draw(*a))
+    bounds, times = set(), VPrediction.times
+    monkeypatch.setattr(VPrediction, "times", lambda *a: bounds.add(a[2:]) or times(*a))
     train(replace(config, steps=1, t_high=0.5, timesteps_per_pair=2))
-    assert asked == {(0.0, 0.5)}
+    assert bounds == {(0.0, 0.5)}
 
 
 @one_family
 @pytest.mark.parametrize("algorithm", ["onlinevpo"])
-def test_the_take_that_scores_best_is_the_winner(config, monkeypatch):
+def test_the_candidate_that_scores_best_is_the_winner(config, monkeypatch):
     seen, errors = [], onlinevpo.sampled_errors
 
     def spy(policy, clips, *rest, **named):
@@ -281,8 +281,8 @@ def test_a_run_stopped_by_its_guard_says_so_and_goes_on_without_it(config, monke
     monkeypatch.setattr(
         RewardHackingGuard, "observe", lambda self, row: [alarm] if row["step"] == 2 and "eval/" in str(row) else []
     )
-    watched = replace(config, validation=replace(config.validation, guard=GuardConfig(stop=True)))
-    run = train(watched)
+    guarded = replace(config, validation=replace(config.validation, guard=GuardConfig(stop=True)))
+    run = train(guarded)
     assert run.step == 2
     assert (run.folder / "checkpoints" / "step-00000002").is_dir()
     (said,) = [row["alarms"] for row in rows(run.folder) if "alarms" in row]
@@ -306,18 +306,18 @@ def test_a_panel_that_normalises_by_what_it_has_seen_goes_on_bit_by_bit(config, 
 @pytest.mark.parametrize("algorithm", ["onlinevpo"])
 @one_family
 def test_a_run_whose_critic_dies_keeps_every_step_before(config, whole_of, monkeypatch, tmp_path):
-    whole, calls, ask = whole_of(config), [], Panel.__call__
+    whole, calls, call = whole_of(config), [], Panel.__call__
 
-    def dies(panel, *asked):
-        calls.append(asked)
+    def dies(panel, *arguments):
+        calls.append(arguments)
         if len(calls) == 6:  # the first is the trial with noise
             raise ConnectionError("critic temporal-flicker is gone")
-        return ask(panel, *asked)
+        return call(panel, *arguments)
 
     monkeypatch.setattr(Panel, "__call__", dies)
     cut = replace(config, out=tmp_path / "cut")
     with pytest.raises(ConnectionError, match="is gone"):
         train(cut)
     assert (cut.out / "checkpoints" / "step-00000004").is_dir()
-    monkeypatch.setattr(Panel, "__call__", ask)
+    monkeypatch.setattr(Panel, "__call__", call)
     assert rows(train(cut).folder) == rows(whole.folder)

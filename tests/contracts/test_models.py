@@ -25,7 +25,7 @@ from besttake.sampling.rollout import RolloutConfig, encode_sources, generate
 from besttake.types import Prompt
 from tests.tiny import tiny_models
 
-TAKES = 2
+SAMPLES = 2
 
 CHECKS = [check for check in contract.CHECKS if check is not contract.saves_an_adapter_for_the_pipeline]
 """The one left out is weaker than the comparison with the official pipeline below; tests/test_extending.py runs it."""
@@ -45,17 +45,17 @@ def config(tiny, **settings):
 def official(model, tiny, prompts, guidance, output, seed=7):
     """What the official pipeline makes of our noise, prompt by prompt: latents `b c f h w`, or videos in [-1, 1]."""
     with model.using(*(name for name, part in model.pipeline.components.items() if isinstance(part, torch.nn.Module))):
-        return shot_by_pipeline(model, tiny, prompts, guidance, output, seed)
+        return sampled_by_pipeline(model, tiny, prompts, guidance, output, seed)
 
 
-def shot_by_pipeline(model, tiny, prompts, guidance, output, seed):
+def sampled_by_pipeline(model, tiny, prompts, guidance, output, seed):
     pipeline, shape, made = model.pipeline, model.latent_shape(*tiny.size), []
     frames, height, width = tiny.size
     for prompt in prompts:
-        draws = [keyed_generator(seed, crc32(prompt.encode()), k) for k in range(TAKES)]
-        noise = torch.stack([torch.randn(shape, generator=draw) for draw in draws])
+        generators = [keyed_generator(seed, crc32(prompt.encode()), k) for k in range(SAMPLES)]
+        noise = torch.stack([torch.randn(shape, generator=generator) for generator in generators])
         shown = {"image": Image.open(prompt.first_frame)} if prompt.first_frame else {}
-        for k in range(TAKES):
+        for k in range(SAMPLES):
             made.append(
                 pipeline(
                     prompt=prompt,
@@ -64,7 +64,7 @@ def shot_by_pipeline(model, tiny, prompts, guidance, output, seed):
                     height=height,
                     width=width,
                     latents=tiny.pack(pipeline, noise[k : k + 1]),
-                    generator=draws[k],
+                    generator=generators[k],
                     output_type=output,
                     return_dict=False,
                     **shown,
@@ -82,47 +82,47 @@ def test_every_model_file_has_a_tiny_model_here(folder_of):
 
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
 def test_generate_gives_the_official_pipelines_latents_and_frames(model, tiny, prompts, guidance):
-    takes = config(tiny, guidance=guidance, batch=3)  # takes of one prompt fall into two batches
-    ours = generate(model, prompts, takes, n=TAKES, seed=(7,))
+    sampling = config(tiny, guidance=guidance, batch=3)  # samples of one prompt fall into two batches
+    ours = generate(model, prompts, sampling, n=SAMPLES, seed=(7,))
     assert ours.latents.std() > 0.1
     assert tuple(ours.videos.shape[1:]) == (tiny.size[0], 3, *tiny.size[1:])
     latents = official(model, tiny, prompts, guidance, "latent")
     torch.testing.assert_close(ours.latents, latents, atol=1e-4, rtol=1e-4)
     videos = official(model, tiny, prompts[:1], guidance, "pt")
-    torch.testing.assert_close(ours.videos[:TAKES], videos, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(ours.videos[:SAMPLES], videos, atol=1e-4, rtol=1e-4)
 
 
-def test_it_shoots_as_its_authors_do_unless_told_otherwise(model, name):
-    asks = inspect.signature(model.pipeline.__call__).parameters
-    if "num_inference_steps" in asks:
-        assert model.default_steps == asks["num_inference_steps"].default
-    if "guidance_scale" in asks and name != "hunyuan-video-undistilled":  # its scale is another argument there
-        assert model.default_guidance == asks["guidance_scale"].default
+def test_it_samples_as_its_authors_do_unless_set_otherwise(model, name):
+    parameters = inspect.signature(model.pipeline.__call__).parameters
+    if "num_inference_steps" in parameters:
+        assert model.default_steps == parameters["num_inference_steps"].default
+    if "guidance_scale" in parameters and name != "hunyuan-video-undistilled":  # its scale is another argument there
+        assert model.default_guidance == parameters["guidance_scale"].default
     assert RolloutConfig().scale(model) == model.default_guidance
     assert RolloutConfig(guidance=2.0).scale(model) == 2.0
 
 
-def test_guidance_changes_the_takes(model, tiny, prompts):
+def test_guidance_changes_the_samples(model, tiny, prompts):
     one, three = (generate(model, prompts[:1], config(tiny, steps=2, guidance=g), decode=False) for g in (1.0, 3.0))
     assert not torch.allclose(one.latents, three.latents, atol=1e-3)
 
 
-def test_a_take_is_the_same_in_any_batch_and_any_order(model, tiny, prompts):
-    def shoot(prompts, n, batch):
+def test_a_sample_is_the_same_in_any_batch_and_any_order(model, tiny, prompts):
+    def sample(prompts, n, batch):
         return generate(model, prompts, config(tiny, steps=2, batch=batch), n=n, seed=(3, 1), decode=False).latents
 
-    together, alone = shoot(prompts, 2, 16), shoot(prompts[::-1], 2, 1)
+    together, alone = sample(prompts, 2, 16), sample(prompts[::-1], 2, 1)
     torch.testing.assert_close(together[:2], alone[2:], atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(together[2:], alone[:2], atol=1e-5, rtol=1e-4)
     assert not torch.allclose(together[0], together[1], atol=1e-2)
 
 
 def test_rows_are_grouped_by_prompt(model, tiny, prompts):
-    takes = generate(model, prompts, config(tiny, steps=1), n=2, decode=False)
-    assert takes.prompts == [prompts[0], prompts[0], prompts[1], prompts[1]]
-    told = model.encode_prompts(takes.prompts, tiny.size)
-    assert all(torch.equal(takes.condition[key], value) for key, value in told.items())
-    assert len(takes.videos) == 0
+    rollout = generate(model, prompts, config(tiny, steps=1), n=2, decode=False)
+    assert rollout.prompts == [prompts[0], prompts[0], prompts[1], prompts[1]]
+    condition = model.encode_prompts(rollout.prompts, tiny.size)
+    assert all(torch.equal(rollout.condition[key], value) for key, value in condition.items())
+    assert len(rollout.videos) == 0
 
 
 @torch.no_grad()
@@ -136,7 +136,7 @@ def test_encode_and_decode_are_the_official_autoencoders(model, tiny):
     assert decoded.shape == video.shape
     mode = vae.encode(swap_frames_and_channels(video)).latent_dist.mode()
     torch.testing.assert_close(latents[:, :, -mode.shape[2] :].flatten(2).std(-1) > 0, mode.flatten(2).std(-1) > 0)
-    mean, scale = model.statistics()
+    mean, scale = model.latents_mean_and_scale()
     torch.testing.assert_close(latents[:, :, -mode.shape[2] :] * scale + mean, mode, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(
         decoded, swap_frames_and_channels(vae.decode(mode, return_dict=False)[0]), atol=1e-4, rtol=1e-4
@@ -148,20 +148,20 @@ def test_it_does_what_every_model_must(model, folder_of, name, tiny, prompts, tm
     check(model, contract.Subject(lambda: load_model(str(folder_of(name))), tiny.size, prompts, tmp_path))
 
 
-def test_a_take_over_a_source_sets_out_from_the_noised_source(model, tiny, prompts, tmp_path, monkeypatch):
+def test_a_sample_over_a_source_sets_out_from_the_noised_source(model, tiny, prompts, tmp_path, monkeypatch):
     frames, height, width = tiny.size
     write_video(tmp_path / "clip.mp4", torch.rand(frames, 3, height, width) * 2 - 1, model.fps)
     prompt = Prompt(prompts[0], first_frame=getattr(prompts[0], "first_frame", None), source=tmp_path / "clip.mp4")
-    takes, seen = config(tiny, steps=10, strength=0.5), []
+    sampling, seen = config(tiny, steps=10, strength=0.5), []
 
     def predict(denoiser, x_t, t, condition):
         seen.append((x_t, t))
         return torch.zeros_like(x_t)
 
-    source = encode_sources(model, [prompt], takes)
+    source = encode_sources(model, [prompt], sampling)
     noise = torch.randn(source.shape[1:], generator=keyed_generator(0, crc32(prompt.encode()), 0))
-    monkeypatch.setattr(type(model), "predict", lambda self, *asked: predict(*asked))
-    generate(model, [prompt], takes, decode=False)
+    monkeypatch.setattr(type(model), "predict", lambda self, *inputs: predict(*inputs))
+    generate(model, [prompt], sampling, decode=False)
     assert len(seen) == 5
     x_t, t = seen[0]
     torch.testing.assert_close(x_t, model.schedule.add_noise(source, noise[None], t), atol=5e-3, rtol=5e-3)
@@ -175,12 +175,12 @@ def shaken(policy):
     return policy
 
 
-def test_lora_trained_here_reproduces_our_takes_in_the_official_pipeline(
+def test_lora_trained_here_reproduces_our_samples_in_the_official_pipeline(
     model, fresh, tiny, prompts, folder_of, name, tmp_path
 ):
-    before = generate(model, prompts, config(tiny), n=TAKES, seed=(7,), decode=False).latents
+    before = generate(model, prompts, config(tiny), n=SAMPLES, seed=(7,), decode=False).latents
     policy = shaken(Policy(fresh, PolicyConfig(rank=2)))
-    ours = generate(policy, prompts, config(tiny), n=TAKES, seed=(7,), decode=False).latents
+    ours = generate(policy, prompts, config(tiny), n=SAMPLES, seed=(7,), decode=False).latents
     assert not torch.allclose(ours, before, atol=1e-2)
     policy.save(tmp_path)
     adapted = with_adapter(load_model(str(folder_of(name))), tmp_path)  # calls the pipeline's own `load_lora_weights`
@@ -206,8 +206,8 @@ def test_parts_are_read_when_needed_and_dropped_when_not(model, fresh, tiny, pro
     with fresh.using("vae"):
         fresh.pipeline.vae.to("meta")
     for _ in range(2):  # dropped, and read again
-        takes = generate(fresh, prompts[:1], config(tiny, steps=1))
-        assert torch.equal(takes.videos, kept.videos)
+        rollout = generate(fresh, prompts[:1], config(tiny, steps=1))
+        assert torch.equal(rollout.videos, kept.videos)
         assert all(is_empty(getattr(fresh.pipeline, part)) for part in fresh.text_parts)
         assert is_empty(fresh.pipeline.vae)
 
@@ -216,16 +216,16 @@ def test_texts_kept_on_disk_are_those_made_anew_and_need_no_text_encoder(
     model, folder_of, name, tiny, prompts, tmp_path
 ):
     expected = model.encode_prompts(prompts, tiny.size)
-    for looks in range(2):
+    for pass_number in range(2):
         fresh = load_model(str(folder_of(name)))
         fresh.prompts.cache = TensorCache(tmp_path)
         fresh.prompts.prepare(prompts)
         found = fresh.encode_prompts(prompts, tiny.size)
-        assert all(is_empty(getattr(fresh.pipeline, part)) == bool(looks) for part in fresh.text_parts)
+        assert all(is_empty(getattr(fresh.pipeline, part)) == bool(pass_number) for part in fresh.text_parts)
         for key, value in expected.items():
             torch.testing.assert_close(found[key], value, rtol=0, atol=0)
         fresh.encode_negative(1)
-        assert all(is_empty(getattr(fresh.pipeline, part)) == bool(looks) for part in fresh.text_parts)
+        assert all(is_empty(getattr(fresh.pipeline, part)) == bool(pass_number) for part in fresh.text_parts)
 
 
 def test_clips_one_by_one_are_the_same_and_tiles_of_clips_smaller_than_a_tile_too(folder_of, name, tiny):
@@ -240,32 +240,33 @@ def test_clips_one_by_one_are_the_same_and_tiles_of_clips_smaller_than_a_tile_to
     torch.testing.assert_close(sliced[:1], whole, rtol=1e-4, atol=1e-4)
 
 
-def test_the_dtype_asked_for_is_what_the_denoiser_gets(folder_of, name, tiny, prompts):
+def test_the_requested_dtype_is_what_the_denoiser_gets(folder_of, name, tiny, prompts):
     model = load_model(str(folder_of(name)), torch.bfloat16)
     weights = [weight.dtype for part in model.denoisers.values() for weight in part.parameters()]
     assert weights.count(torch.bfloat16) > len(weights) / 2  # some families keep their norms in float32
     with model.using("vae"):
         assert model.pipeline.vae.dtype == (torch.float32 if "vae" in model.precise else torch.bfloat16)
-    takes = generate(model, prompts[:1], config(tiny, steps=1))
-    assert takes.videos.dtype == torch.float32
-    assert takes.videos.isfinite().all()
+    rollout = generate(model, prompts[:1], config(tiny, steps=1))
+    assert rollout.videos.dtype == torch.float32
+    assert rollout.videos.isfinite().all()
 
 
 def test_the_folder_is_all_that_generate_needs(model, folder_of, name, tiny, prompts, tmp_path, capsys):
     rows = [{"prompt": p} | ({"first_frame": str(p.first_frame)} if p.first_frame else {}) for p in prompts]
     (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     frames, height, width = map(str, tiny.size)
-    asked = ["generate", "--model", str(folder_of(name)), "--prompts", str(tmp_path / "prompts.jsonl"), "--n", "1"]
-    asked += ["--rollout.steps", "1", "--rollout.frames", frames, "--rollout.height", height, "--rollout.width", width]
-    assert main([*asked, "--out", str(tmp_path / "takes")]) == 0, capsys.readouterr().err
-    info = probe(tmp_path / "takes" / "00001-0.mp4")
+    command = ["generate", "--model", str(folder_of(name)), "--prompts", str(tmp_path / "prompts.jsonl"), "--n", "1"]
+    command += ["--rollout.frames", frames, "--rollout.height", height, "--rollout.width", width]
+    command += ["--rollout.steps", "1", "--out", str(tmp_path / "samples")]
+    assert main(command) == 0, capsys.readouterr().err
+    info = probe(tmp_path / "samples" / "00001-0.mp4")
     assert info.frames == tiny.size[0]
     assert info.fps == pytest.approx(model.fps)
 
 
 def test_a_size_the_model_cannot_take_is_one_plain_line_of_generate(folder_of, tmp_path, capsys):
-    asked = ["generate", "--model", str(folder_of("wan-2.1")), "--prompts", "everyday-test", "--rollout.frames", "2"]
-    assert main([*asked, "--out", str(tmp_path / "takes")]) == 2
+    command = ["generate", "--model", str(folder_of("wan-2.1")), "--prompts", "everyday-test", "--rollout.frames", "2"]
+    assert main([*command, "--out", str(tmp_path / "samples")]) == 2
     assert "2 frames" in (error := capsys.readouterr().err)
     assert "Traceback" not in error
 
@@ -301,7 +302,7 @@ def test_all_prompts_that_cannot_be_read_are_named_and_skipped_on_request(model,
     assert model.check_prompts(several, skip_bad=True) == [prompts[0], prompts[1]]
 
 
-def test_first_frames_are_asked_for_where_needed_and_refused_where_not(model, tiny, picture):
+def test_first_frames_are_required_where_needed_and_refused_where_not(model, tiny, picture):
     if model.needs_first_frame:
         with pytest.raises(ValueError, match="image-to-video model, and the prompt 'a red ball' has no first frame"):
             generate(model, ["a red ball"], config(tiny, steps=1))

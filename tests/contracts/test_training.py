@@ -100,9 +100,9 @@ def test_a_full_fine_tune_starts_as_its_reference_to_the_bit(tiny, folder_of, na
     rollout = RolloutConfig(**dict(zip(("frames", "height", "width"), tiny.size, strict=True)))
     frame = folder_of(name) / "first.png"
     Image.new("RGB", (32, 32), "orange").save(frame)
-    told = rollout.condition(model, [Prompt("a red ball", frame if tiny.first_frame else None)])
+    condition = rollout.condition(model, [Prompt("a red ball", frame if tiny.first_frame else None)])
     x_t = torch.randn(1, *model.latent_shape(*tiny.size), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         for t in (0.2, 0.95):
-            asked = x_t, torch.tensor([t]), told
-            assert torch.equal(policy.predict(*asked), policy.reference.predict(*asked))
+            inputs = x_t, torch.tensor([t]), condition
+            assert torch.equal(policy.predict(*inputs), policy.reference.predict(*inputs))

@@ -33,7 +33,7 @@ def test_a_damaged_file_is_made_again(cache, caplog):
     assert cache.read(1)["x"].tolist() == [0, 0, 0]
 
 
-def test_a_full_disk_is_told_and_nothing_half_written_is_left(cache, monkeypatch):
+def test_a_full_disk_is_reported_and_nothing_half_written_is_left(cache, monkeypatch):
     cache.write({"x": torch.ones(2)}, 1)
 
     def full(*_):

@@ -16,7 +16,7 @@ def test_what_is_read_comes_in_order():
     assert read_each([], positive, "numbers") == []
 
 
-def test_all_faults_are_told_at_once():
+def test_all_faults_are_reported_at_once():
     with pytest.raises(ValueError, match="of numbers") as caught:
         read_each([1, 0, 2, -1], positive, "of numbers", skip_bad=False, advice="Raise them")
     assert str(caught.value) == (

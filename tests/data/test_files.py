@@ -10,11 +10,11 @@ from besttake.data.files import (
     SAMPLES,
     atomic,
     content_hash,
+    normalise_files,
     quick_hash,
     read_jsonl,
     read_text,
     save_tensors,
-    set_file_mode,
 )
 
 
@@ -66,7 +66,7 @@ def test_files_have_the_mode_that_the_umask_asks_for(tmp_path, umask):
         save_file({"x": torch.ones(2)}, part)
     (tmp_path / "c").mkdir()
     save_file({"x": torch.ones(2)}, tmp_path / "c" / "d.safetensors")
-    set_file_mode(tmp_path)
+    normalise_files(tmp_path)
     found = {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.rglob("*") if path.is_file()}
     assert found == dict.fromkeys(("a.safetensors", "b.safetensors", "d.safetensors"), 0o666 & ~umask)
 

@@ -79,7 +79,7 @@ def test_videos_may_be_files_of_this_machine_but_no_urls(tmp_path, clips):
 
 
 @pytest.mark.parametrize(
-    ("source", "words"),
+    ("source", "message"),
     [
         ("hf:{}/nowhere", "cannot be loaded"),
         ("hf:{}/set?video=clip", "prompts have prompt, first_frame"),
@@ -87,10 +87,10 @@ def test_videos_may_be_files_of_this_machine_but_no_urls(tmp_path, clips):
         ("hf:{}/set:test", "cannot be loaded"),
     ],
 )
-def test_sources_that_are_none(tmp_path, source, words):
+def test_sources_that_are_none(tmp_path, source, message):
     (tmp_path / "set").mkdir()
     (tmp_path / "set" / "train.jsonl").write_text(json.dumps({"text": "a cat"}))
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(ValueError, match=message):
         read_prompts(source.format(tmp_path))
 
 

@@ -142,7 +142,7 @@ def test_of_an_animation_the_first_picture_is_taken(tmp_path, name, options):
     assert read_picture(tmp_path / name)[4, 4].tolist() == [200, 60, 40]
 
 
-def told(png, *codes):
+def with_cicp(png, *codes):
     """A PNG with a cICP chunk: primaries, transfer, matrix, range."""
     chunk = b"cICP" + bytes(codes)
     before = png.index(b"IDAT") - 4
@@ -154,10 +154,10 @@ def test_hdr_pictures_are_refused_by_name(tmp_path):
     save(path, RAMP)
     png = path.read_bytes()
     for code, name in ((16, "PQ"), (18, "HLG")):
-        path.write_bytes(told(png, 9, code, 0, 1))
+        path.write_bytes(with_cicp(png, 9, code, 0, 1))
         with pytest.raises(ValueError, match=rf"a\.png cannot .* an image: it is HDR \({name}.*save it as sRGB"):
             read_picture(path)
-    path.write_bytes(told(png, 1, 13, 0, 1))  # sRGB
+    path.write_bytes(with_cicp(png, 1, 13, 0, 1))  # sRGB
     assert np.array_equal(read_picture(path)[..., 0], RAMP >> 8)
 
 

@@ -34,8 +34,8 @@ def test_all_bad_lines_are_named_at_once_and_skipped_on_request(tmp_path, caplog
     path.write_text('{"prompt": "x"}\n{"prompt": ""}\n{"prompt": "y", "first_frame": "gone.png"}\n{"prompt": 3}\n')
     with pytest.raises(ValueError, match=r"3 of 4 prompts of .*a\.jsonl cannot be used") as caught:
         read_prompts(path)
-    for words in ("line 2: expected text", 'line 3: "first_frame" is', "line 4: expected text"):
-        assert words in str(caught.value)
+    for message in ("line 2: expected text", 'line 3: "first_frame" is', "line 4: expected text"):
+        assert message in str(caught.value)
     assert read_prompts(path, skip_bad=True) == ["x"]
     assert len(caplog.records) == 1
 

@@ -73,15 +73,15 @@ def test_a_single_prompt_is_that_of_all(folder, prompts):
 
 
 @pytest.mark.parametrize(
-    ("names", "text", "words"),
+    ("names", "text", "message"),
     [
         (("1.mp4", "2.mp4", "3.mp4"), "a\nb", "has 3 videos, and .*prompts.txt 2 prompts: it is unclear"),
         (("a cat-0.mp4", "x.mp4"), "a cat\na dog", "has 2 videos, and .* 2 prompts; 1 videos are named by a prompt"),
         (("00000-0.mp4", "00003-0.mp4", "00001-1.mp4"), "a\nb", "has 3 videos"),
     ],
 )
-def test_what_cannot_be_told_is_refused_with_numbers(folder, prompts, names, text, words):
-    with pytest.raises(ValueError, match=words):
+def test_what_cannot_be_told_is_refused_with_numbers(folder, prompts, names, text, message):
+    with pytest.raises(ValueError, match=message):
         read_folder(folder(*names), prompts(text))
 
 
@@ -148,7 +148,7 @@ def test_folders_that_are_none(folder, tmp_path):
         read_folder(folder("a.txt"))
 
 
-def test_a_list_of_takes_by_hand_needs_no_more_than_prompts_and_files(folder):
+def test_a_list_of_samples_by_hand_needs_no_more_than_prompts_and_files(folder):
     listed = folder("1.mp4", "2.mp4") / "samples.jsonl"
     listed.write_text(json.dumps({"prompt": " a cat ", "videos": ["1.mp4", "2.mp4"]}))
     (one,) = read_samples(listed)
@@ -160,7 +160,7 @@ def test_a_list_of_takes_by_hand_needs_no_more_than_prompts_and_files(folder):
 
 
 @pytest.mark.parametrize(
-    ("row", "words"),
+    ("row", "message"),
     [
         ({"prompt": "a"}, '"videos" is missing'),
         ({"prompt": "", "videos": ["1.mp4"]}, '"prompt" is missing'),
@@ -171,10 +171,10 @@ def test_a_list_of_takes_by_hand_needs_no_more_than_prompts_and_files(folder):
         ({"prompt": "a", "videos": ["1.mp4"], "fps": 0}, '"fps" is 0'),
     ],
 )
-def test_lists_of_takes_that_are_none(folder, row, words):
+def test_lists_of_samples_that_are_none(folder, row, message):
     listed = folder("1.mp4") / "samples.jsonl"
     listed.write_text(json.dumps(row))
-    with pytest.raises(ValueError, match=rf"samples\.jsonl, line 1: {words}"):
+    with pytest.raises(ValueError, match=rf"samples\.jsonl, line 1: {message}"):
         read_samples(listed)
 
 

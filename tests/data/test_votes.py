@@ -18,22 +18,22 @@ def written(path, *rows):
     return path
 
 
-def test_a_group_has_a_best_take_or_several(folder):
-    takes = ["a.mp4", "b.mp4", "c.mp4"]
+def test_a_group_has_a_best_candidate_or_several(folder):
+    videos = ["a.mp4", "b.mp4", "c.mp4"]
     path = written(
         folder / "votes.jsonl",
-        {"prompt": "a cat", "videos": takes, "best": 1},
-        {"prompt": "a dog", "videos": takes, "best": [2, 0], "size": [32, 48], "policy": "tiny"},
+        {"prompt": "a cat", "videos": videos, "best": 1},
+        {"prompt": "a dog", "videos": videos, "best": [2, 0], "size": [32, 48], "policy": "tiny"},
     )
     one, several = read_votes(path)
-    assert one.candidates == tuple(folder / take for take in takes)
+    assert one.candidates == tuple(folder / video for video in videos)
     assert (one.prompt, one.best, one.size) == ("a cat", (1,), None)
     assert (several.best, several.size) == ((0, 2), (32, 48))
 
 
-def test_a_vote_on_a_pair_is_a_ballot_of_two_takes(folder):
+def test_a_vote_on_a_pair_is_a_vote_on_two_candidates(folder):
     pairs = [{"prompt": "a cat", "a": "a.mp4", "b": "b.mp4", "winner": winner} for winner in ("a", "b", "tie")]
-    assert [ballot.best for ballot in read_votes(written(folder / "votes.jsonl", *pairs))] == [(0,), (1,), (0, 1)]
+    assert [vote.best for vote in read_votes(written(folder / "votes.jsonl", *pairs))] == [(0,), (1,), (0, 1)]
 
 
 def test_all_bad_votes_are_named_at_once(folder):
@@ -54,8 +54,8 @@ TABLE = "path_A,path_B,prompt,VQ,MQ,TA,fps_A"
 def test_votes_of_videoalign_are_read_by_question(folder):
     rows = 'a.mp4,b.mp4,"a cat, asleep",A,B,same,8.0', "./c.mp4,d.mp4,a dog,B,B,A,8.0"
     path = written(folder / "votes.csv", TABLE, *rows)
-    assert [ballot.best for ballot in read_votes(path, "VQ")] == [(0,), (1,)]
-    assert [ballot.best for ballot in read_votes(path, "TA")] == [(0, 1), (0,)]
+    assert [vote.best for vote in read_votes(path, "VQ")] == [(0,), (1,)]
+    assert [vote.best for vote in read_votes(path, "TA")] == [(0, 1), (0,)]
     assert read_votes(path, "MQ")[0].prompt == "a cat, asleep"
     with pytest.raises(ValueError, match="votes under VQ, MQ, TA; name one"):
         read_votes(path)
@@ -78,9 +78,9 @@ def videodpo(folder, *pairs, paths=("a.mp4", "b.mp4")):
 def test_of_videodpo_the_first_video_is_the_better(folder):
     pair = {"video1": 1, "video2": 0, "frame_caption": "a cat", "score": 0.4}
     both = read_votes(videodpo(folder, pair, pair | {"label": 1, "frame_caption": ["a cat"]}))
-    assert [ballot.candidates for ballot in both] == [(folder / "b.mp4", folder / "a.mp4")] * 2
-    assert [ballot.best for ballot in both] == [(0,), (1,)]
-    assert {ballot.prompt for ballot in both} == {"a cat"}
+    assert [vote.candidates for vote in both] == [(folder / "b.mp4", folder / "a.mp4")] * 2
+    assert [vote.best for vote in both] == [(0,), (1,)]
+    assert {vote.prompt for vote in both} == {"a cat"}
 
 
 def test_videodpo_paths_of_another_machine_are_found_by_folder_and_name(folder):
@@ -88,8 +88,8 @@ def test_videodpo_paths_of_another_machine_are_found_by_folder_and_name(folder):
     (folder / "winvideos" / "000001.mp4").write_bytes(b"video")
     pair = {"video1": 0, "video2": 1, "frame_caption": "a cat"}
     paths = ("/data/set/winvideos/000001.mp4", "b.mp4")
-    ballot = read_votes(videodpo(folder, pair, paths=paths) / "pair.json")[0]
-    assert ballot.candidates[0] == folder / "winvideos" / "000001.mp4"
+    vote = read_votes(videodpo(folder, pair, paths=paths) / "pair.json")[0]
+    assert vote.candidates[0] == folder / "winvideos" / "000001.mp4"
 
 
 GROUP = {"prompt": "a cat", "videos": ["a.mp4", "b.mp4"], "best": 0}
@@ -116,9 +116,9 @@ PAIR = {"prompt": "a cat", "a": "a.mp4", "b": "b.mp4", "winner": "a"}
     ],
 )
 def test_a_bad_line_is_named(folder, row, complaint):
-    with pytest.raises(ValueError, match=complaint) as told:
+    with pytest.raises(ValueError, match=complaint) as raised:
         read_votes(written(folder / "votes.jsonl", GROUP, "", row))
-    assert f"{folder / 'votes.jsonl'}, line 3: " in str(told.value)
+    assert f"{folder / 'votes.jsonl'}, line 3: " in str(raised.value)
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ PROMPTS = ["a red ball", "a blue ball"]
 
 @pytest.fixture(params=["lora", "full"])
 def run(request, tmp_path, model_folder):
-    """The folder of a run whose weights have moved, and what its policy then shot."""
+    """The folder of a run whose weights have moved, and what its policy then generated."""
     source = str(model_folder("tiny-cogvideox"))
     policy = Policy(load_model(source), PolicyConfig(train=request.param, rank=2))
     for weight in policy.trainable.values():

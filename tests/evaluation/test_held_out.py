@@ -16,7 +16,7 @@ from besttake.data.video import write_video
 from besttake.evaluation.before_after import EvaluateConfig
 from besttake.evaluation.held_out import (
     EvaluationSet,
-    evaluation_set,
+    choose_evaluation_set,
     evaluation_set_of_run,
     read_set,
     without_held_out,
@@ -34,7 +34,7 @@ MANY = [f"a red ball number {i}" for i in range(100)]
 
 
 def chosen(model, items, listed=None, count=128, **more):
-    return evaluation_set(listed, "mine.txt", items, count, 777, model, SIZE, **more)
+    return choose_evaluation_set(listed, "mine.txt", items, count, 777, model, SIZE, **more)
 
 
 def test_a_tenth_of_many_prompts_is_held_out(cogvideox):
@@ -96,7 +96,7 @@ def test_what_was_chosen_is_written_into_the_folder(tmp_path):
         read_set(tmp_path)
 
 
-def test_a_report_measures_on_what_was_chosen_unless_told_otherwise(tmp_path):
+def test_a_report_measures_on_what_was_chosen_unless_set_otherwise(tmp_path):
     with pytest.raises(ValueError, match="has no evaluation set; give prompts with --prompts"):
         evaluation_set_of_run(tmp_path, None, "mine.txt", 9)
     assert evaluation_set_of_run(tmp_path, None, "world-train", 9).source == "world-test"
@@ -158,10 +158,10 @@ def test_a_run_keeps_what_it_holds_out_when_it_goes_on(config):
     assert Run(config, MANY).data == MANY
 
 
-def test_a_run_is_watched_and_measured_as_it_samples_and_on_its_own_prompts(config):
+def test_a_run_is_validated_and_measured_as_it_samples_and_on_its_own_prompts(config):
     rollout = RolloutConfig(steps=2, frames=4, height=32, width=16, batch=3)
-    watched = replace(config, rollout=rollout, validation=ValidationConfig(count=3))
-    run = Run(watched, MANY)
+    validated = replace(config, rollout=rollout, validation=ValidationConfig(count=3))
+    run = Run(validated, MANY)
     assert run.validator.prompts == run.evaluation_set.prompts[:3]
     assert [reward.name for reward in run.validator.rewards] == [
         "dynamic-degree",
@@ -170,7 +170,7 @@ def test_a_run_is_watched_and_measured_as_it_samples_and_on_its_own_prompts(conf
     ]
     assert run.validator.rollout == rollout
     assert run.config.evaluation_config.rollout == rollout
-    named = replace(watched, out=config.out / "named", evaluation=EvaluateConfig("world-test"))
+    named = replace(validated, out=config.out / "named", evaluation=EvaluateConfig("world-test"))
     run = Run(named, MANY)
     assert run.data == MANY
     assert run.evaluation_set.source == "world-test"
@@ -192,7 +192,7 @@ def test_captions_of_clips_that_are_held_out_are_not_trained_on(config, tmp_path
     ("recipe", "family"),
     [("onlinevpo-tiny", "world"), ("sft-tiny", "world"), ("realdpo-tiny", "world"), ("onlinevpo-wan-1.3b", "everyday")],
 )
-def test_shipped_recipes_are_watched_and_measured_as_before(recipe, family, cogvideox):
+def test_shipped_recipes_are_validated_and_measured_as_before(recipe, family, cogvideox):
     config = read_recipe(recipe)
     assert embedded_family(config.data) == family
     assert config.evaluation.prompts is None

@@ -18,13 +18,13 @@ from besttake.evaluation.ranking import (
 )
 
 
-def test_the_best_take_is_found_where_its_score_puts_it():
+def test_the_best_candidate_is_found_where_its_score_puts_it():
     scores = [0.1, 0.9, 0.5, 0.7]  # the order is 1, 3, 2, 0
     assert [recall(scores, [2], k) for k in (1, 2, 3, 4)] == [0, 0, 1, 1]
     assert reciprocal_rank(scores, [2]) == pytest.approx(1 / 3)
 
 
-def test_of_several_best_takes_the_first_counts():
+def test_of_several_best_candidates_the_first_counts():
     assert reciprocal_rank([3, 2, 1], [1, 2]) == 0.5
     assert recall([3, 2, 1], [1, 2], 2) == 1
 
@@ -97,14 +97,14 @@ def test_kendall_tau_b_by_hand():
 
 def test_the_bootstrap_knows_the_mean_and_its_error():
     values = np.random.default_rng(1).normal(size=400)
-    found = bootstrap(ratio(values, np.ones(400)), 400, draws=2000)
+    found = bootstrap(ratio(values, np.ones(400)), 400, n_resamples=2000)
     error = values.std() / 20
     assert found.value == pytest.approx(values.mean())
     assert found.low == pytest.approx(values.mean() - 1.96 * error, abs=0.15 * error)
     assert found.high == pytest.approx(values.mean() + 1.96 * error, abs=0.15 * error)
 
 
-def test_the_bootstrap_draws_the_same_from_the_same_seed():
+def test_the_bootstrap_resamples_alike_from_the_same_seed():
     assert (resamples(5, 3, 7) == resamples(5, 3, 7)).all()
     assert (resamples(5, 3, 7) != resamples(5, 3, 8)).any()
     assert (resamples(5, 30, 7).sum(1) == 5).all()
@@ -112,12 +112,12 @@ def test_the_bootstrap_draws_the_same_from_the_same_seed():
         resamples(0, 3, 7)
 
 
-def test_draws_without_a_single_vote_do_not_count():
+def test_resamples_without_a_single_vote_do_not_count():
     found = bootstrap(ratio(np.array([1.0, 0.0]), np.array([1.0, 0.0])), 2)
     assert (found.value, found.low, found.high) == (1, 1, 1)
 
 
-def test_paired_draws_tell_apart_what_single_intervals_do_not():
+def test_paired_resamples_tell_apart_what_single_intervals_do_not():
     difficulty = np.random.default_rng(2).normal(size=100)
     one, other = ratio(difficulty + 0.1, np.ones(100)), ratio(difficulty, np.ones(100))
     assert bootstrap(one, 100).low < bootstrap(other, 100).high

@@ -12,15 +12,15 @@ from besttake.sampling.step_cache import CacheConfig
 
 
 def work(policy, cache):
-    """Takes, and a loss's gradients."""
+    """Samples, and a loss's gradients."""
     config = RolloutConfig(steps=6, guidance=1.0, cache=cache)
-    takes = generate(policy, ["a red ball", "a blue ball"], config, decode=False).latents
-    clips, told = takes.view(1, 2, *takes.shape[1:]), policy.model.encode_prompts(["a red ball"])
-    errors = denoising_errors(policy, clips, told, torch.tensor([0.5]), torch.ones_like(takes[:1]))
+    latents = generate(policy, ["a red ball", "a blue ball"], config, decode=False).latents
+    clips, condition = latents.view(1, 2, *latents.shape[1:]), policy.model.encode_prompts(["a red ball"])
+    errors = denoising_errors(policy, clips, condition, torch.tensor([0.5]), torch.ones_like(latents[:1]))
     errors.policy.sum().backward()
     gradients = [weight.grad.clone() for weight in policy.trainable.values()]
     policy.model.denoiser.zero_grad()
-    return [takes, errors.policy.detach(), errors.reference, *gradients]
+    return [latents, errors.policy.detach(), errors.reference, *gradients]
 
 
 @pytest.mark.parametrize("cache", [CacheConfig(), CacheConfig("first-block")])

@@ -118,7 +118,7 @@ def test_sharded_weights_are_read_without_a_second_copy(folder, tmp_path):
     assert peak < 1.35 * weights
 
 
-def test_a_vae_is_float32_where_its_family_asks_for_it(folder):
+def test_a_vae_is_float32_where_its_family_needs_it(folder):
     model = load_model(str(folder), torch.bfloat16)
     assert model.pipeline.vae.dtype == torch.float32
     assert model.denoiser.dtype == torch.bfloat16
@@ -148,15 +148,15 @@ def test_a_hub_id_is_read_like_a_folder(name, tmp_path, monkeypatch):
         tiny.build().save_pretrained(snapshot, max_shard_size="20KB")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     rollout = RolloutConfig(1, None, *tiny.size)
-    shot = generate(load_model("someone/model"), ["a red ball"], rollout).videos
+    videos = generate(load_model("someone/model"), ["a red ball"], rollout).videos
     frames, height, width = tiny.size
-    assert shot.shape == (1, frames, 3, height, width)
+    assert videos.shape == (1, frames, 3, height, width)
 
 
 def test_a_tokenizer_of_sentencepiece_alone_is_read(folder, tmp_path):
     """Real T5 tokenizers are often nothing but a `spiece.model`."""
-    words = tmp_path / "words.txt"
-    words.write_text(
+    corpus = tmp_path / "words.txt"
+    corpus.write_text(
         "\n".join(f"a {colour} ball rolls {where}" for colour in ("red", "blue") for where in ("in", "out"))
     )
     place = folder / "tokenizer"
@@ -164,7 +164,7 @@ def test_a_tokenizer_of_sentencepiece_alone_is_read(folder, tmp_path):
     place.mkdir()
     ids = {"pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1}
     sentencepiece.SentencePieceTrainer.train(
-        input=str(words),
+        input=str(corpus),
         model_prefix=str(place / "spiece"),
         vocab_size=30,
         hard_vocab_limit=False,

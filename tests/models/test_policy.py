@@ -24,7 +24,7 @@ from besttake.models.sharding import is_sharded
 
 
 @pytest.fixture
-def asked(model):
+def inputs(model):
     """What to predict at: latents, times and conditions of two prompts."""
     x_t = torch.randn(2, *model.latent_shape(*model.default_size()))
     return x_t, torch.tensor([0.3, 0.9]), model.encode_prompts(["a red ball", "a large blue square"])
@@ -39,18 +39,18 @@ def disturb(policy, seed=0):
 
 
 @torch.no_grad()
-def base_prediction(model, asked):
-    return model.predict(model.denoiser, *asked)
+def base_prediction(model, inputs):
+    return model.predict(model.denoiser, *inputs)
 
 
 @torch.no_grad()
-def predictions(policy, asked):
-    return policy.predict(*asked), policy.reference.predict(*asked)
+def predictions(policy, inputs):
+    return policy.predict(*inputs), policy.reference.predict(*inputs)
 
 
-def test_a_lora_starts_as_base_and_reference(model, asked):
-    base = base_prediction(model, asked)
-    policy, reference = predictions(Policy(model, PolicyConfig(rank=4)), asked)
+def test_a_lora_starts_as_base_and_reference(model, inputs):
+    base = base_prediction(model, inputs)
+    policy, reference = predictions(Policy(model, PolicyConfig(rank=4)), inputs)
     assert torch.equal(policy, base)
     assert torch.equal(reference, base)
 
@@ -58,7 +58,7 @@ def test_a_lora_starts_as_base_and_reference(model, asked):
 def test_the_seed_decides_the_lora_and_the_global_random_numbers_do_not_move(model_folder):
     def weights(seed):
         model = load_model(str(model_folder("tiny-wan")))
-        torch.rand(seed)  # the draws before do not count
+        torch.rand(seed)  # the random numbers before do not count
         state = torch.get_rng_state()
         policy = Policy(model, PolicyConfig(rank=4), seed)
         assert torch.equal(torch.get_rng_state(), state)
@@ -69,40 +69,40 @@ def test_the_seed_decides_the_lora_and_the_global_random_numbers_do_not_move(mod
     assert not torch.equal(weights(2), first)
 
 
-def test_policy_moves_alone_and_refresh_brings_the_reference_after_it(model, asked):
+def test_policy_moves_alone_and_refresh_brings_the_reference_after_it(model, inputs):
     policy = Policy(model, PolicyConfig(rank=4))
-    base = base_prediction(model, asked)
+    base = base_prediction(model, inputs)
     disturb(policy)
-    moved, reference = predictions(policy, asked)
+    moved, reference = predictions(policy, inputs)
     assert not torch.allclose(moved, base, atol=1e-3)
     assert torch.equal(reference, base)
     policy.reference.refresh()
-    assert torch.equal(predictions(policy, asked)[1], moved)
+    assert torch.equal(predictions(policy, inputs)[1], moved)
     disturb(policy)  # the copy is a copy
-    assert torch.equal(predictions(policy, asked)[1], moved)
+    assert torch.equal(predictions(policy, inputs)[1], moved)
 
 
-def test_only_the_policys_lora_gets_gradients_even_after_the_reference_was_asked(model, asked):
+def test_only_the_policys_lora_gets_gradients_even_after_the_reference_predicted(model, inputs):
     policy = Policy(model, PolicyConfig(rank=4))
     disturb(policy)
-    prediction = policy.predict(*asked)
-    assert not policy.reference.predict(*asked).requires_grad
+    prediction = policy.predict(*inputs)
+    assert not policy.reference.predict(*inputs).requires_grad
     prediction.square().mean().backward()
     for name, parameter in model.denoiser.named_parameters():
         assert (parameter.grad is not None) == (".policy." in name), name
     assert all(parameter.grad.any() for parameter in policy.trainable.values())
 
 
-def test_merged_it_predicts_the_same_and_is_put_back_to_the_bit(model, asked):
+def test_merged_it_predicts_the_same_and_is_put_back_to_the_bit(model, inputs):
     policy = Policy(model, PolicyConfig(rank=4))
     disturb(policy)
     before = {name: weight.clone() for name, weight in model.denoiser.state_dict().items()}
-    alone = predictions(policy, asked)[0]
+    alone = predictions(policy, inputs)[0]
     with policy.merged():
         assert any(not torch.equal(weight, before[name]) for name, weight in model.denoiser.state_dict().items())
-        torch.testing.assert_close(predictions(policy, asked)[0], alone, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(predictions(policy, inputs)[0], alone, atol=1e-4, rtol=1e-4)
     assert all(torch.equal(weight, before[name]) for name, weight in model.denoiser.state_dict().items())
-    assert torch.equal(predictions(policy, asked)[0], alone)
+    assert torch.equal(predictions(policy, inputs)[0], alone)
 
 
 @pytest.mark.parametrize("train", ["lora", "full"])
@@ -130,7 +130,7 @@ def test_the_reference_of_a_half_precision_model_moves_by_a_small_average_too(mo
     assert moved.item() == pytest.approx(0.1 * (1 - 0.999**100), rel=0.1)
 
 
-def test_the_policys_own_average(model, asked):
+def test_the_policys_own_average(model, inputs):
     policy = Policy(model, PolicyConfig(rank=4, ema_decay=0.1))
     start = {name: weight.detach().clone() for name, weight in policy.trainable.items()}
     disturb(policy)
@@ -176,23 +176,23 @@ def test_a_warmed_up_decay_rises_to_what_it_is_to_be():
     assert ema_decay_at(0.0, 5) == 0
 
 
-def test_without_an_average_averaged_changes_nothing(model, asked):
+def test_without_an_average_averaged_changes_nothing(model, inputs):
     policy = Policy(model, PolicyConfig(rank=4))
     disturb(policy)
-    moved = predictions(policy, asked)[0]
+    moved = predictions(policy, inputs)[0]
     with policy.ema_weights():
-        assert torch.equal(predictions(policy, asked)[0], moved)
+        assert torch.equal(predictions(policy, inputs)[0], moved)
 
 
 @pytest.mark.parametrize("alpha", [None, 1.0, 16.0])
-def test_what_is_saved_is_what_the_official_pipeline_loads(tmp_path, model, asked, alpha):
+def test_what_is_saved_is_what_the_official_pipeline_loads(tmp_path, model, inputs, alpha):
     policy = Policy(model, PolicyConfig(rank=4, alpha=alpha))
     disturb(policy)
-    ours = predictions(policy, asked)[0]
+    ours = predictions(policy, inputs)[0]
     policy.save(tmp_path / "adapter")
     pipeline = DiffusionPipeline.from_pretrained(model.source)
     pipeline.load_lora_weights(str(tmp_path / "adapter"))
-    theirs = base_prediction(type(model)(pipeline, model.source), asked)
+    theirs = base_prediction(type(model)(pipeline, model.source), inputs)
     torch.testing.assert_close(theirs, ours, atol=1e-5, rtol=1e-5)
 
 
@@ -207,22 +207,22 @@ def test_what_is_saved_is_the_average(tmp_path, cogvideox):
     torch.testing.assert_close(loaded, policy.ema[name])
 
 
-def test_full_fine_tuning_holds_the_policy_against_a_frozen_copy_and_saves_a_denoiser(tmp_path, model, asked):
-    base = base_prediction(model, asked)
+def test_full_fine_tuning_holds_the_policy_against_a_frozen_copy_and_saves_a_denoiser(tmp_path, model, inputs):
+    base = base_prediction(model, inputs)
     policy = Policy(model, PolicyConfig(train="full"))
-    assert all(torch.equal(prediction, base) for prediction in predictions(policy, asked))
+    assert all(torch.equal(prediction, base) for prediction in predictions(policy, inputs))
     assert set(policy.trainable) == {name for name, _ in model.denoiser.named_parameters()}
-    policy.predict(*asked).square().mean().backward()
+    policy.predict(*inputs).square().mean().backward()
     assert not any(p.requires_grad or p.grad is not None for p in policy.reference.denoiser.parameters())
     disturb(policy)
-    moved, reference = predictions(policy, asked)
+    moved, reference = predictions(policy, inputs)
     assert torch.equal(reference, base)
     policy.save(tmp_path)
     loaded = type(model.denoiser).from_pretrained(tmp_path / "transformer").eval()
     with torch.no_grad():
-        assert torch.equal(model.predict(loaded, *asked), moved)
+        assert torch.equal(model.predict(loaded, *inputs), moved)
     policy.reference.refresh()
-    assert torch.equal(predictions(policy, asked)[1], moved)
+    assert torch.equal(predictions(policy, inputs)[1], moved)
 
 
 def test_gradient_checkpointing_gives_the_same_gradients(model_folder):
@@ -232,9 +232,9 @@ def test_gradient_checkpointing_gives_the_same_gradients(model_folder):
         disturb(policy)
         generator = torch.Generator().manual_seed(0)
         x_t = torch.randn((1, *model.latent_shape(*model.default_size())), generator=generator)
-        asked = x_t, torch.tensor([0.5]), model.encode_prompts(["a red ball"])
-        prediction = policy.predict(*asked)
-        policy.reference.predict(*asked)  # switches the adapter between forward and backward
+        inputs = x_t, torch.tensor([0.5]), model.encode_prompts(["a red ball"])
+        prediction = policy.predict(*inputs)
+        policy.reference.predict(*inputs)  # switches the adapter between forward and backward
         prediction.square().mean().backward()
         return {name: weight.grad for name, weight in policy.trainable.items()}
 
@@ -261,63 +261,65 @@ def test_a_full_fine_tune_of_a_half_precision_model_computes_in_it_and_learns_in
         for dtype in (torch.float32, torch.bfloat16)
     )
     x_t = torch.randn(1, *exact.model.latent_shape(*exact.model.default_size()))
-    t, told = torch.tensor([0.3]), exact.model.encode_prompts(["a red ball"])
-    prediction = half.predict(x_t, t, told)
-    assert prediction.dtype == half.reference.predict(x_t, t, told).dtype == torch.bfloat16
-    torch.testing.assert_close(prediction.float(), exact.predict(x_t, t, told), atol=0.1, rtol=0.1)
+    t, condition = torch.tensor([0.3]), exact.model.encode_prompts(["a red ball"])
+    prediction = half.predict(x_t, t, condition)
+    assert prediction.dtype == half.reference.predict(x_t, t, condition).dtype == torch.bfloat16
+    torch.testing.assert_close(prediction.float(), exact.predict(x_t, t, condition), atol=0.1, rtol=0.1)
     prediction.float().square().mean().backward()
     assert all(weight.dtype == weight.grad.dtype == torch.float32 for weight in half.trainable.values())
 
 
-def test_until_it_moves_a_loras_reference_is_the_base_alone(model, asked, monkeypatch):
+def test_until_it_moves_a_loras_reference_is_the_base_alone(model, inputs, monkeypatch):
     policy = Policy(model, PolicyConfig(rank=4))
-    base = predictions(policy, asked)[1]
+    base = predictions(policy, inputs)[1]
     disturb(policy)
     with torch.no_grad():
         for weight in policy.reference.weights.values():
-            weight.fill_(1)  # which nobody looks at yet
-    assert torch.equal(predictions(policy, asked)[1], base)
+            weight.fill_(1)  # which nothing reads yet
+    assert torch.equal(predictions(policy, inputs)[1], base)
     policy.reference.weights_changed()
-    assert not torch.allclose(predictions(policy, asked)[1], base, atol=1e-2)
+    assert not torch.allclose(predictions(policy, inputs)[1], base, atol=1e-2)
 
 
-def test_a_base_on_the_cpu_gives_the_same_predictions_and_gradients_to_the_bit(model_folder, family, asked):
+def test_a_base_on_the_cpu_gives_the_same_predictions_and_gradients_to_the_bit(model_folder, family, inputs):
     found = {}
     for offload in (False, True):
         model = load_model(str(model_folder(family)), offload=offload)
         policy = Policy(model, PolicyConfig(rank=4, gradient_checkpointing=True, offload=offload))
         disturb(policy)
-        policy.predict(*asked).square().mean().backward()
+        policy.predict(*inputs).square().mean().backward()
         gradients = [weight.grad for weight in policy.trainable.values()]
-        found[offload] = [*predictions(policy, asked), *gradients]
+        found[offload] = [*predictions(policy, inputs), *gradients]
         policy.reference.refresh()
-        found[offload] += predictions(policy, asked)
+        found[offload] += predictions(policy, inputs)
     assert all(torch.equal(one, other) for one, other in zip(found[False], found[True], strict=True))
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_of_a_base_on_the_cpu_one_block_is_on_the_device(model_folder, family, asked, checkpointing):
+def test_of_a_base_on_the_cpu_one_block_is_on_the_device(model_folder, family, inputs, checkpointing):
     """Going forward, and in a split backward, where all clips but the last are predicted once more."""
     model = load_model(str(model_folder(family)), offload=True)
     how = PolicyConfig(rank=4, offload=True, micro_batch_size=1, gradient_checkpointing=checkpointing)
     policy, there, parts = Policy(model, how), [], blocks(model.denoiser)
 
-    def look(*_):
+    def count(*_):
         there.append(sum(not any(map(is_sharded, block.parameters())) for block in parts))
 
     for block in parts:
-        block.register_forward_pre_hook(look)
-    split_backward.predict_both(policy, *asked)[0].square().mean().backward()
-    look()
+        block.register_forward_pre_hook(count)
+    split_backward.predict_both(policy, *inputs)[0].square().mean().backward()
+    count()
     assert there[-1] == 0
     assert max(there) == 1
 
 
 @pytest.mark.parametrize("place", ["device", "cpu"])
-def test_the_reference_of_a_full_fine_tune_takes_half_and_predicts_alike_to_the_bit(model_folder, family, asked, place):
+def test_the_reference_of_a_full_fine_tune_takes_half_and_predicts_alike_to_the_bit(
+    model_folder, family, inputs, place
+):
     model = load_model(str(model_folder(family)), torch.bfloat16)
     policy = Policy(model, PolicyConfig(train="full", reference_device=place))
-    ours, reference = predictions(policy, asked)
+    ours, reference = predictions(policy, inputs)
     assert torch.equal(ours, reference)
     size, whole = (
         sum(weight.nbytes for block in blocks(network) for weight in block.parameters())
@@ -326,7 +328,7 @@ def test_the_reference_of_a_full_fine_tune_takes_half_and_predicts_alike_to_the_
     assert size < 0.52 * whole
     disturb(policy)
     policy.reference.refresh()
-    assert torch.equal(*predictions(policy, asked))
+    assert torch.equal(*predictions(policy, inputs))
     before = {name: weight.clone() for name, weight in policy.reference.weights.items()}
     disturb(policy, seed=1)
     policy.reference.ema(0.999)
@@ -359,7 +361,7 @@ def test_a_signature_sees_every_weight(row):
 
 def test_a_signature_sees_places_names_shapes_and_types():
     first = network()
-    told = [
+    hashes = [
         weights_hash(first),
         weights_hash(network(1)),
         weights_hash(network().float()),
@@ -367,12 +369,12 @@ def test_a_signature_sees_places_names_shapes_and_types():
     ]
     with torch.no_grad():
         first[0].weight[[3, 40]] = first[0].weight[[40, 3]]
-    told.append(weights_hash(first))
-    assert told[0] == told[3]  # of the same names
-    assert len({*told}) == 4
+    hashes.append(weights_hash(first))
+    assert hashes[0] == hashes[3]  # of the same names
+    assert len({*hashes}) == 4
     assert checksum(torch.zeros(2, 3)) != checksum(torch.zeros(3, 2))
     assert checksum(torch.zeros(6)) != checksum(torch.zeros(5))
-    assert all(name.startswith(HASH_PREFIX) for name in told)
+    assert all(name.startswith(HASH_PREFIX) for name in hashes)
 
 
 @pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.bfloat16, torch.float32, torch.float64])
@@ -406,5 +408,5 @@ def test_equal_adapters_are_equal_files_that_colleagues_can_read(cogvideox, tmp_
     assert len({path.read_bytes() for path in files}) == 1
     with safe_open(files[0], "pt") as file:
         metadata = file.metadata()
-    told = json.loads(metadata["lora_adapter_metadata"])["transformer.target_modules"]
-    assert told == sorted(cogvideox.lora_targets)
+    modules = json.loads(metadata["lora_adapter_metadata"])["transformer.target_modules"]
+    assert modules == sorted(cogvideox.lora_targets)

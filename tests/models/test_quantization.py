@@ -44,8 +44,8 @@ def test_the_blocks_weights_are_small_and_what_they_predict_is_close(kind):
     assert linear_bytes(small) < linear_bytes(whole) / 2 * share * 1.1
     generator = torch.Generator().manual_seed(0)
     x_t, text = (torch.randn(*s, generator=generator).bfloat16() for s in ((2, 4, 3, 8, 8), (2, 7, 32)))
-    asked = x_t, torch.tensor([300.0, 900.0]), text
-    expected, found = (network(*asked, return_dict=False)[0].float() for network in (whole, small))
+    inputs = x_t, torch.tensor([300.0, 900.0]), text
+    expected, found = (network(*inputs, return_dict=False)[0].float() for network in (whole, small))
     assert 0 < (found - expected).norm() / expected.norm() < tolerance
 
 
@@ -56,9 +56,9 @@ def test_a_lora_on_it_has_gradients_and_the_base_none(model_folder, family, kind
     before = weights_hash(model.denoiser)
     policy = Policy(model, PolicyConfig(rank=2, gradient_checkpointing=checkpointing))
     x_t = torch.randn(2, *model.latent_shape(*model.default_size()))
-    asked = x_t, torch.tensor([0.3, 0.9]), model.encode_prompts(["a red ball", "a blue ball"])
-    assert torch.equal(policy.predict(*asked), policy.reference.predict(*asked))
-    policy.predict(*asked).float().square().mean().backward()
+    inputs = x_t, torch.tensor([0.3, 0.9]), model.encode_prompts(["a red ball", "a blue ball"])
+    assert torch.equal(policy.predict(*inputs), policy.reference.predict(*inputs))
+    policy.predict(*inputs).float().square().mean().backward()
     assert all(weight.grad.any() for name, weight in policy.trainable.items() if "lora_B" in name)
     others = [p for name, p in model.denoiser.named_parameters() if ".policy." not in name]
     assert all(parameter.grad is None for parameter in others)

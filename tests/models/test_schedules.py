@@ -20,7 +20,7 @@ def data(n=6):
     return torch.randn(n, 4, 2, 3, 3), torch.randn(n, 4, 2, 3, 3)
 
 
-def draw(schedule, n=2000, **bounds):
+def sample_times(schedule, n=2000, **bounds):
     return schedule.sample_times(n, torch.Generator().manual_seed(0), **bounds)
 
 
@@ -74,8 +74,8 @@ def test_numbers_rounded_up_to_one_give_the_last_time(schedule):
     assert schedule.times(torch.ones(1)) == 1
 
 
-def test_times_are_drawn_over_the_whole_range(schedule):
-    t = draw(schedule)
+def test_times_are_sampled_over_the_whole_range(schedule):
+    t = sample_times(schedule)
     assert t.shape == (2000,)
     assert t.dtype == torch.float32
     assert 0 <= t.min() < 0.05
@@ -84,38 +84,38 @@ def test_times_are_drawn_over_the_whole_range(schedule):
 
 @pytest.mark.parametrize(("low", "high"), [(0.0, 0.5), (0.25, 0.75), (0.57, 0.58)])
 def test_times_stay_within_their_bounds_and_fill_them(schedule, low, high):
-    t = draw(schedule, low=low, high=high)
+    t = sample_times(schedule, low=low, high=high)
     assert low - 1e-6 <= t.min() < low + 0.02 * (high - low) + 0.0011
     assert high - 0.02 * (high - low) - 0.0011 < t.max() <= high + 1e-6
 
 
-def test_v_prediction_draws_every_discrete_time_of_its_range_and_no_other():
+def test_v_prediction_samples_every_discrete_time_of_its_range_and_no_other():
     coarse = VPrediction(torch.linspace(0.9, 0, 100))
-    drawn = {round(float(t) * 100) for t in draw(coarse, low=0.57, high=0.6)}
-    assert drawn == {58, 59, 60}
+    times = {round(float(t) * 100) for t in sample_times(coarse, low=0.57, high=0.6)}
+    assert times == {58, 59, 60}
 
 
 def test_uniform_times_are_uniform():
     for schedule in (V, RectifiedFlow(shift=1.0)):
-        assert draw(schedule).mean() == pytest.approx(0.5, abs=0.03)
+        assert sample_times(schedule).mean() == pytest.approx(0.5, abs=0.03)
 
 
 def test_shift_moves_times_towards_noise_as_the_formula_says():
-    uniform, shifted = draw(RectifiedFlow(shift=1.0)), draw(FLOW)
+    uniform, shifted = sample_times(RectifiedFlow(shift=1.0)), sample_times(FLOW)
     torch.testing.assert_close(shifted, 3 * uniform / (1 + 2 * uniform))
     assert shifted.median() == pytest.approx(0.75, abs=0.03)
 
 
 def test_the_same_generator_gives_the_same_times(schedule):
-    assert torch.equal(draw(schedule, 5), draw(schedule, 5))
+    assert torch.equal(sample_times(schedule, 5), sample_times(schedule, 5))
 
 
 @pytest.mark.parametrize(("low", "high"), [(0.5, 0.5), (0.6, 0.4), (-0.1, 0.5), (0.5, 1.1)])
 def test_a_range_without_times_is_refused(schedule, low, high):
     with pytest.raises(ValueError, match="no training time in"):
-        draw(schedule, low=low, high=high)
+        sample_times(schedule, low=low, high=high)
 
 
 def test_a_range_between_two_discrete_times_is_refused():
     with pytest.raises(ValueError, match="1/1000"):
-        draw(V, low=0.5002, high=0.5008)
+        sample_times(V, low=0.5002, high=0.5008)

@@ -52,19 +52,19 @@ def case(name: str) -> dict[str, torch.Tensor]:
 )
 @torch.no_grad()
 def test_predictions_are_the_authors(network, name):
-    told = case(name)
-    expected = told.pop("out")
-    torch.testing.assert_close(network(**told), expected, atol=1e-5, rtol=1e-5)
+    inputs = case(name)
+    expected = inputs.pop("out")
+    torch.testing.assert_close(network(**inputs), expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_gradients_are_the_authors(network, checkpointing):
     if checkpointing:
         network.enable_gradient_checkpointing()
-    told, expected = case("clean_frames"), case("clean_frames_grad")
-    del told["out"]
-    x, y = (told[name].clone().requires_grad_() for name in "xy")
-    network(**told | {"x": x, "y": y}).pow(2).mean().backward()
+    inputs, expected = case("clean_frames"), case("clean_frames_grad")
+    del inputs["out"]
+    x, y = (inputs[name].clone().requires_grad_() for name in "xy")
+    network(**inputs | {"x": x, "y": y}).pow(2).mean().backward()
     found = {"x": x.grad, "y": y.grad} | {name: weight.grad for name, weight in network.named_parameters()}
     for name, gradient in expected.items():
         torch.testing.assert_close(found[name], gradient, atol=1e-6, rtol=1e-4, msg=name)
@@ -79,10 +79,10 @@ def test_position_and_time_embeddings_are_the_authors():
 
 @torch.no_grad()
 def test_text_behind_the_mask_is_never_read(network):
-    told = case("a_even_ragged")
-    expected = told.pop("out")
-    told["y"] = torch.where(told["mask"][:, None, :, None] != 0, told["y"], 1e4)
-    torch.testing.assert_close(network(**told), expected, atol=1e-5, rtol=1e-5)
+    inputs = case("a_even_ragged")
+    expected = inputs.pop("out")
+    inputs["y"] = torch.where(inputs["mask"][:, None, :, None] != 0, inputs["y"], 1e4)
+    torch.testing.assert_close(network(**inputs), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_the_network_of_the_public_config_is_the_public_one():
@@ -119,16 +119,16 @@ def write_shards(network: STDiT3, folder: Path) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": files}))
 
 
-def test_shards_are_read_in_the_dtype_asked_for(network, tmp_path):
+def test_shards_are_read_in_the_requested_dtype(network, tmp_path):
     write_shards(network, tmp_path)
     read = STDiT3.from_pretrained(tmp_path, torch.bfloat16)
     assert not read.training
     for name, weight in network.state_dict().items():
         assert torch.equal(read.state_dict()[name], weight.bfloat16()), name
-    told = case("d_image_T1")
-    expected = told.pop("out")
+    inputs = case("d_image_T1")
+    expected = inputs.pop("out")
     with torch.no_grad():
-        prediction = read(**told)
+        prediction = read(**inputs)
     assert prediction.dtype == torch.float32
     torch.testing.assert_close(prediction, expected, atol=0.15, rtol=0.1)
 

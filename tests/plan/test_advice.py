@@ -8,19 +8,19 @@ from besttake.commands.cli import read_recipe
 from besttake.plan import advice
 from besttake.plan.advice import SWITCHES, Advice, advise, with_setting
 from besttake.plan.meter import Phase
-from tests.plan.test_steps import PACE, measure, recipe
+from tests.plan.test_steps import THROUGHPUT, measure, recipe
 
 
 def test_where_it_does_not_fit_switches_are_turned_until_it_does(small_model):
     config = recipe(small_model("tiny-cogvideox"))
-    phases = measure(config, PACE, parts=("step",))
+    phases = measure(config, THROUGHPUT, parts=("step",))
     before = phases["train"].peak
-    assert advise(config, phases, before, PACE) == []
-    one, *others = advise(config, phases, 0.9 * before, PACE)
+    assert advise(config, phases, before, THROUGHPUT) == []
+    one, *others = advise(config, phases, 0.9 * before, THROUGHPUT)
     assert (one.setting, others) == ("policy.gradient_checkpointing", [])
     assert one.peak <= 0.9 * before
     turned = with_setting(config, one.setting, one.value)
-    assert measure(turned, PACE, parts=("step",))["train"].peak == one.peak
+    assert measure(turned, THROUGHPUT, parts=("step",))["train"].peak == one.peak
 
 
 def test_switches_are_settings_of_the_recipes():
@@ -37,7 +37,7 @@ def test_only_what_concerns_the_fullest_phase_is_tried(monkeypatch):
     """Peaks of made-up phases: tiling alone brings the evaluation's encoding down."""
     tried = []
 
-    def measured(config, pace, gpus, parts):
+    def measured(config, throughput, gpus, parts):
         tried.append(parts)
         return {"encode": Phase("encode", peak=5.0, owners={"activations": 5.0})}
 
@@ -46,7 +46,7 @@ def test_only_what_concerns_the_fullest_phase_is_tried(monkeypatch):
         "encode": Phase("encode", peak=9.0, owners={"activations": 9.0}),
         "train": Phase("train", peak=3.0, owners={"activations": 3.0}),
     }
-    found = advise(read_recipe("onlinevpo-tiny"), phases, 6.0, PACE)
+    found = advise(read_recipe("onlinevpo-tiny"), phases, 6.0, THROUGHPUT)
     assert found == [Advice("tiling", True, 5.0)]
     assert tried == [{"encode"}]
 

@@ -8,7 +8,7 @@ import pytest
 from besttake.models.split_backward import recompute
 from besttake.plan import block_cache, steps
 from besttake.plan.steps import measure
-from tests.plan.test_steps import PACE, SHORT, recipe
+from tests.plan.test_steps import SHORT, THROUGHPUT, recipe
 
 LORA = {"gradient_checkpointing": True, "micro_batch_size": 1}
 
@@ -30,10 +30,10 @@ def small(model: str, rows: int = 1, **policy):
 def test_as_if_every_block_were_run(model, rows, policy, small_model, monkeypatch):
     if model == "tiny-wan":  # a small CogVideoX has so small blocks that their memory is not most of it
         model = small_model(model, layers=3)
-    one = measure(small(model, rows, **LORA | policy), PACE, parts=("step",))
+    one = measure(small(model, rows, **LORA | policy), THROUGHPUT, parts=("step",))
     monkeypatch.setattr(steps, "reuse_equal_blocks", lambda *_: None)
     monkeypatch.setattr(steps, "cached_recompute", lambda *_: recompute)
-    every = measure(small(model, rows, **LORA | policy), PACE, parts=("step",))
+    every = measure(small(model, rows, **LORA | policy), THROUGHPUT, parts=("step",))
     for name, phase in one.items():
         assert phase.flops == pytest.approx(every[name].flops, rel=1e-4)
         assert phase.seconds == pytest.approx(every[name].seconds, rel=2e-3)
@@ -48,7 +48,7 @@ def test_one_block_of_a_kind_is_run(small_model, monkeypatch):
         return block._run(*args, **kwargs)
 
     monkeypatch.setattr(block_cache.Block, "__call__", counted)
-    measure(small(small_model("tiny-cogvideox", layers=3), 2, **LORA), PACE, parts=("step",))
+    measure(small(small_model("tiny-cogvideox", layers=3), 2, **LORA), THROUGHPUT, parts=("step",))
     # the reference's; the policy's in two sizes of sampling batches, in a part of the loss and in the last one; and
     # going backward the first's and the others'
     assert sorted(runs.values()) == [1, 6]

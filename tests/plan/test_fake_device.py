@@ -55,10 +55,10 @@ def test_the_host_is_another_device():
 def test_modules_are_moved_and_copied_as_elsewhere():
     with fake_device():
         layer = nn.Linear(300, 300).to(CARD)
-        twin = copy.deepcopy(layer).to("cpu", torch.bfloat16)
+        moved = copy.deepcopy(layer).to("cpu", torch.bfloat16)
         layer.bias.data = layer.bias.data.to("cpu")
         assert (layer.weight.device, layer.bias.device) == (CARD, torch.device("cpu"))
-        assert (twin.weight.device, twin.weight.dtype) == (torch.device("cpu"), torch.bfloat16)
+        assert (moved.weight.device, moved.weight.dtype) == (torch.device("cpu"), torch.bfloat16)
 
 
 def test_small_modules_keep_their_numbers_when_they_are_moved():

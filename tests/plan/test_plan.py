@@ -15,22 +15,22 @@ def test_a_recipe_is_planned_from_the_command_line(small_model, capsys):
     flags = ["--card", "4090", "--json", "--rollout.steps", "2", "--validation.every", "0", "--evaluation.count", "2"]
     flags += ["--measure", "--prompts-per-step", "1", "--candidates", "2", "--device", "cpu"]
     assert main(["plan", "onlinevpo-tiny", "--model", small_model("tiny-cogvideox"), *flags]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["fits"]
-    assert told["card"] == "RTX-4090"
-    assert {"sample", "decode", "score", "train", "evaluate"} <= told["phases"].keys()
-    assert told["measured"]["train"]["peak"] == pytest.approx(told["phases"]["train"]["peak"], rel=0.15)
-    assert told["seconds_of_a_step"] == pytest.approx(
-        sum(phase["seconds"] for name, phase in told["phases"].items() if name != "evaluate")
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["fits"]
+    assert plan["card"] == "RTX-4090"
+    assert {"sample", "decode", "score", "train", "evaluate"} <= plan["phases"].keys()
+    assert plan["measured"]["train"]["peak"] == pytest.approx(plan["phases"]["train"]["peak"], rel=0.15)
+    assert plan["seconds_of_a_step"] == pytest.approx(
+        sum(phase["seconds"] for name, phase in plan["phases"].items() if name != "evaluate")
     )
 
 
-def test_users_mistakes_are_said_in_words(capsys):
+def test_users_mistakes_have_plain_messages(capsys):
     assert main(["plan", "onlinevpo-tiny", "--card", "voodoo"]) == 2
     assert main(["plan", "nothing"]) == 2
-    words = capsys.readouterr().err
-    assert "no card 'voodoo'" in words
-    assert "no recipe 'nothing'" in words
+    message = capsys.readouterr().err
+    assert "no card 'voodoo'" in message
+    assert "no recipe 'nothing'" in message
     with pytest.raises(ValueError, match="gpus is 0"):
         PlanConfig(gpus=0)
 
@@ -58,9 +58,9 @@ def test_hours():
     }
 
 
-def test_hours_of_clips_that_come_twice_before_they_are_renewed(material):
+def test_hours_of_clips_that_come_twice_before_their_negatives_are_regenerated(material):
     second = {name: Phase(name, seconds=1.0) for name in ("sample", "train", "encode", "validate", "evaluate")}
     config = RealDPO(data=str(material / "clips"), steps=3600, clips_per_step=2, regenerate_every=10)
     found = hours(config, second, gpus=1)
-    assert math.isclose(found["sampling"], 4 / 20)  # the takes of four clips serve twenty draws
+    assert math.isclose(found["sampling"], 4 / 20)  # four clips' negatives serve twenty, ten steps of two
     assert math.isclose(found["encoding"], 4 / 3600)

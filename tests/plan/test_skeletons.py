@@ -60,8 +60,8 @@ def test_a_folder_of_configurations_makes_the_model_that_its_weights_would(name,
                     assert {n: (w.shape, w.dtype) for n, w in there} == {n: (w.shape, w.dtype) for n, w in here.items()}
         assert isinstance(model.pipeline.tokenizer, WordTokenizer)
         model.check_prompts(["a red ball"])
-        told, shown = real.encode_prompts(["a red ball"]), model.encode_prompts(["a red ball"])
-        assert {n: t.shape[2:] for n, t in told.items()} == {n: t.shape[2:] for n, t in shown.items()}
+        expected, shown = real.encode_prompts(["a red ball"]), model.encode_prompts(["a red ball"])
+        assert {n: t.shape[2:] for n, t in expected.items()} == {n: t.shape[2:] for n, t in shown.items()}
 
 
 def test_what_is_neither_folder_nor_known_nor_on_the_hub():

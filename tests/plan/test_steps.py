@@ -21,7 +21,7 @@ from besttake.training.run import adamw
 from tests.peak import Peak
 from tests.tiny.opensora import TINY
 
-PACE = Throughput(CARDS["H100"], 0.5)
+THROUGHPUT = Throughput(CARDS["H100"], 0.5)
 ROLLOUT = RolloutConfig(steps=2, guidance=3.0, batch=3)
 SHORT = RolloutConfig(steps=2, guidance=1.0, batch=3)
 
@@ -47,20 +47,20 @@ def a_step(policy: Policy, config: Config):
 @pytest.mark.parametrize("name", ["tiny-cogvideox", "tiny-wan"])
 def test_arithmetic_of_a_rollout(name, small_model):
     config = recipe(small_model(name))
-    phases = measure(config, PACE, parts=("step",))
+    phases = measure(config, THROUGHPUT, parts=("step",))
     policy = Policy(load_model(config.model), config.policy)
-    takes = ["a red ball"] * 2, config.rollout
-    generate(policy, *takes, n=1, decode=False)  # the text is embedded
+    arguments = ["a red ball"] * 2, config.rollout
+    generate(policy, *arguments, n=1, decode=False)  # the text is embedded
     # attention as plain products, which PyTorch's counter sees
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        generate(policy, *takes, n=2, decode=False)
+        generate(policy, *arguments, n=2, decode=False)
     assert phases["sample"].flops == pytest.approx(counter.get_total_flops(), rel=0.01)
 
 
 @pytest.mark.parametrize("policy", [{}, {"gradient_checkpointing": True}, {"train": "full"}, {"micro_batch_size": 1}])
 def test_a_training_step(policy):
     config = replace(recipe("tiny-cogvideox", **policy), rollout=SHORT)
-    planned = measure(config, PACE, parts=("step",))["train"]
+    planned = measure(config, THROUGHPUT, parts=("step",))["train"]
     real = Policy(load_model("tiny-cogvideox"), config.policy)
     a_step(real, config)
     for parameter in real.trainable.values():
@@ -68,7 +68,7 @@ def test_a_training_step(policy):
     lasting = sum(size for owner, size in planned.owners.items() if owner not in ("activations", "gradients"))
     with Peak() as peak:
         a_step(real, config)
-    with Meter(torch.device("cpu"), PACE) as meter, meter.phase("train") as run:
+    with Meter(torch.device("cpu"), THROUGHPUT) as meter, meter.phase("train") as run:
         a_step(real, config)
     assert planned.flops == pytest.approx(run.flops, rel=0.01)
     assert planned.peak - lasting == pytest.approx(peak.peak, rel=0.05)
@@ -76,7 +76,7 @@ def test_a_training_step(policy):
 
 def test_a_card_of_several_has_its_share(small_model):
     config = recipe(small_model("tiny-cogvideox"))
-    alone, shared = (measure(config, PACE, gpus, ("step",)) for gpus in (1, 2))
+    alone, shared = (measure(config, THROUGHPUT, gpus, ("step",)) for gpus in (1, 2))
     for name in ("sample", "decode", "train"):
         assert shared[name].flops == pytest.approx(alone[name].flops / 2, rel=0.01)
     assert shared["train"].peak < alone["train"].peak
@@ -84,8 +84,9 @@ def test_a_card_of_several_has_its_share(small_model):
 
 def test_sharded_weights_take_their_share(small_model):
     config = recipe(small_model("tiny-cogvideox"), train="full")
-    whole = measure(config, PACE, 2, ("step",))["train"].owners
-    parts = measure(replace(config, parallel=replace(config.parallel, shard=2)), PACE, 2, ("step",))["train"].owners
+    whole = measure(config, THROUGHPUT, 2, ("step",))["train"].owners
+    sharded = replace(config, parallel=replace(config.parallel, shard=2))
+    parts = measure(sharded, THROUGHPUT, 2, ("step",))["train"].owners
     for owner in ("trained weights", "reference", "optimizer"):
         assert parts[owner] == pytest.approx(whole[owner] / 2, rel=0.02)
 
@@ -93,28 +94,28 @@ def test_sharded_weights_take_their_share(small_model):
 def test_blocks_on_the_cpu_leave_the_card(small_model):
     wan = small_model("tiny-wan", layers=5)
     configs = (replace(recipe(wan, offload=off), rollout=SHORT) for off in (False, True))
-    owners = [measure(config, PACE, parts=("step",))["train"].owners for config in configs]
+    owners = [measure(config, THROUGHPUT, parts=("step",))["train"].owners for config in configs]
     assert owners[1]["weights"] < owners[0]["weights"] / 3
 
 
-def test_networks_that_take_turns_are_off_the_card_while_takes_are_decoded(small_model):
+def test_networks_that_take_turns_are_off_the_card_while_samples_are_decoded(small_model):
     config = replace(recipe(small_model("tiny-wan")), offload_idle=True)
-    phases = measure(config, PACE, parts=("step",))
+    phases = measure(config, THROUGHPUT, parts=("step",))
     assert phases["decode"].owners["weights"] == 0
     assert phases["sample"].owners["weights"] == phases["train"].owners["weights"] > 0
 
 
-def test_what_a_denoiser_that_waits_on_the_cpu_is_asked_for_is_on_the_card(tmp_path):
+def test_the_inputs_of_a_denoiser_that_waits_on_the_cpu_are_on_the_card(tmp_path):
     """Open-Sora's embedding of no caption is a part of its denoiser."""
     tiny = TINY["opensora-1.2"]
     tiny.write(tmp_path / "model")
     rollout = RolloutConfig(2, 3.0, *tiny.size, batch=3)
     config = replace(recipe(str(tmp_path / "model")), dtype="bfloat16", rollout=rollout, offload_idle=True)
-    phases = measure(config, PACE, parts=("step",))
+    phases = measure(config, THROUGHPUT, parts=("step",))
     assert phases["sample"].flops > 0
 
 
 def test_a_number_of_cards_that_shards_do_not_divide(small_model):
     config = recipe(small_model("tiny-cogvideox"))
     with pytest.raises(ValueError, match="shard is 2, and gpus 3"):
-        measure(replace(config, parallel=replace(config.parallel, shard=2)), PACE, 3)
+        measure(replace(config, parallel=replace(config.parallel, shard=2)), THROUGHPUT, 3)

@@ -23,23 +23,23 @@ ROWS = [
 
 
 def test_every_critic_has_a_dot_in_every_panel_but_where_nothing_is_known():
-    drawn = ElementTree.fromstring(dots("Who finds it?", ROWS))
-    assert len(drawn.findall(f"{SVG}circle")) == 3
-    assert len([line for line in drawn.findall(f"{SVG}line") if line.get("class") == "level"]) == 2
-    words = [text.text for text in drawn.findall(f"{SVG}text")]
-    assert {"Who finds it?", "world & co", "<image>", "recall@1", "MRR"} <= set(words)
-    assert CHANCE not in words
+    svg = ElementTree.fromstring(dots("Who finds it?", ROWS))
+    assert len(svg.findall(f"{SVG}circle")) == 3
+    assert len([line for line in svg.findall(f"{SVG}line") if line.get("class") == "level"]) == 2
+    texts = [text.text for text in svg.findall(f"{SVG}text")]
+    assert {"Who finds it?", "world & co", "<image>", "recall@1", "MRR"} <= set(texts)
+    assert CHANCE not in texts
 
 
 def test_dots_stand_where_their_values_are():
-    drawn = ElementTree.fromstring(dots("", ROWS))
-    first, second = [float(dot.get("cx")) for dot in drawn.findall(f"{SVG}circle") if dot.get("cy")][:2]
-    grid = sorted({float(line.get("x1")) for line in drawn.findall(f"{SVG}line") if line.get("class") == "grid"})[:5]
+    svg = ElementTree.fromstring(dots("", ROWS))
+    first, second = [float(dot.get("cx")) for dot in svg.findall(f"{SVG}circle") if dot.get("cy")][:2]
+    grid = sorted({float(line.get("x1")) for line in svg.findall(f"{SVG}line") if line.get("class") == "grid"})[:5]
     assert abs((first - grid[0]) / (grid[4] - grid[0]) - 0.9) < 0.01
     assert abs((second - grid[0]) / (grid[4] - grid[0]) - 0.2) < 0.01
 
 
-def test_the_plot_is_told_in_words_too():
+def test_the_plot_is_described_in_words_too():
     said = ElementTree.fromstring(dots("Who finds it?", ROWS)).get("aria-label")
     assert said == "Who finds it?: world & co recall@1 0.90, MRR 0.95; <image> recall@1 0.20, MRR nan."
 
@@ -51,7 +51,7 @@ def test_votes_become_a_table_and_a_plot_of_every_critic(tmp_path):
     vote = {"prompt": "a cat", "a": "wild.mp4", "b": "calm.mp4", "winner": "b"}
     (tmp_path / "votes.jsonl").write_text(json.dumps(vote))
     critics = ("motion-smoothness", "dynamic-degree")
-    config = AgreementConfig(tmp_path / "votes.jsonl", critics, out=tmp_path / "out", draws=5, device="cpu")
+    config = AgreementConfig(tmp_path / "votes.jsonl", critics, out=tmp_path / "out", n_resamples=5, device="cpu")
     table = report_agreement(config)
     assert (tmp_path / "out" / "agreement.md").read_text() == table
     assert [line.split("|")[1:3] for line in table.splitlines()[2:]] == [
@@ -59,5 +59,5 @@ def test_votes_become_a_table_and_a_plot_of_every_critic(tmp_path):
         [" dynamic-degree ", " 0.00 "],
         [" chance ", " 0.50 "],
     ]
-    drawn = ElementTree.fromstring((tmp_path / "out" / "agreement.svg").read_text())
-    assert "Agreement with human votes in votes.jsonl" in [text.text for text in drawn.findall(f"{SVG}text")]
+    svg = ElementTree.fromstring((tmp_path / "out" / "agreement.svg").read_text())
+    assert "Agreement with human votes in votes.jsonl" in [text.text for text in svg.findall(f"{SVG}text")]

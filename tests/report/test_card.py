@@ -95,12 +95,12 @@ def test_the_licence_is_read_from_the_bases_folder(tmp_path):
 
 
 def test_a_dry_run_of_push_writes_what_would_be_uploaded(trained, tmp_path, capsys):
-    words = ["push", str(trained), "me/mine", "--dry-run", str(tmp_path / "upload")]
-    assert main(words) == 0
+    arguments = ["push", str(trained), "me/mine", "--dry-run", str(tmp_path / "upload")]
+    assert main(arguments) == 0
     names = {file.name for file in (tmp_path / "upload").iterdir()}
     assert names == {"README.md", "config.yaml", "summary.json", "pytorch_lora_weights.safetensors"}
     assert "out" not in yaml.safe_load((tmp_path / "upload" / "config.yaml").read_text())
-    assert main(words) == 2
+    assert main(arguments) == 2
     assert "a file or not empty" in capsys.readouterr().err
 
 

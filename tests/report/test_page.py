@@ -201,8 +201,8 @@ def write_metrics(folder, steps):
     for step in range(steps):
         rows.append({"step": step, "minutes": step / 60, **dict.fromkeys(names, 0.1 + 0.01 * (step % 7))})
         if step % 10 == 0:
-            look = {"eval/world/a": step / 9, "eval/world/b": -1.0, "eval/heldout/plausibility": -step / 40}
-            rows.append({"step": step, "minutes": 0, **look, "eval/dynamic-degree/dynamic degree": 0.02})
+            validation = {"eval/world/a": step / 9, "eval/world/b": -1.0, "eval/heldout/plausibility": -step / 40}
+            rows.append({"step": step, "minutes": 0, **validation, "eval/dynamic-degree/dynamic degree": 0.02})
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 

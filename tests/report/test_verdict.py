@@ -54,7 +54,7 @@ def test_worse():
     assert "better" not in plain(said.sentence)
 
 
-def test_good_and_bad_are_both_told():
+def test_good_and_bad_are_both_reported():
     said = verdict(run_with(after=GOOD | {"frechet_distance": 60.0}))
     assert said.kind == "mixed"
     assert said.sentence.startswith("Worse: the Fréchet distance to clean clips rose from 40 to 60. Better: ")
@@ -94,20 +94,20 @@ def test_a_trifle_is_not_called_better_however_sure():
 
 
 @pytest.mark.parametrize(
-    ("after", "q", "kind", "words"),
+    ("after", "q", "kind", "message"),
     [
         (0.5, 0.01, "unknown", "Only critics' scores were measured. Steady by flicker rose from 0.4 to 0.5."),
         (0.3, 0.01, "worse", "The videos got worse: steady by flicker fell from 0.4 to 0.3."),
         (0.3, 0.2, "unknown", "None of their scores changed clearly."),
     ],
 )
-def test_without_measures_critics_are_heard(after, q, kind, words):
+def test_without_measures_critics_count(after, q, kind, message):
     name = "reward/flicker/steady"
     summary = {"before": {name: 0.4}, "after": {name: after}, "real": {}}
     run = RunFolder(Path("run"), {"algorithm": "sft"}, [], summary, {"clips": 9}, [], {}, {name: q})
     said = verdict(run)
     assert said.kind == kind
-    assert words in plain(said.sentence)
+    assert message in plain(said.sentence)
 
 
 def test_motion_that_only_a_critic_saw_go_is_hacking_too():
@@ -121,7 +121,7 @@ def test_motion_that_only_a_critic_saw_go_is_hacking_too():
     assert plain(said.sentence).startswith("Worse: dynamic degree fell from 0.4 to 0.2, though ")
 
 
-def test_objects_that_swell_are_told():
+def test_objects_that_swell_are_reported():
     said = verdict(run_with(after=GOOD | {"object_area": 124}))
     assert said.kind == "mixed"
     assert "the objects' area rose from 78 px to 124 px (real clips: 91 px)" in plain(said.sentence)
@@ -136,7 +136,7 @@ def test_no_change():
 def test_a_distance_alone_is_not_called_better():
     said = verdict(run_with(after=BEFORE | {"frechet_distance": 30.0, "heldout_reward": -1.296}))
     assert said.kind == "same"
-    assert said.word == "Hardly a change"
+    assert said.label == "Hardly a change"
     assert "the held-out critic stayed at -1.3" in plain(said.sentence)
     assert "rose" not in said.sentence
 
@@ -157,7 +157,7 @@ def test_hacking_is_named(loss):
     assert "rather than to make better videos" in plain(said.sentence)
 
 
-def test_hacking_is_seen_in_the_looks():
+def test_hacking_is_seen_in_the_validation_passes():
     rows = [{"step": step, "eval/world/a": step / 10} for step in (0, 20, 40)]
     assert verdict(run_with(after=GOOD | {"heldout_reward": -2.0}, rows=rows)).kind == "hacked"
     assert verdict(run_with(after=GOOD | {"heldout_reward": -2.0}, rows=rows[::-2][1:])).kind == "mixed"

@@ -23,36 +23,36 @@ def films(b=3, seed=0):
 
 
 class Counting:
-    """A critic that counts the videos it is asked about."""
+    """A critic that counts the videos it scores."""
 
     name, dimensions, differentiable = "counting", ("light", "first"), True
     card = CriticCard("", "", {"light": (-1.0, 1.0), "first": (-1.0, 1.0)})
 
     def __init__(self, silent_on=""):
-        self.asked, self.silent_on = 0, silent_on
+        self.scored, self.silent_on = 0, silent_on
 
     def __call__(self, videos, prompts, fps=8.0):
-        self.asked += len(videos)
+        self.scored += len(videos)
         values = torch.stack([videos.mean((1, 2, 3, 4)), videos[:, 0, 0, 0, 0] / fps], 1)
         there = torch.tensor([prompt != self.silent_on for prompt in prompts])
         return Score(values, self.dimensions) if there.all() else PartialScore(values, self.dimensions, there)
 
 
-def test_what_was_scored_is_not_asked_again_and_scores_the_same_to_the_last_bit(tmp_path):
+def test_what_was_scored_is_not_scored_again_and_stays_the_same_to_the_last_bit(tmp_path):
     critic, videos = Counting(), films()
     first = score_checked(CachedReward(critic, tmp_path), videos, PROMPTS).values
     again = CachedReward(critic, tmp_path)
     assert torch.equal(score_checked(again, videos, PROMPTS).values, first)
-    assert critic.asked == 3
+    assert critic.scored == 3
     assert again.metrics() == {"counting/hits": 3.0, "counting/misses": 0.0}
 
 
-def test_only_what_is_new_is_asked_and_rows_keep_their_order(tmp_path):
+def test_only_what_is_new_is_scored_and_rows_keep_their_order(tmp_path):
     critic, videos = Counting(), films(4)
     cached = CachedReward(critic, tmp_path)
     cached(videos[1:3], ["b", "c"])
     score = cached(videos, ["a", "b", "c", "d"])
-    assert critic.asked == 4
+    assert critic.scored == 4
     assert torch.equal(score.values, Counting()(videos, ["a", "b", "c", "d"]).values)
 
 
@@ -74,16 +74,16 @@ def test_whatever_may_change_a_score_is_part_of_the_key(tmp_path, what):
     else:
         videos = videos.transpose(1, 2).reshape(1, 1, 3, 8, 4)
     CachedReward(critic, tmp_path, critic_identity=who)(videos, prompts, fps)
-    assert critic.asked == 2
+    assert critic.scored == 2
 
 
-def test_what_no_file_would_tell_apart_is_one_take(tmp_path):
+def test_what_no_file_would_distinguish_is_one_video(tmp_path):
     critic = Counting()
     cached = CachedReward(critic, tmp_path)
     videos = torch.zeros(1, 2, 3, 4, 4)
     cached(videos, ["a ball"])
     cached(videos + 1e-4, ["a ball"])
-    assert critic.asked == 1
+    assert critic.scored == 1
 
 
 def test_the_identity_of_a_critic_is_its_weights():
@@ -96,12 +96,12 @@ def test_the_identity_of_a_critic_is_its_weights():
     assert identity(load_reward("world")) != identity(load_reward("heldout"))
 
 
-def test_how_it_looks_at_a_clip_is_part_of_an_image_critics_identity(tmp_path):
+def test_how_it_reads_a_clip_is_part_of_an_image_critics_identity(tmp_path):
     clipscore.write(tmp_path)
-    looks = [{"frames": 4}, {"frames": 8}, {"frames": 8, "aggregate": "min"}, {"frames": 8, "aggregate": "min"}]
-    told = [identity(load_reward("clipscore", path=tmp_path, **look)) for look in looks]
-    assert len(set(told)) == 3
-    assert told[2] == told[3]
+    settings = [{"frames": 4}, {"frames": 8}, {"frames": 8, "aggregate": "min"}, {"frames": 8, "aggregate": "min"}]
+    identities = [identity(load_reward("clipscore", path=tmp_path, **setting)) for setting in settings]
+    assert len(set(identities)) == 3
+    assert identities[2] == identities[3]
 
 
 class Set:
@@ -110,39 +110,39 @@ class Set:
     name, dimensions, differentiable, card = "set", ("light",), False, Counting.card
 
     def __init__(self, frames=8, path="", sides=(1, 2), device="cpu"):
-        self.frames, self.path, self.sides, self.device, self.asked = frames, path, sides, device, 0
+        self.frames, self.path, self.sides, self.device, self.scored = frames, path, sides, device, 0
         self.mean, self.masks = torch.zeros(2), [torch.zeros(3, dtype=torch.bool)]
-        self.tokenizer = Words()
+        self.tokenizer = FakeTokenizer()
 
     def __call__(self, videos, prompts, fps=8.0):
-        self.asked += 1
+        self.scored += 1
         return Score(videos.mean((1, 2, 3, 4))[:, None], self.dimensions)
 
 
-class Words:
+class FakeTokenizer:
     def __init__(self):
-        self.words = {"ball": 0}
+        self.vocabulary = {"ball": 0}
 
     def get_vocab(self):
-        return self.words
+        return self.vocabulary
 
 
 def test_what_a_critic_was_made_with_and_of_is_its_identity_and_what_it_counts_is_not(tmp_path):
     (tmp_path / "weights").write_text("one")
     first = identity(Set())
     same = [Set(), Set(device="cuda:1")]
-    same[0].asked = 5
+    same[0].scored = 5
     assert {identity(critic) for critic in same} == {first}
     others = [Set(frames=4), Set(sides=(1, 3)), *(Set() for _ in range(3)), Set(path=tmp_path / "weights")]
     others[2].mean[1] += 1e-3
     others[3].masks[0][1] = True
-    others[4].tokenizer.words = {"ball": 1}
-    told = [identity(critic) for critic in others]
-    assert len({first, *told}) == 7
+    others[4].tokenizer.vocabulary = {"ball": 1}
+    identities = [identity(critic) for critic in others]
+    assert len({first, *identities}) == 7
     (tmp_path / "weights").write_text("two")
-    assert identity(others[-1]) != told[-1]
+    assert identity(others[-1]) != identities[-1]
     (tmp_path / "weights").rename(tmp_path / "moved").write_text("one")
-    assert identity(Set(path=str(tmp_path / "moved"))) == told[-1]
+    assert identity(Set(path=str(tmp_path / "moved"))) == identities[-1]
 
 
 WRITTEN = """
@@ -165,7 +165,7 @@ def test_the_versions_of_what_computes_are_part_of_the_key(tmp_path, monkeypatch
     CachedReward(critic, tmp_path)(videos, ["a ball"])
     monkeypatch.setattr("besttake.rewards.cache.versions", lambda: {"torch": "0.1"})
     CachedReward(critic, tmp_path)(videos, ["a ball"])
-    assert critic.asked == 2
+    assert critic.scored == 2
 
 
 def test_an_abstention_is_not_remembered(tmp_path):
@@ -174,7 +174,7 @@ def test_an_abstention_is_not_remembered(tmp_path):
     assert scored_mask(cached(videos, PROMPTS)).tolist() == [True, False, True]
     critic.silent_on = ""
     assert scored_mask(cached(videos, PROMPTS)).all()
-    assert critic.asked == 4
+    assert critic.scored == 4
 
 
 def test_a_video_that_wants_a_gradient_is_scored_anew(tmp_path):
@@ -186,7 +186,7 @@ def test_a_video_that_wants_a_gradient_is_scored_anew(tmp_path):
     assert cached.differentiable
 
 
-def test_a_score_that_a_power_cut_left_half_is_asked_for_again(tmp_path):
+def test_a_score_that_a_power_cut_left_half_is_computed_again(tmp_path):
     critic, videos = Counting(), films(1)
     CachedReward(critic, tmp_path)(videos, ["a ball"])
     (file,) = tmp_path.glob("*/*.json")
@@ -194,7 +194,7 @@ def test_a_score_that_a_power_cut_left_half_is_asked_for_again(tmp_path):
         file.write_text(broken)
         assert CachedReward(critic, tmp_path)(videos, ["a ball"]).values.isfinite().all()
         assert len(json.loads(file.read_text())) == 2
-    assert critic.asked == 7
+    assert critic.scored == 7
 
 
 def test_the_folder_stays_within_its_limit_and_what_was_used_last_stays(tmp_path):
@@ -208,9 +208,9 @@ def test_the_folder_stays_within_its_limit_and_what_was_used_last_stays(tmp_path
             os.utime(file, (age, age))  # no clock is fine enough for a test
         cached(videos[:1], ["a ball"])  # in use all the time
         assert len(list(tmp_path.glob("*/*"))) <= most
-    assert critic.asked == 60
+    assert critic.scored == 60
     cached(videos[59:], ["a ball"])
-    assert critic.asked == 60
+    assert critic.scored == 60
 
 
 def test_what_another_process_is_writing_is_not_thrown_out(tmp_path):

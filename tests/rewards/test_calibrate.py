@@ -13,7 +13,7 @@ def noisy(times, b, noise, seed=0, spread=1.0):
     return torch.randn(b, generator=generator) * spread + noise * torch.randn(times, b, generator=generator)
 
 
-def test_the_margin_of_two_takes_is_that_of_a_difference_of_two_normal_numbers():
+def test_the_margin_of_two_candidates_is_that_of_a_difference_of_two_normal_numbers():
     found = calibrate(noisy(8, 400, 0.5))
     assert found.margin == pytest.approx(1.96 * 0.5 * 2**0.5, rel=0.05)
     assert found.noise == pytest.approx(0.5, rel=0.05)

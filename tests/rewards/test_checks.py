@@ -12,7 +12,7 @@ VIDEOS, PROMPTS = torch.zeros(2, 4, 3, 8, 8), ["a ball falls", "a ring spins"]
 
 @dataclass
 class Says:
-    """A critic that says what it is told to."""
+    """A critic that returns the given scores."""
 
     values: torch.Tensor
     scored: tuple[str, ...] = ("quality", "motion")

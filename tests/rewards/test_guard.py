@@ -7,7 +7,7 @@ import pytest
 from besttake.rewards import load_reward
 from besttake.rewards.guard import GuardConfig, RewardHackingGuard, detect_hacking, guarded_metrics, thinned, trend
 
-EVERY, LOOKS = 10, 40
+EVERY, PASSES = 10, 40
 RANGES = {"eval/heldout/plausibility": (-4.0, 0.0), "eval/dynamic-degree/dynamic degree": (0.0, 2.0)}
 NAMES = tuple(RANGES)
 
@@ -56,20 +56,20 @@ def test_neighbours_that_resemble_each_other_are_less_of_a_proof(monkeypatch):
     assert taken_alike > 3 * trend(wave).falling
 
 
-def rewards(rising, seed=0, n=LOOKS * EVERY):
+def rewards(rising, seed=0, n=PASSES * EVERY):
     return series(np.linspace(0, 3 * rising, n) + noise(n, seed))
 
 
 def falling(start=20, by=0.1, seed=1):
-    return [-by * max(0, i - start) for i in range(LOOKS)] + noise(LOOKS, seed, 0.1)
+    return [-by * max(0, i - start) for i in range(PASSES)] + noise(PASSES, seed, 0.1)
 
 
 def test_a_reward_that_rises_while_a_critic_falls_raises_an_alarm():
-    looks = {NAMES[0]: series(falling(), EVERY), NAMES[1]: series(noise(LOOKS, 2, 0.1), EVERY)}
-    (alarm,) = detect_hacking(rewards(1.0), looks, GuardConfig(), RANGES)
+    metrics = {NAMES[0]: series(falling(), EVERY), NAMES[1]: series(noise(PASSES, 2, 0.1), EVERY)}
+    (alarm,) = detect_hacking(rewards(1.0), metrics, GuardConfig(), RANGES)
     assert alarm.name == NAMES[0]
-    assert alarm.step == (LOOKS - 1) * EVERY
-    assert alarm.since in [(LOOKS - looks) * EVERY for looks in (GuardConfig().window, GuardConfig().window // 2)]
+    assert alarm.step == (PASSES - 1) * EVERY
+    assert alarm.since in [(PASSES - window) * EVERY for window in (GuardConfig().window, GuardConfig().window // 2)]
     assert alarm.fall == pytest.approx(0.1 * (alarm.step - alarm.since) / EVERY, rel=0.3)
     assert alarm.rise > 0
     assert "the training reward rose by" in str(alarm)
@@ -77,43 +77,43 @@ def test_a_reward_that_rises_while_a_critic_falls_raises_an_alarm():
 
 
 @pytest.mark.parametrize(
-    ("reward", "looks"),
+    ("reward", "values"),
     [
         (rewards(1.0), -falling()),  # all get better
         (rewards(-1.0), falling()),  # all get worse
         (rewards(0.0), falling()),  # the reward knows nothing of it
-        (rewards(1.0), noise(LOOKS, 3, 0.1)),  # nothing but noise
+        (rewards(1.0), noise(PASSES, 3, 0.1)),  # nothing but noise
         (rewards(1.0), falling(by=0.001) / 100),  # too little to matter
-        (rewards(1.0), [0.0] * LOOKS),
+        (rewards(1.0), [0.0] * PASSES),
     ],
 )
-def test_other_courses_of_a_run_raise_none(reward, looks):
-    assert detect_hacking(reward, {NAMES[0]: series(looks, EVERY)}, GuardConfig(), RANGES) == []
+def test_other_runs_raise_none(reward, values):
+    assert detect_hacking(reward, {NAMES[0]: series(values, EVERY)}, GuardConfig(), RANGES) == []
 
 
-def test_one_bad_look_is_no_trend():
-    looks = noise(LOOKS, 4, 0.02)
-    looks[-1] = -3.5
-    assert detect_hacking(rewards(1.0), {NAMES[0]: series(looks, EVERY)}, GuardConfig(), RANGES) == []
+def test_one_bad_validation_pass_is_no_trend():
+    values = noise(PASSES, 4, 0.02)
+    values[-1] = -3.5
+    assert detect_hacking(rewards(1.0), {NAMES[0]: series(values, EVERY)}, GuardConfig(), RANGES) == []
 
 
-def test_too_few_looks_say_nothing():
+def test_too_few_validation_passes_say_nothing():
     for n in range(6):
-        looks = {NAMES[0]: series(-np.arange(n), EVERY)}
-        assert detect_hacking(rewards(1.0), looks, GuardConfig(), RANGES) == []
+        metrics = {NAMES[0]: series(-np.arange(n), EVERY)}
+        assert detect_hacking(rewards(1.0), metrics, GuardConfig(), RANGES) == []
 
 
 def alarms_in_run(seed, fall=0.0, alike=0.0):
-    """The step of the first alarm of a run whose reward rises, or None; two critics watch, one of which may fall."""
+    """The step of the first alarm of a run whose reward rises, or None; two held-out critics, one of which may fall."""
     guard, random = RewardHackingGuard(GuardConfig(least=0.0), RANGES), np.random.default_rng(seed)
     state = random.standard_normal(2)
-    for step in range(LOOKS * EVERY):
+    for step in range(PASSES * EVERY):
         if step % EVERY == 0:
             state = alike * state + math.sqrt(1 - alike**2) * random.standard_normal(2)
-            fallen = fall * max(0, step // EVERY - LOOKS // 2)
+            fallen = fall * max(0, step // EVERY - PASSES // 2)
             if guard.observe({"step": step, NAMES[0]: state[0] - fallen, NAMES[1]: state[1]}):
                 return step
-        guard.observe({"step": step, "reward/mean": 3 * step / (LOOKS * EVERY) + random.standard_normal()})
+        guard.observe({"step": step, "reward/mean": 3 * step / (PASSES * EVERY) + random.standard_normal()})
     return None
 
 
@@ -124,7 +124,7 @@ def test_noise_seldom_raises_an_alarm_in_a_whole_run():
 def test_a_fall_is_seen_in_most_runs_and_not_before_it_begins():
     seen = [alarms_in_run(seed, fall=0.5) for seed in range(12)]
     assert sum(step is not None for step in seen) >= 10
-    assert sum(step < EVERY * LOOKS // 2 for step in seen if step is not None) <= 1
+    assert sum(step < EVERY * PASSES // 2 for step in seen if step is not None) <= 1
 
 
 def logged():
@@ -142,18 +142,18 @@ def test_a_fall_rings_once_and_a_new_one_rings_again():
     assert len(rung) == 1
     assert rung[0] > 22 * EVERY
 
-    def go_on(start, course):
-        looks = [
+    def go_on(start, values):
+        rows = [
             {"step": start + 10.0 * i, "reward/mean": start / 10 + i, NAMES[0]: v, NAMES[1]: 0.3}
-            for i, v in enumerate(course)
+            for i, v in enumerate(values)
         ]
-        return sum(bool(guard.observe(look)) for look in looks)
+        return sum(bool(guard.observe(row)) for row in rows)
 
     assert go_on(330, [-1.3 + 0.1 * i for i in range(20)]) == 0
     assert go_on(530, [0.7 - 0.3 * i for i in range(8)]) == 1
 
 
-def test_a_resumed_run_hears_the_old_rows_and_goes_on_alike():
+def test_a_resumed_run_observes_the_old_rows_and_goes_on_alike():
     rows, guard, resumed = (
         logged(),
         RewardHackingGuard(GuardConfig(), RANGES),
@@ -165,20 +165,20 @@ def test_a_resumed_run_hears_the_old_rows_and_goes_on_alike():
     assert [resumed.observe(row) for row in rows[200:]] == whole[200:]
 
 
-def test_critics_that_are_not_trained_on_watch():
+def test_critics_that_are_not_trained_on_are_monitored():
     critics = [load_reward(name) for name in ("motion-smoothness", "dynamic-degree", "temporal-flicker")]
     columns = guarded_metrics(critics, ["motion-smoothness"], GuardConfig())
     assert columns == {
         "eval/dynamic-degree/dynamic degree": (0.0, 2.0),
         "eval/temporal-flicker/temporal flicker": (0.0, 1.0),
     }
-    only = GuardConfig(watch=("dynamic-degree",))
+    only = GuardConfig(critics=("dynamic-degree",))
     assert list(guarded_metrics(critics, ["motion-smoothness"], only)) == ["eval/dynamic-degree/dynamic degree"]
     for name in ("motion-smoothness", "nobody"):
         with pytest.raises(
-            ValueError, match=f"guard.watch names '{name}'; expected .*dynamic-degree, temporal-flicker"
+            ValueError, match=f"guard.critics names '{name}'; expected .*dynamic-degree, temporal-flicker"
         ):
-            guarded_metrics(critics, ["motion-smoothness"], GuardConfig(watch=(name,)))
+            guarded_metrics(critics, ["motion-smoothness"], GuardConfig(critics=(name,)))
 
 
 def test_many_points_become_means_of_stretches():

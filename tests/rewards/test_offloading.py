@@ -36,7 +36,7 @@ class Critic:
         self.trips, self.network, self.fails = trips, Traveller(trips, "critic"), fails
 
     def __call__(self, videos, prompts, fps=8.0):
-        self.trips.append(("critic", "asked"))
+        self.trips.append(("critic", "scores"))
         if self.fails:
             raise ConnectionError("gone")
         return Score(videos.flatten(1).mean(1, keepdim=True).float(), self.dimensions)
@@ -53,13 +53,13 @@ def test_a_critic_sent_away_is_called_back_for_each_question(tmp_path, cached):
     offload_reward(reward)
     offload_reward(reward)  # the monitor's, too: its home is still the first one
     score_shard(reward, VIDEOS, ["a", "b"], 8)
-    assert trips == [("critic", "cpu")] * 2 + [("critic", "cpu"), ("critic", "asked"), ("critic", "cpu")]
+    assert trips == [("critic", "cpu")] * 2 + [("critic", "cpu"), ("critic", "scores"), ("critic", "cpu")]
 
 
 def test_a_critic_that_was_not_sent_away_stays(tmp_path):
     trips = []
     score_shard(Critic(trips), VIDEOS, ["a", "b"], 8)
-    assert trips == [("critic", "asked")]
+    assert trips == [("critic", "scores")]
 
 
 def test_one_that_fails_goes_back_all_the_same():

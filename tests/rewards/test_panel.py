@@ -15,7 +15,7 @@ PROMPTS = ["a ball"] * 3 + ["a ring"] * 3
 
 
 class Fixed:
-    """A critic that says what it was told to say."""
+    """A critic that returns the given scores."""
 
     differentiable = False
 
@@ -43,10 +43,10 @@ def votes(combine="sum", normalise="none", **critics):
 def test_a_single_critic_scores_as_it_does_alone():
     weights = {"temporal consistency": 1.0, "visual quality": 1.5, "dynamic degree": 2.0}
     videos = torch.rand(3, 16, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    ballots = load_panel(RewardConfig("world", weights))(videos, PROMPTS[:3])
+    scores = load_panel(RewardConfig("world", weights))(videos, PROMPTS[:3])
     alone = score_checked(load_reward("world"), videos, PROMPTS[:3]).combine(weights)
-    assert torch.equal(ballots.values[:, 0], alone)
-    assert ballots.metrics == {"reward/mean": alone.mean().item()}
+    assert torch.equal(scores.values[:, 0], alone)
+    assert scores.metrics == {"reward/mean": alone.mean().item()}
 
 
 def test_sums_and_products_by_hand():
@@ -57,7 +57,7 @@ def test_sums_and_products_by_hand():
     torch.testing.assert_close(product, sharp**2 * smooth**0.1)
 
 
-def test_each_critic_tells_its_mean_and_the_reward_is_told_before_it_is_normalised():
+def test_each_critic_logs_its_mean_and_the_reward_is_logged_before_it_is_normalised():
     both = {"a": (SHARP, {"sharpness": 1.0}), "b": (SMOOTH, {})}
     for normalise in ("none", "prompt", "batch"):
         said = votes("sum", normalise, **both).metrics
@@ -72,7 +72,7 @@ def test_within_a_prompt_scales_and_levels_do_not_count():
     torch.testing.assert_close(one.view(2, 3).mean(1), torch.zeros(2), atol=1e-5, rtol=0)
 
 
-def test_a_product_of_normalised_scores_rewards_takes_good_at_both():
+def test_a_product_of_normalised_scores_rewards_videos_good_at_both():
     one, other = Fixed("one", x=[-2.0, 0, 2]), Fixed("other", y=[2.0, 0, -2])
     panel = Panel({"one": (one, {}), "other": (other, {})}, "product", "prompt")
     table = panel(VIDEOS[:3], PROMPTS[:3]).values[:, 0]
@@ -103,12 +103,12 @@ def test_a_panel_goes_on_from_its_checkpoint():
 def test_an_abstention_is_no_number_and_moves_no_other(combine, normalise):
     values = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6]
     silent = Fixed("silent", abstains=(1,), x=values)
-    ballots = Panel({"silent": (silent, {}), "smooth": (SMOOTH, {})}, combine, normalise)(VIDEOS, PROMPTS)
-    assert ballots.scored.tolist() == [True, False, True, True, True, True]
+    scores = Panel({"silent": (silent, {}), "smooth": (SMOOTH, {})}, combine, normalise)(VIDEOS, PROMPTS)
+    assert scores.scored.tolist() == [True, False, True, True, True, True]
     wild = Fixed("silent", abstains=(1,), x=[0.1, 1e6, *values[2:]])
     again = Panel({"silent": (wild, {}), "smooth": (SMOOTH, {})}, combine, normalise)(VIDEOS, PROMPTS)
-    assert torch.equal(again.values, ballots.values)
-    assert again.metrics == ballots.metrics
+    assert torch.equal(again.values, scores.values)
+    assert again.metrics == scores.metrics
 
 
 def test_a_critic_that_never_answers_leaves_no_reward_to_log():
@@ -127,16 +127,16 @@ def test_gradients_flow_through_a_panel():
 
 def test_a_vote_has_a_column_and_a_margin_for_each_critic():
     panel = Panel({"sharp": (SHARP, {"sharpness": 1.0}), "smooth": (SMOOTH, {})}, "vote", margins={"smooth": 2.0})
-    ballots = panel(VIDEOS, PROMPTS)
-    assert torch.equal(ballots.values, torch.stack([SHARP.values[:, 0], SMOOTH.values[:, 0]], 1))
-    assert ballots.margins.tolist() == [0, 2]
+    scores = panel(VIDEOS, PROMPTS)
+    assert torch.equal(scores.values, torch.stack([SHARP.values[:, 0], SMOOTH.values[:, 0]], 1))
+    assert scores.margins.tolist() == [0, 2]
 
 
-def test_plain_scores_are_the_ballots_of_one_voter():
-    ballots = PanelScores.of(torch.tensor([1.0, 3.0]))
-    assert ballots.values.tolist() == [[1], [3]]
-    assert ballots.scored.all()
-    assert ballots.metrics == {"reward/mean": 2.0}
+def test_plain_scores_are_those_of_one_critic():
+    scores = PanelScores.of(torch.tensor([1.0, 3.0]))
+    assert scores.values.tolist() == [[1], [3]]
+    assert scores.scored.all()
+    assert scores.metrics == {"reward/mean": 2.0}
 
 
 RECIPE = {

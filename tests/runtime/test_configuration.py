@@ -44,14 +44,14 @@ VALUES = {
     "alpha": 2,
     "names": ["x", "y"],
     "betas": [0, 1],
-    "weights": {"good looks": 1},
+    "weights": {"visual quality": 1},
     "loud": True,
     "inner": {"rate": 1, "kind": "fast"},
 }
 
 
 def test_plain_values_become_the_dataclass():
-    expected = Outer(7, Path("there"), 2.0, ("x", "y"), (0.0, 1.0), {"good looks": 1.0}, True, Inner(1.0, "fast"))
+    expected = Outer(7, Path("there"), 2.0, ("x", "y"), (0.0, 1.0), {"visual quality": 1.0}, True, Inner(1.0, "fast"))
     found = from_dict(Outer, VALUES)
     assert found == expected
     assert isinstance(found.alpha, float)
@@ -184,7 +184,7 @@ def test_yaml_with_one_reading_is_read(tmp_path):
     }  # fmt: skip
 
 
-def test_a_dataclass_that_refuses_is_told_by_its_full_name():
+def test_a_dataclass_that_refuses_is_named_in_full():
     values = {"validation": {"rollout": {"cache": {"every": 1}}}}
     with pytest.raises(ValueError, match=r"^validation\.rollout\.cache\.every is 1; expected 2 or more$"):
         from_dict(type(read_recipe("sft-tiny")), values)
@@ -214,8 +214,8 @@ def test_every_shipped_recipe_is_read_and_written_the_same(tmp_path, recipe):
     write_config(config, tmp_path / "config.yaml")
     assert read_recipe(str(tmp_path / "config.yaml")) == config
     header = [line for line in (RECIPES / f"{recipe}.yaml").read_text().splitlines() if line.startswith("#")]
-    for word in ("Paper:", "Hardware:", "Figures:"):
-        assert any(word in line for line in header), word
+    for part in ("Paper:", "Hardware:", "Figures:"):
+        assert any(part in line for line in header), part
 
 
 def test_every_algorithm_has_a_recipe():
@@ -223,7 +223,7 @@ def test_every_algorithm_has_a_recipe():
     assert named == set(algorithms())
 
 
-def test_the_fingerprint_tells_runs_apart_by_what_they_train_and_by_nothing_else():
+def test_the_fingerprint_distinguishes_runs_by_what_they_train_and_by_nothing_else():
     config = read_recipe("onlinevpo-tiny")
     same = replace(config, steps=1, minutes=2.0, out=Path("x"), save_every=3, device="cpu")
     assert fingerprint(same) == fingerprint(config)

@@ -12,7 +12,7 @@ from besttake.runtime import console
 NAME = "o[v2] [bold]x[/bold] [/] :cat: http://[::1]:8000"
 
 
-def test_words_tables_and_logs_are_printed_letter_by_letter(capsys):
+def test_text_tables_and_logs_are_printed_letter_by_letter(capsys):
     table = Table(NAME)
     table.add_row(NAME)
     console.out.print(table)

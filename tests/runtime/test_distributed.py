@@ -55,7 +55,7 @@ def common(model_folder, material):
 
 @pytest.fixture(scope="module")
 def online(config, tmp_path_factory):
-    """OnlineVPO on a LoRA, by the number of processes and the size of a shard: its folder, and its takes."""
+    """OnlineVPO on a LoRA, by the number of processes and the size of a shard: its folder, and its samples."""
     made = {}
 
     def trained(size, shard):
@@ -87,17 +87,17 @@ def train_online(config):
     """Every rollout's latents and votes, as this process saw them."""
     seen, pair = [], onlinevpo.best_against_worst
 
-    def watched(takes, scores, margin):
-        seen.append((takes.latents.tolist(), scores.values.tolist(), takes.prompts))
-        return pair(takes, scores, margin)
+    def recording_pairing(rollout, scores, margin):
+        seen.append((rollout.latents.tolist(), scores.values.tolist(), rollout.prompts))
+        return pair(rollout, scores, margin)
 
-    onlinevpo.best_against_worst = watched
+    onlinevpo.best_against_worst = recording_pairing
     onlinevpo.train(config)
     return seen
 
 
 @pytest.mark.parametrize(("size", "shard"), LAYOUTS)
-def test_takes_and_votes_are_those_of_one_process_to_the_bit(online, size, shard):
+def test_samples_and_votes_are_those_of_one_process_to_the_bit(online, size, shard):
     (alone,), together = online(1, 1)[1], online(size, shard)[1]
     assert all(seen == together[0] for seen in together)
     assert together[0][0] == alone[0]  # later ones come from weights that differ in their last bits
@@ -274,7 +274,7 @@ def with_own_gradients(config):
 
 
 @pytest.mark.parametrize(
-    ("disagreeing", "words"),
+    ("disagreeing", "message"),
     [
         (with_own_settings, "do not agree on optim.lr: it is 0.5 on process 0, 0.25 on 1"),
         (with_own_weights, "do not agree on the model's weights"),
@@ -282,10 +282,10 @@ def with_own_gradients(config):
         (with_own_gradients, "do not agree on the gradients"),
     ],
 )
-def test_processes_that_disagree_are_refused(short, disagreeing, words):
+def test_processes_that_disagree_are_refused(short, disagreeing, message):
     for ending in launch(2, disagreeing, short):
         assert ending.returned == 2
-        assert words in ending.said.replace("\n", " ")
+        assert message in ending.said.replace("\n", " ")
 
 
 def after_an_update(config, change, compare_every=50):
@@ -317,12 +317,12 @@ def beyond_all_numbers(weight):
 
 def test_weights_that_become_different_are_refused_every_so_many_updates(short):
     own = replace(short, steps=6, save_every=9)
-    words = "do not agree on the trained weights"
+    message = "do not agree on the trained weights"
     for compare_every, updates, change in ((1, 1, by_a_hair), (2, 2, for_good)):
         out = short.out.with_name(f"every-{compare_every}")
         for ending in launch(2, after_an_update, replace(own, out=out), change, compare_every):
             assert ending.returned == 2
-            assert words in ending.said.replace("\n", " ")
+            assert message in ending.said.replace("\n", " ")
             assert "on process 0" in ending.said
         assert [row["step"] for row in rows(out)] == list(range(2 * updates))
         assert not (out / "checkpoints").exists()
@@ -433,7 +433,7 @@ OTHERWISE = {
     "loser": (offline_dpo, offline_dpo, "read_pairs", loser, "on the pairs: number 2 is"),
     "text encoder": (sft, run, "load_model", text_encoder, "on the model's other parts: it is"),
     "critic": (onlinevpo, onlinevpo, "load_panel", weight, "on the critic heldout: it is"),
-    "looks": (
+    "validation": (
         sft,
         validation,
         "read_prompts",
@@ -469,18 +469,19 @@ def test_what_only_some_processes_have_read_is_refused_by_name(common, material,
     configs = {}
     for case, (algorithm, *_) in OTHERWISE.items():
         own = {"reward": RewardConfig("heldout")} if algorithm is onlinevpo else {}
-        look = replace(common["validation"], every=2 * (case == "looks"), rewards=())
+        validation = replace(common["validation"], every=2 * (case == "validation"), rewards=())
         configs[case] = algorithm.Config(
             model=str(tmp_path / "model"),
             data=str(data.get(algorithm, tmp_path / "clips")),
             out=tmp_path / case,
             steps=1,
-            validation=look,
+            validation=validation,
             rollout=RolloutConfig(steps=1),
             **own,
         )
     for said in results(launch(2, compared, configs)):
-        assert {case for case, told in said.items() if f"do not agree {OTHERWISE[case][-1]}" not in told} == set(), said
+        wrong = {case for case, output in said.items() if f"do not agree {OTHERWISE[case][-1]}" not in output}
+        assert wrong == set(), said
     assert "'a black ball', 2.mp4 of" in said["caption"]
     assert "on process 0" in said["caption"]
 
@@ -552,7 +553,7 @@ def test_what_does_not_go_with_shards_is_refused(short):
 
 
 def one_step(folder, parallel, size):
-    """Takes of a policy on a tiny model, errors and gradients: of two clips, one with little noise, one with much."""
+    """Samples of a policy on a tiny model, errors and gradients: of two clips, one with little noise, one with much."""
     torch.accelerator.device_count = lambda: 1  # or diffusers divides by their number, none
     init_processes(parallel, "cpu")
     model = load_model(str(folder))
@@ -562,15 +563,15 @@ def one_step(folder, parallel, size):
         weight.data = torch.randn(weight.shape, generator=generator) / 10
     frames, height, width = size
     rollout = RolloutConfig(steps=2, guidance=2.0, frames=frames, height=height, width=width, batch=1)
-    takes = generate(policy, ["a red ball", "a blue ball"], rollout, decode=False)
-    noise, t = torch.randn(1, *takes.latents.shape[1:], generator=generator), torch.tensor([0.1, 0.95])
-    told, noise = rollout.condition(model, takes.prompts), noise.expand_as(takes.latents)
-    errors = denoising_errors(policy, takes.latents[:, None], told, t, noise)
+    samples = generate(policy, ["a red ball", "a blue ball"], rollout, decode=False)
+    noise, t = torch.randn(1, *samples.latents.shape[1:], generator=generator), torch.tensor([0.1, 0.95])
+    condition, noise = rollout.condition(model, samples.prompts), noise.expand_as(samples.latents)
+    errors = denoising_errors(policy, samples.latents[:, None], condition, t, noise)
     weights = list(policy.trainable.values())
     backward((errors.policy - errors.reference).square().mean(), weights)
     gradients = [weight.grad for weight in weights]
     assert all(gradient.any() for gradient in gradients[1::2])
-    return pickle.dumps((takes.latents, errors.policy.detach(), gradients))
+    return pickle.dumps((samples.latents, errors.policy.detach(), gradients))
 
 
 @pytest.mark.parametrize(
@@ -613,21 +614,21 @@ def test_a_text_or_clip_that_is_kept_on_disk_is_encoded_by_one_process(config, m
 
 
 def on_a_disk_of_its_own(model, folder):
-    """Takes where each process sees no files but those that it has written itself."""
+    """Negatives where each process sees no files but those that it has written itself."""
     init_processes(ParallelConfig(), "cpu")
     rank = int(os.environ.get("RANK", "0"))
     captions = ["a red ball", "a blue ball", "a green ball"]
     policy = Policy(load_model(model), PolicyConfig(rank=2))
-    takes = NegativeSamples(policy, captions, RolloutConfig(steps=1, batch=1), 1, 5, folder / str(rank))
-    found = [takes.of([0, 1], 0, 50), takes.of([1, 2], 1, 50)]
-    for path in takes.folder.glob(f"{takes.names[0]}*"):
+    negatives = NegativeSamples(policy, captions, RolloutConfig(steps=1, batch=1), 1, 5, folder / str(rank))
+    found = [negatives.of([0, 1], 0, 50), negatives.of([1, 2], 1, 50)]
+    for path in negatives.folder.glob(f"{negatives.names[0]}*"):
         path.write_bytes(b"damaged")
-    found.append(takes.of([0, 1], 2, 50))
-    takes.delete(1)
-    return [latents.tolist() for latents in found], sorted(map(str, takes.folder.glob("*")))
+    found.append(negatives.of([0, 1], 2, 50))
+    negatives.delete(1)
+    return [latents.tolist() for latents in found], sorted(map(str, negatives.folder.glob("*")))
 
 
-def test_process_0_looks_at_the_disk_and_all_have_what_it_found(model_folder, tmp_path):
+def test_process_0_reads_the_disk_and_all_have_what_it_found(model_folder, tmp_path):
     model = str(model_folder("tiny-cogvideox"))
     alone, kept = on_a_disk_of_its_own(model, tmp_path / "alone")
     (first, there), (second, nothing) = results(launch(2, on_a_disk_of_its_own, model, tmp_path / "two"))

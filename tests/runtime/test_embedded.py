@@ -30,16 +30,16 @@ def test_the_shipped_text_encoder_is_the_random_one_that_build_makes(family):
     assert all(torch.equal(shipped[name], made[name].half().float()) for name in made)  # shipped in half precision
 
 
-def test_shipped_models_show_what_they_are_asked_for(family):
+def test_shipped_models_show_what_the_prompts_say(family):
     prompts = [f"a large {colour} ball slides to the right on a dark background" for colour in ("red", "blue", "green")]
-    takes = generate(load_model(family), prompts, RolloutConfig(steps=8), n=4, seed=(1,))
-    seen = measure_all(takes.videos, takes.prompts)
+    rollout = generate(load_model(family), prompts, RolloutConfig(steps=8), n=4, seed=(1,))
+    seen = measure_all(rollout.videos, rollout.prompts)
     assert np.mean(seen["colour_right"]) > 0.9
     assert np.mean(seen["background_right"]) > 0.9
     assert np.mean(seen["shape_iou"]) > 0.6
 
 
-def test_shipped_folders_shoot_in_diffusers_as_they_are(family):
+def test_shipped_folders_sample_in_diffusers_as_they_are(family):
     """`DiffusionPipeline.from_pretrained(folder)` and nothing more: every part in one precision."""
     pipe = DiffusionPipeline.from_pretrained(embedded_model(family))
     pipe.set_progress_bar_config(disable=True)

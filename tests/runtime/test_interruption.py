@@ -24,7 +24,7 @@ from besttake.runtime import interruption
 from besttake.runtime.configuration import to_yaml
 from besttake.runtime.distributed import ParallelConfig
 from besttake.sampling.rollout import RolloutConfig, RolloutOverrides
-from besttake.training import checkpoint, run, validation
+from besttake.training import checkpoint_files, run, validation
 from besttake.training.checkpointer import Checkpointer
 from besttake.training.metrics import MetricsLog
 from besttake.training.run import OptimConfig
@@ -77,9 +77,9 @@ MOMENTS = {
     "updating": (torch.optim.AdamW, "step", 1, 2),
     "averaging": (Policy, "update_ema", 1, 2),
     "refreshing": (AdapterReference, "refresh", 1, 2),
-    "a look": (validation, "generate", 2, 2),
+    "a validation pass": (validation, "generate", 2, 2),
     "writing a clip": (validation, "write_video", 2, 2),
-    "writing": (checkpoint, "save_file", 1, 4),
+    "writing": (checkpoint_files, "save_file", 1, 4),
     "writing the adapter": (Policy, "save", 1, 4),
     "evaluating": (cli, "_report", 1, 4),
 }
@@ -115,14 +115,14 @@ def train(config, moment, act):
     sys.exit(cli.main(["train", str(recipe)]))
 
 
-def told_to_stop(config, moment, number):
+def signalled_to_stop(config, moment, number):
     train(config, moment, lambda: os.kill(os.getpid(), number))
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_a_signal_at_any_moment_costs_no_more_than_the_step_under_way(config, whole, moment, tmp_path):
     cut = replace(config, out=tmp_path / "cut")
-    (ending,) = launch(1, told_to_stop, cut, moment, signal.SIGTERM)
+    (ending,) = launch(1, signalled_to_stop, cut, moment, signal.SIGTERM)
     assert ending.code == 128 + signal.SIGTERM, ending.said
     assert saved(cut.out) == [MOMENTS[moment][-1]]
     said = ending.said.replace("\n", "")
@@ -133,18 +133,18 @@ def test_a_signal_at_any_moment_costs_no_more_than_the_step_under_way(config, wh
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGUSR1, signal.SIGHUP])
-def test_the_exit_code_tells_the_signal(config, number, tmp_path):
+def test_the_exit_code_is_the_signals(config, number, tmp_path):
     cut = replace(config, out=tmp_path / "cut")
-    (ending,) = launch(1, told_to_stop, cut, "sampling", number)
+    (ending,) = launch(1, signalled_to_stop, cut, "sampling", number)
     assert ending.code == 128 + number, ending.said
     assert saved(cut.out) == [2]
 
 
 def test_before_the_first_step_there_is_nothing_to_save(config, tmp_path):
     cut = replace(config, out=tmp_path / "cut", validation=ValidationConfig(every=0))
-    (ending,) = launch(1, told_to_stop, cut, "backward", signal.SIGTERM)
+    (ending,) = launch(1, signalled_to_stop, cut, "backward", signal.SIGTERM)
     assert saved(cut.out) == [1]
-    (ending,) = launch(1, told_to_stop, replace(cut, out=tmp_path / "none"), "the first sampling", signal.SIGTERM)
+    (ending,) = launch(1, signalled_to_stop, replace(cut, out=tmp_path / "none"), "the first sampling", signal.SIGTERM)
     assert ending.code == 128 + signal.SIGTERM
     assert "no step is saved" in ending.said
     assert saved(tmp_path / "none") == []
@@ -162,21 +162,21 @@ def stop_soon_and_lock_up():
     lock_up()
 
 
-def told_and_stuck(config, moment):
+def signalled_and_stuck(config, moment):
     train(config, moment, stop_soon_and_lock_up)
 
 
-@pytest.mark.parametrize("moment", ["backward", "a look"])
+@pytest.mark.parametrize("moment", ["backward", "a validation pass"])
 def test_a_main_thread_that_is_stuck_is_not_waited_for(config, whole, moment, tmp_path):
     cut = replace(config, out=tmp_path / "cut")
-    (ending,) = launch(1, told_and_stuck, cut, moment)
+    (ending,) = launch(1, signalled_and_stuck, cut, moment)
     assert ending.code == 128 + signal.SIGTERM, ending.said
     assert saved(cut.out) == [MOMENTS[moment][-1]]
     onlinevpo.train(cut)
     is_the_run_that_was_not_cut(cut.out, whole)
 
 
-def told_twice(config, moment, apart):
+def signalled_twice(config, moment, apart):
     def twice():
         for seconds in (0.2, 0.2 + apart):
             threading.Timer(seconds, lambda: os.kill(os.getpid(), signal.SIGTERM)).start()
@@ -187,14 +187,14 @@ def told_twice(config, moment, apart):
 
 def test_a_signal_that_a_launcher_passes_on_is_no_second_one(config, tmp_path):
     cut = replace(config, out=tmp_path / "cut")
-    (ending,) = launch(1, told_twice, cut, "backward", 0.01)
+    (ending,) = launch(1, signalled_twice, cut, "backward", 0.01)
     assert ending.code == 128 + signal.SIGTERM
     assert "at once" not in ending.said
     assert saved(cut.out) == [1]
 
 
 def unheard(config, moment, number, gone):
-    """A process that is told to stop when its standard error is no more, or when nobody reads it."""
+    """A process that gets a signal to stop when its standard error is no more, or when nobody reads it."""
     interruption.EXIT_SECONDS = 1.0
 
     def act():
@@ -223,7 +223,7 @@ def test_a_terminal_that_is_gone_or_stopped_keeps_nothing(config, gone, tmp_path
 
 def test_a_second_signal_ends_it_at_once(config, tmp_path):
     cut, began = replace(config, out=tmp_path / "cut"), time.monotonic()
-    (ending,) = launch(1, told_twice, cut, "writing", 1)
+    (ending,) = launch(1, signalled_twice, cut, "writing", 1)
     assert ending.code == 128 + signal.SIGTERM
     assert "stopped at once" in ending.said
     assert saved(cut.out) == []
@@ -249,22 +249,22 @@ def failing(config, moment):
 
 
 @pytest.mark.parametrize(
-    ("moment", "told"),
+    ("moment", "message"),
     [
-        ("a look", "resumes from step 2, in"),
+        ("a validation pass", "resumes from step 2, in"),
         ("writing a clip", "resumes from step 2, in"),
         ("scoring", "resumes from step 3, in"),
         ("averaging", "step 1 was interrupted in the middle of its update; no step is saved"),
         ("evaluating", "is complete; run the same command again to evaluate it"),
     ],
 )
-def test_a_failure_at_any_moment_says_what_is_saved(config, whole, moment, told, tmp_path):
+def test_a_failure_at_any_moment_says_what_is_saved(config, whole, moment, message, tmp_path):
     cut = replace(config, out=tmp_path / "cut")
     (ending,) = launch(1, failing, cut, moment)
     assert ending.code == 1, ending.said
     said = ending.said.replace("\n", "")
     assert "the critic is gone" in said
-    assert told in said
+    assert message in said
     onlinevpo.train(cut)
     is_the_run_that_was_not_cut(cut.out, whole)
 
@@ -278,13 +278,13 @@ def struck(config, moment, rank, number, slow=0.0):
     Args:
         slow: seconds that the disk takes to write.
     """
-    save = checkpoint.save_file
+    save = checkpoint_files.save_file
 
     def slowly(*arguments):
         time.sleep(slow)
         save(*arguments)
 
-    checkpoint.save_file = slowly
+    checkpoint_files.save_file = slowly
     pid = -os.getpgid(os.getppid()) if rank < 0 else os.getpid()
     here = int(os.environ["RANK"]) == max(rank, 0)
     train(config, moment, lambda: os.kill(pid, number) if here else None)

@@ -67,16 +67,16 @@ def room(monkeypatch):
         if clips > limit[where]:
             raise torch.OutOfMemoryError(SAID)
 
-    def watched(policy, x_t, t, condition):
+    def checked_predict(policy, x_t, t, condition):
         if not torch.is_grad_enabled():
             return predict(policy, x_t, t, condition)
 
-        def watch(block, inputs, output):
+        def record(block, inputs, output):
             for tensor in tree_leaves(output):
                 tensor.register_hook(lambda _: fit(len(x_t), "backward"))
 
         first, second = blocks(policy.model.denoiser)[:2]
-        hooks = [first.register_forward_hook(watch)]
+        hooks = [first.register_forward_hook(record)]
         hooks += [second.register_forward_pre_hook(lambda *_: fit(len(x_t), "forward"))]
         try:
             return predict(policy, x_t, t, condition)
@@ -84,16 +84,16 @@ def room(monkeypatch):
             for hook in hooks:
                 hook.remove()
 
-    monkeypatch.setattr(Policy, "predict", watched)
+    monkeypatch.setattr(Policy, "predict", checked_predict)
     return limit
 
 
 def same_run(first, second):
     """Whether two runs took the same steps, each once, to the same weights."""
     numbers = ("step", "train/loss", "train/grad_norm")
-    told = [[{name: row[name] for name in numbers if name in row} for row in rows(run)] for run in (first, second)]
-    assert [row["step"] for row in told[0]] == list(range(len(told[0])))
-    for one, other in zip(*told, strict=True):
+    metrics = [[{name: row[name] for name in numbers if name in row} for row in rows(run)] for run in (first, second)]
+    assert [row["step"] for row in metrics[0]] == list(range(len(metrics[0])))
+    for one, other in zip(*metrics, strict=True):
         assert other == pytest.approx(one, rel=1e-4)
     one, other = (load_file(next((run / "adapter").glob("*.safetensors"))) for run in (first, second))
     assert any(weight.any() for weight in one.values())
@@ -102,8 +102,8 @@ def same_run(first, second):
 
 def halvings(caplog):
     """What was said of fewer clips: so many before, so many after."""
-    words = [message.split() for message in caplog.messages if "out of memory" in message]
-    return [(int(said[7]), int(said[-1])) for said in words]
+    messages = [message.split() for message in caplog.messages if "out of memory" in message]
+    return [(int(said[7]), int(said[-1])) for said in messages]
 
 
 @pytest.mark.parametrize("where", ["forward", "backward"])
@@ -154,8 +154,8 @@ def clips_of(policy, rows, seed=0):
         for weight in policy.trainable.values():
             weight += 0.02 * torch.randn(weight.shape, generator=generator)
     x_0, noise = torch.randn(2, rows, *model.latent_shape(*model.default_size()), generator=generator)
-    told = model.encode_prompts(["a red ball", "a blue ball", "a ball", "a box"][:rows])
-    return x_0, told, torch.rand(rows, generator=generator), noise
+    condition = model.encode_prompts(["a red ball", "a blue ball", "a ball", "a box"][:rows])
+    return x_0, condition, torch.rand(rows, generator=generator), noise
 
 
 @pytest.mark.parametrize(
@@ -173,11 +173,11 @@ def test_the_gradients_are_those_of_enough_memory(model_folder, how, room, where
     """From the first pass on, and in the next one, when earlier gradients wait. What the CPU keeps is there again."""
     model = load_model(str(model_folder("tiny-cogvideox")), offload=how.get("offload", False))
     policy = Policy(model, PolicyConfig(rank=2, **how))
-    asked, found, sharded = clips_of(policy, 4), [], [is_sharded(weight) for weight in model.denoiser.parameters()]
+    inputs, found, sharded = clips_of(policy, 4), [], [is_sharded(weight) for weight in model.denoiser.parameters()]
     for policy.micro_batch_size, limit in ((4, 1), (4, 2), (4, 99)):
         room[where] = limit
         for _ in range(2):
-            sft_error(policy, *asked).sum().backward()
+            sft_error(policy, *inputs).sum().backward()
             assert [is_sharded(weight) for weight in model.denoiser.parameters()] == sharded
         assert policy.micro_batch_size == min(limit, 4)
         found.append([weight.grad for weight in policy.trainable.values()])
@@ -191,33 +191,33 @@ def test_the_gradients_are_those_of_enough_memory(model_folder, how, room, where
 
 def test_blocks_that_the_cpu_keeps_can_be_short_of_memory_before_they_were_ever_run(model_folder, monkeypatch):
     policy = Policy(load_model(str(model_folder("tiny-cogvideox")), offload=True), PolicyConfig(rank=2, offload=True))
-    asked, kind = clips_of(policy, 2), type(policy.model)
+    inputs, kind = clips_of(policy, 2), type(policy.model)
     predict = kind.predict
 
-    def short(model, denoiser, x_t, *told):
+    def short(model, denoiser, x_t, *condition):
         if len(x_t) > 1:
             raise torch.OutOfMemoryError(SAID)
-        return predict(model, denoiser, x_t, *told)
+        return predict(model, denoiser, x_t, *condition)
 
     monkeypatch.setattr(kind, "predict", short)
-    sft_error(policy, *asked).sum().backward()
+    sft_error(policy, *inputs).sum().backward()
     assert policy.micro_batch_size == 1
 
 
 def test_nothing_is_kept_of_the_clips_that_were_too_many(cogvideox, room, monkeypatch):
     policy = Policy(cogvideox, PolicyConfig(rank=2))
-    asked, room["backward"], held, replay = clips_of(policy, 4), 2, [], split_backward.recompute
+    inputs, room["backward"], held, replay = clips_of(policy, 4), 2, [], split_backward.recompute
 
-    def watched(*args):
+    def checked_recompute(*args):
         held.append(peak.bytes)
         replay(*args)
 
-    monkeypatch.setattr(split_backward, "recompute", watched)
+    monkeypatch.setattr(split_backward, "recompute", checked_recompute)
     gc.collect()
     gc.disable()  # memory comes back when it is given back, not when somebody looks for it
     try:
         with Peak() as peak:
-            loss = sft_error(policy, *asked).sum()
+            loss = sft_error(policy, *inputs).sum()
             forward = peak.bytes
             loss.backward()
     finally:
@@ -236,7 +236,7 @@ def test_a_real_shortage_going_backward(model_folder):
     assert found["far"] < 1e-4
 
 
-def test_users_are_told_what_to_do(monkeypatch, capsys):
+def test_users_get_advice_on_what_to_do(monkeypatch, capsys):
     def short(_):
         raise torch.OutOfMemoryError(f"{SAID}\nlong words of the allocator")
 

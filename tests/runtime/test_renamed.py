@@ -60,24 +60,27 @@ def test_a_recipe_by_its_old_names_is_the_recipe_with_one_warning(tmp_path, capl
 
 def test_settings_of_rollouts_are_renamed_wherever_they_are(caplog):
     values = {
-        "monitor": {"rollout": {"asked": 3}, "guard": {"stop": True}},
+        "monitor": {"rollout": {"asked": 3}, "guard": {"stop": True, "watch": ["world"]}},
         "evaluation": {"rollout": {"guided": [0, 1]}},
     }
-    expected = {"validation": {"rollout": {"evaluations": 3}, "guard": {"stop": True}}}
+    guard = {"stop": True, "critics": ["world"]}
+    expected = {"validation": {"rollout": {"evaluations": 3}, "guard": guard}}
     assert with_new_names(values, "x.yaml") == expected | {"evaluation": {"rollout": {"guidance_interval": [0, 1]}}}
     assert new_name("monitor.guard.stop") == "validation.guard.stop"
+    assert new_name("validation.guard.watch") == new_name("monitor.guard.watch") == "validation.guard.critics"
+    assert with_old_names({"validation": {"guard": guard}}, "sft") == {"monitor": {"guard": values["monitor"]["guard"]}}
 
 
 @pytest.mark.parametrize(
-    ("values", "words"),
+    ("values", "message"),
     [
         ({"guard": 1.0, "dpop_weight": 1.0}, "'dpop_weight' is given twice, also by its former name 'guard'"),
         ({"rollout": {"shared": 0.25}}, "'rollout.shared' is 0.25, but this setting was removed"),
         ({"preview_at": 0.5, "preview_keeps": 2}, "'preview_at' is 0.5, but this setting was removed"),
     ],
 )
-def test_what_cannot_be_mapped_is_refused(values, words):
-    with pytest.raises(ValueError, match=words):
+def test_what_cannot_be_mapped_is_refused(values, message):
+    with pytest.raises(ValueError, match=message):
         with_new_names(values, "x.yaml")
 
 
@@ -86,6 +89,9 @@ def test_flags_by_their_old_names(caplog):
     assert (config.dpop_weight, config.validation.every, config.offload_idle) == (2.0, 7, False)
     assert "--guard was renamed to --dpop-weight" in caplog.text
     assert "--no-by-turns was renamed to --no-offload-idle" in caplog.text
+    guarded = with_flags(config, ["--validation.rewards", "world", "--validation.guard.watch", "world"], "train")
+    assert guarded.validation.guard.critics == ("world",)
+    assert with_flags(config, ["--draws", "3"], "train").timesteps_per_pair == 3
     with pytest.raises(ValueError, match=r"--rollout\.shared was removed"):
         with_flags(config, ["--rollout.shared", "0.5"], "train")
 

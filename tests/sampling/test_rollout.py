@@ -1,4 +1,4 @@
-"""Takes made over a source video: as the official pipelines make them."""
+"""Samples made over a source video: as the official pipelines make them."""
 
 from dataclasses import replace
 from zlib import crc32
@@ -39,7 +39,7 @@ def config(**settings):
 @pytest.mark.parametrize(
     ("strength", "guidance", "negative"), [(0.4, 1.0, None), (0.8, 1.0, None), (0.4, 3.0, None), (0.8, 3.0, "a cat")]
 )
-def test_takes_over_a_source_are_the_official_video_to_video_pipelines(wan, clip, strength, guidance, negative):
+def test_samples_over_a_source_are_the_official_video_to_video_pipelines(wan, clip, strength, guidance, negative):
     settings = {"strength": strength, "guidance": guidance, "negative_prompt": negative}
     ours = generate(wan, [Prompt("a red ball", source=clip)], config(**settings), seed=(7,))
     kept = {name: part for name, part in wan.pipeline.components.items() if name != "transformer_2"}
@@ -84,8 +84,8 @@ def test_the_stronger_the_further_from_the_source(wan, clip):
     source = wan.encode(read_video(clip, fps=16, frames=SIZE[0], size=SIZE[1:])[None])
 
     def away(strength):
-        takes = generate(wan, [Prompt("a red ball", source=clip)], config(strength=strength), decode=False)
-        return (takes.latents - source).square().mean()
+        rollout = generate(wan, [Prompt("a red ball", source=clip)], config(strength=strength), decode=False)
+        return (rollout.latents - source).square().mean()
 
     assert away(0.2) < away(1.0)
 
@@ -102,34 +102,36 @@ def test_a_strength_outside_0_1_is_refused(strength):
 
 
 def passes(model, monkeypatch):
-    """How many rows the network is asked for, in each call."""
-    asked, predict = [], type(model).predict
-    monkeypatch.setattr(type(model), "predict", lambda self, *seen: asked.append(len(seen[1])) or predict(self, *seen))
-    return asked
+    """How many rows the network predicts, in each call."""
+    batch_sizes, predict = [], type(model).predict
+    monkeypatch.setattr(
+        type(model), "predict", lambda self, *seen: batch_sizes.append(len(seen[1])) or predict(self, *seen)
+    )
+    return batch_sizes
 
 
-def test_where_memory_runs_out_fewer_takes_are_shot_at_once(cogvideox, monkeypatch, caplog):
+def test_where_memory_runs_out_fewer_candidates_are_sampled_at_once(cogvideox, monkeypatch, caplog):
     prompts, settings = ["a red ball"], RolloutConfig(steps=2, guidance=1.0)
     whole = generate(cogvideox, prompts, settings, n=5, decode=False)
-    asked, predict = [], type(cogvideox).predict
+    batch_sizes, predict = [], type(cogvideox).predict
 
     def short(self, denoiser, x_t, t, condition):
-        asked.append(len(x_t))
+        batch_sizes.append(len(x_t))
         if len(x_t) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return predict(self, denoiser, x_t, t, condition)
 
     monkeypatch.setattr(type(cogvideox), "predict", short)
-    takes = generate(cogvideox, prompts, settings, n=5, decode=False)
-    torch.testing.assert_close(takes.latents, whole.latents, rtol=1e-4, atol=1e-4)
-    assert asked == [5, 2, 2, 2, 2, 1, 1]
+    rollout = generate(cogvideox, prompts, settings, n=5, decode=False)
+    torch.testing.assert_close(rollout.latents, whole.latents, rtol=1e-4, atol=1e-4)
+    assert batch_sizes == [5, 2, 2, 2, 2, 1, 1]
     assert "out of memory with a sampling batch of 5: reduced to 2" in caplog.text
-    asked.clear()
+    batch_sizes.clear()
     generate(cogvideox, prompts, settings, n=5, decode=False)
-    assert asked == [2, 2, 2, 2, 1, 1]  # it is not forgotten
+    assert batch_sizes == [2, 2, 2, 2, 1, 1]  # it is not forgotten
 
 
-def test_one_take_that_does_not_fit_is_not_halved(cogvideox, monkeypatch):
+def test_one_candidate_that_does_not_fit_is_not_halved(cogvideox, monkeypatch):
     def short(*_):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
@@ -145,7 +147,7 @@ def cogvideox_dpm(tmp_path):
     return load_model(str(tmp_path / "cogvideox"))
 
 
-def test_what_looks_do_not_name_is_the_runs_own():
+def test_what_validation_does_not_name_is_the_runs_own():
     run = RolloutConfig(steps=8, guidance=2.0, frames=9, height=32, width=48, batch=3, compile=True, strength=0.5)
     assert RolloutOverrides().over(run) == run
     assert RolloutOverrides(steps=16, height=64).over(run) == replace(run, steps=16, height=64)

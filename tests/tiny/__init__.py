@@ -1,4 +1,4 @@
-"""Tiny random checkpoints of every video model, in its own on-disk format, and how its official pipeline shoots.
+"""Tiny random checkpoints of every video model, in its own on-disk format, and how its official pipeline samples.
 
 A model is one file here, as in `besttake/models/`: it lists what the contract tests run over as `TINY`.
 """

@@ -1,4 +1,4 @@
-"""HunyuanVideo 1.5. Its pipelines are told the guidance scale by their guider, not when they are called."""
+"""HunyuanVideo 1.5. Its pipelines take the guidance scale from their guider, not when they are called."""
 
 from diffusers import (
     AutoencoderKLHunyuanVideo15,
@@ -84,7 +84,7 @@ def pipeline():
     )
 
 
-class Guided:
+class PipelineWithGuider:
     """Sets the guider of the pipeline that is called next: `pack` is shown the pipeline, and `call` the scale."""
 
     def pack(self, pipeline, latents):
@@ -96,6 +96,8 @@ class Guided:
         return {}
 
 
-guided = Guided()
+pipeline_with_guider = PipelineWithGuider()
 SIZE = (5, 32, 48)
-TINY = {"hunyuan-video-1.5": Tiny(pipeline, SIZE, ((5, 40, 48), 32), guided.call, guided.pack)}
+TINY = {
+    "hunyuan-video-1.5": Tiny(pipeline, SIZE, ((5, 40, 48), 32), pipeline_with_guider.call, pipeline_with_guider.pack)
+}

@@ -1,4 +1,4 @@
-"""LTX-Video 0.9, and 0.9.1 whose decoder is told a time and adds noise of its own."""
+"""LTX-Video 0.9, and 0.9.1 whose decoder takes a time and adds noise of its own."""
 
 from diffusers import AutoencoderKLLTXVideo, FlowMatchEulerDiscreteScheduler, LTXPipeline, LTXVideoTransformer3DModel
 

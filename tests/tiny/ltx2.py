@@ -20,8 +20,8 @@ VIDEO, AUDIO = (2, 12), (2, 4)
 
 def text_encoder() -> Gemma3ForConditionalGeneration:
     heads = {"num_hidden_layers": 1, "num_attention_heads": 2}
-    words = {"vocab_size": len(tokenizer()), "hidden_size": TEXT, "intermediate_size": 16, "head_dim": 8}
-    text = {**words, **heads, "num_key_value_heads": 1}
+    sizes = {"vocab_size": len(tokenizer()), "hidden_size": TEXT, "intermediate_size": 16, "head_dim": 8}
+    text = {**sizes, **heads, "num_key_value_heads": 1}
     vision = {**heads, "hidden_size": 8, "intermediate_size": 8, "image_size": 16, "patch_size": 8}
     return Gemma3ForConditionalGeneration(Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4))
 

@@ -40,9 +40,9 @@ class Tiny:
 
 
 def tokenizer():
-    words = world.tokenizer()
-    words.model_max_length = TOKENS
-    return words
+    tokenizer = world.tokenizer()
+    tokenizer.model_max_length = TOKENS
+    return tokenizer
 
 
 def t5(width: int = 32) -> T5EncoderModel:

@@ -77,9 +77,11 @@ def two_one_i2v():
             patch_size=8,
         )
     )
-    looks = CLIPImageProcessorPil(crop_size={"height": 16, "width": 16}, size={"shortest_edge": 16})
+    image_processor = CLIPImageProcessorPil(crop_size={"height": 16, "width": 16}, size={"shortest_edge": 16})
     denoiser = transformer(in_channels=12, image_dim=16, added_kv_proj_dim=24)
-    return WanImageToVideoPipeline(**parts(), transformer=denoiser, image_encoder=vision, image_processor=looks)
+    return WanImageToVideoPipeline(
+        **parts(), transformer=denoiser, image_encoder=vision, image_processor=image_processor
+    )
 
 
 def two_two_5b():

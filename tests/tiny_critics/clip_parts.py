@@ -78,5 +78,5 @@ def write_tokenizer(folder: Path) -> None:
 
 def _vocabulary() -> dict[str, int]:
     letters = list(bytes_to_unicode().values())
-    words = letters + [f"{letter}</w>" for letter in letters] + [merge.replace(" ", "") for merge in MERGES]
-    return {word: i for i, word in enumerate([*words, "<|startoftext|>", "<|endoftext|>"])}
+    tokens = letters + [f"{letter}</w>" for letter in letters] + [merge.replace(" ", "") for merge in MERGES]
+    return {token: i for i, token in enumerate([*tokens, "<|startoftext|>", "<|endoftext|>"])}

@@ -10,7 +10,7 @@ from transformers import BlipTextConfig, BlipVisionConfig
 from besttake.rewards.critics.imagereward import FILE, HEADS, VISION, ImageRewardNetwork
 from tests.tiny.parts import without_zeros
 
-WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "red", "blue", "ball", ",", ".", "##s")
+VOCABULARY = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "red", "blue", "ball", ",", ".", "##s")
 SETTINGS = {
     "architectures": ["BertModel"],
     "attention_probs_dropout_prob": 0.1,
@@ -48,8 +48,8 @@ def write(folder: Path) -> None:
     state["blip.vision_proj.weight"], state["blip.text_proj.weight"] = torch.zeros(8, 32), torch.zeros(8, 24)
     torch.save(state, folder / f"{FILE}.pt")
     (folder / "med_config.json").write_text(json.dumps(SETTINGS))
-    words = [*WORDS, *string.ascii_lowercase[1:]]
-    (folder / "vocab.txt").write_text("\n".join(words) + "\n")
+    vocabulary = [*VOCABULARY, *string.ascii_lowercase[1:]]
+    (folder / "vocab.txt").write_text("\n".join(vocabulary) + "\n")
 
 
 def published(name: str) -> str:

@@ -17,7 +17,7 @@ from besttake.algorithms.sft import Config, train
 from besttake.models import load_model
 from besttake.models.policy import PolicyConfig, legacy_weights_hash
 from besttake.sampling.rollout import RolloutConfig
-from besttake.training import checkpoint
+from besttake.training import checkpoint_files
 from besttake.training.run import OptimConfig, Run, TrainConfig
 from besttake.training.trackers import TensorBoard
 from besttake.training.validation import ValidationConfig
@@ -123,14 +123,14 @@ def test_the_last_shorter_group_is_stepped_and_averaged_over_its_own_number(conf
         weight = next(iter(run.policy.trainable.values()))
         for step, _ in run.steps([0], 1):
             run.update(((step + 1) * weight).sum())
-        told = [row for row in rows(run.folder) if "train/grad_norm" in row]
-        assert run.updates == len(told) == updates
+        updated = [row for row in rows(run.folder) if "train/grad_norm" in row]
+        assert run.updates == len(updated) == updates
         mean = sum(step + 1 for step in last) / len(last)
-        assert told[-1]["train/grad_norm"] == pytest.approx(mean * weight.numel() ** 0.5)
+        assert updated[-1]["train/grad_norm"] == pytest.approx(mean * weight.numel() ** 0.5)
         # the rate of the group's last step
-        assert told[-1]["train/lr"] == pytest.approx(1e-2 * min(1, (steps - last[-1]) / (0.5 * steps)))
+        assert updated[-1]["train/lr"] == pytest.approx(1e-2 * min(1, (steps - last[-1]) / (0.5 * steps)))
         assert not any(weight.grad is not None for weight in run.policy.trainable.values())
-    assert checkpoint.shapes(checkpoint.newest_checkpoint(run.folder / "checkpoints")[0]).keys() >= (
+    assert checkpoint_files.shapes(checkpoint_files.newest_checkpoint(run.folder / "checkpoints")[0]).keys() >= (
         {f"gradient/{name}" for name in list(run.policy.trainable)[:1]} if steps % 4 else set()
     )
 
@@ -170,7 +170,7 @@ def test_a_loss_that_is_no_number_stops_the_run_with_advice(config, worth):
 
     with pytest.raises(FloatingPointError, match=r"loss of step 1 is (nan|-?inf); lower optim.lr"), run:
         train_with([1.0, worth, 1.0])
-    assert checkpoint.newest_checkpoint(run.folder / "checkpoints")[1]["step"] == 1
+    assert checkpoint_files.newest_checkpoint(run.folder / "checkpoints")[1]["step"] == 1
 
 
 def test_a_gradient_that_is_no_number_stops_the_run_before_it_spoils_the_weights(config):
@@ -226,7 +226,7 @@ def test_a_step_that_fails_leaves_no_weights_that_are_no_numbers(config):
     assert said.startswith("policy/")
     assert "is not finite at step 1, so nothing is saved" in said
     assert said.endswith("no step is saved")
-    assert checkpoint.checkpoints(config.out / "checkpoints") == []
+    assert checkpoint_files.checkpoints(config.out / "checkpoints") == []
 
 
 def test_half_an_update_that_is_no_number_is_not_saved(config):
@@ -234,7 +234,7 @@ def test_half_an_update_that_is_no_number_is_not_saved(config):
     weight = next(iter(run.policy.trainable.values()))
     with pytest.raises(FloatingPointError, match=r"^gradient/.* is not finite at step 2"):
         train_on_a_weight(run, lambda step: weight.register_hook(lambda gradient: gradient * float("nan")))
-    assert checkpoint.newest_checkpoint(run.folder / "checkpoints")[1]["step"] == 1
+    assert checkpoint_files.newest_checkpoint(run.folder / "checkpoints")[1]["step"] == 1
 
 
 class Seen:
@@ -255,7 +255,7 @@ def test_a_checkpoint_of_what_is_no_number_becomes_no_adapter(config):
     train(config)
     adapter = config.out / "adapter" / "pytorch_lora_weights.safetensors"
     before = adapter.read_bytes()
-    newest = checkpoint.checkpoints(config.out / "checkpoints")[-1] / checkpoint.TENSORS
+    newest = checkpoint_files.checkpoints(config.out / "checkpoints")[-1] / checkpoint_files.TENSORS
     tensors = load_file(newest)
     next(tensor for name, tensor in tensors.items() if name.startswith("policy/"))[0] = float("nan")
     save_file(tensors, newest)
@@ -269,13 +269,13 @@ def test_a_time_limit_ends_the_run_in_good_order(config):
     list(run.steps([0], 1))
     assert run.step == 1
     assert (run.folder / "adapter").is_dir()
-    assert checkpoint.newest_checkpoint(run.folder / "checkpoints")[1]["step"] == 1
+    assert checkpoint_files.newest_checkpoint(run.folder / "checkpoints")[1]["step"] == 1
 
 
 def test_a_damaged_newest_checkpoint_costs_one_interval(config, caplog):
     whole = train(config)
     expected = load_file(whole.folder / "adapter" / "pytorch_lora_weights.safetensors")
-    newest = checkpoint.checkpoints(whole.folder / "checkpoints")[-1] / checkpoint.TENSORS
+    newest = checkpoint_files.checkpoints(whole.folder / "checkpoints")[-1] / checkpoint_files.TENSORS
     newest.write_bytes(newest.read_bytes()[:100])
     again = Run(config)
     assert again.step == 2
@@ -287,13 +287,13 @@ def test_a_damaged_newest_checkpoint_costs_one_interval(config, caplog):
 
 
 def test_a_full_disk_is_reported_and_the_run_goes_on_when_there_is_room(config, monkeypatch):
-    def full(tensors, path, save_file=checkpoint.save_file):
+    def full(tensors, path, save_file=checkpoint_files.save_file):
         if "step-00000002" in str(path):
             raise OSError(errno.ENOSPC, "No space left on device")
         save_file(tensors, path)
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "save_file", full)
+        patch.setattr(checkpoint_files, "save_file", full)
         with pytest.raises(OSError, match="No space left on device"):
             train(config)
     assert Run(config).step == 1
@@ -301,7 +301,7 @@ def test_a_full_disk_is_reported_and_the_run_goes_on_when_there_is_room(config, 
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no full device")
-def test_logs_that_cannot_be_written_do_not_keep_what_is_saved_from_being_told(config):
+def test_logs_that_cannot_be_written_do_not_keep_what_is_saved_from_being_reported(config):
     run = Run(replace(config, save_every=9))
 
     def fail():
@@ -316,7 +316,7 @@ def test_logs_that_cannot_be_written_do_not_keep_what_is_saved_from_being_told(c
     assert "resumes from step 2, in" in said
 
 
-def test_whatever_keeps_a_run_from_saving_is_not_told_instead_of_what_ended_it(config, monkeypatch):
+def test_whatever_keeps_a_run_from_saving_is_not_reported_instead_of_what_ended_it(config, monkeypatch):
     def fail(*_):
         raise RuntimeError("CUDA error")
 
@@ -336,7 +336,7 @@ def test_whatever_keeps_a_run_from_saving_is_not_told_instead_of_what_ended_it(c
 
 def killed_while_it_saves(config):
     """Half of a checkpoint is written when the process is killed."""
-    save = checkpoint.save_file
+    save = checkpoint_files.save_file
 
     def die(tensors, path):
         save(tensors, path)
@@ -344,7 +344,7 @@ def killed_while_it_saves(config):
             os.truncate(path, 100)
             os.kill(os.getpid(), signal.SIGKILL)
 
-    checkpoint.save_file = die
+    checkpoint_files.save_file = die
     train(config)
 
 
@@ -375,7 +375,7 @@ def test_other_settings_in_the_same_folder_are_refused(config, other):
     assert (config.out / "config.yaml").read_text() == kept
 
 
-def test_how_long_and_how_watched_a_run_is_may_change(config):
+def test_how_long_and_how_validated_a_run_is_may_change(config):
     train(replace(config, steps=1))
     changed = replace(
         config, steps=9, minutes=3.0, save_every=7, validation=ValidationConfig(every=0, count=1), device="cpu"

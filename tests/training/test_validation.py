@@ -21,7 +21,7 @@ def config(material):
     return ValidationConfig(5, str(material / "prompts.txt"), 3, rewards, 2, RolloutConfig(steps=1))
 
 
-def test_a_look_keeps_samples_and_says_what_every_critic_says(tmp_path, config, policy):
+def test_a_validation_pass_keeps_samples_and_logs_every_critics_scores(tmp_path, config, policy):
     row = Validator(config, policy, tmp_path, 0, "cpu").validate(15)
     assert set(row) == {"eval/dynamic-degree/dynamic degree", "eval/temporal-flicker/temporal flicker"}
     samples = sorted((tmp_path / "samples" / "step-00000015").iterdir())
@@ -29,7 +29,7 @@ def test_a_look_keeps_samples_and_says_what_every_critic_says(tmp_path, config, 
     assert probe(samples[0]).frames == 4
 
 
-def test_looks_at_one_policy_agree_and_see_the_average(tmp_path, config, policy):
+def test_validation_passes_of_one_policy_agree_and_use_the_average(tmp_path, config, policy):
     validator = Validator(config, policy, tmp_path, 0, "cpu")
     first = validator.validate(0)
     assert validator.validate(5) == first
@@ -40,11 +40,11 @@ def test_looks_at_one_policy_agree_and_see_the_average(tmp_path, config, policy)
     assert validator.validate(15) != first
 
 
-def test_no_looks_need_no_prompts_and_no_critics(tmp_path, policy):
+def test_no_validation_needs_no_prompts_and_no_critics(tmp_path, policy):
     Validator(ValidationConfig(every=0, prompts="nowhere", rewards=("nobody",)), policy, tmp_path, 0, "cpu")
 
 
-def test_looks_are_at_the_runs_own_prompts_where_none_are_named(tmp_path, policy):
+def test_validation_is_on_the_runs_own_prompts_where_none_are_named(tmp_path, policy):
     config = ValidationConfig(count=2, rollout=RolloutConfig(steps=1))
     validator = Validator(config, policy, tmp_path, 0, "cpu", None, ["a dog", "a cat", "a cow"])
     assert validator.prompts == ["a dog", "a cat"]
@@ -64,18 +64,18 @@ def test_looks_are_at_the_runs_own_prompts_where_none_are_named(tmp_path, policy
         ({"rollout": RolloutConfig(height=33)}, "33"),
     ],
 )
-def test_what_cannot_be_watched_is_refused_at_once(tmp_path, config, policy, values, message):
+def test_what_cannot_be_validated_is_refused_at_once(tmp_path, config, policy, values, message):
     with pytest.raises(ValueError, match=message):
         Validator(ValidationConfig(**{**vars(config), **values}), policy, tmp_path, 0, "cpu")
 
 
-def test_videos_of_the_first_and_the_newest_looks_are_kept(tmp_path, config, policy, caplog):
+def test_videos_of_the_first_and_the_newest_validation_passes_are_kept(tmp_path, config, policy, caplog):
     for old in range(0, 60, 10):
         (tmp_path / "samples" / f"step-{old:08d}").mkdir(parents=True)
         (tmp_path / "samples" / f"step-{old:08d}" / "00.mp4").write_bytes(bytes(5000))
     validator = Validator(replace(config, keep=3, rewards=()), policy, tmp_path, 0, "cpu")
     with caplog.at_level("INFO"):
-        validator.validate(35)  # of a run that went back: the looks at later steps will come again
+        validator.validate(35)  # of a run that went back: the validation passes of later steps will come again
     assert [int(path.name[5:]) for path in sorted(validator.folder.iterdir())] == [0, 30, 35, 40, 50]
     assert "deleted the videos of 2 old validation passes, 10 kB (validation.keep is 3)" in caplog.text
     Validator(replace(config, keep=0, rewards=()), policy, tmp_path, 0, "cpu").validate(60)
@@ -83,6 +83,6 @@ def test_videos_of_the_first_and_the_newest_looks_are_kept(tmp_path, config, pol
 
 
 @pytest.mark.parametrize("keep", [-1, 1])
-def test_fewer_than_the_first_and_the_last_look_cannot_be_kept(keep):
+def test_fewer_than_the_first_and_the_last_validation_pass_cannot_be_kept(keep):
     with pytest.raises(ValueError, match=f"keep is {keep}; expected 2 or more"):
         ValidationConfig(keep=keep)

@@ -11,11 +11,11 @@ def test_the_same_seed_builds_the_same_weights():
 
 
 def test_every_caption_fits_the_text_encoder_without_unknown_words():
-    words = tokenizer()
+    text_tokenizer = tokenizer()
     texts = [str(caption) for caption in every_caption()] + prompts("train", 200)
-    ids = words(texts).input_ids
+    ids = text_tokenizer(texts).input_ids
     assert max(len(row) for row in ids) <= WORDS
-    assert not any(words.unk_token_id in row for row in ids)
+    assert not any(text_tokenizer.unk_token_id in row for row in ids)
     assert len({tuple(row) for row in ids}) == len(set(texts))
 
 

@@ -54,7 +54,7 @@ def test_frozen_films_stand_still():
     assert torch.equal(video[0], video[-1])
 
 
-def test_the_share_of_flawed_clips_is_what_was_asked_for():
+def test_the_share_of_flawed_clips_is_as_set():
     _, clips = make_batch(0, 0, 200, flawed_share=0.4)
     share = np.mean([bool(clip.flaws) for clip in clips])
     assert 0.3 < share < 0.5

@@ -1,4 +1,4 @@
-"""What a finished run is measured by: the same whether one process looks or several, and of what it was trained on."""
+"""What a finished run is measured by: the same with one process or several, and of what it was trained on."""
 
 import json
 import os
@@ -55,7 +55,7 @@ def test_two_processes_find_what_one_finds_to_the_bit(run, tmp_path):
     for i, clip in enumerate(clips):
         write_video(clip, torch.full((6, 3, 16, 16), i / 5), 8)
     config = EvaluateConfig(shown=5, rewards=("world",), rollout=RolloutConfig(steps=1, batch=2))
-    chosen = EvaluationSet("mine", [f"a red ball {word}" for word in "abcde"], clips)
+    chosen = EvaluationSet("mine", [f"a red ball {letter}" for letter in "abcde"], clips)
     alone = measured(run, config, chosen)
     expected = contents(run)
     assert len([name for name in expected if name.endswith(".mp4")]) == 15
@@ -67,7 +67,7 @@ def one_without_a_critic(run, config, chosen):
     return measured(run, replace(config, rewards=("nobody",)) if os.environ["RANK"] == "1" else config, chosen)
 
 
-def test_what_fails_on_one_process_is_told_on_all(run):
+def test_what_fails_on_one_process_is_raised_on_all(run):
     config = EvaluateConfig(rollout=RolloutConfig(steps=1))
     well, failed = launch(2, one_without_a_critic, run, config, EvaluationSet("mine", ["a", "b"]))
     assert "unknown critic 'nobody'" in failed.raised
@@ -85,7 +85,7 @@ def test_a_users_own_clips_are_the_real_ones(run, tmp_path):
     said = {"prompts": "mine", "held_out": False, "trained_on": 2, "clips": 2, "seed": 777, "minutes": 1}
     assert summary["about"] == said
     real = read_video(run / "evaluation" / "real" / "01.mp4")
-    assert len(real) == 4  # as many frames as takes have
+    assert len(real) == 4  # as many frames as samples have
     lines = (run / "evaluation" / "values.csv").read_text().splitlines()
     assert lines[0] == "number,prompt,clip,reward/temporal-flicker/temporal flicker"
     assert [line.split(",")[:3] for line in lines[1:4]] == [["0", "a red ball", c] for c in ("before", "after", "real")]

@@ -91,7 +91,7 @@ def test_a_body_at_rest_after_its_fall_is_no_freeze():
 
 
 @pytest.mark.parametrize(
-    ("shown", "told", "wrong"),
+    ("shown", "caption", "wrong"),
     [
         (BALL, replace(BALL, body=Body("large", "orange", "ball")), "colour_right"),
         (BALL, replace(BALL, body=Body("large", "red", "square")), "shape_right"),
@@ -104,10 +104,10 @@ def test_a_body_at_rest_after_its_fall_is_no_freeze():
         (BALL, replace(BALL, background="light"), "background_right"),
     ],
 )
-def test_a_caption_that_lies_is_caught_in_that_word(shown, told, wrong):
+def test_a_caption_that_lies_is_caught_in_that_word(shown, caption, wrong):
     video = film(shown)
     assert getattr(measure(video, shown), wrong) == 1
-    assert getattr(measure(video, told), wrong) == 0
+    assert getattr(measure(video, caption), wrong) == 0
 
 
 def test_dynamic_degree_counts_turning_and_falls_when_the_clip_stands():
@@ -160,17 +160,17 @@ def test_summary_counts_flawed_clips_and_each_flaw():
 
 @pytest.mark.parametrize("motion", MOTIONS)
 def test_the_bank_holds_what_physics_films(motion):
-    """A true track has a near twin among those that the search finds."""
+    """A true track has a close neighbour among those that the search finds."""
     caption = HIT if motion == "hits" else replace(BALL, motion=motion)
     rng = np.random.default_rng(0)
     true = np.stack([[track.position for track in simulate(caption, rng)] for _ in range(6)])
-    twins, apart = tracks.nearest(true, motion, [caption.bodies] * 6)
-    assert twins.shape == true.shape
+    nearest, apart = tracks.nearest(true, motion, [caption.bodies] * 6)
+    assert nearest.shape == true.shape
     assert np.median(apart) < 0.5
     assert apart.max() < 1.0
 
 
-def test_bad_input_is_refused_in_words():
+def test_bad_input_is_refused_with_a_message():
     video = film(BALL)
     with pytest.raises(ValueError, match=r"shape \(15, 3, 32, 32\), expected"):
         measure(video[:15], BALL)

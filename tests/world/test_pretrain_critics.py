@@ -89,7 +89,7 @@ def test_graded_batches_are_reproducible_and_differ_by_step():
     assert torch.equal(one.videos, again.videos)
     assert not torch.equal(one.videos, other.videos)
     assert one.videos.shape == (6, 16, 3, 32, 32)
-    assert one.captions[0] == one.captions[2] != one.captions[3]
+    assert one.prompt_captions[0] == one.prompt_captions[2] != one.prompt_captions[3]
 
 
 def test_codec_keeps_the_picture():

@@ -34,11 +34,11 @@ def test_train_resume_and_export(family, tmp_path, monkeypatch):
     rows = json.loads((folder / "training-denoiser.json").read_text())
     assert [row["step"] for row in rows] == [1, 2]
     model = load_model(str(folder))
-    shot = generate(model, ["a small red ball bounces on a dark background"], RolloutConfig(steps=1))
+    rollout = generate(model, ["a small red ball bounces on a dark background"], RolloutConfig(steps=1))
     train_denoiser(replace(config, out=tmp_path / "second", start=folder, steps=3))
     state = torch.load(tmp_path / "second" / family / "denoiser" / "state.pt", weights_only=True)
     assert state["step"] == 3
-    assert shot.videos.shape[1:] == (model.default_size()[0], 3, 32, 32)
+    assert rollout.videos.shape[1:] == (model.default_size()[0], 3, 32, 32)
 
 
 def test_training_times_are_in_strata_of_the_schedules_own_distribution():
@@ -50,7 +50,7 @@ def test_training_times_are_in_strata_of_the_schedules_own_distribution():
     assert ((outer[0] < inner) & (inner < outer[1])).all()  # narrower than quarters in the middle
 
 
-def test_the_bank_holds_the_newest_clips_and_draws_hard_motions_more_often(tmp_path):
+def test_the_bank_holds_the_newest_clips_and_samples_hard_motions_more_often(tmp_path):
     make_vae(VAEConfig("tiny-cogvideox", tmp_path, clips=8))
     config = DenoiserConfig(out=tmp_path, bank=48, batch=2000)
     model = load_parts("tiny-cogvideox", tmp_path)
@@ -61,9 +61,9 @@ def test_the_bank_holds_the_newest_clips_and_draws_hard_motions_more_often(tmp_p
     assert len(grown) == len(fresh) == 48
     assert all(torch.allclose(a, b, atol=0.02) for a, b in zip(grown.latents, fresh.latents, strict=True))
     assert grown.weights == fresh.weights
-    drawn, _ = grown.draw(config, torch.Generator().manual_seed(0))
+    sampled, _ = grown.sample(config, torch.Generator().manual_seed(0))
     heaviest, lightest = max(grown.weights), min(grown.weights)
-    often = [sum(torch.equal(x, clip.float()) for x in drawn) for clip in grown.latents]
+    often = [sum(torch.equal(x, clip.float()) for x in sampled) for clip in grown.latents]
     mean = {
         w: sum(o for o, v in zip(often, grown.weights, strict=True) if v == w) / grown.weights.count(w)
         for w in (heaviest, lightest)

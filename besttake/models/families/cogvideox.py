@@ -66,7 +66,7 @@ class CogVideoX(VideoModel):
         rest = first.new_zeros(*first.shape[:2], shape[1] - 1, *first.shape[3:])
         return {"first_frame": torch.cat([first, rest], 2)}
 
-    def statistics(self) -> tuple[float, float]:
+    def latents_mean_and_scale(self) -> tuple[float, float]:
         return 0.0, 1 / self.pipeline.vae_scaling_factor_image
 
     def encode(self, video: Video) -> Latent:

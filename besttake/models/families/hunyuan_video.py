@@ -52,7 +52,7 @@ class HunyuanVideo(VideoModel):
         )
         return {"text": text, "mask": mask, "pooled": pooled}
 
-    def statistics(self) -> tuple[float, float]:
+    def latents_mean_and_scale(self) -> tuple[float, float]:
         return 0.0, 1 / self.pipeline.vae.config.scaling_factor
 
     def predict(self, denoiser: Any, x_t: Latent, t: Time, condition: Condition) -> Latent:
@@ -67,5 +67,5 @@ class HunyuanVideo(VideoModel):
             return_dict=False,
         )[0]
 
-    def sampling(self, steps: int, shape: Sequence[int]) -> dict[str, Any]:
+    def set_timesteps_kwargs(self, steps: int, shape: Sequence[int]) -> dict[str, Any]:
         return {"sigmas": np.linspace(1.0, 0.0, steps + 1)[:-1]}

@@ -37,7 +37,7 @@ class HunyuanVideo15(VideoModel):
     pipelines = ("HunyuanVideo15Pipeline",)
     parts_class = HunyuanVideo15Parts
     text_parts = ("text_encoder", "text_encoder_2")
-    text_outputs = ("text", "mask", "writing", "writing_mask")
+    text_outputs = ("text", "mask", "text_2", "text_2_mask")
     frame_rate = 24.0
 
     def __init__(self, pipeline: Any, source: str):
@@ -68,25 +68,25 @@ class HunyuanVideo15(VideoModel):
         outputs = self.pipeline.encode_prompt(prompts, batch_size=len(prompts), device=self.device)
         return dict(zip(self.text_outputs, outputs, strict=True))
 
-    def statistics(self) -> tuple[float, float]:
+    def latents_mean_and_scale(self) -> tuple[float, float]:
         return 0.0, 1 / self.pipeline.vae.config.scaling_factor
 
     def predict(self, denoiser: Any, x_t: Latent, t: Time, condition: Condition) -> Latent:
         first_frame, mask = torch.zeros_like(x_t), torch.zeros_like(x_t[:, :1])
         text, text_mask = _without_padding(condition["text"], condition["mask"])
-        writing, writing_mask = _without_padding(condition["writing"], condition["writing_mask"])
+        text_2, text_2_mask = _without_padding(condition["text_2"], condition["text_2_mask"])
         return denoiser(
             hidden_states=torch.cat([x_t, first_frame, mask], 1).to(denoiser.dtype),
             timestep=self.schedule.timestep(t).to(denoiser.dtype),
             encoder_hidden_states=text.to(denoiser.dtype),
             encoder_attention_mask=text_mask,
-            encoder_hidden_states_2=writing.to(denoiser.dtype),
-            encoder_attention_mask_2=writing_mask,
+            encoder_hidden_states_2=text_2.to(denoiser.dtype),
+            encoder_attention_mask_2=text_2_mask,
             image_embeds=x_t.new_zeros(len(x_t), 0, self.pipeline.vision_states_dim, dtype=denoiser.dtype),
             return_dict=False,
         )[0]
 
-    def sampling(self, steps: int, shape: Sequence[int]) -> dict[str, Any]:
+    def set_timesteps_kwargs(self, steps: int, shape: Sequence[int]) -> dict[str, Any]:
         return {"sigmas": np.linspace(1.0, 0.0, steps + 1)[:-1]}
 
     def save_lora(self, folder: Path, layers: Mapping[str, dict[str, Tensor]], configs: Mapping[str, dict]) -> None:

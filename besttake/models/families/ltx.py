@@ -40,7 +40,7 @@ class LTX(VideoModel):
     def longest_prompt(self) -> int:
         return min(self.longest, self.pipeline.tokenizer.model_max_length)
 
-    def statistics(self) -> tuple[Tensor, Tensor]:
+    def latents_mean_and_scale(self) -> tuple[Tensor, Tensor]:
         vae = self.pipeline.vae
         return self.per_channel(vae.latents_mean), self.per_channel(vae.latents_std / vae.config.scaling_factor)
 
@@ -83,14 +83,14 @@ class LTX(VideoModel):
         config = self.pipeline.scheduler.config
         return RectifiedFlow(math.exp(self._mu(shape)) if config.use_dynamic_shifting else config.shift)
 
-    def sampler(self, steps: int, shape: Sequence[int]) -> Any:
+    def make_scheduler(self, steps: int, shape: Sequence[int]) -> Any:
         config = self.pipeline.scheduler.config
         terminal = config.shift_terminal if steps > 1 else None  # a single step cannot both begin at 1 and end there
         scheduler = type(self.pipeline.scheduler).from_config(config, shift_terminal=terminal)
-        scheduler.set_timesteps(**self.sampling(steps, shape), device=self.device)
+        scheduler.set_timesteps(**self.set_timesteps_kwargs(steps, shape), device=self.device)
         return scheduler
 
-    def sampling(self, steps: int, shape: Sequence[int]) -> dict[str, Any]:
+    def set_timesteps_kwargs(self, steps: int, shape: Sequence[int]) -> dict[str, Any]:
         return {"sigmas": np.linspace(1.0, 1 / steps, steps), "mu": self._mu(shape)}
 
     def _mu(self, shape: Sequence[int]) -> float:

@@ -39,7 +39,7 @@ class Mochi(VideoModel):
     def longest_prompt(self) -> int:
         return min(256, self.pipeline.tokenizer.model_max_length)
 
-    def statistics(self) -> tuple[Tensor, Tensor]:
+    def latents_mean_and_scale(self) -> tuple[Tensor, Tensor]:
         config = self.pipeline.vae.config
         return self.per_channel(config.latents_mean), self.per_channel(config.latents_std) / config.scaling_factor
 
@@ -52,5 +52,5 @@ class Mochi(VideoModel):
             return_dict=False,
         )[0]
 
-    def sampling(self, steps: int, shape: Sequence[int]) -> dict[str, Any]:
+    def set_timesteps_kwargs(self, steps: int, shape: Sequence[int]) -> dict[str, Any]:
         return {"sigmas": linear_quadratic_schedule(steps, THRESHOLD) if steps > 1 else [1.0]}

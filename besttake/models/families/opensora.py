@@ -46,7 +46,7 @@ class OpenSoraParts(PipelineParts):
     def names(self) -> list[str]:
         return sorted(HUB)  # the scheduler has no settings
 
-    def folder_of(self, name: str) -> Path:
+    def component_folder(self, name: str) -> Path:
         place = part_of(self.source, name)
         return Path(place) if Path(place).is_dir() else Path(snapshot_download(place))
 
@@ -124,13 +124,13 @@ class OpenSora(VideoModel):
             return super().encode_negative(n, prompt)
         return {"text": self.pipeline.transformer.y_embedder.y_embedding.to(self.device).expand(n, -1, -1)}
 
-    def statistics(self) -> tuple[Tensor, Tensor]:
+    def latents_mean_and_scale(self) -> tuple[Tensor, Tensor]:
         return self.pipeline.vae.shift, self.pipeline.vae.scale
 
     def decode(self, latents: Latent, frames: int | None = None) -> Video:
         """Videos of `frames` frames, by default the most that the latents hold: the last latent frame is 1 to 4."""
         with self.using("vae"):
-            vae, (shift, scale) = self.pipeline.vae, self.statistics()
+            vae, (shift, scale) = self.pipeline.vae, self.latents_mean_and_scale()
             return swap_frames_and_channels(
                 vae.decode(latents.to(vae.device, vae.dtype) * scale + shift, frames, return_dict=False)[0]
             )
@@ -148,7 +148,7 @@ class OpenSora(VideoModel):
     def schedule_for(self, shape: Sequence[int]) -> LogitNormalFlow:
         return LogitNormalFlow(self._noise_ratio(shape))
 
-    def sampling(self, steps: int, shape: Sequence[int]) -> dict[str, Any]:
+    def set_timesteps_kwargs(self, steps: int, shape: Sequence[int]) -> dict[str, Any]:
         return {"num_inference_steps": steps, "ratio": self._noise_ratio(shape)}
 
     def _noise_ratio(self, shape: Sequence[int]) -> float:

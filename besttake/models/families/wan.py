@@ -75,7 +75,7 @@ class Wan(VideoModel):
                 condition["picture"] = self.pipeline.encode_image(pictures, self.device)
         return condition
 
-    def statistics(self) -> tuple[Tensor, Tensor]:
+    def latents_mean_and_scale(self) -> tuple[Tensor, Tensor]:
         config = self.pipeline.vae.config
         return self.per_channel(config.latents_mean), self.per_channel(config.latents_std)
 

@@ -122,15 +122,15 @@ class OpenSoraPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
             latents = randn_tensor(shape, generator, text.device, torch.float32)
         sizes = {"fps": fps if num_frames > 1 else FPS_OF_STILLS, "height": height, "width": width}
         size = {name: torch.tensor([float(value)], device=text.device) for name, value in sizes.items()}
-        guided, x = guidance_scale != 1, latents
-        if guided:
+        do_classifier_free_guidance, x = guidance_scale != 1, latents
+        if do_classifier_free_guidance:
             text = torch.cat([text, self.transformer.y_embedder.y_embedding.to(text).expand_as(text)])
         self.scheduler.set_timesteps(num_inference_steps, noise_ratio(num_frames, height, width), text.device)
         for timestep in self.progress_bar(self.scheduler.timesteps):
-            seen = torch.cat([x, x]) if guided else x
+            seen = torch.cat([x, x]) if do_classifier_free_guidance else x
             output = self.transformer(seen, timestep.expand(len(seen)), text[:, None], mask, **size)
             velocity = output[:, : x.shape[1]]
-            if guided:
+            if do_classifier_free_guidance:
                 with_caption, without = velocity.chunk(2)
                 velocity = without + guidance_scale * (with_caption - without)
             x = self.scheduler.step(velocity, timestep, x, return_dict=False)[0]

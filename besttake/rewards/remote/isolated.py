@@ -82,7 +82,7 @@ class Isolated:
         self,
         name: str,
         card: CriticCard,
-        needs: EnvironmentSpec,
+        spec: EnvironmentSpec,
         path: str | Path | None = None,
         device: str = "cpu",
         restarts: int = 2,
@@ -100,10 +100,10 @@ class Isolated:
             ValueError: the folder lacks a file.
         """
         for file in FILES:
-            if not (needs.folder / file).is_file():
-                raise ValueError(f"critic {name}: there is no {needs.folder / file}")
+            if not (spec.folder / file).is_file():
+                raise ValueError(f"critic {name}: there is no {spec.folder / file}")
         self.name, self.card, self.dimensions = name, card, tuple(card.ranges)
-        self.needs, self.path, self.device = needs, path, device
+        self.spec, self.path, self.device = spec, path, device
         self.restarts, self.start_within = restarts, start_within
         self.retry = retry or RetryPolicy(tries=2, pause=0.1)
         self.process: Process | None = None
@@ -136,7 +136,7 @@ class Isolated:
     def identity(self) -> str:
         """Key of the scores: the weights (by content, if they are local) and the critic's files."""
         weights = quick_hash(self.path) if self.path and Path(self.path).is_dir() else self.path or self.card.source
-        return ", ".join([str(weights), *(content_hash(self.needs.folder / file) for file in FILES)])
+        return ", ".join([str(weights), *(content_hash(self.spec.folder / file) for file in FILES)])
 
     def chosen(self, frames: int, fps: float) -> list[int]:
         """Indices of the frames of a clip that the critic uses."""
@@ -147,8 +147,8 @@ class Isolated:
         with self._lock:
             if self._remote is None or not self.process or not self.process.alive:
                 self.stop()
-                python = environment(self.name, self.needs)
-                self.process = Process(self.name, python, self.needs.folder / "critic.py", self.path, self.device)
+                python = environment(self.name, self.spec)
+                self.process = Process(self.name, python, self.spec.folder / "critic.py", self.path, self.device)
                 self._remote = self._connect(self.process)
             return self._remote
 
@@ -162,7 +162,7 @@ class Isolated:
         if (remote.name, remote.dimensions) != (self.name, self.dimensions):
             self.stop()
             raise ValueError(
-                f"{self.needs.folder / 'critic.py'} serves {remote.name!r} with {remote.dimensions}, "
+                f"{self.spec.folder / 'critic.py'} serves {remote.name!r} with {remote.dimensions}, "
                 f"expected {self.name!r} with {self.dimensions}"
             )
         self.revision = remote.revision
@@ -263,7 +263,7 @@ def _signal(popen: subprocess.Popen, softly: bool) -> None:
         popen.kill()
 
 
-def environment(name: str, needs: EnvironmentSpec) -> Path:
+def environment(name: str, spec: EnvironmentSpec) -> Path:
     """The Python of a critic's virtual environment, which is created unless it exists for these requirements.
 
     Of several processes, one creates it and the others wait; an incomplete environment is created again.
@@ -271,16 +271,16 @@ def environment(name: str, needs: EnvironmentSpec) -> Path:
     Raises:
         ValueError: there is no suitable Python, or the packages cannot be installed; with the end of pip's output.
     """
-    requirements = needs.folder / "requirements.txt"
-    maker, version = find_python(name, needs.pythons)
-    recipe = f"{version} {needs.site_packages}\n{requirements.read_text()}"
+    requirements = spec.folder / "requirements.txt"
+    maker, version = find_python(name, spec.pythons)
+    recipe = f"{version} {spec.site_packages}\n{requirements.read_text()}"
     folder = _environments() / f"{name}-{hashlib.sha256(recipe.encode()).hexdigest()[:16]}"
     python, whole = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python"), folder / "whole"
     if not whole.exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.with_suffix(".lock")):  # released by the system if this process dies
             if not whole.exists():
-                _create(name, maker, folder, python, requirements, needs.site_packages)
+                _create(name, maker, folder, python, requirements, spec.site_packages)
                 whole.write_text(recipe)
     return python
 

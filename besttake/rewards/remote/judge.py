@@ -237,10 +237,10 @@ class Judge:
             media = [
                 {"type": "image_url", "image_url": {"url": data_url(f"image/{config.picture}", file)}} for file in files
             ]
-        words = {"type": "text", "text": config.rubric.replace("{prompt}", prompt)}
+        text = {"type": "text", "text": config.rubric.replace("{prompt}", prompt)}
         body = {
             "model": config.model,
-            "messages": [{"role": "user", "content": [*media, words]}],
+            "messages": [{"role": "user", "content": [*media, text]}],
             "temperature": config.temperature,
             "max_tokens": config.max_tokens,
         }

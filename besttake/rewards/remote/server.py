@@ -218,7 +218,7 @@ class ScoringQueue:
         self.scored = 0
         self.places = threading.BoundedSemaphore(limits.queue)
         self.stopping = threading.Event()
-        self.stop_asked: queue.SimpleQueue[str] = (
+        self.stop_requests: queue.SimpleQueue[str] = (
             queue.SimpleQueue()
         )  # SimpleQueue.put may be called in a signal handler
         self._jobs: OrderedDict[str, Job] = OrderedDict()
@@ -256,7 +256,7 @@ class ScoringQueue:
             if not isinstance(error, ValueError):  # whose message is enough
                 traceback.print_exc()
             self.failure = f"the critic could not be loaded: {type(error).__name__}: {error}"
-            self.stop_asked.put(self.failure)
+            self.stop_requests.put(self.failure)
             return
         for job in iter(self._waiting.get, None):
             assert job.request is not None
@@ -316,7 +316,7 @@ class CriticServer(ThreadingHTTPServer):
             )
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
         self.token, self.limits = token, limits or Limits()
-        self.bench = ScoringQueue(make, self.limits)
+        self.scoring_queue = ScoringQueue(make, self.limits)
         self._connections = threading.BoundedSemaphore(self.limits.connections)
         self._busy = threading.Condition()
         self._open = 0
@@ -329,17 +329,17 @@ class CriticServer(ThreadingHTTPServer):
 
     def start(self) -> CriticServer:
         """Load the critic and serve, in two threads."""
-        threading.Thread(target=self.bench.run, daemon=True).start()
+        threading.Thread(target=self.scoring_queue.run, daemon=True).start()
         threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True).start()
         return self
 
     def stop(self) -> bool:
         """Stop accepting requests, finish the open ones within `grace` seconds, close; whether all were answered."""
-        self.bench.stopping.set()
+        self.scoring_queue.stopping.set()
         self.shutdown()
         with self._busy:
             answered = self._busy.wait_for(lambda: not self._open, self.limits.grace)
-        self.bench.close()
+        self.scoring_queue.close()
         self.server_close()
         return answered
 
@@ -434,21 +434,21 @@ class Handler(BaseHTTPRequestHandler):
             raise Refusal(401, f"the token is missing or wrong; set ${TOKEN} to the server's token", close=True)
 
     def _health(self) -> dict[str, Any]:
-        bench, limits = self.server.bench, self.server.limits
+        scoring_queue, limits = self.server.scoring_queue, self.server.limits
         return {
-            **_who(bench.critic),
-            "frames": getattr(bench.critic, "frames", None),
-            "frame_rate": getattr(bench.critic, "frame_rate", None),
-            "card": getattr(bench.critic, "card", {}),
-            "ready": bench.critic is not None and not bench.stopping.is_set(),
+            **_who(scoring_queue.critic),
+            "frames": getattr(scoring_queue.critic, "frames", None),
+            "frame_rate": getattr(scoring_queue.critic, "frame_rate", None),
+            "card": getattr(scoring_queue.critic, "card", {}),
+            "ready": scoring_queue.critic is not None and not scoring_queue.stopping.is_set(),
             "clips": limits.clips,
             "largest": limits.largest,
-            "free": bench.free,
-            "scored": bench.scored,
+            "free": scoring_queue.free,
+            "scored": scoring_queue.scored,
         }
 
     def _frames(self) -> dict[str, Any]:
-        if self.server.bench.critic is None:
+        if self.server.scoring_queue.critic is None:
             raise Refusal(503, "the critic is not ready", 1)
         try:
             query = dict(parse_qsl(urlsplit(self.path).query))
@@ -457,34 +457,34 @@ class Handler(BaseHTTPRequestHandler):
                 raise ValueError(f"count is {count}, fps {fps}")
         except (KeyError, ValueError) as error:
             raise Refusal(400, f"expected /frames?count=81&fps=16, not {self.path} ({error!r})") from error
-        chosen, rate = select_frames(self.server.bench.critic, count, fps)
+        chosen, rate = select_frames(self.server.scoring_queue.critic, count, fps)
         return {"frames": chosen, "fps": rate}
 
     def _score(self) -> dict[str, Any]:
-        bench, limits = self.server.bench, self.server.limits
+        scoring_queue, limits = self.server.scoring_queue, self.server.limits
         length = self._length()
         if length > limits.largest:
             raise Refusal(413, f"the request has {length} bytes, the maximum is {limits.largest}", close=True)
-        if bench.stopping.is_set() or bench.critic is None:
+        if scoring_queue.stopping.is_set() or scoring_queue.critic is None:
             self._read(length, keep=False)
-            reason = "the critic is not ready" if bench.critic is None else "the server is stopping"
-            raise Refusal(503, reason, 1, close=bench.stopping.is_set())
-        if not bench.places.acquire(timeout=limits.wait):
+            reason = "the critic is not ready" if scoring_queue.critic is None else "the server is stopping"
+            raise Refusal(503, reason, 1, close=scoring_queue.stopping.is_set())
+        if not scoring_queue.places.acquire(timeout=limits.wait):
             self._read(length, keep=False)
             raise Refusal(503, f"the queue of {limits.queue} requests is full", 1)
         try:
             request = unpack(self._read(length))
             if len(request.videos) > limits.clips:
                 raise Refusal(413, f"the request has {len(request.videos)} clips, the maximum is {limits.clips}")
-            job = bench.submit(request)
+            job = scoring_queue.submit(request)
         except BaseException as error:
-            bench.places.release()
+            scoring_queue.places.release()
             if isinstance(error, ValueError):
                 raise Refusal(400, str(error)) from error
             raise
         if not job.done.wait(limits.answer):
             raise Refusal(504, f"the critic has not answered for {limits.answer:g} s; retry later", 1)
-        return {"request": request.id, **_who(bench.critic), "items": job.items}
+        return {"request": request.id, **_who(scoring_queue.critic), "items": job.items}
 
     def _length(self) -> int:
         text = self.headers.get("Content-Length", "")
@@ -550,14 +550,14 @@ def serve(
         with_parent: stop when standard input closes, which happens when the parent process dies.
     """
     server = CriticServer(make, host, port, os.environ.get(TOKEN), limits)
-    bench = server.bench
+    scoring_queue = server.scoring_queue
 
     def follow_parent() -> None:
         sys.stdin.buffer.read()
-        bench.stop_asked.put("the parent process has ended")
+        scoring_queue.stop_requests.put("the parent process has ended")
 
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: bench.stop_asked.put("by a signal"))
+        signal.signal(number, lambda *_: scoring_queue.stop_requests.put("by a signal"))
     if with_parent:
         threading.Thread(target=follow_parent, daemon=True).start()
     server.start()
@@ -566,10 +566,10 @@ def serve(
         part = announce.with_suffix(".part")
         part.write_text(json.dumps({"url": server.url, "pid": os.getpid()}))
         part.replace(announce)
-    why = bench.stop_asked.get()
+    why = scoring_queue.stop_requests.get()
     answered = server.stop()
     print(f"stopped: {why}", file=sys.stderr, flush=True)
-    return 0 if answered and not bench.failure else 1
+    return 0 if answered and not scoring_queue.failure else 1
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -589,16 +589,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--grace", type=float, default=limits.grace, help="seconds for open requests on shutdown")
     parser.add_argument("--announce", type=Path, help="file to write the address to")
     parser.add_argument("--with-parent", action="store_true", help="stop when standard input closes")
-    asked = parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
     limits = Limits(
-        queue=asked.queue, clips=asked.clips, largest=asked.largest << 20, answer=asked.answer, grace=asked.grace
+        queue=args.queue, clips=args.clips, largest=args.largest << 20, answer=args.answer, grace=args.grace
     )
 
     def make() -> Any:
-        return find_factory(asked.critic)(path=asked.path, device=asked.device)
+        return find_factory(args.critic)(path=args.path, device=args.device)
 
     try:
-        return serve(make, asked.host, asked.port, limits, asked.announce, asked.with_parent)
+        return serve(make, args.host, args.port, limits, args.announce, args.with_parent)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 2

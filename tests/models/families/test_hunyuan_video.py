@@ -16,8 +16,8 @@ def model(request, tmp_path_factory):
 
 
 def test_a_prompt_as_long_as_can_be_is_read_to_its_last_word(model):
-    words = model.longest_prompt() - model.count_tokens("red") + 1
-    prompts = ["red " * (words - 1) + last for last in ("ball", "square")]
+    count = model.longest_prompt() - model.count_tokens("red") + 1
+    prompts = ["red " * (count - 1) + last for last in ("ball", "square")]
     ball, square = model.encode_prompts(prompts)["text"]
     assert not torch.allclose(ball, square)
     with pytest.raises(ValueError, match=f"has {model.longest_prompt() + 1} tokens"):

@@ -1,4 +1,4 @@
-"""LTX-Video's noise for the size of a clip, and its decoder that is told a time and adds noise of its own."""
+"""LTX-Video's noise for the size of a clip, and its decoder that takes a time and adds noise of its own."""
 
 import math
 from zlib import crc32
@@ -22,16 +22,16 @@ def model(tmp_path_factory):
     return load_model(str(folder))
 
 
-def shoot(model):
+def sample(model):
     frames, height, width = ltx.SIZE
-    takes = RolloutConfig(steps=3, guidance=1.0, frames=frames, height=height, width=width)
-    return generate(model, [PROMPT], takes, seed=(7,))
+    config = RolloutConfig(steps=3, guidance=1.0, frames=frames, height=height, width=width)
+    return generate(model, [PROMPT], config, seed=(7,))
 
 
 def test_a_decoder_with_noise_of_its_own_gives_the_official_pipelines_frames(model):
-    ours, (frames, height, width) = shoot(model), ltx.SIZE
-    draw = keyed_generator(7, crc32(PROMPT.encode()), 0)
-    noise = torch.randn((1, *model.latent_shape(*ltx.SIZE)), generator=draw)
+    ours, (frames, height, width) = sample(model), ltx.SIZE
+    generator = keyed_generator(7, crc32(PROMPT.encode()), 0)
+    noise = torch.randn((1, *model.latent_shape(*ltx.SIZE)), generator=generator)
     torch.manual_seed(0)  # its decoder's noise
     theirs = model.pipeline(
         prompt=PROMPT,
@@ -40,21 +40,21 @@ def test_a_decoder_with_noise_of_its_own_gives_the_official_pipelines_frames(mod
         height=height,
         width=width,
         num_inference_steps=3,
-        generator=draw,
+        generator=generator,
         output_type="pt",
         **ltx.official(1.0),
     ).frames
     torch.testing.assert_close(ours.videos, theirs * 2 - 1, atol=1e-4, rtol=1e-4)
 
 
-def test_a_take_is_decoded_as_it_was_before_and_draws_nobody_elses_numbers(model):
+def test_a_sample_is_decoded_as_it_was_before_and_draws_nobody_elses_numbers(model):
     torch.manual_seed(5)
-    drawn, first = torch.randn(3), shoot(model).videos
+    expected, first = torch.randn(3), sample(model).videos
     torch.manual_seed(5)
-    second = shoot(model).videos
+    second = sample(model).videos
     assert torch.equal(first, second)
-    assert torch.equal(torch.randn(3), drawn)
-    again = model.decode(torch.cat([shoot(model).latents] * 2))  # the same in any batch
+    assert torch.equal(torch.randn(3), expected)
+    again = model.decode(torch.cat([sample(model).latents] * 2))  # the same in any batch
     torch.testing.assert_close(again[:1].clamp(-1, 1), again[1:].clamp(-1, 1))
     torch.testing.assert_close(again[:1].clamp(-1, 1), first)
 
@@ -65,8 +65,8 @@ def test_training_and_sampling_take_the_same_noise_for_a_size(model, shape, loga
     there = math.exp(logarithm) / (math.exp(logarithm) + 1)
     assert model.schedule_for(shape).times(torch.tensor([0.5])).item() == pytest.approx(there)
     stretched = 1 - (1 - there) * 0.9 / (1 - there)  # of two steps, the second is where `shift_terminal` says
-    assert model.sampler(2, shape).sigmas.tolist() == pytest.approx([1, stretched, 0])
+    assert model.make_scheduler(2, shape).sigmas.tolist() == pytest.approx([1, stretched, 0])
 
 
 def test_a_single_step_goes_all_the_way(model):
-    assert model.sampler(1, (4, 2, 1, 2)).sigmas.tolist() == [1, 0]
+    assert model.make_scheduler(1, (4, 2, 1, 2)).sigmas.tolist() == [1, 0]

@@ -15,13 +15,13 @@ def model(tmp_path_factory):
 
 
 def test_half_of_the_steps_take_a_fortieth_of_the_noise_away(model):
-    sampler = model.sampler(8, (12, 2, 2, 4))
+    sampler = model.make_scheduler(8, (12, 2, 2, 4))
     assert sampler.timesteps[[0, 2, 4]].tolist() == pytest.approx([0, 12.5, 25])
     assert model.schedule.time(sampler.timesteps[[0, 4]]).tolist() == pytest.approx([1, 0.975])
-    assert model.sampler(1, (12, 2, 2, 4)).sigmas.tolist() == [0, 1]
+    assert model.make_scheduler(1, (12, 2, 2, 4)).sigmas.tolist() == [0, 1]
 
 
-def test_the_network_is_asked_for_the_way_to_the_data(model):
+def test_the_network_predicts_the_way_to_the_data(model):
     data, noise, t = torch.randn(2, 12, 2, 2, 4), torch.randn(2, 12, 2, 2, 4), torch.tensor([0.1, 0.9])
     torch.testing.assert_close(model.schedule.target(data, noise, t), data - noise)
     assert model.schedule.timestep(t).tolist() == pytest.approx([900, 100])

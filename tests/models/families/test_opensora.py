@@ -80,16 +80,16 @@ def test_larger_clips_take_more_noise(model):
     assert noise_ratio(34, 240, 424) == pytest.approx(math.sqrt(240 * 424 / 512**2 * 10))
     assert model.schedule_for((1, 4, 11, 30, 53)).shift == noise_ratio(35, 240, 424)
     assert model.schedule_for((1, 4, 1, 64, 64)).shift == 1
-    sampler = model.sampler(4, (4, 10, 30, 53))
+    sampler = model.make_scheduler(4, (4, 10, 30, 53))
     torch.testing.assert_close(sampler.timesteps[2], torch.tensor(1000 / (1 + 1 / noise_ratio(34, 240, 424))))
 
 
 def test_training_times_are_logit_normal_then_shifted():
     u = (torch.arange(2000) + 0.5) / 2000
     plain = LogitNormalFlow().times(u)
-    draws = LogisticNormal(torch.tensor([0.0]), torch.tensor([1.0])).sample((200_000,))[:, 0]
+    samples = LogisticNormal(torch.tensor([0.0]), torch.tensor([1.0])).sample((200_000,))[:, 0]
     quantiles = torch.linspace(0.05, 0.95, 19)
-    torch.testing.assert_close(plain.quantile(quantiles), draws.quantile(quantiles), atol=5e-3, rtol=0)
+    torch.testing.assert_close(plain.quantile(quantiles), samples.quantile(quantiles), atol=5e-3, rtol=0)
     torch.testing.assert_close(LogitNormalFlow(3.0).times(u), 3 * plain / (1 + 2 * plain))
     bounded = LogitNormalFlow(3.0).times(torch.tensor([0.0, 0.5, 1.0]), 0.2, 0.7)
     assert bounded[[0, 2]].tolist() == pytest.approx([0.2, 0.7])
@@ -123,9 +123,9 @@ def test_the_default_size_is_the_configs_or_the_papers(model):
 
 
 @pytest.mark.parametrize("frames", [1, 20])
-def test_takes_have_the_frames_asked_for(model, frames):
-    takes = generate(model, ["a red ball"], RolloutConfig(steps=1, frames=frames, guidance=7.0))
-    assert takes.videos.shape[1:] == (frames, 3, 24, 16)
+def test_samples_have_the_requested_frames(model, frames):
+    rollout = generate(model, ["a red ball"], RolloutConfig(steps=1, frames=frames, guidance=7.0))
+    assert rollout.videos.shape[1:] == (frames, 3, 24, 16)
 
 
 @torch.no_grad()
@@ -138,14 +138,14 @@ def test_latents_are_shifted_and_scaled(model):
     torch.testing.assert_close(model.encode(video), (raw - shift) / scale)
 
 
-# What the denoiser is told ----------------------------------------------------------------------------------------
+# The inputs of the denoiser ----------------------------------------------------------------------------------------
 
 
-def test_the_denoiser_is_told_frame_rate_and_size_in_pixels(model):
-    heard = []
+def test_the_denoiser_gets_frame_rate_and_size_in_pixels(model):
+    calls = []
 
-    def denoiser(x, timestep, text, mask, **told):
-        heard.append((timestep, told))
+    def denoiser(x, timestep, text, mask, **kwargs):
+        calls.append((timestep, kwargs))
         return torch.cat([x, x], 1)
 
     condition = model.encode_prompts(["a red ball", "a blue ball"])
@@ -153,25 +153,25 @@ def test_the_denoiser_is_told_frame_rate_and_size_in_pixels(model):
     assert torch.equal(model.predict(denoiser, x_t, torch.tensor([0.5, 1.0]), condition), x_t)
     model.predict(denoiser, x_t[:, :, :1], torch.tensor([0.5, 1.0]), condition)
     model.predict(denoiser, x_t, torch.tensor([0.5, 1.0]), condition | {"fps": torch.tensor([8.0, 8.0])})
-    assert heard[0][0].tolist() == [500, 1000]
-    told = [{name: value.tolist() for name, value in told.items()} for _, told in heard]
-    assert told[0] == {"fps": [24, 24], "height": [24, 24], "width": [16, 16]}
-    assert told[1] == {"fps": [120, 120], "height": [24, 24], "width": [16, 16]}
-    assert told[2] == {"fps": [8, 8], "height": [24, 24], "width": [16, 16]}
+    assert calls[0][0].tolist() == [500, 1000]
+    kwargs = [{name: value.tolist() for name, value in kwargs.items()} for _, kwargs in calls]
+    assert kwargs[0] == {"fps": [24, 24], "height": [24, 24], "width": [16, 16]}
+    assert kwargs[1] == {"fps": [120, 120], "height": [24, 24], "width": [16, 16]}
+    assert kwargs[2] == {"fps": [8, 8], "height": [24, 24], "width": [16, 16]}
 
 
 def test_guidance_steers_away_from_the_learned_null_caption_under_the_prompts_own_mask(model):
     away = model.encode_negative(2)
     assert away.keys() == {"text"}
     assert torch.equal(away["text"], model.denoiser.y_embedder.y_embedding.expand(2, -1, -1))
-    told = model.encode_prompts(["a red ball", "a large blue square"])
-    assert told["mask"].sum(1).tolist() == [4, 5]  # </s> is read, padding is not
-    assert told["text"].shape == (2, TOKENS, 32)
+    condition = model.encode_prompts(["a red ball", "a large blue square"])
+    assert condition["mask"].sum(1).tolist() == [4, 5]  # </s> is read, padding is not
+    assert condition["text"].shape == (2, TOKENS, 32)
 
 
 def test_a_prompt_is_read_cleaned(model):
-    told, plain = (model.encode_prompts([prompt]) for prompt in ("A <b>RED</b> ball", "a red ball"))
-    assert all(torch.equal(told[name], plain[name]) for name in plain)
+    condition, plain = (model.encode_prompts([prompt]) for prompt in ("A <b>RED</b> ball", "a red ball"))
+    assert all(torch.equal(condition[name], plain[name]) for name in plain)
     with pytest.raises(ValueError, match="the prompt '红球' is empty after Open-Sora's cleaning"):
         model.encode_prompts(["红球"])
 

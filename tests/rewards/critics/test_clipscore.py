@@ -22,9 +22,9 @@ def test_score_is_the_papers_of_transformers_cosine(folder):
     images = [picture(28, 36, seed) for seed in range(2)]  # of CLIP's size, so that nothing is resized
     processor = CLIPImageProcessorPil(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28})
     seen = processor([Image.fromarray(image) for image in images], return_tensors="pt")["pixel_values"]
-    words = CLIPTokenizer.from_pretrained(folder)(PROMPTS, padding=True, truncation=True, return_tensors="pt")
+    tokens = CLIPTokenizer.from_pretrained(folder)(PROMPTS, padding=True, truncation=True, return_tensors="pt")
     with torch.no_grad():
-        out = CLIPModel.from_pretrained(folder).eval()(pixel_values=seen, **words)
+        out = CLIPModel.from_pretrained(folder).eval()(pixel_values=seen, **tokens)
     cosine = (out.image_embeds * out.text_embeds).sum(-1)
     score = load(folder)(torch.stack([as_frames(image) for image in images]), PROMPTS)
     torch.testing.assert_close(score["text alignment"], 2.5 * cosine.clamp(min=0), atol=1e-5, rtol=1e-5)

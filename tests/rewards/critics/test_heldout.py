@@ -58,7 +58,7 @@ def test_one_wild_frame_costs_a_bounded_amount():
     ("flaw", "ratio"),
     [("flicker", 1.5), ("melt", 1.5), ("teleport", 1.5), pytest.param("jitter", 1.1, id="jitter, seen only weakly")],
 )
-def test_features_tell_flawed_from_clean(flaw, ratio):
+def test_features_distinguish_flawed_from_clean(flaw, ratio):
     clean, flawed = CRITIC.features(CLEAN, PROMPTS), CRITIC.features(spoilt(flaw, 1.0), PROMPTS)
     assert clean.shape == (len(CLEAN), 64)
     assert 0.6 < clean.square().mean() < 1.5  # white on the clean clips it was fitted on, so about 1 on these

@@ -33,8 +33,8 @@ def clips(b=1, frames=2, height=32, width=32):
 def test_images_are_those_of_the_published_processor(critic, size):
     images = clips(1, 2, *size)[0]
     whole = ((images + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
-    looks = Qwen2VLImageProcessorPil(size={"shortest_edge": PIXELS, "longest_edge": PIXELS})
-    expected = looks([Image.fromarray(np.ascontiguousarray(image)) for image in whole], return_tensors="pt")
+    processor = Qwen2VLImageProcessorPil(size={"shortest_edge": PIXELS, "longest_edge": PIXELS})
+    expected = processor([Image.fromarray(np.ascontiguousarray(image)) for image in whole], return_tensors="pt")
     pixel_values, grid_thw = critic.preprocess(images)
     assert grid_thw.tolist() == expected["image_grid_thw"].tolist()
     error = (pixel_values - expected["pixel_values"]).abs()

@@ -58,8 +58,8 @@ def test_tokens_that_have_nothing_to_do_with_the_condition_do_not_count():
     text = torch.tensor([[[1.0, 0.0], [0.0, 1.0], [0.31, 0.9], [0.29, 0.9]]])
     assert related_tokens(text, torch.tensor([[[1.0, 0.0], [-1.0, -1.0]]])).tolist() == [[True, False, True, False]]
     golden, network = golden_network()
-    heard = related_tokens(network.read(golden["ids"])[0], network.read(golden["condition"])[0])
-    assert heard.sum(1).tolist() == [9, 9, 8]  # so the golden scores tell whether the mask is applied
+    related = related_tokens(network.read(golden["ids"])[0], network.read(golden["condition"])[0])
+    assert related.sum(1).tolist() == [9, 9, 8]  # so the golden scores tell whether the mask is applied
 
 
 def test_rotation_tells_distances_only():

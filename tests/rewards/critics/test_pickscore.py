@@ -23,9 +23,9 @@ def test_score_is_transformers_logit(folder):
     images = [picture(28, 47, seed) for seed in range(2)]  # 19 columns too many: an odd number
     processor = CLIPImageProcessorPil(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28})
     seen = processor([Image.fromarray(image) for image in images], return_tensors="pt")["pixel_values"]
-    words = CLIPTokenizer.from_pretrained(folder)(PROMPTS, padding=True, truncation=True, return_tensors="pt")
+    tokens = CLIPTokenizer.from_pretrained(folder)(PROMPTS, padding=True, truncation=True, return_tensors="pt")
     with torch.no_grad():
-        logits = CLIPModel.from_pretrained(folder).eval()(pixel_values=seen, **words).logits_per_text.diagonal()
+        logits = CLIPModel.from_pretrained(folder).eval()(pixel_values=seen, **tokens).logits_per_text.diagonal()
     score = load(folder)(torch.stack([as_frames(image) for image in images]), PROMPTS)
     torch.testing.assert_close(score["preference"], logits, atol=1e-4, rtol=0)
 

@@ -205,12 +205,12 @@ def test_question_is_in_the_chat_template_with_a_place_for_each_token(critic):
     pixel_values, grid = critic.preprocess(videos[0])
     assert grid.tolist() == [[2, 24, 24]], "grown to 100352 pixels or more"
     assert pixel_values.shape == (2 * 24 * 24, 1176)
-    asked = []
+    calls = []
     network = critic.network
-    critic.network = Spy(network, asked)
+    critic.network = Spy(network, calls)
     critic(videos[:1], ["a cat"])
     critic.network = network
-    text = critic.tokenizer.decode(asked[0][0], skip_special_tokens=False)
+    text = critic.tokenizer.decode(calls[0][0], skip_special_tokens=False)
     assert text == (
         "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n<|vision_start|>"
         + "<|video_pad|>" * (2 * 12 * 12)
@@ -219,11 +219,11 @@ def test_question_is_in_the_chat_template_with_a_place_for_each_token(critic):
 
 
 class Spy:
-    def __init__(self, network, asked):
-        self.network, self.asked, self.device = network, asked, network.device
+    def __init__(self, network, calls):
+        self.network, self.calls, self.device = network, calls, network.device
 
     def __call__(self, ids, pixel_values, grid):
-        self.asked.append(ids)
+        self.calls.append(ids)
         return self.network(ids, pixel_values, grid)
 
 

@@ -81,8 +81,10 @@ def test_padding_of_text_and_frames_changes_nothing(original):
 @pytest.mark.parametrize("size", [(40, 72), (72, 40), (30, 44), (20, 90), (56, 56)])
 def test_frames_and_text_are_those_of_the_published_processor(critic, size):
     video = clip(3, *size)
-    looks = Idefics2ImageProcessorPil(do_image_splitting=False, size={"shortest_edge": 28, "longest_edge": 56})
-    processor = Idefics2Processor(looks, critic.tokenizer, image_seq_len=4)
+    image_processor = Idefics2ImageProcessorPil(
+        do_image_splitting=False, size={"shortest_edge": 28, "longest_edge": 56}
+    )
+    processor = Idefics2Processor(image_processor, critic.tokenizer, image_seq_len=4)
     text = QUESTION.format(prompt=PROMPTS[0]) + "<image> " * 3
     expected = processor(text=text, images=pictures(video), return_tensors="pt")
     assert critic.ids(PROMPTS[0], 3).tolist() == expected["input_ids"].tolist()

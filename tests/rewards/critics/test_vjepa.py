@@ -100,7 +100,7 @@ def test_masks_are_v_jepas_blocks_and_leave_something():
             assert one.sum() <= all_of_them.sum() < 256
 
 
-def test_all_takes_are_asked_the_same(folder, critic):
+def test_all_videos_get_the_same_inputs(folder, critic):
     again = load(folder)
     videos = torch.rand(2, 8, 3, 40, 56) * 2 - 1
     score = critic(videos, ["", ""]).values

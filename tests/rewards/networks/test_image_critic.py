@@ -32,7 +32,7 @@ def test_frames_are_spread_from_first_to_last():
     torch.testing.assert_close(brightness(frames=8)(ramp(2), ["x"]).values.item(), 0.5)
 
 
-def test_the_worst_frame_counts_if_asked():
+def test_the_worst_frame_counts_if_set():
     assert brightness(aggregate="min")(ramp(11), ["x"]).values.item() == 0
 
 

@@ -25,9 +25,9 @@ def test_patches_of_two_frames_are_those_of_the_published_processor(size):
     y, x = torch.meshgrid(torch.linspace(0, 6, size[0]), torch.linspace(0, 9, size[1]), indexing="ij")
     video = torch.stack([torch.stack([torch.sin(x * (c + 1) + y + t) for c in range(3)]) for t in range(2)])
     whole = ((video + 1) * 127.5).round().byte()
-    looks = Qwen2VLImageProcessorPil(size={"shortest_edge": 40000, "longest_edge": 60000})
+    processor = Qwen2VLImageProcessorPil(size={"shortest_edge": 40000, "longest_edge": 60000})
     pictures = [Image.fromarray(np.ascontiguousarray(frame.permute(1, 2, 0).numpy())) for frame in whole]
-    expected = looks(pictures, return_tensors="pt")
+    expected = processor(pictures, return_tensors="pt")
     grid = expected["image_grid_thw"]
     chosen = grid_size("x", *size, 40000, 60000)
     pixel_values, found = to_patches(normalise(resize_like_pillow(to_pixels(whole / 127.5 - 1), chosen)))

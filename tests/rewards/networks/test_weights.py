@@ -46,11 +46,11 @@ def test_a_pickled_module_gives_its_state_dict_without_its_code(tmp_path):
 @pytest.mark.parametrize("call", [os.system, eval, exec, subprocess.check_output, open, torch.load])
 def test_nothing_that_a_pickle_names_is_run(tmp_path, call):
     trap = tmp_path / "sprung"
-    words = f"__import__('pathlib').Path({str(trap)!r}).touch()"
+    code = f"__import__('pathlib').Path({str(trap)!r}).touch()"
     arguments = {os.system: f"touch {trap}", subprocess.check_output: ["touch", str(trap)], open: str(trap)}
-    asked = (arguments.get(call, words), "w") if call is open else (arguments.get(call, words),)
+    call_arguments = (arguments.get(call, code), "w") if call is open else (arguments.get(call, code),)
     holder = nn.Module()
-    holder.part = Evil((call, asked))
+    holder.part = Evil((call, call_arguments))
     torch.save(holder, tmp_path / "evil.pth")
     with pytest.raises(ValueError, match=r"critic mps: .*evil.pth is damaged, or no pickled module"):
         read_module("mps", tmp_path / "evil.pth")

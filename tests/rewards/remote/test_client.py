@@ -62,8 +62,8 @@ def impostor():
 
             def do_POST(self):
                 body = self.rfile.read(int(self.headers["Content-Length"]))
-                self.server.asked.append(unpack(memoryview(body)))
-                answer(self, self.server.asked[-1])
+                self.server.requests.append(unpack(memoryview(body)))
+                answer(self, self.server.requests[-1])
 
             def say(self, content, status=200, length=None):
                 self.send_response(status)
@@ -72,7 +72,7 @@ def impostor():
                 self.wfile.write(content)
 
         servers.append(http.server.ThreadingHTTPServer(("127.0.0.1", 0), Impostor))
-        servers[-1].asked, servers[-1].daemon_threads = [], True
+        servers[-1].requests, servers[-1].daemon_threads = [], True
         servers[-1].url = f"http://127.0.0.1:{servers[-1].server_port}"
         threading.Thread(target=servers[-1].serve_forever, args=(0.02,), daemon=True).start()
         return servers[-1]
@@ -141,7 +141,7 @@ def test_a_critics_revision_is_that_of_its_weights_and_settings():
     assert Served(changed).revision != same[0]
 
 
-def test_servers_of_other_weights_are_told_apart_by_the_cache(serve, tmp_path):
+def test_servers_of_other_weights_are_distinguished_by_the_cache(serve, tmp_path):
     for revision, light in (("1", 7.0), ("2", 9.0)):
         remote = Remote(serve(Brightness(revision=revision)).url, retry=QUICK)
         cached = CachedReward(remote, tmp_path)
@@ -152,14 +152,14 @@ def test_servers_of_other_weights_are_told_apart_by_the_cache(serve, tmp_path):
 def test_only_the_frames_the_critic_looks_at_are_sent(serve):
     for critic, frames, fps in ((Brightness(frames=4), 4, 2.0), (Brightness(frame_rate=4.0), 8, 4.0)):
         Remote(serve(critic).url, retry=QUICK)(films(7, frames=32), ["a"], fps=16.0)
-        assert critic.asked == [((frames, 8, 8, 3), "a", fps)]
+        assert critic.calls == [((frames, 8, 8, 3), "a", fps)]
 
 
-@pytest.mark.parametrize("wish", [{"frames": [0, 9]}, {"frames": []}, {"frames": None}, {"fps": 0}, {"fps": "8"}])
-def test_a_wish_for_frames_that_are_not_there_is_no_answer(impostor, wish, monkeypatch):
+@pytest.mark.parametrize("selection", [{"frames": [0, 9]}, {"frames": []}, {"frames": None}, {"fps": 0}, {"fps": "8"}])
+def test_a_selection_of_frames_that_are_not_there_is_no_answer(impostor, selection, monkeypatch):
     server = impostor(says())
     remote = Remote(server.url, retry=QUICK)
-    said = json.dumps({"frames": [0], "fps": 8.0, **wish}).encode()
+    said = json.dumps({"frames": [0], "fps": 8.0, **selection}).encode()
     monkeypatch.setattr(server.RequestHandlerClass, "do_GET", lambda handler: handler.say(said))
     with pytest.raises(ConnectionError, match="which frames it needs"):
         remote(films(1), ["a"])
@@ -185,7 +185,7 @@ class Silent(Three):
 
 
 @pytest.mark.parametrize(("critic", "given"), [(Three, [3, 3.0]), (Silent, [9, 9.0])])
-def test_a_critic_of_ours_gets_its_frames_alone_if_it_tells_which(serve, critic, given):
+def test_a_critic_of_ours_gets_its_frames_alone_if_it_says_which(serve, critic, given):
     remote = Remote(serve(Served(critic())).url, retry=QUICK)
     assert remote(films(7, frames=9), ["a"], 9.0).values.tolist() == [given]
 
@@ -195,8 +195,8 @@ def test_a_batch_is_spread_over_the_servers_and_comes_back_in_order(serve):
     remote = Remote([serve(critic, clips=2).url for critic in critics], retry=QUICK)
     levels = list(range(20))
     assert remote(films(*levels), ["a"] * 20).values[:, 0].tolist() == levels
-    assert sum(len(critic.asked) for critic in critics) == 20
-    assert all(critic.asked for critic in critics)
+    assert sum(len(critic.calls) for critic in critics) == 20
+    assert all(critic.calls for critic in critics)
 
 
 @pytest.mark.parametrize(
@@ -219,10 +219,10 @@ def test_a_server_in_trouble_is_tried_within_limits_then_named(impostor, answer)
     server = impostor(answer)
     with pytest.raises(ConnectionError) as raised:
         Remote(server.url, retry=QUICK)(films(1), ["a cat"])
-    for word in ("brightness", server.url, "'a cat'", "light", "words", "try 3"):
-        assert word in str(raised.value)
-    assert len({request.id for request in server.asked}) == 1
-    assert 3 <= len(server.asked) <= 6  # a lost answer is asked for twice in a try
+    for part in ("brightness", server.url, "'a cat'", "light", "words", "try 3"):
+        assert part in str(raised.value)
+    assert len({request.id for request in server.requests}) == 1
+    assert 3 <= len(server.requests) <= 6  # a lost answer is requested twice in a try
 
 
 def test_a_server_that_hangs_is_given_up(impostor):
@@ -236,10 +236,10 @@ def test_a_score_that_is_no_number_is_never_passed_on(impostor, number):
     server = impostor(says(items=[{"scores": [number, 1.0]}]))
     with pytest.raises(ValueError, match=r"brightness at http.*'a cat'.*'light'.*finite"):
         Remote(server.url, retry=QUICK)(films(1), ["a cat"])
-    assert len(server.asked) == 1
+    assert len(server.requests) == 1
 
 
-@pytest.mark.parametrize(("prompt", "message"), [("a bad cat", "cannot look at it"), ("nan", "nan for 'words'")])
+@pytest.mark.parametrize(("prompt", "message"), [("a bad cat", "cannot read it"), ("nan", "nan for 'words'")])
 def test_what_the_critic_cannot_score_is_an_error_with_its_name(serve, prompt, message):
     with pytest.raises(ValueError, match=rf"brightness at http.*{prompt}.*light, words.*{message}"):
         Remote(serve().url, retry=QUICK)(films(1, 2), ["a", prompt])
@@ -251,8 +251,8 @@ def test_the_others_answer_for_a_server_in_trouble(serve, impostor, answer):
     retry = RetryPolicy(answer=0.5, connect=5.0, tries=2, pause=0.01)
     remote = Remote([ill.url, serve(critic, clips=2).url], retry=retry)
     assert remote(films(1, 2, 3, 4, 5), ["a"] * 5).values[:, 0].tolist() == [1, 2, 3, 4, 5]
-    assert sorted(prompt for _, prompt, _ in critic.asked) == ["a"] * 5
-    assert ill.asked
+    assert sorted(prompt for _, prompt, _ in critic.calls) == ["a"] * 5
+    assert ill.requests
 
 
 class Forgetful(Handler):
@@ -271,11 +271,11 @@ class ForgetfulServer(CriticServer):
         Forgetful(request, client_address, self)
 
 
-def test_a_lost_answer_is_asked_for_again_and_the_clip_is_not_scored_twice(serve):
+def test_a_lost_answer_is_requested_again_and_the_clip_is_not_scored_twice(serve):
     critic = Brightness()
     server = serve(critic, kind=ForgetfulServer, clips=1)
     assert Remote(server.url, retry=QUICK)(films(1, 2, 3), ["a"] * 3).values[:, 0].tolist() == [1, 2, 3]
-    assert len(critic.asked) == server.bench.scored == 3
+    assert len(critic.calls) == server.scoring_queue.scored == 3
 
 
 def test_a_full_server_is_waited_for(serve):
@@ -295,7 +295,7 @@ def test_a_full_server_is_waited_for(serve):
     for thread in threads:
         thread.join(10)
     assert answers == {i: i for i in range(6)}
-    assert len(critic.asked) == 6
+    assert len(critic.calls) == 6
 
 
 def test_a_server_started_again_is_used_again(serve):
@@ -336,7 +336,7 @@ def test_it_goes_on_without_a_server_that_is_down(serve, caplog):
     assert remote(films(3, 4), ["a", "b"]).values[:, 0].tolist() == [3, 4]
 
 
-def test_a_server_that_is_no_critic_is_told_apart(impostor, monkeypatch):
+def test_a_server_that_is_no_critic_is_distinguished(impostor, monkeypatch):
     server = impostor(dies)
     monkeypatch.setattr(server.RequestHandlerClass, "do_GET", lambda handler: handler.say(b'{"hello": "world"}'))
     with pytest.raises(ConnectionError, match="is not a critic's server"):
@@ -349,7 +349,7 @@ def test_a_url_that_is_none_is_refused(url):
         Remote(url, retry=QUICK)
 
 
-def test_the_token_is_asked_for_and_taken_from_the_environment(serve, monkeypatch):
+def test_the_token_is_required_and_taken_from_the_environment(serve, monkeypatch):
     url = serve(token="secret").url
     with pytest.raises(ValueError, match="BESTTAKE_TOKEN"):
         Remote(url, retry=QUICK)
@@ -381,7 +381,7 @@ def test_a_batch_larger_than_the_server_takes_is_cut(serve):
     assert remote(videos, ["a"] * 4).values[:, 0].tolist() == [1, 2, 3, 4]
 
 
-def test_what_cannot_be_served_is_told_at_once():
+def test_what_cannot_be_served_is_reported_at_once():
     with pytest.raises(ValueError, match="unknown critic 'nosuch'; expected one of aesthetic"):
         serve_critic(ServeConfig("nosuch", port=0, device="cpu"))
     with pytest.raises(ValueError, match="port is 70000"):

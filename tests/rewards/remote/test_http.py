@@ -1,4 +1,4 @@
-"""One server's client: connections are kept, time-outs hold, and failures are told apart."""
+"""One server's client: connections are kept, time-outs hold, and failures are distinguished."""
 
 import threading
 import time
@@ -74,7 +74,7 @@ def test_connections_are_kept_and_shared_by_threads(server):
     ("path", "kind"),
     [("/503", ServerBusyError), ("/429", NoAnswerError), ("/500", NoAnswerError), ("/dies", ConnectionLostError)],
 )
-def test_failures_are_told_apart(server, path, kind):
+def test_failures_are_distinguished(server, path, kind):
     with pytest.raises(NoAnswerError) as raised:
         client(server).request("GET", path)
     assert type(raised.value) is kind

@@ -53,7 +53,7 @@ class Light:
 
 
 @pytest.fixture(scope="session")
-def needs(tmp_path_factory):
+def spec(tmp_path_factory):
     """A critic that needs a package of its own, and borrows numpy: all is installed without a network."""
     folder = tmp_path_factory.mktemp("light")
     numpy_is_in = str(Path(numpy.__file__).parent.parent)
@@ -78,11 +78,11 @@ def environments(tmp_path_factory):
 
 
 @pytest.fixture
-def critic(needs, environments, monkeypatch):
+def critic(spec, environments, monkeypatch):
     """The critic, in the environment that the first test has made."""
     monkeypatch.setenv("BESTTAKE_ENVIRONMENTS", str(environments))
     monkeypatch.setenv("PIP_NO_INDEX", "1")
-    made = Isolated("light", CARD, needs, retry=RetryPolicy(answer=10.0, tries=1, pause=0.01))
+    made = Isolated("light", CARD, spec, retry=RetryPolicy(answer=10.0, tries=1, pause=0.01))
     yield made
     made.stop()
 
@@ -105,7 +105,7 @@ def gone(pid):
     return False
 
 
-def test_it_is_a_reward_like_any_other_and_what_it_does_is_told(critic, environments, caplog):
+def test_it_is_a_reward_like_any_other_and_what_it_does_is_logged(critic, environments, caplog):
     caplog.set_level(logging.INFO)
     assert not list(environments.glob("*/whole"))
     assert score_checked(critic, films(10, 20), ["a", "b"], 8.0).values.tolist() == [[10], [20]]
@@ -116,14 +116,14 @@ def test_it_is_a_reward_like_any_other_and_what_it_does_is_told(critic, environm
     assert len(list(environments.glob("light-*/whole"))) == 1
 
 
-def test_the_environment_is_made_once(critic, needs, environments):
-    python = environment("light", needs)
+def test_the_environment_is_made_once(critic, spec, environments):
+    python = environment("light", spec)
     before = {path: path.stat().st_mtime_ns for path in environments.iterdir()}
-    assert environment("light", needs) == python
+    assert environment("light", spec) == python
     assert {path: path.stat().st_mtime_ns for path in environments.iterdir()} == before
 
 
-def test_half_an_environment_is_made_anew(tmp_path, needs, monkeypatch):
+def test_half_an_environment_is_made_anew(tmp_path, spec, monkeypatch):
     monkeypatch.setenv("BESTTAKE_ENVIRONMENTS", str(tmp_path))
     steps = []
 
@@ -138,10 +138,10 @@ def test_half_an_environment_is_made_anew(tmp_path, needs, monkeypatch):
     monkeypatch.setattr("besttake.rewards.remote.isolated._version", lambda python: "3.11")
     monkeypatch.setattr("besttake.rewards.remote.isolated.subprocess.run", run)
     with pytest.raises(KeyboardInterrupt):
-        environment("light", needs)
+        environment("light", spec)
     (leftover,) = (path for path in tmp_path.iterdir() if path.is_dir())
     (leftover / "half").touch()
-    threads = [threading.Thread(target=environment, args=("light", needs)) for _ in range(3)]
+    threads = [threading.Thread(target=environment, args=("light", spec)) for _ in range(3)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -151,13 +151,13 @@ def test_half_an_environment_is_made_anew(tmp_path, needs, monkeypatch):
     assert not (leftover / "half").exists()
 
 
-def test_other_requirements_are_another_environment(tmp_path, needs, monkeypatch):
+def test_other_requirements_are_another_environment(tmp_path, spec, monkeypatch):
     monkeypatch.setenv("BESTTAKE_ENVIRONMENTS", str(tmp_path / "all"))
     monkeypatch.setattr("besttake.rewards.remote.isolated._create", lambda name, maker, folder, *_: folder.mkdir())
     (tmp_path / "requirements.txt").write_text("lent==2.0\n")
-    first = environment("light", needs)
+    first = environment("light", spec)
     assert environment("light", EnvironmentSpec(tmp_path)) != first
-    assert environment("light", EnvironmentSpec(needs.folder, site_packages=True)) != first
+    assert environment("light", EnvironmentSpec(spec.folder, site_packages=True)) != first
 
 
 def test_a_package_that_cannot_be_had_is_explained(tmp_path, monkeypatch):
@@ -177,7 +177,7 @@ def test_a_package_that_cannot_be_had_is_explained(tmp_path, monkeypatch):
     assert not list((tmp_path / "all").glob("*/whole"))
 
 
-def test_a_python_that_fits_is_found_or_asked_for(monkeypatch):
+def test_a_python_that_fits_is_found_or_requested(monkeypatch):
     here = f"{sys.version_info[0]}.{sys.version_info[1]}"
     assert find_python("light") == find_python("light", ("2.7", here)) == (sys.executable, here)
     with pytest.raises(ValueError, match=r"Python 2.6, but none is on the PATH; .*BESTTAKE_PYTHON=/path/to/python2.6"):
@@ -261,8 +261,8 @@ if sys.argv[2] != "ends":
 
 
 @pytest.mark.parametrize("how", ["ends", "SIGKILL"])
-def test_no_process_is_left_behind_however_its_parent_ends(critic, needs, how):
-    command = [sys.executable, "-c", PARENT, str(needs.folder), how]
+def test_no_process_is_left_behind_however_its_parent_ends(critic, spec, how):
+    command = [sys.executable, "-c", PARENT, str(spec.folder), how]
     parent = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2])
     pid = int(parent.stdout.readline())
     if how != "ends":
@@ -282,18 +282,18 @@ def test_a_system_without_process_groups_will_do(critic, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["qalign", "visionreward"])
-def test_published_critics_are_found_by_name_and_start_nothing_before_they_are_asked(name):
+def test_published_critics_are_found_by_name_and_start_nothing_before_they_score(name):
     critic = load_reward(name, "cuda", "some/weights")
     assert critic.name == name
     assert critic.process is None
     assert (critic.path, critic.device) == ("some/weights", "cuda")
     assert critic.dimensions == tuple(critic.card.ranges)
-    source = (critic.needs.folder / "critic.py").read_text()
+    source = (critic.spec.folder / "critic.py").read_text()
     compile(source, name, "exec")
     assert f'name = "{name}"' in source
     assert f"frame_rate = {critic.card.frame_rate}" in source
     assert all(json.dumps(dimension) in source for dimension in critic.dimensions)
-    pins = [line for line in (critic.needs.folder / "requirements.txt").read_text().splitlines() if line[0] != "#"]
+    pins = [line for line in (critic.spec.folder / "requirements.txt").read_text().splitlines() if line[0] != "#"]
     assert all("==" in pin for pin in pins)
 
 

@@ -112,7 +112,7 @@ def test_an_answer_becomes_a_score_and_tokens_are_paid(server):
     }
 
 
-def test_the_question_holds_the_rubric_the_prompt_and_the_frames_asked_for(server, monkeypatch):
+def test_the_question_holds_the_rubric_the_prompt_and_the_requested_frames(server, monkeypatch):
     monkeypatch.setenv("SEER_KEY", "s3cret")
     video = film()
     judge(server, frames=3, picture="png", side=20, api_key="SEER_KEY", temperature=0.5)(video, ["a {odd} ball"])
@@ -120,8 +120,8 @@ def test_the_question_holds_the_rubric_the_prompt_and_the_frames_asked_for(serve
     assert path == "/v1/chat/completions"
     assert headers["Authorization"] == "Bearer s3cret"
     assert (question["model"], question["temperature"], question["max_tokens"]) == ("seer", 0.5, 1024)
-    *pictures, words = question["messages"][0]["content"]
-    assert words["text"] == RUBRIC.replace("{prompt}", "a {odd} ball")
+    *pictures, text = question["messages"][0]["content"]
+    assert text["text"] == RUBRIC.replace("{prompt}", "a {odd} ball")
     images = [decoded(picture["image_url"]["url"], "png") for picture in pictures]
     assert [image.size for image in images] == [(20, 10)] * 3
 
@@ -163,7 +163,7 @@ def test_scores_stay_with_their_videos_however_late_answers_come(server):
 
 
 @pytest.mark.parametrize("failures", [[429], [500, 503, 429], [lambda handler, _: handler.send(b"<html>busy")]])
-def test_what_passes_is_asked_again(server, failures):
+def test_what_passes_is_requested_again(server, failures):
     server.replies = [*failures, GOOD]
     critic = judge(server)
     assert critic(film(), ["a ball"]).values.tolist() == [[4, 2.5]]
@@ -199,7 +199,7 @@ def test_a_server_that_is_not_there_is_a_connection_error(server):
         judge(server, retries=1)(film(), ["a ball"])
 
 
-def test_a_refusal_is_not_asked_again_and_does_not_tell_the_key(server, monkeypatch):
+def test_a_refusal_is_not_requested_again_and_does_not_reveal_the_key(server, monkeypatch):
     monkeypatch.setenv("SEER_KEY", "s3cret")
     server.replies = [401]
     with pytest.raises(
@@ -243,14 +243,14 @@ def test_an_answer_that_was_cut_off_is_not_used_even_if_it_reads_well(server):
         judge(server)(film(), ["a ball"])
 
 
-def test_only_the_takes_without_an_answer_lack_a_score(server):
+def test_only_the_videos_without_an_answer_lack_a_score(server):
     server.replies = [GOOD, "no idea", GOOD]
     score = judge(server, unusable="abstain", concurrency=1)(film(3), ["a", "b", "c"])
     assert scored_mask(score).tolist() == [True, False, True]
     assert score.values.tolist() == [[4, 2.5], [0, 0], [4, 2.5]]
 
 
-def test_with_a_temperature_an_unusable_answer_is_asked_for_again(server):
+def test_with_a_temperature_an_unusable_answer_is_requested_again(server):
     server.replies = ["no idea", "none", GOOD]
     critic = judge(server, temperature=0.7)
     assert critic(film(), ["a ball"]).values.tolist() == [[4, 2.5]]
@@ -304,15 +304,15 @@ def test_judges_with_a_name_ask_as_their_authors_do(server, name, reply, scores,
     score = score_checked(critic, film(frames=48), ["a {red} ball"], fps=16.0)
     torch.testing.assert_close(score.values, torch.tensor([scores], dtype=torch.float32))
     assert critic.name == name
-    *looks, words = server.questions[0]["messages"][0]["content"]
-    assert [part["type"] for part in (*looks, words)] == kinds
-    assert "a {red} ball" in words["text"]
+    *visuals, text = server.questions[0]["messages"][0]["content"]
+    assert [part["type"] for part in (*visuals, text)] == kinds
+    assert "a {red} ball" in text["text"]
 
 
 def test_frames_are_sent_as_one_video_to_models_of_videos(server, tmp_path):
     judge(server, picture="mp4", frame_rate=2.0, side=20)(film(frames=24), ["a ball"], 8.0)
-    look, _ = server.questions[0]["messages"][0]["content"]
-    head, _, content = look["video_url"]["url"].partition(",")
+    visual, _ = server.questions[0]["messages"][0]["content"]
+    head, _, content = visual["video_url"]["url"].partition(",")
     assert head == "data:video/mp4;base64"
     (tmp_path / "sent.mp4").write_bytes(base64.b64decode(content))
     info = probe(tmp_path / "sent.mp4")
@@ -349,7 +349,7 @@ def test_json_is_read_bare_fenced_and_with_reasons(text):
         ("[4, 2.5]", "list; expected an object"),
     ],
 )
-def test_json_that_is_not_what_was_asked_for_is_refused(text, message):
+def test_json_of_another_form_is_refused(text, message):
     with pytest.raises(ValueError, match=message):
         read_answer(text, RANGES, "json")
 
@@ -399,7 +399,7 @@ def test_settings_that_cannot_be_meant_are_refused(change, message):
         from_dict(JudgeConfig, {**settings, **change})
 
 
-def test_a_key_that_is_not_set_is_found_before_anything_is_asked(server, monkeypatch):
+def test_a_key_that_is_not_set_is_found_before_any_request(server, monkeypatch):
     monkeypatch.delenv("SEER_KEY", raising=False)
     with pytest.raises(ValueError, match="the environment variable SEER_KEY is not set"):
         judge(server, api_key="SEER_KEY")

@@ -30,7 +30,7 @@ def body_of(id="one", levels=(10, 20), prompts=("a", "bc"), fps=8.0):
     return b"".join(bytes(part) for part in pack(id, clips(*levels), prompts, fps))
 
 
-def ask(url, method="GET", path="/health", body=None, headers=None):
+def send(url, method="GET", path="/health", body=None, headers=None):
     """Status, JSON and headers of one answer."""
     line = http.client.HTTPConnection(url.removeprefix("http://"), timeout=20)
     try:
@@ -43,7 +43,7 @@ def ask(url, method="GET", path="/health", body=None, headers=None):
 
 
 def score(url, body, headers=None):
-    return ask(url, "POST", "/score", body, headers)
+    return send(url, "POST", "/score", body, headers)
 
 
 def until(true):
@@ -60,7 +60,7 @@ def serve():
 
     def start(critic, token=None, **limits):
         servers.append(CriticServer(lambda: critic, token=token, limits=Limits(wait=0.05, grace=2.0, **limits)).start())
-        until(lambda: servers[-1].bench.critic)
+        until(lambda: servers[-1].scoring_queue.critic)
         return servers[-1]
 
     yield start
@@ -69,7 +69,7 @@ def serve():
 
 
 def test_health_says_what_is_served(serve):
-    status, said, _ = ask(serve(Brightness(frames=4, frame_rate=2.0)).url)
+    status, said, _ = send(serve(Brightness(frames=4, frame_rate=2.0)).url)
     assert status == 200
     assert said["critic"] == "brightness"
     assert said["dimensions"] == ["light", "words"]
@@ -82,7 +82,7 @@ def test_scores_are_those_of_the_critic(serve):
     assert status == 200
     assert said["request"] == "one"
     assert said["items"] == [{"scores": [10.0, 1.0]}, {"scores": [20.0, 2.0]}]
-    assert critic.asked == [((2, 4, 6, 3), "a", 8.0), ((2, 4, 6, 3), "bc", 8.0)]
+    assert critic.calls == [((2, 4, 6, 3), "a", 8.0), ((2, 4, 6, 3), "bc", 8.0)]
 
 
 def test_what_safetensors_writes_is_read_in_both_forms():
@@ -112,16 +112,16 @@ def test_frames_are_chosen_by_number_by_rate_or_by_the_critic_itself():
 
 def test_the_server_says_which_frames_to_send(serve):
     url = serve(Brightness(frames=2)).url
-    assert ask(url, path="/frames?count=8&fps=16")[1] == {"frames": [0, 7], "fps": 4.0}
+    assert send(url, path="/frames?count=8&fps=16")[1] == {"frames": [0, 7], "fps": 4.0}
     for wrong in ("", "?count=8", "?count=0&fps=8", "?count=8&fps=nan", "?count=x&fps=8"):
-        assert ask(url, path="/frames" + wrong)[0] == 400
+        assert send(url, path="/frames" + wrong)[0] == 400
 
 
 def test_a_request_sent_again_is_not_scored_again(serve):
     one = serve(Brightness())
     first, second = score(one.url, body_of())[1], score(one.url, body_of())[1]
     assert first == second
-    assert ask(one.url)[1]["scored"] == 2
+    assert send(one.url)[1]["scored"] == 2
 
 
 def test_a_request_sent_again_while_it_is_scored_waits_for_the_same_answer(serve):
@@ -133,13 +133,13 @@ def test_a_request_sent_again_while_it_is_scored_waits_for_the_same_answer(serve
     for thread in threads:
         thread.start()
     critic.entered.acquire()
-    until(lambda: one.bench.free == one.limits.queue - 1)  # the two others have given their places back
+    until(lambda: one.scoring_queue.free == one.limits.queue - 1)  # the two others have given their places back
     critic.gate.set()
     for thread in threads:
         thread.join(10)
     assert len(answers) == 3
     assert answers[0] == answers[1] == answers[2]
-    assert len(critic.asked) == 2
+    assert len(critic.calls) == 2
 
 
 def test_an_id_used_for_other_clips_is_refused(serve):
@@ -148,15 +148,15 @@ def test_an_id_used_for_other_clips_is_refused(serve):
     status, said, _ = score(one.url, body_of(prompts=("a", "another")))
     assert status == 409
     assert "one" in said["error"]
-    assert one.bench.free == one.limits.queue
+    assert one.scoring_queue.free == one.limits.queue
 
 
 def test_only_the_last_answers_are_remembered(serve):
     one = serve(Brightness(), remembered=2)
     for id in ("a", "b", "c", "a"):
         assert score(one.url, body_of(id))[0] == 200
-    assert one.bench.scored == 8
-    assert len(one.bench._jobs) == 2
+    assert one.scoring_queue.scored == 8
+    assert len(one.scoring_queue._jobs) == 2
 
 
 def test_a_full_queue_sends_clients_away_for_a_while(serve):
@@ -166,7 +166,7 @@ def test_a_full_queue_sends_clients_away_for_a_while(serve):
     threads = [threading.Thread(target=score, args=(one.url, body_of(str(i)))) for i in range(2)]
     for thread in threads:
         thread.start()
-    until(lambda: one.bench.free == 0)
+    until(lambda: one.scoring_queue.free == 0)
     status, said, headers = score(one.url, body_of("third"))
     assert (status, headers["Retry-After"]) == (503, "1")
     assert "full" in said["error"]
@@ -174,14 +174,14 @@ def test_a_full_queue_sends_clients_away_for_a_while(serve):
     for thread in threads:
         thread.join(10)
     assert score(one.url, body_of("third"))[0] == 200
-    assert one.bench.free == 2
+    assert one.scoring_queue.free == 2
 
 
 def test_a_clip_that_cannot_be_scored_does_not_spoil_the_others(serve):
     levels, prompts = (1, 2, 3), ("a", "bad", "nan")
     _, said, _ = score(serve(Brightness()).url, body_of(levels=levels, prompts=prompts))
     assert said["items"][0] == {"scores": [1.0, 1.0]}
-    assert "cannot look at it" in said["items"][1]["error"]
+    assert "cannot read it" in said["items"][1]["error"]
     assert "nan for 'words'" in said["items"][2]["error"]
 
 
@@ -227,7 +227,7 @@ def test_what_is_no_request_is_refused_and_holds_no_place(serve, body):
     status, said, _ = score(one.url, body)
     assert status == 400
     assert said["error"]
-    assert one.bench.free == one.limits.queue
+    assert one.scoring_queue.free == one.limits.queue
     assert score(one.url, body_of())[0] == 200
 
 
@@ -248,15 +248,15 @@ def test_a_request_must_tell_its_length(serve):
 
 def test_other_pages_are_not_there(serve):
     url = serve(Brightness()).url
-    assert ask(url, path="/")[0] == 404
-    assert ask(url, "POST", "/health", b"")[0] == 404
+    assert send(url, path="/")[0] == 404
+    assert send(url, "POST", "/health", b"")[0] == 404
 
 
 @pytest.mark.parametrize("given", [None, "Bearer wrong", "secret", "Bearer sécret"])
-def test_without_the_token_nothing_is_told(serve, given):
+def test_without_the_token_nothing_is_revealed(serve, given):
     url = serve(Brightness(), token="secret").url
     headers = {"Authorization": given.encode()} if given else {}
-    for answer in (ask(url, headers=headers), score(url, body_of(), headers)):
+    for answer in (send(url, headers=headers), score(url, body_of(), headers)):
         assert answer[0] == 401
         assert "brightness" not in json.dumps(answer[1])
 
@@ -280,8 +280,8 @@ def test_a_client_that_stops_sending_loses_its_place(serve):
     one = serve(Brightness(), arrival=0.2)
     line = socket.create_connection(one.server_address[:2])
     line.sendall(b"POST /score HTTP/1.1\r\nContent-Length: 1000\r\n\r\nabc")
-    until(lambda: one.bench.free == one.limits.queue - 1)
-    until(lambda: one.bench.free == one.limits.queue)
+    until(lambda: one.scoring_queue.free == one.limits.queue - 1)
+    until(lambda: one.scoring_queue.free == one.limits.queue)
     assert line.recv(100) == b""
     line.close()
 
@@ -290,10 +290,10 @@ def test_too_many_connections_are_sent_away(serve):
     one = serve(Brightness(), connections=1)
     line = socket.create_connection(one.server_address[:2])
     until(lambda: one._connections._value == 0)
-    assert ask(one.url)[0] == 503
+    assert send(one.url)[0] == 503
     line.close()
     until(lambda: one._connections._value == 1)
-    assert ask(one.url)[0] == 200
+    assert send(one.url)[0] == 200
 
 
 def test_an_answer_that_takes_too_long_can_be_had_later(serve):
@@ -303,7 +303,7 @@ def test_an_answer_that_takes_too_long_can_be_had_later(serve):
     assert score(one.url, body_of())[0] == 504
     critic.gate.set()
     assert score(one.url, body_of())[1]["items"][0] == {"scores": [10.0, 1.0]}
-    assert len(critic.asked) == 2
+    assert len(critic.calls) == 2
 
 
 def test_open_requests_are_answered_before_it_stops(serve):
@@ -316,13 +316,13 @@ def test_open_requests_are_answered_before_it_stops(serve):
     critic.entered.acquire()
     stopping = threading.Thread(target=one.stop)
     stopping.start()
-    until(one.bench.stopping.is_set)
+    until(one.scoring_queue.stopping.is_set)
     critic.gate.set()
     thread.join(10)
     stopping.join(10)
     assert answers[0][0] == 200
     with pytest.raises(ConnectionRefusedError):
-        ask(one.url)
+        send(one.url)
 
 
 @pytest.mark.parametrize("name", ["nothing", "no.such:load", "json:nothing", "nowhere.py", f"{CRITICS}:nothing"])
@@ -342,7 +342,7 @@ def start_file(tmp_path, critic, *flags):
 @pytest.mark.parametrize("how", ["SIGTERM", "SIGINT", "the parent's end"])
 def test_it_runs_as_a_plain_file_and_stops_when_it_should(tmp_path, how):
     process, url = start_file(tmp_path, f"{CRITICS}:without_besttake", "--with-parent")
-    until(lambda: ask(url)[1]["ready"])
+    until(lambda: send(url)[1]["ready"])
     assert score(url, body_of())[0] == 200
     if how == "the parent's end":
         process.stdin.close()
@@ -361,7 +361,7 @@ def test_a_critic_that_cannot_be_loaded_ends_the_server(tmp_path):
     assert "Traceback" in errors
 
 
-def test_a_users_mistake_is_told_without_a_traceback(tmp_path):
+def test_a_users_mistake_is_reported_without_a_traceback(tmp_path):
     process, _ = start_file(tmp_path, f"{CRITICS}:mistaken")
     _, errors = process.communicate(timeout=10)
     assert process.returncode == 1

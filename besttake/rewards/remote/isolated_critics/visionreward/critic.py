@@ -62,11 +62,13 @@ class VisionReward:
 
     def says_yes(self, frames: torch.Tensor, question: str) -> bool:
         """Whether the first word of the answer is yes; frames uint8 (3, f, h, w)."""
-        asked = self.model.build_conversation_input_ids(
+        conversation = self.model.build_conversation_input_ids(
             tokenizer=self.tokenizer, query=question, images=[frames], history=[], template_version="chat"
         )
-        inputs = {key: asked[key][None].to(self.device) for key in ("input_ids", "token_type_ids", "attention_mask")}
-        images = [[asked["images"][0].to(self.device, self.dtype)]]
+        inputs = {
+            key: conversation[key][None].to(self.device) for key in ("input_ids", "token_type_ids", "attention_mask")
+        }
+        images = [[conversation["images"][0].to(self.device, self.dtype)]]
         answer = self.model.generate(**inputs, images=images, max_new_tokens=1, do_sample=False, pad_token_id=128002)
         return self.tokenizer.decode(answer[0, inputs["input_ids"].shape[1]]) == "yes"
 

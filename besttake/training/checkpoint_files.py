@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.api import CheckpointException
 
-from besttake.data.files import set_file_mode
+from besttake.data.files import normalise_files
 from besttake.models.sharding import is_sharded
 from besttake.runtime.distributed import OtherProcessError, broadcast_from_main, control_group, is_main
 
@@ -168,7 +168,7 @@ def _new_folder(folder: Path) -> None:
 
 def _finalize(partial: Path, target: Path, state: dict[str, Any]) -> None:
     """Write the state with the file sizes, flush, and rename the folder into place."""
-    set_file_mode(partial)
+    normalise_files(partial)
     sizes = {file.name: file.stat().st_size for file in partial.iterdir()}
     (partial / STATE).write_text(json.dumps({**state, "bytes": sizes.get(TENSORS, sizes)}))
     for file in partial.iterdir():

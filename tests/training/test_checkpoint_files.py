@@ -10,8 +10,15 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from besttake.training import checkpoint
-from besttake.training.checkpoint import STATE, TENSORS, checkpoints, load_tensors, newest_checkpoint, save_checkpoint
+from besttake.training import checkpoint_files
+from besttake.training.checkpoint_files import (
+    STATE,
+    TENSORS,
+    checkpoints,
+    load_tensors,
+    newest_checkpoint,
+    save_checkpoint,
+)
 
 
 def save(folder, step, **more):
@@ -106,7 +113,9 @@ def test_a_system_that_flushes_neither_folders_nor_files_open_for_reading_will_d
         flushed.append(descriptor)
 
     windows = {name: getattr(os, name) for name in ("close", "replace", "O_RDONLY", "O_RDWR")}
-    monkeypatch.setattr("besttake.training.checkpoint.os", SimpleNamespace(**windows, open=open_file, fsync=flush))
+    monkeypatch.setattr(
+        "besttake.training.checkpoint_files.os", SimpleNamespace(**windows, open=open_file, fsync=flush)
+    )
     save(tmp_path, 1)
     assert newest_checkpoint(tmp_path)[1]["step"] == 1
     assert len(flushed) == 2
@@ -120,7 +129,7 @@ def test_a_full_disk_is_reported_and_leaves_what_was_there(tmp_path, monkeypatch
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "save_file", full)
+        patch.setattr(checkpoint_files, "save_file", full)
         with pytest.raises(OSError, match=f"step 2 could not be written to {tmp_path}: .*No space left on device"):
             save(tmp_path, 2)
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
@@ -160,13 +169,13 @@ def test_the_state_tells_the_size_of_the_tensors(tmp_path):
 def test_files_that_a_shared_disk_shows_late_are_waited_for_but_not_for_ever(tmp_path):
     save(tmp_path, 1)
     path, state = newest_checkpoint(tmp_path)
-    checkpoint.wait_for_checkpoint(path, state, 0)
-    whole = (path / checkpoint.TENSORS).read_bytes()
+    checkpoint_files.wait_for_checkpoint(path, state, 0)
+    whole = (path / checkpoint_files.TENSORS).read_bytes()
     for late in (b"", whole[:-1], None):
-        (path / checkpoint.TENSORS).unlink(missing_ok=True)
+        (path / checkpoint_files.TENSORS).unlink(missing_ok=True)
         if late is not None:
-            (path / checkpoint.TENSORS).write_bytes(late)
+            (path / checkpoint_files.TENSORS).write_bytes(late)
         with pytest.raises(OSError, match=r"process 0 sees .*but this process does not after 0.1 s"):
-            checkpoint.wait_for_checkpoint(path, state, 0.1)
-    Timer(0.15, (path / checkpoint.TENSORS).write_bytes, [whole]).start()
-    checkpoint.wait_for_checkpoint(path, state, 20)
+            checkpoint_files.wait_for_checkpoint(path, state, 0.1)
+    Timer(0.15, (path / checkpoint_files.TENSORS).write_bytes, [whole]).start()
+    checkpoint_files.wait_for_checkpoint(path, state, 20)
