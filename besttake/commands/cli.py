@@ -69,6 +69,8 @@ def main(arguments: list[str] | None = None) -> int:
         console.out.print(table)
         return 0
     try:
+        if name in ("train", "plan") and not rest[0].startswith("-"):
+            find_recipe(rest[0])  # before PyTorch and others are imported, which takes seconds
         console.quiet_libraries()
         COMMANDS[name](rest)
     except ContractError as error:
@@ -223,14 +225,11 @@ def read_recipe(name: str) -> Any:
     Raises:
         ValueError: there is no such recipe or algorithm, a key is unknown, or a value has the wrong type.
     """
+    path = find_recipe(name)
     from besttake.algorithms import find_algorithm
 
-    if name.endswith(".py") or name in offered(ALGORITHMS):
+    if path is None:
         return find_algorithm(name).Config()
-    path = Path(name) if name.endswith((".yaml", ".yml")) else RECIPES / f"{name}.yaml"
-    if not path.exists():
-        known = ", ".join(sorted(file.stem for file in RECIPES.glob("*.yaml")))
-        raise ValueError(f"there is no recipe '{name}'; give one of {known}, a .yaml file, or an algorithm's .py file")
     values = read_yaml(path)
     try:
         algorithm = str(values.pop("algorithm", None))
@@ -239,6 +238,17 @@ def read_recipe(name: str) -> Any:
         return from_dict(found.Config, with_new_names(values, str(path)) if is_shipped(found.Config()) else values)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+def find_recipe(name: str) -> Path | None:
+    """The file of a recipe; None for an algorithm of the user's own. ValueError if there is neither."""
+    if name.endswith(".py") or name in offered(ALGORITHMS):
+        return None
+    path = Path(name) if name.endswith((".yaml", ".yml")) else RECIPES / f"{name}.yaml"
+    if not path.exists():
+        known = ", ".join(sorted(file.stem for file in RECIPES.glob("*.yaml")))
+        raise ValueError(f"there is no recipe '{name}'; give one of {known}, a .yaml file, or an algorithm's .py file")
+    return path
 
 
 def demo(arguments: list[str]) -> None:

@@ -6,6 +6,7 @@ parameters with AdamW; the exported weights are an exponential moving average. C
 
 from __future__ import annotations
 
+import functools
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -224,10 +225,16 @@ def load_parts(family: str, out: Path, denoiser: bool = False) -> VideoModel:
 def set_latent_scale(model: VideoModel) -> None:
     """Write the latents' normalisation constants into the autoencoder's config (for CogVideoX only the scale)."""
     vae = model.pipeline.vae
-    latents = vae.encode(make_batch(5, 0, 64, frames=model.default_size()[0])[0].transpose(1, 2)).latent_dist.mode()
+    latents = vae.encode(_scale_clips(model.default_size()[0])).latent_dist.mode()
     if "latents_mean" in vae.config and vae.config.latents_mean is not None:
         mean, std = latents.mean((0, 2, 3, 4)), latents.std((0, 2, 3, 4))
         vae.register_to_config(latents_mean=mean.tolist(), latents_std=std.tolist())
     else:
         vae.register_to_config(scaling_factor=1 / float(latents.std()))
         model.pipeline.vae_scaling_factor_image = vae.config.scaling_factor
+
+
+@functools.cache
+def _scale_clips(frames: int) -> Tensor:
+    """The clips (64, 3, f, h, w) whose latents' scale is measured."""
+    return make_batch(5, 0, 64, frames=frames)[0].transpose(1, 2)

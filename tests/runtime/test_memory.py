@@ -241,7 +241,7 @@ def test_users_get_advice_on_what_to_do(monkeypatch, capsys):
         raise torch.OutOfMemoryError(f"{SAID}\nlong words of the allocator")
 
     monkeypatch.setitem(cli.COMMANDS, "train", short)
-    assert cli.main(["train", "a-recipe"]) == 1
+    assert cli.main(["train", "sft-tiny"]) == 1
     said = capsys.readouterr().err
     assert "Tried to allocate 2.00 GiB" in said
     assert "--policy.micro_batch_size 1" in said
