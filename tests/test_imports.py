@@ -1,8 +1,12 @@
 """A package imports only the packages below it, and each has its place in the order."""
 
 import ast
+import builtins
+import dis
+import importlib
 from collections.abc import Iterator
 from pathlib import Path
+from types import CodeType
 
 import pytest
 
@@ -150,3 +154,19 @@ def write_package(folder: Path, files: dict[str, str]) -> Path:
         path.parent.mkdir(exist_ok=True)
         path.write_text(text)
     return package
+
+
+def test_every_name_is_known_where_it_is_used():
+    """Neither ruff nor mypy can look for unknown names: axes in jaxtyping's annotations are some to them."""
+    folder = Path(besttake.__file__).parent
+    for path in folder.rglob("*.py"):
+        if "isolated_critics" in path.parts or path.stem == "__main__":  # of another environment; it runs
+            continue
+        names = path.relative_to(folder.parent).with_suffix("").parts
+        module = importlib.import_module(".".join(names).removesuffix(".__init__"))
+        code = [compile(path.read_text(encoding="utf-8"), str(path), "exec")]
+        for block in code:
+            code += [part for part in block.co_consts if isinstance(part, CodeType)]
+            used = {step.argval for step in dis.get_instructions(block) if step.opname == "LOAD_GLOBAL"}
+            unknown = sorted(name for name in used if not hasattr(module, name) and not hasattr(builtins, name))
+            assert not unknown, f"{path} does not define {unknown}"

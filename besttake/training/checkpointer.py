@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,14 +19,10 @@ from besttake.models.sharding import find_non_finite, is_sharded
 from besttake.runtime import interruption
 from besttake.runtime.configuration import fingerprint, write_config
 from besttake.runtime.distributed import (
-    bit_checksum,
     broadcast_from_main,
-    check_equal,
     failure_group,
     is_main,
-    is_single_process,
     raise_on_all,
-    weight_shard,
 )
 from besttake.training.checkpoint_files import (
     checkpoints,
@@ -38,6 +34,7 @@ from besttake.training.checkpoint_files import (
     wait_for_checkpoint,
 )
 from besttake.training.config import LOWER_LR, TrainConfig
+from besttake.training.optimization import Optimization
 
 log = logging.getLogger(__name__)
 
@@ -85,15 +82,14 @@ class Checkpointer:
     """Writes and restores the checkpoints in a run's folder.
 
     Attributes:
-        updating: whether an optimizer step is in progress, so that the weights belong to no completed step.
-        spoilt: whether the processes' weights have diverged; such weights are not saved.
+        diverged: whether the processes' weights have diverged; such weights are not saved.
     """
 
     def __init__(
         self,
         config: TrainConfig,
         policy: Policy,
-        optimizer: torch.optim.Optimizer,
+        optimization: Optimization,
         kept: Mapping[str, Stateful],
         base: str,
     ):
@@ -102,13 +98,15 @@ class Checkpointer:
             kept: objects whose state is saved, by name.
             base: hash of the base model's weights.
         """
-        self.config, self.policy, self.optimizer, self.kept, self.base = config, policy, optimizer, kept, base
+        self.config, self.policy, self.optimization, self.kept, self.base = config, policy, optimization, kept, base
+        self.optimizer, self.is_sharded = optimization.optimizer, optimization.is_sharded
         self.folder = Path(config.out) / "checkpoints"
-        self.updating = self.diverged = False
+        self.diverged = False
         self._snapshot: Snapshot
 
-    def take_snapshot(self, progress: Progress) -> None:
-        """Take the snapshot that checkpoints are written from."""
+    def take_snapshot(self, step: int, seconds: float) -> None:
+        """Take the snapshot that checkpoints are written from, after so many completed steps and seconds."""
+        progress = Progress(step, self.optimization.updates, seconds, self.optimization.rate)
         gradients = {name: weight.grad for name, weight in self.policy.trainable.items() if weight.grad is not None}
         # copied, since a backward pass accumulates in place
         gradients = {
@@ -140,7 +138,7 @@ class Checkpointer:
         """
         step, wrote = self._snapshot.progress.step, False
         beside = threading.current_thread() is not threading.main_thread()
-        trouble = f"step {step} was interrupted in the middle of its update" if self.updating else ""
+        trouble = f"step {step} was interrupted in the middle of its update" if self.optimization.updating else ""
         if self.diverged:
             trouble = "the processes' weights differ, so they are not saved"
         try:
@@ -154,8 +152,11 @@ class Checkpointer:
         return f"{trouble + '; ' if trouble else ''}{saved}" if is_main() or newest == step else "", wrote
 
     @torch.no_grad()
-    def restore(self, path: Path, state: dict[str, Any]) -> Progress:
+    def restore(self, path: Path, state: dict[str, Any]) -> tuple[int, float]:
         """Load a checkpoint into the policy, the optimizer and the `Stateful` objects.
+
+        Returns:
+            The number of completed steps, and the seconds spent on them.
 
         Raises:
             ValueError: it belongs to another model, or to a run with other base weights.
@@ -193,31 +194,22 @@ class Checkpointer:
                 "give another --out"
             )
         log.info("resuming %s from step %d", self.folder.parent, state["step"])
-        rate = state.get("rate", self.config.optim.lr)  # older checkpoints lack it
-        return Progress(state["step"], state["updates"], state["seconds"], rate)
+        self.optimization.updates = state["updates"]
+        self.optimization.rate = state.get("rate", self.config.optim.lr)  # older checkpoints lack it
+        return state["step"], state["seconds"]
 
     def compare_weights(self) -> None:
         """ValueError on every process unless all have the same weights."""
         try:
-            self.compare("the trained weights", list(self.policy.trainable.values()))
+            self.optimization.compare("the trained weights", list(self.policy.trainable.values()))
         except ValueError:
             self.diverged = True
             raise
-
-    def compare(self, what: str, tensors: Sequence[Tensor]) -> None:
-        """ValueError on every process unless all processes with the same shard have equal tensors."""
-        if not is_single_process():
-            check_equal({what: bit_checksum(tensors)}, weight_shard() if self.is_sharded else 0)
 
     @property
     def last_step(self) -> int:
         """The last completed step."""
         return self._snapshot.progress.step
-
-    @property
-    def is_sharded(self) -> bool:
-        """Whether the trained weights are sharded, so that every process writes a part of each checkpoint."""
-        return any(is_sharded(weight) for weight in self.policy.trainable.values())
 
     def _newest(self) -> int:
         """The step of the newest checkpoint, -1 if there is none."""

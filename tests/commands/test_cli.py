@@ -65,7 +65,7 @@ def no_model(monkeypatch):
     def loaded(*_):
         raise AssertionError("a model was loaded")
 
-    monkeypatch.setattr("besttake.training.run.load_model", loaded)
+    monkeypatch.setattr("besttake.training.setup.load_model", loaded)
 
 
 @pytest.fixture

@@ -115,7 +115,7 @@ def train_until_killed(config, monkeypatch):
     def killed(run, loss, metrics):
         if run.step == KILLED:
             interruption.block_signals()
-            run.checkpointer.updating = True
+            run.optimization.updating = True
             raise KeyboardInterrupt
         return update(run, loss, metrics)
 

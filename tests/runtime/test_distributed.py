@@ -25,7 +25,7 @@ from besttake.rewards.panel import RewardConfig
 from besttake.runtime.configuration import to_yaml
 from besttake.runtime.distributed import ParallelConfig, backward, bit_checksum, init_processes
 from besttake.sampling.rollout import RolloutConfig, generate
-from besttake.training import checkpointer, run, validation
+from besttake.training import checkpointer, optimization, run, setup, validation
 from besttake.training.run import OptimConfig, Run
 from besttake.training.validation import ValidationConfig
 from tests.processes import launch, results
@@ -241,7 +241,7 @@ def with_own_settings(config):
 
 
 def with_own_weights(config):
-    load_model = run.load_model
+    load_model = setup.load_model
 
     def changed(*arguments):
         model = load_model(*arguments)
@@ -249,7 +249,7 @@ def with_own_weights(config):
             next(model.denoiser.parameters()).data += 1
         return model
 
-    run.load_model = changed
+    setup.load_model = changed
     return started(config)
 
 
@@ -262,14 +262,14 @@ def with_own_prompts(config):
 
 
 def with_own_gradients(config):
-    backward = run.backward
+    backward = optimization.backward
 
     def spoilt(loss, weights):
         backward(loss, weights)
         if rank() == 1:
             next(weight for weight in weights if weight.grad is not None).grad += 1e-3
 
-    run.backward = spoilt
+    optimization.backward = spoilt
     return started(config)
 
 
@@ -352,7 +352,7 @@ def test_a_part_of_the_weights_that_is_no_number_is_not_saved(short):
 
 def with_a_gradient_that_is_none(config, processes):
     """That of some processes is NaN, before gradients are summed or, of one that computes wrongly, afterwards."""
-    backward = run.backward
+    backward = optimization.backward
 
     def spoilt(loss, weights):
         backward(loss, weights)
@@ -360,7 +360,7 @@ def with_a_gradient_that_is_none(config, processes):
             gradient = next(weight.grad for weight in weights if weight.grad is not None)
             (gradient.to_local() if is_sharded(gradient) else gradient)[0] = torch.nan
 
-    run.backward = spoilt
+    optimization.backward = spoilt
     return started(config)
 
 
@@ -431,7 +431,7 @@ OTHERWISE = {
     "caption": (sft, sft, "find_clips", caption, "on the clips: number 3 is"),
     "clip": (realdpo, realdpo, "find_clips", clip, "on the clips: number 2 is"),
     "loser": (offline_dpo, offline_dpo, "read_pairs", loser, "on the pairs: number 2 is"),
-    "text encoder": (sft, run, "load_model", text_encoder, "on the model's other parts: it is"),
+    "text encoder": (sft, setup, "load_model", text_encoder, "on the model's other parts: it is"),
     "critic": (onlinevpo, onlinevpo, "load_panel", weight, "on the critic heldout: it is"),
     "validation": (
         sft,

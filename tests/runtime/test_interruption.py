@@ -24,7 +24,7 @@ from besttake.runtime import interruption
 from besttake.runtime.configuration import to_yaml
 from besttake.runtime.distributed import ParallelConfig
 from besttake.sampling.rollout import RolloutConfig, RolloutOverrides
-from besttake.training import checkpoint_files, run, validation
+from besttake.training import checkpoint_files, optimization, run, validation
 from besttake.training.checkpointer import Checkpointer
 from besttake.training.metrics import MetricsLog
 from besttake.training.run import OptimConfig
@@ -72,7 +72,7 @@ def is_the_run_that_was_not_cut(cut, whole):
 MOMENTS = {
     "sampling": (onlinevpo, "generate", 3, 2),
     "scoring": (Panel, "__call__", 5, 3),  # the first is of noise
-    "backward": (run, "backward", 2, 1),
+    "backward": (optimization, "backward", 2, 1),
     "clipping": (torch.nn.utils, "clip_grad_norm_", 1, 1),
     "updating": (torch.optim.AdamW, "step", 1, 2),
     "averaging": (Policy, "update_ema", 1, 2),

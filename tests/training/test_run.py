@@ -49,7 +49,8 @@ def test_the_rate_warms_up_and_the_gradient_is_clipped(config):
         return step(optimizer)
 
     run = Run(replace(config, optim=OptimConfig(lr=1.0, warmup_steps=2, max_grad_norm=0.5)))
-    run.optimizer.step = step.__get__(run.optimizer)
+    optimizer = run.optimization.optimizer
+    optimizer.step = step.__get__(optimizer)
     for _ in run.steps([0], 1):
         run.update(100 * torch.stack([weight.sum() for weight in run.policy.trainable.values()]).sum())
     assert [row["train/lr"] for row in rows(run.folder)] == [0.5, 1.0, 1.0]
@@ -153,7 +154,7 @@ def test_a_step_without_a_loss_is_counted_as_skipped(config):
 
 def test_intervals_are_counted_in_updates(config):
     run = Run(config)
-    run.updates = 6
+    run.optimization.updates = 6
     assert run.every(3)
     assert not run.every(4)
     assert not run.every(0)
