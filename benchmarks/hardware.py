@@ -16,7 +16,7 @@ from besttake.plan import Plan, PlanConfig, make_plan
 from besttake.plan.advice import advise
 from besttake.plan.cards import find_card
 from besttake.plan.meter import Throughput
-from besttake.plan.table import BESIDE, GIB, times, verdict, whose
+from besttake.plan.table import GIB, UNITS, owners_of, times, verdict
 
 MARK = "<!-- what follows is written by benchmarks/hardware.py -->\n"
 
@@ -48,11 +48,11 @@ def section(recipe: str, plans: list[Plan]) -> str:
     """A recipe's phases on the first card, and the verdict for each."""
     first = plans[0]
     rows = [
-        f"| {name} ({BESIDE.get(name, 'a step')}) | {phase.flops / 1e12:,.0f} | {phase.seconds:,.1f} "
-        f"| {phase.peak / GIB:.1f} | {whose(phase)} |"
+        f"| {name} | {UNITS.get(name, 'step')} | {phase.flops / 1e12:,.0f} | {phase.seconds:,.1f} "
+        f"| {phase.peak / GIB:.1f} | {owners_of(phase)} |"
         for name, phase in first.phases.items()
     ]
-    head = "| phase | TFLOP | seconds | peak GiB | whose |\n| --- | ---: | ---: | ---: | --- |\n"
+    head = "| phase | per | TFLOP | seconds | peak GiB | GiB by owner |\n| --- | --- | ---: | ---: | ---: | --- |\n"
     verdicts = "\n".join(verdict(plan) for plan in plans)
     return (
         f"## {recipe}\n\n{head}" + "\n".join(rows) + f"\n\n{first.card.name}, {times(first)}.\n\n```\n{verdicts}\n```\n"

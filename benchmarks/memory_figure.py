@@ -33,7 +33,7 @@ from besttake.plan.measured import randomise
 from besttake.plan.meter import Meter, Throughput
 from besttake.plan.skeletons import skeleton
 from besttake.runtime.devices import describe_device
-from besttake.training.run import OptimConfig, adamw
+from besttake.training.config import OptimConfig, adamw
 from besttake.types import Condition
 
 SIZES = {"240p": (240, 424), "360p": (360, 640), "480p": (480, 848), "720p": (720, 1280)}

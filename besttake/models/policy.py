@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import itertools
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -19,12 +17,12 @@ from typing import Any, Literal
 
 import torch
 from diffusers.hooks import apply_group_offloading
-from peft import LoraConfig, get_peft_model_state_dict
-from peft.tuners.tuners_utils import BaseTunerLayer
+from peft import get_peft_model_state_dict
 from torch import Tensor, nn
 
 from besttake.data.files import normalise_files
 from besttake.models import VideoModel
+from besttake.models.lora import activate, adapter_layers, add_adapters
 from besttake.models.quantization import blocks, plain_tensors
 from besttake.models.sharding import experts_of, gather_weights, is_sharded, offload_blocks, shard, split_tokens
 from besttake.runtime.distributed import is_main, is_single_process
@@ -145,7 +143,8 @@ class Policy:
         denoiser, self.dtype = model.denoiser, model.pipeline.transformer.dtype
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            reference_weights = _add_adapters(model, config) if config.train == "lora" else None
+            lora = config.train == "lora"
+            reference_weights = add_adapters(model, config.rank, config.alpha or config.rank) if lora else None
         if reference_weights is None:
             reference = copy.deepcopy(denoiser)  # before sharding, since sharded modules cannot be copied
             for part in (reference, denoiser):
@@ -223,7 +222,7 @@ class Policy:
 
         Afterwards the weights are restored, to the bit. A base that is not float32, or is sharded, is not merged.
         """
-        layers: list[Any] = list(_adapter_layers(self.model.denoiser)) if self.config.train == "lora" else []
+        layers: list[Any] = list(adapter_layers(self.model.denoiser)) if self.config.train == "lora" else []
         weights = [layer.get_base_layer().weight for layer in layers]
         if any(hasattr(weight, "__tensor_flatten__") or weight.dtype != torch.float32 for weight in weights):
             layers = weights = []
@@ -317,11 +316,11 @@ class AdapterReference(Reference):
     @torch.no_grad()
     def predict(self, x_t: Latent, t: Time, condition: Condition) -> Latent:
         denoiser = self.policy.model.denoiser
-        _activate(denoiser, self._adapter)
+        activate(denoiser, self._adapter)
         try:
             return self.policy.predict(x_t, t, condition)
         finally:
-            _activate(denoiser, "policy")
+            activate(denoiser, "policy")
 
     def weights_changed(self) -> None:
         self._adapter = "reference"
@@ -362,41 +361,6 @@ class ModelReference(Reference):
         device = self.policy.model.device
         for part in experts_of(self.denoiser):
             apply_group_offloading(part, device, num_blocks_per_group=1, use_stream=device.type == "cuda")
-
-
-def _add_adapters(model: VideoModel, config: PolicyConfig) -> dict[str, nn.Parameter]:
-    """Add equal adapters `policy` and `reference`, initially without effect. Returns the reference's weights."""
-    denoiser = model.denoiser
-    alpha: Any = config.alpha or config.rank  # PEFT takes fractions, though its annotation does not
-    lora = LoraConfig(r=config.rank, lora_alpha=alpha, target_modules=list(model.lora_targets))
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Already found a `peft_config` attribute")  # two adapters are intended
-        warnings.filterwarnings("ignore", "TorchaoLoraLinear was instantiated")  # it cannot be merged, and is not
-        for adapter, part in itertools.product(("reference", "policy"), model.denoisers.values()):
-            part.add_adapter(copy.deepcopy(lora), adapter_name=adapter)
-    named = dict(denoiser.named_parameters())
-    reference = {n.replace(".reference.", "."): p for n, p in named.items() if ".reference." in n}
-    if not reference:
-        raise ValueError(
-            f"{model.source} has no modules named {', '.join(model.lora_targets)} to adapt; mend `lora_targets`"
-        )
-    for name, parameter in named.items():
-        if ".policy." in name or ".reference." in name:
-            parameter.data = parameter.data.to(model.device, torch.float32)
-        parameter.requires_grad_(".policy." in name)
-    _copy({n.replace(".policy.", "."): p for n, p in named.items() if ".policy." in n}, reference)
-    _activate(denoiser, "policy")
-    return reference
-
-
-def _adapter_layers(denoiser: nn.Module) -> list[BaseTunerLayer]:
-    return [module for module in denoiser.modules() if isinstance(module, BaseTunerLayer)]
-
-
-def _activate(denoiser: nn.Module, adapter: str) -> None:
-    """Activate one adapter ("" = none). Unlike PEFT's `set_adapter`, this leaves `requires_grad` alone."""
-    for layer in _adapter_layers(denoiser):
-        layer._active_adapter, layer._disable_adapters = [adapter or "policy"], not adapter
 
 
 @torch.no_grad()

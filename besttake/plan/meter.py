@@ -277,10 +277,11 @@ def _attention_backward(grad: Tensor, query: Tensor, key: Tensor, value: Tensor,
 
 FORMULAS: dict[Any, Callable[..., float]] = {
     **flop_registry,
+    aten.addmm_: flop_registry[aten.addmm],
     aten._scaled_dot_product_flash_attention_for_cpu: _attention,
     aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
 }
-"""FLOP formulas of PyTorch, and of its fused CPU attention, which it lacks."""
+"""FLOP formulas of PyTorch, and of what it lacks: its fused CPU attention, and `addmm` in place."""
 
 QUERY = torch.ops.prim.device.default
 """What `tensor.device` calls: half of all operations, and answered at once."""

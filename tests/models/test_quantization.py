@@ -13,7 +13,7 @@ from besttake.models import load_model
 from besttake.models.policy import Policy, PolicyConfig, weights_hash
 from besttake.models.quantization import blocks, quantize
 from besttake.sampling.rollout import RolloutConfig, generate
-from besttake.training.run import OptimConfig, adamw
+from besttake.training.config import OptimConfig, adamw
 from besttake.training.validation import ValidationConfig
 from tests.tiny.wan import transformer
 

@@ -17,7 +17,7 @@ from besttake.plan.meter import Meter, Throughput
 from besttake.plan.steps import measure
 from besttake.rewards.panel import RewardConfig
 from besttake.sampling.rollout import RolloutConfig, generate
-from besttake.training.run import adamw
+from besttake.training.config import adamw
 from tests.peak import Peak
 from tests.tiny.opensora import TINY
 
