@@ -26,12 +26,12 @@ import torch
 import tyro
 from diffusers import AutoencoderKLCogVideoX, AutoencoderKLWan, CogVideoXTransformer3DModel, WanTransformer3DModel
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from besttake.commands.cli import read_recipe
 from besttake.data.files import atomic
 from besttake.data.prompts import read_prompts
 from besttake.models import VideoModel, load_model
+from besttake.plan.measured import flop_counter
 from besttake.rewards.panel import Panel, load_panel
 from besttake.runtime.devices import describe_device, find_device, keep_freed_memory
 from besttake.sampling.rollout import RolloutConfig, generate
@@ -117,7 +117,7 @@ def measure(
 
 def counted(work: Callable[[], Any]) -> int:
     """FLOPs of a function call."""
-    with FlopCounterMode(display=False) as counter:
+    with flop_counter() as counter:
         work()
     return counter.get_total_flops()
 

@@ -26,6 +26,7 @@ from besttake.algorithms.pairing import best_against_worst
 from besttake.data.prompts import read_prompts
 from besttake.models import load_model
 from besttake.models.policy import Policy, PolicyConfig
+from besttake.plan.measured import flop_counter
 from besttake.rewards.panel import RewardConfig, load_panel
 from besttake.runtime.devices import keep_freed_memory
 from besttake.sampling.rollout import RolloutConfig, generate
@@ -133,8 +134,6 @@ def matrix_floor(policy: Policy, prompts: list[str], config: BenchmarkConfig) ->
 
     Products are counted on a real sampling forward and a real loss, by torch's own counter.
     """
-    from torch.utils.flop_counter import FlopCounterMode
-
     a, b = (torch.randn(1024, 1024, device=policy.model.device) for _ in range(2))
     for _ in range(3):
         a @ b
@@ -142,7 +141,7 @@ def matrix_floor(policy: Policy, prompts: list[str], config: BenchmarkConfig) ->
     for _ in range(10):
         a @ b
     rate = 10 * 2 * 1024**3 / (time.perf_counter() - began)
-    counter = FlopCounterMode(display=False)
+    counter = flop_counter()
     with counter:
         our_step(policy, lambda videos, _: videos.flatten(1).mean(1), prompts, config, 0, Stopwatch())
     return {"flops": counter.get_total_flops(), "rate": rate, "seconds": counter.get_total_flops() / rate}

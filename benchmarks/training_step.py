@@ -25,13 +25,13 @@ import torch
 import torch.nn.functional as F
 import tyro
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from besttake.algorithms.errors import sampled_errors
 from besttake.algorithms.losses import dpo
 from besttake.models import VideoModel, load_model
+from besttake.models.lora import adapter_layers
 from besttake.models.policy import Policy, PolicyConfig
-from besttake.plan.measured import randomise
+from besttake.plan.measured import flop_counter, randomise
 from besttake.plan.skeletons import skeleton
 from besttake.runtime.devices import describe_device, find_device, keep_freed_memory
 from besttake.runtime.embedded import embedded_model
@@ -106,6 +106,8 @@ def measure(source: str, config: SpeedConfig, device: str, rate: float) -> None:
     print(f"one video by diffusers' pipeline: {pipeline_time.describe(rate)}; ours is {faster:.2f} x as fast per video")
     print(f"decoding a video: {decode.describe(rate)}")
     print(f"a DPO step on a pair: {step.describe(rate)}")
+    for layer in adapter_layers(model.denoiser):
+        vars(layer).pop("forward", None)  # as PEFT computes, in float32
     try:
         reference = copy.deepcopy(model.denoiser).requires_grad_(False)
         plain = timed(lambda: public_step(policy, reference, latents), config.repeats, device)
@@ -136,7 +138,7 @@ def matrix_rate(device: str, dtype: torch.dtype) -> float:
 def timed(work: Callable[[], Any], repeats: int, device: str) -> Timed:
     """The fastest of so many runs, after one to warm up, whose operations are counted."""
     gpu = device.startswith("cuda")
-    with FlopCounterMode(display=False) as counter:
+    with flop_counter() as counter:
         work()
     fastest = float("inf")
     if gpu:
