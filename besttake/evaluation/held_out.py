@@ -97,6 +97,14 @@ def choose_evaluation_set(
     return EvaluationSet(data, prompts, clips, len(prompts))
 
 
+def listed_count(listed: str | None, count: int) -> int:
+    """Number of prompts of an evaluation, before the run's data are known: at most `count`, and those of the list."""
+    try:
+        return min(count, len(distinct(read_prompts(listed)))) if listed else count
+    except ValueError:  # the list is not here
+        return count
+
+
 def sample_items(
     items: Sequence[Any], count: int, seed: int, model: VideoModel, size: Size
 ) -> list[tuple[str, Path | None]]:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from besttake.data.real import find_clips
+from besttake.evaluation.held_out import listed_count
 from besttake.plan.advice import Advice, advise
 from besttake.plan.cards import Card, find_card
 from besttake.plan.critics import uncounted_critics
@@ -104,6 +105,7 @@ def hours(config: Any, phases: dict[str, Phase], gpus: int) -> dict[str, float]:
     share = algorithm.sampling_share(config, clips) if hasattr(algorithm, "sampling_share") else 1.0
     steps, validation, evaluation = config.steps, config.validation, config.evaluation_config
     each = {name: phases[name].seconds if name in phases else 0.0 for name in (*STEP, "encode", "validate", "evaluate")}
+    batches = math.ceil(listed_count(evaluation.prompts, evaluation.count) / evaluation.rollout.batch)
     passes = math.ceil(steps / validation.every) + 1 if validation.every else 0
     seconds = {
         "encoding": each["encode"] * min(clips, steps * per_step),
@@ -111,7 +113,7 @@ def hours(config: Any, phases: dict[str, Phase], gpus: int) -> dict[str, float]:
         "scoring": each["score"] * steps * gpus,
         "training": each["train"] * steps * gpus,
         "validation": each["validate"] * passes * gpus,
-        "evaluation": each["evaluate"] * 2 * evaluation.count / min(evaluation.count, evaluation.rollout.batch),
+        "evaluation": each["evaluate"] * 2 * math.ceil(batches / gpus) * gpus,  # of whole batches: some cards may idle
     }
     return {name: time / 3600 for name, time in seconds.items() if time}
 

@@ -22,6 +22,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from besttake.evaluation.held_out import listed_count
 from besttake.models import split_backward
 from besttake.models.policy import Policy
 from besttake.plan.block_cache import cached_recompute, reuse_equal_blocks
@@ -151,8 +152,9 @@ class Step:
     def evaluate(self) -> None:
         """A batch of the evaluation."""
         config = self.config.evaluation
+        count = min(listed_count(config.prompts, config.count), config.rollout.batch)
         with self.meter.phase("evaluate"), single_process():  # each process evaluates whole batches
-            generate(self.policy, self._next_prompts(min(config.count, config.rollout.batch)), config.rollout)
+            generate(self.policy, self._next_prompts(count), config.rollout)
 
     def _reward(self, then: Callable[[], None]) -> Callable[[Video, list[str], float], PanelScores]:
         """The recipe's reward, with made-up scores; calls `then` after scoring, to start the next phase."""

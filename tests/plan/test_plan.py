@@ -54,8 +54,16 @@ def test_hours():
         "sampling": 4.0,
         "training": 4.0,
         "validation": 4 * 3 / 3600,
-        "evaluation": 4 / 3600,
+        "evaluation": 8 / 3600,  # two cards evaluate a batch each, before and after, and two idle
     }
+
+
+def test_an_evaluation_has_no_more_prompts_than_its_list(tmp_path):
+    (tmp_path / "prompts.txt").write_text("\n".join(f"a ball, number {number}" for number in range(32)))
+    config = RealDPO(data="nowhere", steps=1)
+    evaluation = replace(config.evaluation, count=128, prompts=str(tmp_path / "prompts.txt"))
+    found = hours(replace(config, evaluation=evaluation), {"evaluate": Phase("evaluate", seconds=1.0)}, gpus=1)
+    assert found["evaluation"] == 4 / 3600  # two batches of 16, before and after
 
 
 def test_hours_of_clips_that_come_twice_before_their_negatives_are_regenerated(material):
