@@ -31,6 +31,8 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
+from besttake.models.lora import compute_as_peft, compute_in_base_dtype
+
 ROOT = Path(__file__).parent.parent
 
 MODELS = {
@@ -240,9 +242,10 @@ class Workload:
         for weight in self.policy.trainable.values():
             weight.grad = None
 
-    def lora(self, dtype: torch.dtype) -> None:
-        for weight in self.policy.trainable.values():
-            weight.data = weight.data.to(dtype)
+    def lora(self, peft: bool) -> None:
+        """The adapters as PEFT computes them, in float32, or as we do, in the base's dtype."""
+        denoiser = self.model.denoiser
+        compute_as_peft(denoiser) if peft else compute_in_base_dtype(denoiser)
 
 
 def make_workload(name: str, config: GpuConfig, rows: int = 1) -> Workload:
@@ -285,12 +288,13 @@ def network(name: str, config: GpuConfig) -> dict[str, Any]:
     workload, rows = make_workload(name, config), Rows()
     denoiser = workload.model.denoiser
     rows["forward, no LoRA"] = tried(workload.base)
+    workload.lora(peft=True)
     rows["forward, LoRA float32"] = tried(workload.forward)
     torch.backends.cuda.matmul.allow_tf32 = True
     rows["forward, LoRA float32, TF32"] = tried(workload.forward)
     torch.backends.cuda.matmul.allow_tf32 = False
     rows["kernels, LoRA float32"] = kernels(workload.forward)
-    workload.lora(torch.bfloat16)
+    workload.lora(peft=False)
     rows["forward, LoRA bfloat16"] = tried(workload.forward)
     for backend in BACKENDS:
         with sdpa_kernel(BACKENDS[backend]):
@@ -317,7 +321,7 @@ def network(name: str, config: GpuConfig) -> dict[str, Any]:
         rows["forward and backward, LoRA bfloat16, all kept, cudnn"] = tried(workload.both, 2)
     denoiser.enable_gradient_checkpointing()
     rows["forward and backward, LoRA bfloat16, checkpointing"] = tried(workload.both, 2)
-    workload.lora(torch.float32)
+    workload.lora(peft=True)
     rows["forward and backward, LoRA float32, checkpointing"] = tried(workload.both, 2)
     return rows
 
@@ -327,7 +331,7 @@ def compiled(name: str, config: GpuConfig) -> dict[str, Any]:
     from besttake.models.compiled import compile_blocks
 
     workload, rows = make_workload(name, config), Rows()
-    workload.lora(torch.float32 if config.tiny else torch.bfloat16)
+    workload.lora(peft=False)
     compile_blocks(workload.model.denoiser)
     with sdpa_kernel(SDPBackend.CUDNN_ATTENTION) if not config.tiny else nullcontext():
         began = time.perf_counter()

@@ -29,7 +29,7 @@ from torch import Tensor
 from besttake.algorithms.errors import sampled_errors
 from besttake.algorithms.losses import dpo
 from besttake.models import VideoModel, load_model
-from besttake.models.lora import adapter_layers
+from besttake.models.lora import compute_as_peft
 from besttake.models.policy import Policy, PolicyConfig
 from besttake.plan.measured import flop_counter, randomise
 from besttake.plan.skeletons import skeleton
@@ -106,8 +106,7 @@ def measure(source: str, config: SpeedConfig, device: str, rate: float) -> None:
     print(f"one video by diffusers' pipeline: {pipeline_time.describe(rate)}; ours is {faster:.2f} x as fast per video")
     print(f"decoding a video: {decode.describe(rate)}")
     print(f"a DPO step on a pair: {step.describe(rate)}")
-    for layer in adapter_layers(model.denoiser):
-        vars(layer).pop("forward", None)  # as PEFT computes, in float32
+    compute_as_peft(model.denoiser)
     try:
         reference = copy.deepcopy(model.denoiser).requires_grad_(False)
         plain = timed(lambda: public_step(policy, reference, latents), config.repeats, device)

@@ -68,11 +68,23 @@ def add_adapters(model: VideoModel, rank: int, alpha: float) -> dict[str, nn.Par
     with torch.no_grad():
         for name, parameter in reference.items():
             parameter.copy_(policy[name])
-    for layer in adapter_layers(denoiser):
-        if isinstance(layer, Linear) and model.pipeline.transformer.dtype != torch.float32:
-            vars(layer)["forward"] = partial(forward, layer)
+    if model.pipeline.transformer.dtype != torch.float32:
+        compute_in_base_dtype(denoiser)
     activate(denoiser, "policy")
     return reference
+
+
+def compute_in_base_dtype(denoiser: nn.Module) -> None:
+    """Have adapters of linear layers compute by `forward`, not by PEFT's."""
+    for layer in adapter_layers(denoiser):
+        if isinstance(layer, Linear):
+            vars(layer)["forward"] = partial(forward, layer)
+
+
+def compute_as_peft(denoiser: nn.Module) -> None:
+    """Have adapters compute as PEFT does, in the dtype of their matrices: for tests and benchmarks."""
+    for layer in adapter_layers(denoiser):
+        vars(layer).pop("forward", None)
 
 
 def adapter_layers(denoiser: nn.Module) -> list[BaseTunerLayer]:
