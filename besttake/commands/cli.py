@@ -69,7 +69,7 @@ def main(arguments: list[str] | None = None) -> int:
         console.out.print(table)
         return 0
     try:
-        if name in ("train", "plan") and not rest[0].startswith("-"):
+        if name in ("train", "plan") and not rest[0].startswith("-") and not {*HELP} & {*rest}:
             find_recipe(rest[0])  # before PyTorch and others are imported, which takes seconds
         console.quiet_libraries()
         COMMANDS[name](rest)

@@ -99,8 +99,10 @@ def choose_evaluation_set(
 
 def listed_count(listed: str | None, count: int) -> int:
     """Number of prompts of an evaluation, before the run's data are known: at most `count`, and those of the list."""
+    if not listed or listed.startswith("hf:"):  # nothing is downloaded for a number
+        return count
     try:
-        return min(count, len(distinct(read_prompts(listed)))) if listed else count
+        return min(count, len(distinct(read_prompts(listed))))
     except ValueError:  # the list is not here
         return count
 

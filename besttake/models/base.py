@@ -217,14 +217,18 @@ class VideoModel(ABC):
         Raises:
             ValueError: it has more tokens than the text encoder accepts.
         """
+        self.check_negative(prompt)
+        text = self.default_negative_prompt if prompt is None else prompt
+        with torch.no_grad():
+            return {name: value.repeat_interleave(n, 0) for name, value in self.prompts.text([text]).items()}
+
+    def check_negative(self, prompt: str | None) -> None:
+        """ValueError if a negative prompt has more tokens than the text encoder accepts."""
         if prompt and (tokens := self.count_tokens(prompt)) > self.longest_prompt():
             raise ValueError(
                 f"the negative prompt has {tokens} tokens, but {self.source} accepts "
                 f"{self.longest_prompt()}: shorten it"
             )
-        text = self.default_negative_prompt if prompt is None else prompt
-        with torch.no_grad():
-            return {name: value.repeat_interleave(n, 0) for name, value in self.prompts.text([text]).items()}
 
     def check_prompts(self, prompts: Sequence[str], skip_bad: bool | None = None) -> list[str]:
         """The prompts that fit the model.

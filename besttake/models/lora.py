@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import itertools
 import warnings
-from functools import partial
+from types import MethodType
 from typing import Any
 
 import torch
@@ -23,19 +23,22 @@ from besttake.models import VideoModel
 
 
 def forward(layer: Any, x: Tensor) -> Tensor:
-    """A layer with its active adapter: `W x + scale * B A x`, all in the dtype of `x`.
+    """A layer with its active adapters: `W x + scale * B A x`, all in the dtype of `W x`.
 
     The scale is multiplied into B, and the sum is a part of the last product; in place, where there are no gradients.
     """
+    if layer.merged and layer._disable_adapters:
+        layer.unmerge()
     result = layer.base_layer(x)
-    if layer._disable_adapters:
-        return result
-    (adapter,) = layer._active_adapter
-    down, up = layer.lora_A[adapter].weight, layer.lora_B[adapter].weight
-    up = (up * layer.scaling[adapter]).to(x.dtype)
-    inner = nn.functional.linear(x, down.to(x.dtype))
-    add = torch.addmm if torch.is_grad_enabled() else Tensor.addmm_
-    return add(result.flatten(0, -2), inner.flatten(0, -2), up.t()).view_as(result)
+    for adapter in () if layer.merged or layer._disable_adapters else layer.active_adapters:
+        if adapter not in layer.lora_A:
+            continue
+        down, up = layer.lora_A[adapter].weight.to(result.dtype), layer.lora_B[adapter].weight
+        up = (up * layer.scaling[adapter]).to(result.dtype)
+        inner = nn.functional.linear(x.to(result.dtype), down)
+        add = torch.addmm if torch.is_grad_enabled() else Tensor.addmm_
+        result = add(result.view(-1, len(up)), inner.view(-1, len(down)), up.t()).view_as(result)
+    return result
 
 
 def add_adapters(model: VideoModel, rank: int, alpha: float) -> dict[str, nn.Parameter]:
@@ -78,7 +81,7 @@ def compute_in_base_dtype(denoiser: nn.Module) -> None:
     """Have adapters of linear layers compute by `forward`, not by PEFT's."""
     for layer in adapter_layers(denoiser):
         if isinstance(layer, Linear):
-            vars(layer)["forward"] = partial(forward, layer)
+            vars(layer)["forward"] = MethodType(forward, layer)  # blocks still share what is compiled
 
 
 def compute_as_peft(denoiser: nn.Module) -> None:

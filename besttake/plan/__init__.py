@@ -105,7 +105,10 @@ def hours(config: Any, phases: dict[str, Phase], gpus: int) -> dict[str, float]:
     share = algorithm.sampling_share(config, clips) if hasattr(algorithm, "sampling_share") else 1.0
     steps, validation, evaluation = config.steps, config.validation, config.evaluation_config
     each = {name: phases[name].seconds if name in phases else 0.0 for name in (*STEP, "encode", "validate", "evaluate")}
-    batches = math.ceil(listed_count(evaluation.prompts, evaluation.count) / evaluation.rollout.batch)
+    prompts = listed_count(evaluation.prompts, evaluation.count)
+    batches = prompts / min(prompts, evaluation.rollout.batch)
+    if math.ceil(batches) % gpus:  # each card evaluates whole batches, and some idle in the end
+        batches = math.ceil(batches / gpus) * gpus
     passes = math.ceil(steps / validation.every) + 1 if validation.every else 0
     seconds = {
         "encoding": each["encode"] * min(clips, steps * per_step),
@@ -113,7 +116,7 @@ def hours(config: Any, phases: dict[str, Phase], gpus: int) -> dict[str, float]:
         "scoring": each["score"] * steps * gpus,
         "training": each["train"] * steps * gpus,
         "validation": each["validate"] * passes * gpus,
-        "evaluation": each["evaluate"] * 2 * math.ceil(batches / gpus) * gpus,  # of whole batches: some cards may idle
+        "evaluation": each["evaluate"] * 2 * batches,
     }
     return {name: time / 3600 for name, time in seconds.items() if time}
 

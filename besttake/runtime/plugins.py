@@ -72,8 +72,9 @@ def named_in(module: ModuleType, names: Sequence[str], place: str) -> Any:
 
 def offered(group: str) -> dict[str, EntryPoint]:
     """What installed packages offer as entry points of a group, by name."""
-    changed = [os.stat(folder).st_mtime_ns for folder in sys.path if os.path.isdir(folder)]
-    return dict(_offered(group, (*sys.path, *changed)))
+    folders = [folder or os.getcwd() for folder in sys.path]
+    changed = [os.stat(folder).st_mtime_ns for folder in folders if os.path.exists(folder)]
+    return dict(_offered(group, (*folders, *changed)))
 
 
 @functools.lru_cache(maxsize=3)

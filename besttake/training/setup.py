@@ -35,13 +35,16 @@ from besttake.types import Reward
 
 
 def load_trained_model(config: TrainConfig, device: str) -> VideoModel:
-    """A run's model. ValueError if it cannot sample the run's sizes on these processes."""
+    """A run's model. ValueError if it cannot sample the run's sizes, or take its negative prompts."""
     model = load_model(config.model, getattr(torch, config.dtype), device, config.quantize, config.policy.offload)
     model.prompts.cache = TensorCache(config.cache, int(config.cache_limit * GB)) if config.cache else None
     if config.tiling:
         model.parts.tile()
-    others = [config.validation_config.rollout.over(RolloutConfig())] if config.validation.every else []
-    check_tokens(model, [rollout.size(model) for rollout in (config.rollout_config, *others)])
+    rollouts = [config.rollout_config]
+    rollouts += [config.validation_config.rollout.over(RolloutConfig())] if config.validation.every else []
+    check_tokens(model, [rollout.size(model) for rollout in rollouts])
+    for rollout in (*rollouts, config.evaluation_config.rollout):
+        model.check_negative(rollout.negative_prompt)
     return model
 
 

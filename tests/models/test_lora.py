@@ -1,12 +1,18 @@
 """On a base in bfloat16 the adapters compute in bfloat16, from float32 matrices, as exactly as PEFT does in float32."""
 
+import copy
+
 import pytest
 import torch
+from peft import LoraConfig
+from torch import nn
+from torch._dynamo.testing import CompileCounter
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from besttake.models import load_model
 from besttake.models.lora import adapter_layers, compute_as_peft
 from besttake.models.policy import Policy, PolicyConfig
+from besttake.models.quantization import blocks
 
 RANK = 4
 PROMPTS = ["a red ball", "a blue square"]
@@ -88,3 +94,38 @@ def test_no_product_of_an_adapter_is_in_float32(folder):
 def test_a_float32_base_computes_as_peft_does(folder):
     policy, _ = made(folder, torch.float32)
     assert not any("forward" in vars(layer) for layer in adapter_layers(policy.model.denoiser))
+
+
+def test_blocks_share_what_is_compiled(folder):
+    """The number of graphs does not grow with the number of blocks, which would end in PyTorch's limit."""
+    model = load_model(str(folder), torch.bfloat16)
+    (repeated,) = (child for child in model.denoiser.children() if isinstance(child, nn.ModuleList))
+    repeated.extend([copy.deepcopy(repeated[0]) for _ in range(3)])
+    policy, counter = Policy(model, PolicyConfig(rank=RANK)), CompileCounter()
+    torch._dynamo.reset()
+    for block in blocks(model.denoiser):
+        block.compile(backend=counter)
+    x_t = torch.randn(1, *model.latent_shape(*model.default_size()))
+    with torch.no_grad():
+        policy.predict(x_t, torch.tensor([0.5]), model.encode_prompts(PROMPTS[:1]))
+    assert len(blocks(model.denoiser)) == 5
+    assert counter.frame_count <= 2
+
+
+def test_a_layer_that_peft_has_merged_or_disabled_is_the_base_alone(folder):
+    policy, inputs = made(folder)
+    with torch.no_grad():
+        moved = policy.predict(*inputs)
+        policy.model.denoiser.fuse_lora(adapter_names=["policy"])
+        assert far(policy.predict(*inputs), moved) < 0.1  # and not twice the adapter
+        policy.model.denoiser.unfuse_lora()
+        assert far(policy.predict(*inputs), moved) < 0.1
+
+
+def test_a_layer_that_another_adapter_is_on_is_left_to_it(folder):
+    model = load_model(str(folder), torch.bfloat16)
+    other = "ff.net.2" if "ff.net.2" in dict(blocks(model.denoiser)[0].named_modules()) else "ffn.net.2"
+    model.denoiser.add_adapter(LoraConfig(r=2, target_modules=[other]), adapter_name="other")
+    policy = Policy(model, PolicyConfig(rank=RANK))
+    x_t = torch.randn(1, *model.latent_shape(*model.default_size()))
+    assert policy.predict(x_t, torch.tensor([0.5]), model.encode_prompts(PROMPTS[:1])).isfinite().all()

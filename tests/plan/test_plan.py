@@ -64,6 +64,9 @@ def test_an_evaluation_has_no_more_prompts_than_its_list(tmp_path):
     evaluation = replace(config.evaluation, count=128, prompts=str(tmp_path / "prompts.txt"))
     found = hours(replace(config, evaluation=evaluation), {"evaluate": Phase("evaluate", seconds=1.0)}, gpus=1)
     assert found["evaluation"] == 4 / 3600  # two batches of 16, before and after
+    evaluation = replace(evaluation, count=24)
+    found = hours(replace(config, evaluation=evaluation), {"evaluate": Phase("evaluate", seconds=1.0)}, gpus=1)
+    assert found["evaluation"] == 3 / 3600
 
 
 def test_hours_of_clips_that_come_twice_before_their_negatives_are_regenerated(material):

@@ -14,6 +14,7 @@ from diffusers import CogVideoXTransformer3DModel
 from safetensors.torch import load_file, save_file
 
 from besttake.algorithms.sft import Config, train
+from besttake.evaluation.before_after import EvaluateConfig
 from besttake.models import load_model
 from besttake.models.policy import PolicyConfig, legacy_weights_hash
 from besttake.sampling.rollout import RolloutConfig
@@ -56,6 +57,14 @@ def test_the_rate_warms_up_and_the_gradient_is_clipped(config):
     assert [row["train/lr"] for row in rows(run.folder)] == [0.5, 1.0, 1.0]
     assert seen == [pytest.approx(0.5, rel=1e-3)] * 3
     assert all(row["train/grad_norm"] > 100 for row in rows(run.folder))
+
+
+@pytest.mark.parametrize("where", ["rollout", "evaluation"])
+def test_a_negative_prompt_that_is_too_long_is_refused_before_any_work(config, where):
+    rollout = RolloutConfig(negative_prompt="blurred " * 60)
+    wrong = rollout if where == "rollout" else EvaluateConfig(rollout=rollout)
+    with pytest.raises(ValueError, match="the negative prompt has 61 tokens"):
+        Run(replace(config, **{where: wrong}))
 
 
 def test_a_validation_pass_goes_to_the_trackers(config, monkeypatch):
