@@ -1,8 +1,8 @@
 """OnlineVPO (Zhang et al. 2024, arXiv 2412.15159): online DPO on a video critic's ranking, with a curriculum.
 
 `step` is the body of the paper's Algorithm 1: sample candidates, score them, pair best against worst, DPO loss. `train`
-is the loop around it, and the curriculum: the reference becomes the current policy every `refresh_every` updates
-(the paper counts steps; here one interval counts optimizer updates).
+is the loop around it, and the curriculum: the reference becomes the current policy every `refresh_every` optimizer
+updates.
 
 What differs from the paper, and why:
 - Pairing best against worst is our interpretation; the paper does not state a rule.
