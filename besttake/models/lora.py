@@ -41,8 +41,8 @@ def forward(layer: Any, x: Tensor) -> Tensor:
     return result
 
 
-def add_adapters(model: VideoModel, rank: int, alpha: float) -> dict[str, nn.Parameter]:
-    """Add equal adapters `policy` and `reference`, initially without effect. Returns the reference's weights.
+def add_adapters(model: VideoModel, rank: int, alpha: float) -> tuple[dict[str, nn.Parameter], dict[str, nn.Parameter]]:
+    """Add equal adapters `policy` and `reference`, initially without effect; their weights, by the same names.
 
     Raises:
         ValueError: the model has no layers of the names in its `lora_targets`.
@@ -64,17 +64,16 @@ def add_adapters(model: VideoModel, rank: int, alpha: float) -> dict[str, nn.Par
         raise ValueError(
             f"{model.source} has no modules named {', '.join(model.lora_targets)} to adapt; mend `lora_targets`"
         )
-    for name, parameter in named.items():
-        if ".policy." in name or ".reference." in name:
-            parameter.data = parameter.data.to(model.device, torch.float32)
-        parameter.requires_grad_(".policy." in name)
-    with torch.no_grad():
-        for name, parameter in reference.items():
-            parameter.copy_(policy[name])
+    denoiser.requires_grad_(False)
+    for weight in (*policy.values(), *reference.values()):
+        weight.data = weight.data.to(model.device, torch.float32)
+    for name, weight in policy.items():
+        reference[name].copy_(weight)
+        weight.requires_grad_(True)
     if model.pipeline.transformer.dtype != torch.float32:
         compute_in_base_dtype(denoiser)
     activate(denoiser, "policy")
-    return reference
+    return policy, reference
 
 
 def compute_in_base_dtype(denoiser: nn.Module) -> None:

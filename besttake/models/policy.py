@@ -143,9 +143,8 @@ class Policy:
         denoiser, self.dtype = model.denoiser, model.pipeline.transformer.dtype
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            lora = config.train == "lora"
-            reference_weights = add_adapters(model, config.rank, config.alpha or config.rank) if lora else None
-        if reference_weights is None:
+            adapters = add_adapters(model, config.rank, config.alpha or config.rank) if config.train == "lora" else None
+        if adapters is None:
             reference = copy.deepcopy(denoiser)  # before sharding, since sharded modules cannot be copied
             for part in (reference, denoiser):
                 split_tokens(part)
@@ -155,10 +154,10 @@ class Policy:
             self.trainable = dict(denoiser.named_parameters())
             self.reference: Reference = ModelReference(self, reference)
         else:
-            self.trainable = {n.replace(".policy.", "."): p for n, p in denoiser.named_parameters() if ".policy." in n}
-            adapters = [*self.trainable.values(), *reference_weights.values()]
+            self.trainable, reference_weights = adapters
+            weights = [*self.trainable.values(), *reference_weights.values()]
             split_tokens(denoiser)
-            offload_blocks(denoiser, str(model.device), adapters) if config.offload else shard(denoiser, adapters)
+            offload_blocks(denoiser, str(model.device), weights) if config.offload else shard(denoiser, weights)
             self.reference = AdapterReference(self, reference_weights)
         if config.gradient_checkpointing:
             for part in model.denoisers.values():

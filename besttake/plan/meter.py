@@ -23,6 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
+from besttake.models.lora import adapter_layers
 from besttake.models.quantization import plain_tensors
 from besttake.plan.cards import Card
 
@@ -245,7 +246,7 @@ class _TensorSpec:
 
 def find_adapter(network: nn.Module) -> BaseTunerLayer | None:
     """A layer with LoRA adapters of a network, if there is one."""
-    return next((part for part in network.modules() if isinstance(part, BaseTunerLayer)), None)
+    return next(iter(adapter_layers(network)), None)
 
 
 def active(layer: BaseTunerLayer | None) -> Any:
@@ -264,7 +265,7 @@ def _spec(leaf: Any) -> Any:
 def _key(leaf: Any) -> Any:
     """What a cost depends on, hashable."""
     spec = _spec(leaf)
-    return spec if isinstance(spec, _TensorSpec | tuple | type | int | float | None) else str(spec)
+    return spec if isinstance(spec, _TensorSpec | tuple | type) else str(spec)
 
 
 def _attention(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> int:

@@ -264,10 +264,8 @@ def _memoize_causal(forward: Callable[..., Any], once: Callable[[Callable], Call
     def chunk(x: Tensor, feat_cache: Any = None, feat_idx: Any = (0,), **kwargs: Any) -> Tensor:
         if feat_cache is None:
             return forward(x, **kwargs)
-        growing = any(isinstance(frames, str) for frames in feat_cache) or not any(
-            isinstance(frames, Tensor) for frames in feat_cache
-        )
-        return (run if growing else steady)(x, feat_cache, **kwargs)
+        kinds = {type(frames) for frames in feat_cache}  # first all are None; then some are a word; then tensors
+        return (run if str in kinds or kinds == {type(None)} else steady)(x, feat_cache, **kwargs)
 
     return chunk
 
