@@ -78,7 +78,7 @@ def peak(config: FigureConfig, method: str, train: Any, size: Size) -> float:
     with fake_device() if counted else nullcontext(), meter if counted else nullcontext():
         ready = partial(claim_weights, meter) if counted else randomise
         model = skeleton(config.model, torch.bfloat16, ready, config.quantize, device=device)
-        how = PolicyConfig(train=train, rank=64, gradient_checkpointing=True, micro_batch_size=1)
+        how = PolicyConfig(train=train, rank=64, gradient_checkpointing="full", micro_batch_size=1)
         try:
             policy = Policy(model, how)
             if counted:

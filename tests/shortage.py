@@ -23,7 +23,7 @@ ROOM = 14 << 20
 
 def main() -> None:
     """Print how many clips are at once in the end, and how far gradients are from those of enough memory."""
-    policy = Policy(load_model(sys.argv[1]), PolicyConfig(rank=2, gradient_checkpointing=True))
+    policy = Policy(load_model(sys.argv[1]), PolicyConfig(rank=2, gradient_checkpointing="full"))
     generator, model = torch.Generator().manual_seed(0), policy.model
     x_0, noise = torch.randn(2, 4, *model.latent_shape(17, 64, 64), generator=generator)
     inputs = x_0, model.encode_prompts(["a red ball"] * 4), torch.rand(4, generator=generator), noise

@@ -15,7 +15,7 @@ from tyro.conf import UseAppendAction
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo, StructTypeInfo
 
 from besttake.runtime.configuration import from_dict, parse_yaml
-from besttake.runtime.renamed import RENAMED_FLAGS, new_name
+from besttake.runtime.renamed import RENAMED_FLAGS, new_name, new_value
 
 log = logging.getLogger(__name__)
 
@@ -65,8 +65,8 @@ def with_new_flags(arguments: Sequence[str], kind: Any) -> list[str]:
         kind: the dataclass that the flags set; names of its own fields are not replaced.
     """
     own = {field.name for field in dataclasses.fields(kind)}
-    found = []
-    for argument in arguments:
+    found: list[str] = []
+    for argument, following in zip(arguments, [*arguments[1:], "--"], strict=True):
         flag, equals, value = argument.partition("=")
         ((name, _),) = _named([argument]) or [("", "")]
         renamed_flag = RENAMED_FLAGS.get(name)
@@ -78,8 +78,21 @@ def with_new_flags(arguments: Sequence[str], kind: Any) -> list[str]:
             off = "no-" if re.search(r"(^--|\.)no[-_]", flag) else ""
             former, flag = flag, f"--{section}{dot}{off}{last}".replace("_", "-")
             log.warning("%s was renamed to %s", former, flag)
-        found.append(f"{flag}{equals}{value}")
+        found += _with_new_value(f"{flag}{equals}{value}", today, following)
     return found
+
+
+def _with_new_value(argument: str, name: str, following: str) -> list[str]:
+    """A flag that was a switch with its value: `--policy.gradient-checkpointing` with `full` after it."""
+    flag, equals, value = argument.partition("=")
+    bare = flag.startswith("--") and not equals and following.startswith("--")
+    off = re.search(r"(^--|\.)no-", flag) is not None
+    given = {"true": True, "false": False}.get(value.lower()) if equals else not off
+    today = new_value(name, given)
+    if not isinstance(today, str) or not (bare or off or equals):
+        return [argument]
+    log.warning("%s is now %s %s", argument, flag := re.sub(r"(^--|\.)no-", r"\1", flag), today)
+    return [flag, today]
 
 
 def refuse_repeated(kind: type, arguments: Sequence[str]) -> None:

@@ -1,23 +1,77 @@
-"""torch.compile of a denoiser's repeated blocks, which share the compiled code."""
+"""Regional compilation: torch.compile of a denoiser's repeated blocks, which share the compiled code.
+
+A checkpointed block is compiled together with its checkpointing, so that the compiler knows what is computed again and
+leaves out what the backward pass does not need.
+"""
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor
+from torch._dynamo.exc import TorchDynamoException
+
+from besttake.models.quantization import blocks
+
+log = logging.getLogger(__name__)
+
+RECOMPILE_LIMIT = 32
+"""Variants of a block's code that are compiled; PyTorch's default of 8 is too few for all of a run's passes."""
 
 
-def compile_blocks(denoiser: nn.Module, **options: Any) -> None:
-    """Have a denoiser's blocks compiled on first use, for sampling and training.
+def compile_blocks(denoiser: Any, **options: Any) -> None:
+    """Have a denoiser's blocks compiled when they are first run. If that fails, they run uncompiled, with a warning.
 
-    They are recompiled for every way of use: merged LoRA, policy, reference, and each batch shape.
+    They are compiled anew for each kind of pass: with and without gradients, for each adapter (or merged weights), and
+    for each batch size until the second, after which the batch size is dynamic.
 
     Args:
         options: of `torch.compile`.
     """
-    torch._dynamo.config.recompile_limit = max(32, torch._dynamo.config.recompile_limit)
-    for child in denoiser.children():
-        for block in child if isinstance(child, nn.ModuleList) else ():
-            if block._compiled_call_impl is None:
-                block.compile(**options)
+    torch._dynamo.config.recompile_limit = max(RECOMPILE_LIMIT, torch._dynamo.config.recompile_limit)
+    for block in blocks(denoiser):
+        if block._compiled_call_impl is None:
+            block._compiled_call_impl = _Compiled(denoiser, block._call_impl, options)
+    checkpointing = getattr(denoiser, "_gradient_checkpointing_func", None)
+    if checkpointing and not isinstance(checkpointing, _Compiled) and denoiser.gradient_checkpointing:
+        if not any(block._forward_pre_hooks for block in blocks(denoiser)):  # hooks must run again when recomputed
+            denoiser.enable_gradient_checkpointing(_Compiled(denoiser, checkpointing, options))
+
+
+def is_compiled(denoiser: Any) -> bool:
+    """Whether `compile_blocks` is in effect."""
+    return any(block._compiled_call_impl is not None for block in blocks(denoiser))
+
+
+def stop_compiling(denoiser: Any) -> None:
+    """Undo `compile_blocks`."""
+    for block in blocks(denoiser):
+        block._compiled_call_impl = None
+    if isinstance(checkpointing := getattr(denoiser, "_gradient_checkpointing_func", None), _Compiled):
+        denoiser.enable_gradient_checkpointing(checkpointing.eager)
+
+
+class _Compiled:
+    """A compiled function, which becomes the plain one again if it cannot be compiled."""
+
+    def __init__(self, denoiser: Any, eager: Callable[..., Any], options: dict[str, Any]):
+        self.denoiser, self.eager, self.compiled = denoiser, eager, torch.compile(eager, **options)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        args, kwargs = tuple(map(_contiguous, args)), {name: _contiguous(value) for name, value in kwargs.items()}
+        try:
+            return self.compiled(*args, **kwargs)
+        except TorchDynamoException as error:
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            log.warning("the denoiser's blocks cannot be compiled and run uncompiled (%s)", reason)
+            stop_compiling(self.denoiser)
+            return self.eager(*args, **kwargs)
+
+
+def _contiguous(leaf: Any) -> Any:
+    """A tensor with the strides of a new one. The first block's inputs are often parts of another tensor, and would
+    have code of their own, since compiled code is for given strides, even those of dimensions of size 1."""
+    return leaf.contiguous().flatten().view_as(leaf) if isinstance(leaf, Tensor) else leaf

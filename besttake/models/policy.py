@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,11 +22,12 @@ from torch import Tensor, nn
 
 from besttake.data.files import normalise_files
 from besttake.models import VideoModel
+from besttake.models.checkpointing import LEVELS, GradientCheckpointing, set_gradient_checkpointing
 from besttake.models.lora import activate, adapter_layers, add_adapters
 from besttake.models.quantization import blocks, plain_tensors
 from besttake.models.sharding import experts_of, gather_weights, is_sharded, offload_blocks, shard, split_tokens
 from besttake.runtime.distributed import is_main, is_single_process
-from besttake.runtime.memory import out_of_memory
+from besttake.runtime.renamed import new_value
 from besttake.types import Condition, Latent, Time
 
 HASH_PREFIX = "all-"
@@ -85,18 +86,23 @@ class PolicyConfig:
     ema_decay: float = 0.0
     """EMA decay of the policy; the EMA weights are saved and evaluated; 0 = no EMA. The decay warms up: after n updates
     it is at most (1 + n) / (10 + n)."""
-    gradient_checkpointing: bool = False
-    """Gradient checkpointing: less memory, a third more compute."""
+    gradient_checkpointing: GradientCheckpointing = "none"
+    """Gradient checkpointing: full recomputes every block in the backward pass (a third more compute), selective all but
+    its attention, none nothing. auto takes the fastest that fits the card according to `besttake plan`."""
     micro_batch_size: int = 0
     """Clips per micro-batch of the loss; 0 = all of a step. All micro-batches but the last are predicted twice."""
     halve_on_oom: bool = True
-    """Halve micro_batch_size when memory runs out, with a warning."""
+    """When memory runs out, halve micro_batch_size, then checkpoint more, with a warning."""
     offload: bool = False
     """Offload the frozen base below a LoRA to the CPU; each block is moved to the device when it is run."""
     reference_device: Literal["device", "cpu"] = "device"
     """Where a full fine-tune's reference is kept. With cpu, each block is moved to the device when it is run."""
 
     def __post_init__(self):
+        level: Any = new_value("policy.gradient_checkpointing", self.gradient_checkpointing)
+        object.__setattr__(self, "gradient_checkpointing", level)
+        if level not in (*LEVELS, "auto"):
+            raise ValueError(f"gradient_checkpointing is {level!r}; expected {', '.join(LEVELS)} or auto")
         if self.train == "full" and self.offload:
             raise ValueError("offload is for LoRA; a full fine-tune has policy.reference_device and parallel.shard")
         if self.train == "lora" and self.reference_device == "cpu":
@@ -129,7 +135,9 @@ class Policy:
     Attributes:
         trainable: name -> parameter, all float32.
         micro_batch_size: clips per micro-batch of the loss; 0 = all.
+        gradient_checkpointing: what blocks keep for the backward pass.
         reference: the reference model; equal to the policy until the first update.
+        on_predict: called with the inputs of each prediction of the policy, if set.
     """
 
     def __init__(self, model: VideoModel, config: PolicyConfig = PolicyConfig(), seed: int = 0):
@@ -159,14 +167,17 @@ class Policy:
             split_tokens(denoiser)
             offload_blocks(denoiser, str(model.device), weights) if config.offload else shard(denoiser, weights)
             self.reference = AdapterReference(self, reference_weights)
-        if config.gradient_checkpointing:
-            for part in model.denoisers.values():
-                part.enable_gradient_checkpointing()
+        self.gradient_checkpointing: GradientCheckpointing = "none"
+        if config.gradient_checkpointing != "none":
+            self.set_gradient_checkpointing(config.gradient_checkpointing)
+        self.on_predict: Callable[[Latent, Time, Condition], None] | None = None
         self.ema = {n: p.detach().clone() for n, p in self.trainable.items()} if config.ema_decay else {}
         self._trained_weights: dict[str, Tensor] = {}
 
     def predict(self, x_t: Latent, t: Time, condition: Condition) -> Latent:
         """The policy's prediction at `x_t`."""
+        if self.on_predict:
+            self.on_predict(x_t, t, condition)
         return self.predict_by(self.model.denoiser, x_t, t, condition)
 
     def predict_by(self, denoiser: nn.Module, x_t: Latent, t: Time, condition: Condition) -> Latent:
@@ -180,14 +191,25 @@ class Policy:
         self._clips = min(self.micro_batch_size or clips, clips)
         return self._clips
 
-    @property
-    def can_halve(self) -> bool:
-        """Whether the micro-batch may be halved if memory runs out."""
-        return self.config.halve_on_oom and self._clips > 1 and is_single_process()
+    def set_gradient_checkpointing(self, level: GradientCheckpointing) -> None:
+        """Set what blocks keep for the backward pass."""
+        self.gradient_checkpointing = "full" if level == "auto" else level
+        for part in self.model.denoisers.values():
+            set_gradient_checkpointing(part, self.gradient_checkpointing)
 
-    def oom_micro_batch(self, error: BaseException) -> int:
-        """The current micro-batch size, if `error` is out-of-memory and it may be halved; else 0."""
-        return self._clips if self.can_halve and out_of_memory(error) else 0
+    @property
+    def can_save_memory(self) -> bool:
+        """Whether `save_memory` has something left to do."""
+        more = self._clips > 1 or self.gradient_checkpointing != "full"
+        return self.config.halve_on_oom and more and is_single_process()
+
+    def save_memory(self) -> str:
+        """Halve the micro-batch or, if it is one clip, recompute more in the backward pass; says what was done."""
+        if self._clips > 1:
+            clips, self.micro_batch_size = self._clips, self._clips // 2
+            return f"with a micro-batch of {clips} clips: policy.micro_batch_size is now {self.micro_batch_size}"
+        self.set_gradient_checkpointing(LEVELS[LEVELS.index(self.gradient_checkpointing) + 1])
+        return f"with a micro-batch of 1 clip: policy.gradient_checkpointing is now {self.gradient_checkpointing}"
 
     @torch.no_grad()
     def update_ema(self, updates: int) -> None:

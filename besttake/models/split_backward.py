@@ -1,6 +1,7 @@
 """Predictions of policy and reference in micro-batches, with a backward pass that recomputes: the *split backward*.
 
-If memory runs out in the forward or backward pass, the micro-batch size is halved.
+If memory runs out in the forward or backward pass, it is repeated in smaller micro-batches, then with more gradient
+checkpointing.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from torch.autograd.function import once_differentiable
 
 from besttake.models.policy import Policy
 from besttake.models.sharding import reset_after_failure, reshard_after_recompute
-from besttake.runtime.memory import free_memory
+from besttake.runtime.memory import free_memory, out_of_memory
 from besttake.types import Condition, Latent, Time
 
 T = TypeVar("T")
@@ -30,7 +31,7 @@ def predict_both(policy: Policy, x_t: Latent, t: Time, condition: Condition) -> 
     predicted once more, then back-propagated. Activations never take more memory than one micro-batch, at the cost of
     one more forward pass for each micro-batch but one.
 
-    If memory runs out in the forward or backward pass, it is repeated with half the micro-batch size.
+    If memory runs out in the forward or backward pass, it is repeated so that it needs less (`Policy.save_memory`).
     """
     policy.model.parts.to_device()
 
@@ -40,7 +41,7 @@ def predict_both(policy: Policy, x_t: Latent, t: Time, condition: Condition) -> 
         wanted = torch.empty(0, requires_grad=torch.is_grad_enabled())  # autograd needs an input with a gradient
         return _SplitBackward.apply(policy, x_t, t, condition, wanted), torch.cat(reference)
 
-    return _halving_on_oom(policy, predict)
+    return _saving_memory(policy, predict)
 
 
 class _SplitBackward(torch.autograd.Function):
@@ -64,14 +65,14 @@ class _SplitBackward(torch.autograd.Function):
             held, ctx.held = ctx.held, None  # freed if this fails
             size = policy.micro_batch(len(gradient))
             parts = list(zip(_parts(size, *ctx.seen), gradient.split(size), strict=True))
-            with _restore_gradients_on_error(policy.trainable.values()) if policy.can_halve else nullcontext():
+            with _restore_gradients_on_error(policy.trainable.values()) if policy.can_save_memory else nullcontext():
                 if held is not None and len(held) == len(parts[-1][1]):
                     torch.autograd.backward(held, parts.pop()[1])
                 held = None
                 for part, upstream in reversed(parts):
                     recompute(policy, part, upstream)
 
-        _halving_on_oom(policy, go_back)
+        _saving_memory(policy, go_back)
         return None, None, None, None, None
 
 
@@ -87,20 +88,18 @@ def _parts(size: int, x_t: Latent, t: Time, condition: Condition) -> list[tuple[
     return [(x_t[part], t[part], {name: value[part] for name, value in condition.items()}) for part in slices]
 
 
-def _halving_on_oom(policy: Policy, work: Callable[[], T]) -> T:
-    """The result of `work`; if memory runs out, it is repeated with half the micro-batch size."""
+def _saving_memory(policy: Policy, work: Callable[[], T]) -> T:
+    """The result of `work`; if memory runs out, it is repeated so that it needs less (`Policy.save_memory`)."""
     try:
         return work()
     except (RuntimeError, MemoryError) as error:
-        clips = policy.oom_micro_batch(error)
-        if not clips:
+        if not (policy.can_save_memory and out_of_memory(error)):
             raise
         free_memory(error)
     reset_after_failure(policy.model.denoiser)
     _clear_autograd_queue(policy.model.device)
-    policy.micro_batch_size = clips // 2
-    log.warning("out of memory with a micro-batch of %d clips: policy.micro_batch_size is now %d", clips, clips // 2)
-    return _halving_on_oom(policy, work)
+    log.warning("out of memory %s", policy.save_memory())
+    return _saving_memory(policy, work)
 
 
 def _clear_autograd_queue(device: torch.device) -> None:

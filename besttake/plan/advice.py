@@ -9,7 +9,8 @@ from besttake.plan.meter import Phase, Throughput
 from besttake.plan.steps import PARTS, measure, peak_phase
 
 SWITCHES = (
-    ("policy.gradient_checkpointing", True, {"train"}),  # a third more FLOPs
+    ("policy.gradient_checkpointing", "selective", {"train"}),  # all but attention is recomputed
+    ("policy.gradient_checkpointing", "full", {"train"}),  # a third more FLOPs
     ("policy.micro_batch_size", 1, {"train"}),  # one more forward pass for each clip but the last
     ("rollout.batch", 1, {"sample", "decode"}),
     ("validation.rollout.batch", 1, {"validate"}),

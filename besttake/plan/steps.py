@@ -72,7 +72,7 @@ def measure(config: Any, throughput: Throughput, gpus: int = 1, parts: Iterable[
     ):
         step = Step(config, meter, picture)
         for network in (*step.model.denoisers.values(), *step.policy.reference.networks):
-            reuse_equal_blocks(meter, network, config.policy.gradient_checkpointing)
+            reuse_equal_blocks(meter, network, config.policy.gradient_checkpointing != "none")
         stack.enter_context(patch.object(split_backward, "recompute", cached_recompute(meter, step.policy)))
         for part in parts:
             gc.collect()
@@ -274,7 +274,7 @@ def _without_data_dependence(config: Any) -> Any:
     """The config without compiled blocks and step caches, which depend on the machine or on values."""
 
     def plain(rollout: RolloutConfig) -> RolloutConfig:
-        return replace(rollout, compile=False, cache=CacheConfig())
+        return replace(rollout, compile="never", cache=CacheConfig())
 
     monitor = replace(config.validation, rollout=plain(config.validation_config.rollout))
     evaluation = replace(config.evaluation, rollout=plain(config.evaluation_config.rollout))

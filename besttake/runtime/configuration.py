@@ -23,7 +23,7 @@ ConfigT = TypeVar("ConfigT")
 
 NOT_IDENTITY = (
     *("steps", "minutes", "out", "save_every", "device", "cache", "cache_limit", "tiling", "offload_idle", "parallel"),
-    *("validation", "evaluation", "log"),
+    *("validation", "evaluation", "log", "attention"),
     *("policy.gradient_checkpointing", "policy.micro_batch_size", "policy.halve_on_oom", "policy.offload"),
     *("policy.reference_device", "rollout.batch", "rollout.compile", "reward.cache_limit"),
 )
@@ -246,8 +246,9 @@ def fingerprint(config: Any) -> str:
         del values["skip_bad"]  # did not exist at first: older checkpoints resume
     if not values.get("caption_dropout"):
         values.pop("caption_dropout", None)  # did not exist at first, as `rollout.negative_prompt`
-    if values.get("rollout", {}).get("negative_prompt") is None:
-        values.get("rollout", {}).pop("negative_prompt", None)
+    for name in ("negative_prompt", "attention"):
+        if values.get("rollout", {}).get(name) is None:
+            values.get("rollout", {}).pop(name, None)
     if values.get("reference_warmup") is False or values.get("reference") != "ema":
         values.pop("reference_warmup", None)  # did not exist at first
     text = json.dumps([algorithm_of(config), values], sort_keys=True)

@@ -29,6 +29,12 @@ RENAMED = {
 }
 """Settings, old to new; those of `rollout` also within `validation` and `evaluation`."""
 
+RENAMED_VALUES: dict[str, dict[Any, str]] = {
+    "policy.gradient_checkpointing": {False: "none", True: "full"},
+    "rollout.compile": {False: "never", True: "always"},
+}
+"""Former values of settings, by the settings' current names, also within `validation` and `evaluation`."""
+
 RENAMED_FLAGS = {"draws": "n_resamples", "takes": "samples"}
 """Flags of `besttake score`, old to new."""
 
@@ -87,7 +93,9 @@ def with_new_names(values: Mapping[str, Any], source: str) -> dict[str, Any]:
             if today in flat:
                 raise ValueError(f"{source}: '{today}' is given twice, also by its former name '{name}'; keep one")
             old.append(f"{name} -> {today}")
-        new[today] = value
+        new[today] = new_value(today, value)
+        if new[today] != value:
+            old.append(f"{today}: {str(value).lower()} -> {new[today]}")
     if old:
         log.warning("%s uses former names of settings: %s", source, ", ".join(old))
     return _nested(new)
@@ -103,6 +111,18 @@ def new_name(name: str) -> str | None:
             return inner and f"{section}.{inner}"
         name = f"{section}.{rest}"
     return None if name in REMOVED else RENAMED.get(name, name)
+
+
+def new_value(name: str, value: Any) -> Any:
+    """The current value of a setting for a former one; any other value as it is."""
+    former = RENAMED_VALUES.get(_inner(name), {})
+    return former[value] if isinstance(value, bool) and value in former else value
+
+
+def _inner(name: str) -> str:
+    """A setting without `validation` or `evaluation` in front."""
+    section, _, rest = name.partition(".")
+    return rest if section in ("validation", "evaluation") else name
 
 
 def with_old_names(values: Mapping[str, Any], algorithm: str) -> dict[str, Any]:

@@ -10,17 +10,20 @@ import logging
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from besttake.data.video import read_video
 from besttake.models import Size, VideoModel
+from besttake.models.attention import attention
 from besttake.models.compiled import compile_blocks
 from besttake.models.policy import Policy, UntrainedPolicy
 from besttake.runtime.configuration import require
 from besttake.runtime.distributed import all_gather_rows, is_single_process, shard_rows
 from besttake.runtime.memory import free_memory, out_of_memory
+from besttake.runtime.renamed import new_value
 from besttake.runtime.seeds import keyed_generator
 from besttake.sampling.denoise import (
     Guidance,
@@ -44,8 +47,8 @@ INHERITED = ("steps", "guidance", "negative_prompt", "frames", "height", "width"
 class RolloutOverrides:
     """Sampling settings that override a run's `rollout`.
 
-    Approximations that make rollouts cheaper but change the videos (`cache`, `guidance_interval`, `evaluations`) are
-    not inherited: they are off unless set here.
+    Approximations that make rollouts cheaper but change the videos (`cache`, `guidance_interval`, `evaluations`,
+    `attention`) are not inherited: they are off unless set here.
     """
 
     steps: int | None = None
@@ -66,12 +69,14 @@ class RolloutOverrides:
     """Guidance interval: times with guidance, 1 = noise (Kynkaanniemi et al. 2024). Other steps cost half."""
     evaluations: int | None = None
     """Network evaluations per sample; by default one per step. At the other steps x_0 is extrapolated."""
-    compile: bool | None = None
-    """Compile the network's blocks (torch.compile), for sampling and training. Takes minutes at the start."""
+    compile: Literal["auto", "always", "never"] | None = None
+    """Compile the network's blocks (torch.compile), for sampling and training. auto: on a GPU, if the run is long enough."""
     strength: float | None = None
     """Noise strength for video-to-video prompts, in (0, 1]: the fraction of the steps that are sampled."""
     negative_prompt: str | None = None
     """Negative prompt for guidance; by default the model's own (usually the empty prompt)."""
+    attention: str | None = None
+    """Attention backend of sampling, perhaps an approximate one (sage); by default as in training."""
 
     def __post_init__(self):
         self.over(RolloutConfig())
@@ -90,12 +95,14 @@ class RolloutConfig(RolloutOverrides):
     """Sampling steps; by default the model's own, as for the other settings."""
     batch: int = 16
     """Batch size of sampling. With guidance, both predictions are one pass if twice the rows fit into it."""
-    compile: bool = False
-    """Compile the network's blocks (torch.compile), for sampling and training. Takes minutes at the start."""
+    compile: Literal["auto", "always", "never"] = "auto"
+    """Compile the network's blocks (torch.compile), for sampling and training. auto: on a GPU, if the run is long enough."""
     strength: float = 0.8
     """Noise strength for video-to-video prompts, in (0, 1]: the fraction of the steps that are sampled."""
 
     def __post_init__(self):
+        object.__setattr__(self, "compile", new_value("rollout.compile", self.compile))
+        require(self.compile in ("auto", "always", "never"), "compile", self.compile, "auto, always or never")
         require(self.batch >= 1, "batch", self.batch, "1 or more")
         for name in ("steps", "frames", "height", "width"):
             if (size := getattr(self, name)) is not None and size < 1:
@@ -215,11 +222,11 @@ def sample_rows(
     """
     model = policy.model
     model.parts.to_device()
-    for denoiser in model.denoisers.values() if config.compile else ():
+    for denoiser in model.denoisers.values() if config.compile == "always" else ():
         compile_blocks(denoiser)
     noise = {row: torch.randn(rows.shape, generator=rows.generators[row]) for row in dict.fromkeys(mine)}
     left, sampled = list(mine), []
-    with policy.merged():
+    with policy.merged(), attention(model.denoisers.values(), config.attention):
         while left:
             batch = left[: min(config.batch, model.max_batch)]
             try:

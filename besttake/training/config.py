@@ -77,6 +77,9 @@ class TrainConfig:
     """Precision of the frozen base, and of a full fine-tune's forward passes. Trained weights are float32."""
     quantize: Quantization = "none"
     """Quantization of the frozen base below a LoRA."""
+    attention: str = "auto"
+    """Attention backend of diffusers: native, _native_cudnn, _flash_3, flash, xformers, ...; auto tries the exact ones that
+    are installed, on a GPU, and takes the fastest."""
     tiling: bool = False
     """VAE tiling: less memory, but seams may be faintly visible."""
     offload_idle: bool = False

@@ -43,12 +43,15 @@ from besttake.training.config import OptimConfig, TrainConfig
 from besttake.training.metrics import Metrics, MetricsLog
 from besttake.training.optimization import Optimization
 from besttake.training.setup import (
+    check_attention,
     check_same_weights,
     load_trained_model,
+    make_auto_compile,
     make_guard,
     make_validator,
     offload_critics,
     prepare_evaluation,
+    set_up_attention,
 )
 from besttake.training.trackers import check_trackers
 from besttake.types import Latent, Video
@@ -81,6 +84,7 @@ class Run:
         """
         check_finite(config)
         check_trackers(config.log)
+        check_attention(config)
         keep_freed_memory()
         self.config, self.folder, self.source = config, Path(config.out), str(getattr(config, "data", "world"))
         self.family = embedded_family(self.source, {text_of(item) for item in data})
@@ -111,6 +115,8 @@ class Run:
                 self.step, self.seconds = self.checkpointer.restore(*found)
         self.checkpointer.compare_weights()
         self.checkpointer.take_snapshot(self.step, self.seconds)
+        set_up_attention(config, self.policy, self.evaluation_set.prompts[0])
+        self._auto_compile = make_auto_compile(config, self.policy)
         self._metrics: dict[str, Any] = {}
         self._exit_stack = ExitStack()
         self.log = MetricsLog(self.folder, self.step, config)
@@ -221,6 +227,11 @@ class Run:
         if updated and self.every(COMPARE_EVERY):  # after the snapshot: if a process has died, the others can save it
             self.checkpointer.compare_weights()
         self.seconds = broadcast_from_main(lambda: self.seconds)  # process 0's clock decides when to stop
+        if self._auto_compile:
+            left = min(self.config.steps, self.step * self._limit / self.seconds) - self.step
+            self._auto_compile.decide(left)
+            set_up_attention(config, self.policy, self.evaluation_set.prompts[0])
+        self._auto_compile = None
 
     def _apply_remaining_gradients(self) -> None:
         """Take the optimizer step of the last steps, where they are fewer than `optim.gradient_accumulation_steps`.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from besttake.evaluation.held_out import (
     write_set,
 )
 from besttake.models import VideoModel, load_model
+from besttake.models.attention import check_name, choose, set_attention
 from besttake.models.policy import Policy
 from besttake.models.sharding import check_tokens
 from besttake.rewards.cache import weights_of
@@ -29,9 +31,12 @@ from besttake.rewards.offloading import offload_reward
 from besttake.runtime.devices import find_device
 from besttake.runtime.distributed import broadcast_from_main, check_equal, is_single_process, raise_on_all
 from besttake.sampling.rollout import RolloutConfig
+from besttake.training.compilation import AutoCompile
 from besttake.training.config import TrainConfig
 from besttake.training.validation import Validator
 from besttake.types import Reward
+
+log = logging.getLogger(__name__)
 
 
 def load_trained_model(config: TrainConfig, device: str) -> VideoModel:
@@ -46,6 +51,39 @@ def load_trained_model(config: TrainConfig, device: str) -> VideoModel:
     for rollout in (*rollouts, config.evaluation_config.rollout):
         model.check_negative(rollout.negative_prompt)
     return model
+
+
+def check_attention(config: TrainConfig) -> None:
+    """ValueError unless the attention backends that a config names are there."""
+    if config.attention != "auto":
+        check_name(config.attention)
+    for rollout in (config.rollout_config, config.validation_config.rollout, config.evaluation_config.rollout):
+        if rollout.attention:
+            check_name(rollout.attention, approximate=True)
+
+
+def set_up_attention(config: TrainConfig, policy: Policy, prompt: str) -> None:
+    """Set the attention backend of a run: the fastest exact one on a clip of its size, or the one it names.
+
+    Raises:
+        ValueError: the named backend is not right for this network and size.
+    """
+    model, wanted = policy.model, config.attention
+    if wanted == "auto" and model.device.type != "cuda":
+        return  # PyTorch's is the only one on a CPU
+    rollout, denoisers = config.rollout_config, list(model.denoisers.values())
+    condition = rollout.condition(model, [prompt])
+    x_t = torch.randn(1, *model.latent_shape(*rollout.size(model)), device=model.device)
+
+    def run() -> None:
+        policy.predict(x_t, torch.full((1,), 0.5, device=model.device), condition)
+
+    with raise_on_all():
+        chosen = choose(denoisers, wanted, run)
+    chosen = broadcast_from_main(lambda: chosen)
+    for denoiser in denoisers:
+        set_attention(denoiser, chosen)
+    log.info("attention: %s", chosen)
 
 
 def check_same_weights(model: VideoModel, base: str, critics: Iterable[Reward]) -> None:
@@ -122,6 +160,11 @@ def make_guard(config: TrainConfig, validator: Validator, critics: Iterable[Rewa
     trained = [critic.name for critic in critics]
     trained += list(config.reward.chosen) if hasattr(config, "reward") else []
     return RewardHackingGuard(guard, guarded_metrics(validator.rewards, trained, guard))
+
+
+def make_auto_compile(config: TrainConfig, policy: Policy) -> AutoCompile | None:
+    """What decides whether blocks are compiled, for `rollout.compile: auto` on a GPU."""
+    return AutoCompile(policy) if config.rollout_config.compile == "auto" and policy.model.device.type == "cuda" else None
 
 
 def offload_critics(config: TrainConfig, critics: Iterable[Reward]) -> None:

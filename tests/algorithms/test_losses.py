@@ -55,7 +55,7 @@ def test_the_whole_way_from_latents_to_gradient_is_that_of_the_public_flow_dpo(b
         micro_batch=lambda clips: clips,
         model=SimpleNamespace(schedule=RectifiedFlow(), parts=SimpleNamespace(to_device=lambda: None)),
         predict=lambda *_: prediction[order],
-        can_halve=False,
+        can_save_memory=False,
         reference=SimpleNamespace(predict=lambda *_: case["ref_pred"][order]),
     )
     found = denoising_errors(policy, pairs(case["x0"]), {}, torch.full((4,), 0.5), case["noise"][:4])

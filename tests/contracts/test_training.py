@@ -40,7 +40,7 @@ def settings(tmp_path, clips, tiny, folder_of, name):
         "model": str(folder_of(name)),
         "out": tmp_path / "run",
         "steps": 2,
-        "policy": PolicyConfig(rank=2, gradient_checkpointing=True),
+        "policy": PolicyConfig(rank=2, gradient_checkpointing="full"),
         "optim": OptimConfig(lr=1e-2),
         "validation": ValidationConfig(every=0),
         "rollout": RolloutConfig(steps=2, guidance=1.0, frames=frames, height=height, width=width),

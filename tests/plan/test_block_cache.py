@@ -10,7 +10,7 @@ from besttake.plan import block_cache, steps
 from besttake.plan.steps import measure
 from tests.plan.test_steps import SHORT, THROUGHPUT, recipe
 
-LORA = {"gradient_checkpointing": True, "micro_batch_size": 1}
+LORA = {"gradient_checkpointing": "full", "micro_batch_size": 1}
 
 
 def small(model: str, rows: int = 1, **policy):

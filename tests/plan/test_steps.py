@@ -57,7 +57,7 @@ def test_arithmetic_of_a_rollout(name, small_model):
     assert phases["sample"].flops == pytest.approx(counter.get_total_flops(), rel=0.01)
 
 
-@pytest.mark.parametrize("policy", [{}, {"gradient_checkpointing": True}, {"train": "full"}, {"micro_batch_size": 1}])
+@pytest.mark.parametrize("policy", [{}, {"gradient_checkpointing": "full"}, {"train": "full"}, {"micro_batch_size": 1}])
 def test_a_training_step(policy):
     config = replace(recipe("tiny-cogvideox", **policy), rollout=SHORT)
     planned = measure(config, THROUGHPUT, parts=("step",))["train"]

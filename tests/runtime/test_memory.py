@@ -161,10 +161,10 @@ def clips_of(policy, rows, seed=0):
 @pytest.mark.parametrize(
     "how",
     [
-        {"gradient_checkpointing": True},
+        {"gradient_checkpointing": "full"},
         {"train": "full"},
         {"offload": True},
-        {"offload": True, "gradient_checkpointing": True},
+        {"offload": True, "gradient_checkpointing": "full"},
     ],
     ids=str,
 )

@@ -148,11 +148,11 @@ def cogvideox_dpm(tmp_path):
 
 
 def test_what_validation_does_not_name_is_the_runs_own():
-    run = RolloutConfig(steps=8, guidance=2.0, frames=9, height=32, width=48, batch=3, compile=True, strength=0.5)
+    run = RolloutConfig(steps=8, guidance=2.0, frames=9, height=32, width=48, batch=3, compile="always", strength=0.5)
     assert RolloutOverrides().over(run) == run
     assert RolloutOverrides(steps=16, height=64).over(run) == replace(run, steps=16, height=64)
-    named = RolloutOverrides(batch=16, compile=False, strength=0.8)  # what would be the default is named all the same
-    assert named.over(run) == replace(run, batch=16, compile=False, strength=0.8)
+    named = RolloutOverrides(batch=16, compile="never", strength=0.8)  # what would be the default is named all the same
+    assert named.over(run) == replace(run, batch=16, compile="never", strength=0.8)
 
 
 def test_what_makes_rollouts_cheaper_is_not_taken_over():

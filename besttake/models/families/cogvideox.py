@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from diffusers.models.attention_processor import CogVideoXAttnProcessor2_0
 from torch import Tensor
 
 from besttake.models.base import Size, VideoModel, swap_frames_and_channels
+from besttake.models.networks.processors import CogVideoXProcessor, replace_processors
 from besttake.models.schedules import VPrediction
 from besttake.types import Condition, Latent, Time, Video
 
@@ -18,6 +20,7 @@ class CogVideoX(VideoModel):
     def __init__(self, pipeline: Any, source: str):
         super().__init__(pipeline, source)
         self.frame_rate = 16.0 if pipeline.transformer.config.patch_size_t else 8.0  # 1.5, and 2B and 5B
+        replace_processors(pipeline.transformer, CogVideoXAttnProcessor2_0, CogVideoXProcessor())
         self.schedule = VPrediction(pipeline.scheduler.alphas_cumprod)
         self.needs_first_frame = self.accepts_first_frame = "ImageToVideo" in type(pipeline).__name__
 

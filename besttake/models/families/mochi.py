@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from diffusers.models.attention_processor import MochiAttnProcessor2_0
 from diffusers.pipelines.mochi.pipeline_mochi import linear_quadratic_schedule
 from torch import Tensor
 
 from besttake.models.base import Size, VideoModel
+from besttake.models.networks.processors import MochiProcessor, replace_processors
 from besttake.models.schedules import RectifiedFlow
 from besttake.types import Condition, Latent, Time
 
@@ -25,6 +27,7 @@ class Mochi(VideoModel):
 
     def __init__(self, pipeline: Any, source: str):
         super().__init__(pipeline, source)
+        replace_processors(pipeline.transformer, MochiAttnProcessor2_0, MochiProcessor())
         self.schedule = RectifiedFlow(to_data=True, backwards=True)
 
     def default_size(self) -> Size:

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from diffusers.loaders import PeftAdapterMixin
+from diffusers.models.attention_dispatch import dispatch_attention_fn
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
@@ -174,6 +175,8 @@ class STDiT3Block(nn.Module):
 class SelfAttention(nn.Module):
     """Attention within each group of tokens; queries and keys are normed by head, then turned."""
 
+    _attention_backend = None
+
     def __init__(self, width: int, heads: int, qk_norm: bool):
         super().__init__()
         self.heads = heads
@@ -183,16 +186,18 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Float[Tensor, "b groups tokens w"], rotation: tuple[Tensor, Tensor] | None) -> Tensor:
         qkv = self.qkv(x).flatten(0, 1).unflatten(-1, (3, self.heads, -1))
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (b * groups, heads, tokens, width of a head)
+        q, k, v = qkv.unbind(2)  # each (b * groups, tokens, heads, width of a head)
         q, k = self.q_norm(q), self.k_norm(k)
         if rotation is not None:
             q, k = turned(q, rotation), turned(k, rotation)
-        seen = F.scaled_dot_product_attention(q, k, v)
-        return self.proj(seen.transpose(1, 2).flatten(2).unflatten(0, x.shape[:2]))
+        seen = dispatch_attention_fn(q, k, v, backend=self._attention_backend)
+        return self.proj(seen.flatten(2).unflatten(0, x.shape[:2]))
 
 
 class CrossAttention(nn.Module):
     """Attention of every token to the caption."""
+
+    _attention_backend = None
 
     def __init__(self, width: int, heads: int):
         super().__init__()
@@ -204,10 +209,10 @@ class CrossAttention(nn.Module):
     def forward(
         self, x: Float[Tensor, "b groups tokens w"], captions: Float[Tensor, "b l w"], mask: Tensor | None
     ) -> Tensor:
-        q = self.q_linear(x).flatten(1, 2).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-        k, v = self.kv_linear(captions).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        read = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        return self.proj(read.transpose(1, 2).flatten(2).unflatten(1, x.shape[1:3]))
+        q = self.q_linear(x).flatten(1, 2).unflatten(-1, (self.heads, -1))
+        k, v = self.kv_linear(captions).unflatten(-1, (2, self.heads, -1)).unbind(2)
+        read = dispatch_attention_fn(q, k, v, attn_mask=mask, backend=self._attention_backend)
+        return self.proj(read.flatten(2).unflatten(1, x.shape[1:3]))
 
 
 class MLP(nn.Module):
@@ -305,9 +310,9 @@ class Rotary(nn.Module):
         return angles.cos(), angles.sin()
 
 
-def turned(x: Float[Tensor, "b heads f w"], rotation: tuple[Tensor, Tensor]) -> Tensor:
+def turned(x: Float[Tensor, "b f heads w"], rotation: tuple[Tensor, Tensor]) -> Tensor:
     """Channels 2i and 2i + 1 of each frame, turned by that frame's i-th angle."""
-    cos, sin = rotation
+    cos, sin = (waves.unsqueeze(-2) for waves in rotation)
     a, b = x.float().unflatten(-1, (-1, 2)).unbind(-1)
     return torch.stack((a * cos - b * sin, b * cos + a * sin), -1).flatten(-2).type_as(x)
 
