@@ -47,9 +47,10 @@ class Call:
 
     def run(self, backend: str) -> Tensor:
         name = AttentionBackendName(backend)
+        arguments = dict(zip(("query", "key", "value"), self.tensors, strict=True)) | self.arguments
         for check in _AttentionBackendRegistry._constraints[name]:
-            check(*self.tensors, **self.arguments)
-        return dispatch_attention_fn(*self.tensors, **self.arguments, backend=name)
+            check(**arguments)
+        return dispatch_attention_fn(**arguments, backend=name)
 
     def results(self, backend: str) -> list[Tensor]:
         """The output, and the gradients of queries, keys and values."""

@@ -2,7 +2,8 @@
 
 With `full` only its inputs are kept, and the backward pass computes the block again. With `selective` the outputs of its
 attention are kept too, which is the largest part of the time of a block and a small part of its memory (PyTorch's
-selective activation checkpointing). The gradients are those without checkpointing.
+selective activation checkpointing). The gradients are those without checkpointing. Nothing in a block is random, so that
+no random state is kept.
 """
 
 from __future__ import annotations
@@ -38,12 +39,12 @@ def set_gradient_checkpointing(denoiser: Any, level: GradientCheckpointing) -> N
 
 def keep_inputs(block: nn.Module, *args: Any) -> Any:
     """Run a block of which only the inputs are kept."""
-    return checkpoint(block, *args, use_reentrant=False)
+    return checkpoint(block, *args, use_reentrant=False, preserve_rng_state=False)
 
 
 def keep_attention(block: nn.Module, *args: Any) -> Any:
     """Run a block of which the inputs and the outputs of attention are kept."""
-    return checkpoint(block, *args, use_reentrant=False, context_fn=_contexts)
+    return checkpoint(block, *args, use_reentrant=False, preserve_rng_state=False, context_fn=_contexts)
 
 
 def _keep(context: Any, operation: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:

@@ -38,7 +38,7 @@ def compile_blocks(denoiser: Any, **options: Any) -> None:
     checkpointing = getattr(denoiser, "_gradient_checkpointing_func", None)
     if checkpointing and not isinstance(checkpointing, _Compiled) and denoiser.gradient_checkpointing:
         if not any(block._forward_pre_hooks for block in blocks(denoiser)):  # hooks must run again when recomputed
-            denoiser.enable_gradient_checkpointing(_Compiled(denoiser, checkpointing, options))
+            denoiser.enable_gradient_checkpointing(_CompiledCheckpointing(denoiser, checkpointing, options))
 
 
 def is_compiled(denoiser: Any) -> bool:
@@ -50,8 +50,8 @@ def stop_compiling(denoiser: Any) -> None:
     """Undo `compile_blocks`."""
     for block in blocks(denoiser):
         block._compiled_call_impl = None
-    if isinstance(checkpointing := getattr(denoiser, "_gradient_checkpointing_func", None), _Compiled):
-        denoiser.enable_gradient_checkpointing(checkpointing.eager)
+    if isinstance(checkpointing := getattr(denoiser, "_gradient_checkpointing_func", None), _CompiledCheckpointing):
+        denoiser.enable_gradient_checkpointing(checkpointing.function)
 
 
 class _Compiled:
@@ -65,10 +65,18 @@ class _Compiled:
         try:
             return self.compiled(*args, **kwargs)
         except TorchDynamoException as error:
-            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            reason = " ".join(str(error).splitlines()[:2]) or type(error).__name__
             log.warning("the denoiser's blocks cannot be compiled and run uncompiled (%s)", reason)
             stop_compiling(self.denoiser)
             return self.eager(*args, **kwargs)
+
+
+class _CompiledCheckpointing(_Compiled):
+    """A checkpointing function, `function(block, *inputs)`, compiled together with the block that it runs."""
+
+    def __init__(self, denoiser: Any, function: Callable[..., Any], options: dict[str, Any]):
+        self.function = function
+        super().__init__(denoiser, lambda block, *args: function(block._call_impl, *args), options)
 
 
 def _contiguous(leaf: Any) -> Any:
