@@ -34,6 +34,9 @@ EXACT = (
 )
 """Backends that `auto` tries where they are installed."""
 
+KEPT = ("attn_mask", "is_causal", "scale", "enable_gqa")
+"""Arguments of attention, besides queries, keys and values, that matter to its result."""
+
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 2**-8, torch.bfloat16: 2**-6}
 """Largest relative difference from PyTorch's attention: a few units of the dtype's rounding."""
 
@@ -158,7 +161,9 @@ def choose(denoisers: Collection[Any], wanted: str, run: Callable[[], object], e
         return NATIVE
     calls = record_calls(denoisers, run)
     if not calls and wanted != "auto":
-        raise ValueError(f"attention is '{wanted}', but the model does not use diffusers' attention dispatcher; leave it out")
+        raise ValueError(
+            f"attention is '{wanted}', but the model does not use diffusers' attention dispatcher; leave it out"
+        )
     trials = [try_backend(name, calls) for name in names]
     if wanted != "auto" and (fault := trials[0].fault):
         raise ValueError(f"attention is '{wanted}', which cannot be used here: {fault}; set another, or auto")
@@ -174,7 +179,9 @@ def record_calls(denoisers: Collection[Any], run: Callable[[], object]) -> list[
     native = _AttentionBackendRegistry._backends[AttentionBackendName.NATIVE]
 
     def recording(query: Tensor, key: Tensor, value: Tensor, **arguments: Any) -> Tensor:
-        kept = {name: arguments[name] for name in ("attn_mask", "is_causal", "scale", "enable_gqa") if name in arguments}
+        kept = {
+            name: arguments[name] for name in ("attn_mask", "is_causal", "scale", "enable_gqa") if name in arguments
+        }
         shapes = [(x.shape, x.dtype) if isinstance(x, Tensor) else x for x in (query, key, value, *kept.values())]
         calls.setdefault(repr(shapes), Call((query, key, value), kept))
         return native(query=query, key=key, value=value, **arguments)

@@ -1,9 +1,9 @@
 """Gradient checkpointing of a denoiser's blocks: what a block keeps of its forward pass for the backward pass.
 
-With `full` only its inputs are kept, and the backward pass computes the block again. With `selective` the outputs of its
-attention are kept too, which is the largest part of the time of a block and a small part of its memory (PyTorch's
-selective activation checkpointing). The gradients are those without checkpointing. Nothing in a block is random, so that
-no random state is kept.
+With `full` only its inputs are kept, and the backward pass computes the block again. With `selective` the outputs of
+its attention are kept too, which takes the largest part of a block's time and a small part of its memory (PyTorch's
+selective activation checkpointing). The gradients are those without checkpointing. Nothing in a block is random, so
+that no random state is kept.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from collections.abc import Callable
 from functools import cache, partial
 from typing import Any, Literal
 
-import torch
 from torch import nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 

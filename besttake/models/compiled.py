@@ -35,10 +35,10 @@ def compile_blocks(denoiser: Any, **options: Any) -> None:
     for block in blocks(denoiser):
         if block._compiled_call_impl is None:
             block._compiled_call_impl = _Compiled(denoiser, block._call_impl, options)
-    checkpointing = getattr(denoiser, "_gradient_checkpointing_func", None)
-    if checkpointing and not isinstance(checkpointing, _Compiled) and denoiser.gradient_checkpointing:
-        if not any(block._forward_pre_hooks for block in blocks(denoiser)):  # hooks must run again when recomputed
-            denoiser.enable_gradient_checkpointing(_CompiledCheckpointing(denoiser, checkpointing, options))
+    checkpointing: Any = getattr(denoiser, "_gradient_checkpointing_func", None)
+    hooks = any(block._forward_pre_hooks for block in blocks(denoiser))  # must run again when a block is recomputed
+    if denoiser.gradient_checkpointing and not hooks and not isinstance(checkpointing, _CompiledCheckpointing):
+        denoiser.enable_gradient_checkpointing(_CompiledCheckpointing(denoiser, checkpointing, options))
 
 
 def is_compiled(denoiser: Any) -> bool:
@@ -50,7 +50,8 @@ def stop_compiling(denoiser: Any) -> None:
     """Undo `compile_blocks`."""
     for block in blocks(denoiser):
         block._compiled_call_impl = None
-    if isinstance(checkpointing := getattr(denoiser, "_gradient_checkpointing_func", None), _CompiledCheckpointing):
+    checkpointing = getattr(denoiser, "_gradient_checkpointing_func", None)
+    if isinstance(checkpointing, _CompiledCheckpointing):
         denoiser.enable_gradient_checkpointing(checkpointing.function)
 
 

@@ -87,8 +87,8 @@ class PolicyConfig:
     """EMA decay of the policy; the EMA weights are saved and evaluated; 0 = no EMA. The decay warms up: after n updates
     it is at most (1 + n) / (10 + n)."""
     gradient_checkpointing: GradientCheckpointing = "none"
-    """Gradient checkpointing: full recomputes every block in the backward pass (a third more compute), selective all but
-    its attention, none nothing. auto takes the fastest that fits the card according to `besttake plan`."""
+    """Gradient checkpointing: full recomputes blocks in the backward pass (a third more compute), selective all but
+    their attention, none nothing; auto takes the fastest that fits the card according to `besttake plan`."""
     micro_batch_size: int = 0
     """Clips per micro-batch of the loss; 0 = all of a step. All micro-batches but the last are predicted twice."""
     halve_on_oom: bool = True

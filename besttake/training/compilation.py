@@ -1,8 +1,8 @@
 """`rollout.compile: auto`: compile the denoiser's blocks if the run is long enough to pay for it.
 
-After a run's first step it is known how many passes of the network a step has, and a pass is timed. If it pays even with
-a cautious gain, the blocks are compiled and a pass is timed again; if it then saves less than compiling takes, they run
-uncompiled again. The log says what was found and decided.
+After a run's first step it is known how many passes of the network a step has, and a pass is timed. If it pays even
+with a cautious gain, the blocks are compiled and a pass is timed again; if it then saves less than compiling takes,
+they run uncompiled again. The log says what was found and decided.
 """
 
 from __future__ import annotations
@@ -61,7 +61,11 @@ class AutoCompile:
 
     def _pays(self, passes: float) -> bool:
         denoisers = list(self.policy.model.denoisers.values())
-        if not passes or any(map(is_compiled, denoisers)) or any(is_sharded(w) for d in denoisers for w in d.parameters()):
+        if (
+            not passes
+            or any(map(is_compiled, denoisers))
+            or any(is_sharded(w) for d in denoisers for w in d.parameters())
+        ):
             return False
         plain = min(self.seconds_of(self._pass) for _ in range(2))
         if GAIN * plain * passes < KINDS * SECONDS:

@@ -78,8 +78,8 @@ class TrainConfig:
     quantize: Quantization = "none"
     """Quantization of the frozen base below a LoRA."""
     attention: str = "auto"
-    """Attention backend of diffusers: native, _native_cudnn, _flash_3, flash, xformers, ...; auto tries the exact ones that
-    are installed, on a GPU, and takes the fastest."""
+    """Attention backend of diffusers (native, _native_cudnn, _flash_3, flash, xformers, ...); auto, on a GPU: the
+    fastest of the exact ones that are installed."""
     tiling: bool = False
     """VAE tiling: less memory, but seams may be faintly visible."""
     offload_idle: bool = False

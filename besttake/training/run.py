@@ -115,7 +115,7 @@ class Run:
                 self.step, self.seconds = self.checkpointer.restore(*found)
         self.checkpointer.compare_weights()
         self.checkpointer.take_snapshot(self.step, self.seconds)
-        set_up_attention(config, self.policy, self.evaluation_set.prompts[0])
+        set_up_attention(config, self.policy, self.evaluation_set.prompts)
         self._auto_compile = make_auto_compile(config, self.policy)
         self._metrics: dict[str, Any] = {}
         self._exit_stack = ExitStack()
@@ -228,10 +228,9 @@ class Run:
             self.checkpointer.compare_weights()
         self.seconds = broadcast_from_main(lambda: self.seconds)  # process 0's clock decides when to stop
         if self._auto_compile:
-            left = min(self.config.steps, self.step * self._limit / self.seconds) - self.step
-            self._auto_compile.decide(left)
-            set_up_attention(config, self.policy, self.evaluation_set.prompts[0])
-        self._auto_compile = None
+            within = min(self.config.steps, self.step * self._limit / self.seconds)
+            self._auto_compile.decide(within - self.step)
+            self._auto_compile = None
 
     def _apply_remaining_gradients(self) -> None:
         """Take the optimizer step of the last steps, where they are fewer than `optim.gradient_accumulation_steps`.

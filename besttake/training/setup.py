@@ -62,7 +62,7 @@ def check_attention(config: TrainConfig) -> None:
             check_name(rollout.attention, approximate=True)
 
 
-def set_up_attention(config: TrainConfig, policy: Policy, prompt: str) -> None:
+def set_up_attention(config: TrainConfig, policy: Policy, prompts: Sequence[str]) -> None:
     """Set the attention backend of a run: the fastest exact one on a clip of its size, or the one it names.
 
     Raises:
@@ -72,7 +72,7 @@ def set_up_attention(config: TrainConfig, policy: Policy, prompt: str) -> None:
     if wanted == "auto" and model.device.type != "cuda":
         return  # PyTorch's is the only one on a CPU
     rollout, denoisers = config.rollout_config, list(model.denoisers.values())
-    condition = rollout.condition(model, [prompt])
+    condition = rollout.condition(model, prompts[:1] or ["a video"])
     x_t = torch.randn(1, *model.latent_shape(*rollout.size(model)), device=model.device)
 
     def run() -> None:
@@ -164,7 +164,9 @@ def make_guard(config: TrainConfig, validator: Validator, critics: Iterable[Rewa
 
 def make_auto_compile(config: TrainConfig, policy: Policy) -> AutoCompile | None:
     """What decides whether blocks are compiled, for `rollout.compile: auto` on a GPU."""
-    return AutoCompile(policy) if config.rollout_config.compile == "auto" and policy.model.device.type == "cuda" else None
+    return (
+        AutoCompile(policy) if config.rollout_config.compile == "auto" and policy.model.device.type == "cuda" else None
+    )
 
 
 def offload_critics(config: TrainConfig, critics: Iterable[Reward]) -> None:

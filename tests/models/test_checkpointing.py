@@ -25,12 +25,12 @@ class Attentions(TorchDispatchMode):
         return func(*args, **kwargs or {})
 
 
-def gradients(policy, attentions=nullcontext()):
+def gradients(policy, attentions=None):
     model = policy.model
     generator = torch.Generator().manual_seed(1)
     x_t = torch.randn(2, *model.latent_shape(*model.default_size()), generator=generator)
     condition = model.encode_prompts(["a red ball", "a blue ball"])
-    with attentions:
+    with attentions or nullcontext():
         prediction = policy.predict(x_t, torch.full((2,), 0.5), condition)
         prediction.float().square().mean().backward()
     found = {name: weight.grad for name, weight in policy.trainable.items()}

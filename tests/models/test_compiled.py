@@ -49,7 +49,7 @@ def test_sampling_merged_and_both_sides_of_a_loss(policy):
 
 
 def test_a_kind_of_pass_is_compiled_once_for_all_blocks(policy):
-    """Merged weights are the base alone; the first block has no gradient to pass on, so that training has two graphs."""
+    """Merged weights are the base alone. The first block passes on no gradient, so that training has two graphs."""
     model, counter = policy.model, CompileCounter()
     policy.set_gradient_checkpointing("full")
     compile_blocks(model.denoiser, backend=counter)

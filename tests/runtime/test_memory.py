@@ -102,7 +102,7 @@ def same_run(first, second):
 
 def halvings(caplog):
     """What was said of fewer clips: so many before, so many after."""
-    messages = [message.split() for message in caplog.messages if "out of memory" in message]
+    messages = [message.split() for message in caplog.messages if "micro_batch_size is now" in message]
     return [(int(said[7]), int(said[-1])) for said in messages]
 
 
@@ -202,6 +202,29 @@ def test_blocks_that_the_cpu_keeps_can_be_short_of_memory_before_they_were_ever_
     monkeypatch.setattr(kind, "predict", short)
     sft_error(policy, *inputs).sum().backward()
     assert policy.micro_batch_size == 1
+
+
+@pytest.mark.parametrize("enough", ["selective", "full"])
+def test_after_one_clip_blocks_are_checkpointed(model_folder, monkeypatch, caplog, enough):
+    policy = Policy(load_model(str(model_folder("tiny-cogvideox"))), PolicyConfig(rank=2))
+    inputs, kind = clips_of(policy, 2), type(policy.model)
+    predict = kind.predict
+    sft_error(policy, *inputs).sum().backward()
+    plain = [weight.grad.clone() for weight in policy.trainable.values()]
+    policy.model.denoiser.zero_grad()
+
+    def short(model, denoiser, x_t, *condition):
+        if len(x_t) > 1 or (torch.is_grad_enabled() and policy.gradient_checkpointing not in (enough, "full")):
+            raise torch.OutOfMemoryError(SAID)
+        return predict(model, denoiser, x_t, *condition)
+
+    monkeypatch.setattr(kind, "predict", short)
+    with caplog.at_level(logging.WARNING):
+        sft_error(policy, *inputs).sum().backward()
+    assert policy.gradient_checkpointing == enough
+    assert f"with a micro-batch of 1 clip: policy.gradient_checkpointing is now {enough}" in caplog.text
+    for weight, expected in zip(policy.trainable.values(), plain, strict=True):
+        torch.testing.assert_close(weight.grad, expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
 
 
 def test_nothing_is_kept_of_the_clips_that_were_too_many(cogvideox, room, monkeypatch):

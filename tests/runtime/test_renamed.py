@@ -9,8 +9,10 @@ import yaml
 
 from besttake.algorithms import algorithms
 from besttake.commands.cli import read_recipe, with_flags
+from besttake.models.policy import PolicyConfig
 from besttake.runtime.configuration import fingerprint, to_dict
 from besttake.runtime.renamed import REMOVED, RENAMED, new_name, with_new_metrics, with_new_names, with_old_names
+from besttake.sampling.rollout import RolloutConfig
 
 FINGERPRINTS = {  # of the shipped recipes, from before any setting was renamed: what their checkpoints hold
     "dpo-tiny": "337054d62a1cb08c",
@@ -32,6 +34,44 @@ def test_checkpoints_from_before_stay_the_runs_own(recipe):
     if recipe == "dpo-tiny":  # whose pairs were then in another folder
         config = replace(config, data="runs/takes/pairs.jsonl")
     assert fingerprint(config) == FINGERPRINTS[recipe]
+
+
+@pytest.mark.parametrize(("former", "level"), [(True, "full"), (False, "none")])
+def test_switches_that_became_words_by_their_former_values(tmp_path, caplog, former, level):
+    policy, rollout = f"policy: {{gradient_checkpointing: {former}}}", f"rollout: {{compile: {former}}}"
+    text = f"algorithm: onlinevpo\n{policy}\n{rollout}\nvalidation: {{{rollout}}}\n".replace(
+        str(former), str(former).lower()
+    )
+    (tmp_path / "old.yaml").write_text(text)
+    config = read_recipe(str(tmp_path / "old.yaml"))
+    compiled = "always" if former else "never"
+    assert (config.policy.gradient_checkpointing, config.rollout.compile) == (level, compiled)
+    assert config.validation.rollout.compile == compiled
+    assert f"policy.gradient_checkpointing: {str(former).lower()} -> {level}" in caplog.text
+    assert PolicyConfig(gradient_checkpointing=former) == config.policy  # in a script
+    assert RolloutConfig(compile=former) == config.rollout
+
+
+@pytest.mark.parametrize(
+    ("flags", "level"),
+    [
+        (["--policy.gradient-checkpointing"], "full"),
+        (["--policy.gradient_checkpointing", "--steps", "3"], "full"),
+        (["--policy.no-gradient-checkpointing"], "none"),
+        (["--policy.gradient-checkpointing=true"], "full"),
+        (["--policy.gradient-checkpointing", "selective"], "selective"),
+        (["--policy.gradient-checkpointing=auto"], "auto"),
+    ],
+)
+def test_flags_that_were_switches(flags, level):
+    assert with_flags(read_recipe("sft-tiny"), flags, "besttake train").policy.gradient_checkpointing == level
+
+
+def test_a_level_that_is_none_is_refused():
+    with pytest.raises(ValueError, match="gradient_checkpointing is 'some'; expected none, selective, full or auto"):
+        PolicyConfig(gradient_checkpointing="some")
+    with pytest.raises(ValueError, match="compile is 'yes'; expected auto, always or never"):
+        RolloutConfig(compile="yes")
 
 
 def settings(kind, head=""):

@@ -16,8 +16,9 @@ from safetensors.torch import load_file, save_file
 from besttake.algorithms.sft import Config, train
 from besttake.evaluation.before_after import EvaluateConfig
 from besttake.models import load_model
+from besttake.models.attention import attention_of
 from besttake.models.policy import PolicyConfig, legacy_weights_hash
-from besttake.sampling.rollout import RolloutConfig
+from besttake.sampling.rollout import RolloutConfig, RolloutOverrides
 from besttake.training import checkpoint_files
 from besttake.training.run import OptimConfig, Run, TrainConfig
 from besttake.training.trackers import TensorBoard
@@ -65,6 +66,17 @@ def test_a_negative_prompt_that_is_too_long_is_refused_before_any_work(config, w
     wrong = rollout if where == "rollout" else EvaluateConfig(rollout=rollout)
     with pytest.raises(ValueError, match="the negative prompt has 61 tokens"):
         Run(replace(config, **{where: wrong}))
+
+
+def test_an_attention_backend_is_set_or_refused_before_any_work(config):
+    assert attention_of(Run(replace(config, attention="_native_math")).model.denoiser) == "_native_math"
+    other = replace(config, out=config.out.with_name("other"))
+    with pytest.raises(ValueError, match="attention is '_native_cudnn', which cannot be used here"):
+        Run(replace(other, attention="_native_cudnn"))  # float32
+    with pytest.raises(ValueError, match="there is no attention backend 'fast'"):
+        Run(replace(other, validation=ValidationConfig(every=1, rollout=RolloutOverrides(attention="fast"))))
+    with pytest.raises(ValueError, match="'sage' is approximate"):
+        Run(replace(other, attention="sage"))
 
 
 def test_a_validation_pass_goes_to_the_trackers(config, monkeypatch):

@@ -1,4 +1,4 @@
-"""Attention of networks whose diffusers processors bypass the attention dispatcher: the same, through the dispatcher."""
+"""Attention of networks whose processors in diffusers bypass its dispatcher: the same, through the dispatcher."""
 
 from __future__ import annotations
 
@@ -52,8 +52,9 @@ class CogVideoXProcessor:
         return out[:, text:], out[:, :text]
 
     @staticmethod
-    def _rotate(x: Tensor, text: int, rotary: tuple[Tensor, Tensor]) -> Tensor:
-        return torch.cat([x[:, :text], apply_rotary_emb(x[:, text:], rotary, sequence_dim=1)], 1)
+    def _rotate(x: Tensor, text: int, rotary: Any) -> Tensor:
+        rotated: Any = apply_rotary_emb(x[:, text:], rotary, sequence_dim=1)
+        return torch.cat([x[:, :text], rotated], 1)
 
 
 class MochiProcessor:
@@ -92,11 +93,11 @@ class MochiProcessor:
             query, key = (self._rotate(x, *image_rotary_emb) for x in (query, key))
         clips = []
         for row, mask in enumerate(attention_mask.bool()):
-            joint = (
+            q, k, v = (
                 torch.cat([x[row], y[row, mask]])[None]
                 for x, y in ((query, text_query), (key, text_key), (value, text_value))
             )
-            out = dispatch_attention_fn(*joint, backend=self._attention_backend)
+            out = dispatch_attention_fn(q, k, v, backend=self._attention_backend)
             clips.append(F.pad(out, (0, 0, 0, 0, 0, video + text - out.shape[1])))
         of_video, of_text = torch.cat(clips).flatten(2).split([video, text], 1)
         of_video = attn.to_out[1](attn.to_out[0](of_video))
