@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -58,9 +59,9 @@ class Call:
     def results(self, backend: str) -> list[Tensor]:
         """The output, and the gradients of queries, keys and values."""
         with torch.enable_grad():
-            inputs = tuple(tensor.detach().requires_grad_() for tensor in self.tensors)
-            out = Call(inputs, self.arguments).run(backend)
-            return [out.detach(), *torch.autograd.grad(out, inputs, self.tensors[0].detach())]
+            q, k, v = (tensor.detach().requires_grad_() for tensor in self.tensors)
+            out = Call((q, k, v), self.arguments).run(backend)
+            return [out.detach(), *torch.autograd.grad(out, (q, k, v), self.tensors[0].detach())]
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,8 @@ def set_attention(denoiser: Any, backend: str) -> int:
     for module in denoiser.modules():
         for holder in (module, getattr(module, "processor", None)):
             if hasattr(holder, "_attention_backend"):
-                holder._attention_backend, layers = name, layers + 1
+                vars(holder)["_attention_backend"] = name
+                layers += 1
     return layers
 
 
@@ -179,9 +181,7 @@ def record_calls(denoisers: Collection[Any], run: Callable[[], object]) -> list[
     native = _AttentionBackendRegistry._backends[AttentionBackendName.NATIVE]
 
     def recording(query: Tensor, key: Tensor, value: Tensor, **arguments: Any) -> Tensor:
-        kept = {
-            name: arguments[name] for name in ("attn_mask", "is_causal", "scale", "enable_gqa") if name in arguments
-        }
+        kept = {name: value for name, value in arguments.items() if name in KEPT}
         shapes = [(x.shape, x.dtype) if isinstance(x, Tensor) else x for x in (query, key, value, *kept.values())]
         calls.setdefault(repr(shapes), Call((query, key, value), kept))
         return native(query=query, key=key, value=value, **arguments)
@@ -204,7 +204,7 @@ def try_backend(backend: str, calls: Collection[Call]) -> Trial:
             difference = max([difference, *map(_relative_difference, found, expected)])
             if not difference <= TOLERANCE[call.tensors[0].dtype]:
                 return Trial(backend, difference=difference, fault=f"it differs by {difference:.2g} from PyTorch's")
-            seconds += _seconds(lambda call=call: call.run(backend)) + _seconds(lambda call=call: call.results(backend))
+            seconds += _seconds(partial(call.run, backend)) + _seconds(partial(call.results, backend))
         except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
             return Trial(backend, fault=next(iter(str(error).splitlines()), type(error).__name__))
     return Trial(backend, seconds, difference)
