@@ -43,6 +43,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "steps-14": {"steps": 14},
     "evaluations-14-guidance-early": {"evaluations": 14, "guidance_interval": (0.3, 1.0)},
     "evaluations-20-guidance-early": {"evaluations": 20, "guidance_interval": (0.5, 1.0)},
+    "fp8": {"fp8": True},
     "taylorseer": {"cache": CacheConfig("taylorseer", every=4)},
     "taylorseer-5": {"cache": CacheConfig("taylorseer", every=5)},
 }
@@ -65,6 +66,8 @@ class RolloutAgreementConfig:
     batch: int = 32
     variants: tuple[str, ...] = ("full", "evaluations-16", "evaluations-14", "steps-14")
     device: str = "auto"
+    dtype: str = "float32"
+    """bfloat16 for fp8."""
     out: Path = Path("runs/rollout_agreement")
     """Folder for the scores of every variant, which are not computed again."""
 
@@ -76,7 +79,10 @@ class RolloutAgreementConfig:
 def main(config: RolloutAgreementConfig) -> None:
     keep_freed_memory()
     device = find_device(config.device)
-    model, critic = load_model(config.model, device=device), load_panel(read_recipe(config.recipe).reward, device)
+    model, critic = (
+        load_model(config.model, getattr(torch, config.dtype), device),
+        load_panel(read_recipe(config.recipe).reward, device),
+    )
     prompts = read_prompts(config.data)[: config.prompts]
     print(f"{config.model}, {len(prompts)} prompts, {config.steps} steps, guidance {config.guidance}")
     print(f"{describe_device(device)}, {torch.get_num_threads()} threads\n")
@@ -94,6 +100,7 @@ def measure(
     """Scores and cost of one variant, from disk if it was measured before."""
     n = max(config.candidates)
     size = f"{config.steps}-{config.guidance:g}-{len(prompts)}x{n}"
+    size += "" if config.dtype == "float32" else f"-{config.dtype}"
     path = config.out / f"{config.model}-{Path(config.data).stem}-{size}-{variant}.json"
     if path.exists():
         return json.loads(path.read_text())

@@ -19,6 +19,7 @@ from besttake.data.video import read_video
 from besttake.models import Size, VideoModel
 from besttake.models.attention import attention
 from besttake.models.compiled import compile_blocks
+from besttake.models.float8 import float8_layers
 from besttake.models.policy import Policy, UntrainedPolicy
 from besttake.runtime.configuration import require
 from besttake.runtime.distributed import all_gather_rows, is_single_process, shard_rows
@@ -48,7 +49,7 @@ class RolloutOverrides:
     """Sampling settings that override a run's `rollout`.
 
     Approximations that make rollouts cheaper but change the videos (`cache`, `guidance_interval`, `evaluations`,
-    `attention`) are not inherited: they are off unless set here.
+    `attention`, `fp8`) are not inherited: they are off unless set here.
     """
 
     steps: int | None = None
@@ -77,6 +78,8 @@ class RolloutOverrides:
     """Negative prompt for guidance; by default the model's own (usually the empty prompt)."""
     attention: str | None = None
     """Attention backend of sampling, perhaps an approximate one (sage); by default as in training."""
+    fp8: bool = False
+    """Multiply in float8 in the network's linear layers, on cards that can; changes the videos a little."""
 
     def __post_init__(self):
         self.over(RolloutConfig())
@@ -226,7 +229,8 @@ def sample_rows(
         compile_blocks(denoiser)
     noise = {row: torch.randn(rows.shape, generator=rows.generators[row]) for row in dict.fromkeys(mine)}
     left, sampled = list(mine), []
-    with policy.merged(), attention(model.denoisers.values(), config.attention):
+    denoisers = model.denoisers.values()
+    with policy.merged(), attention(denoisers, config.attention), float8_layers(denoisers, config.fp8):
         while left:
             batch = left[: min(config.batch, model.max_batch)]
             try:

@@ -125,6 +125,7 @@ class TrainConfig:
                 f"quantize is {self.quantize} and policy.train is full; quantized weights cannot be trained: "
                 "set policy.train to lora, or leave out quantize"
             )
+        self._check_fp8()
         self._check_parallel()
 
     @property
@@ -141,6 +142,20 @@ class TrainConfig:
     def evaluation_config(self) -> EvaluateConfig:
         """The evaluation settings, with those missing from its `rollout` taken from the run's."""
         return replace(self.evaluation, rollout=self.evaluation.rollout.over(self.rollout_config))
+
+    def _check_fp8(self) -> None:
+        """ValueError if rollouts in float8 are asked for without plain weights in bfloat16."""
+        rollouts = (self.rollout_config, self.validation_config.rollout, self.evaluation_config.rollout)
+        other = {
+            "dtype: float32": self.dtype != "bfloat16",
+            "quantize": self.quantize != "none",
+            "policy.offload": self.policy.offload,
+            "parallel.shard": self.parallel.shard > 1,
+        }
+        if any(rollout.fp8 for rollout in rollouts) and (conflicts := [name for name, given in other.items() if given]):
+            raise ValueError(
+                f"rollout.fp8 needs plain weights in bfloat16 and does not work with {', '.join(conflicts)}; change that"
+            )
 
     def _check_parallel(self) -> None:
         """ValueError if a setting is not supported with sharded weights."""

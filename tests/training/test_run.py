@@ -79,6 +79,11 @@ def test_an_attention_backend_is_set_or_refused_before_any_work(config):
         Run(replace(other, attention="sage"))
 
 
+def test_fp8_rollouts_of_a_float32_base_are_refused(config):
+    with pytest.raises(ValueError, match=r"rollout.fp8 needs plain weights in bfloat16 .* with dtype: float32"):
+        replace(config, validation=ValidationConfig(every=1, rollout=RolloutOverrides(fp8=True)))
+
+
 def test_a_validation_pass_goes_to_the_trackers(config, monkeypatch):
     seen = []
     monkeypatch.setattr(TensorBoard, "write_videos", lambda _, *arguments: seen.append(arguments))
