@@ -1,8 +1,8 @@
 """Rollouts of a bfloat16 base with its LoRA merged (summed in float32, rounded once) or computed beside it: how close?
 
 A run's trained adapter, at its full size and at parts of it (as early in training), on the embedded model. Everything
-is compared with a float32 base and adapter: the denoiser's prediction, as a share of what the adapter changes in it; and
-the critic's scores of rollouts from the same noise: their correlation, and how often winner and loser are the same.
+is compared with a float32 base and adapter: the denoiser's prediction, as a share of what the adapter changes in it;
+and the critic's scores of rollouts from the same noise: their correlation, and how often winner and loser are the same.
 
     besttake train onlinevpo-tiny --dtype bfloat16 --steps 50 --out runs/half
     python benchmarks/merged_rollouts.py --run runs/half

@@ -154,7 +154,7 @@ class TrainConfig:
         }
         if any(rollout.fp8 for rollout in rollouts) and (conflicts := [name for name, given in other.items() if given]):
             raise ValueError(
-                f"rollout.fp8 needs plain weights in bfloat16 and does not work with {', '.join(conflicts)}; change that"
+                f"rollout.fp8 needs plain weights in bfloat16 and does not work with {', '.join(conflicts)}"
             )
 
     def _check_parallel(self) -> None:
