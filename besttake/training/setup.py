@@ -42,7 +42,8 @@ log = logging.getLogger(__name__)
 def load_trained_model(config: TrainConfig, device: str) -> VideoModel:
     """A run's model. ValueError if it cannot sample the run's sizes, or take its negative prompts."""
     model = load_model(config.model, getattr(torch, config.dtype), device, config.quantize, config.policy.offload)
-    model.prompts.cache = TensorCache(config.cache, int(config.cache_limit * GB)) if config.cache else None
+    if folder := config.cache or (config.out / "cache" if model.parts.low_memory else None):
+        model.prompts.cache = TensorCache(folder, int(config.cache_limit * GB))
     if config.tiling:
         model.parts.tile()
     rollouts = [config.rollout_config]

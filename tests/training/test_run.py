@@ -17,6 +17,7 @@ from besttake.algorithms.sft import Config, train
 from besttake.evaluation.before_after import EvaluateConfig
 from besttake.models import load_model
 from besttake.models.attention import attention_of
+from besttake.models.parts import PipelineParts
 from besttake.models.policy import PolicyConfig, legacy_weights_hash
 from besttake.sampling.rollout import RolloutConfig, RolloutOverrides
 from besttake.training import checkpoint_files
@@ -77,6 +78,22 @@ def test_an_attention_backend_is_set_or_refused_before_any_work(config):
         Run(replace(other, validation=ValidationConfig(every=1, rollout=RolloutOverrides(attention="fast"))))
     with pytest.raises(ValueError, match="'sage' is approximate"):
         Run(replace(other, attention="sage"))
+
+
+@pytest.mark.parametrize("low_memory", [False, True])
+def test_where_text_encoders_are_freed_after_use_texts_are_cached(config, monkeypatch, low_memory):
+    initialise = PipelineParts.__init__
+
+    def parts(self, *args):
+        initialise(self, *args)
+        self.low_memory = low_memory  # as on a GPU
+
+    monkeypatch.setattr(PipelineParts, "__init__", parts)
+    cache = Run(config).model.prompts.cache
+    assert (cache is not None) == low_memory
+    if cache:
+        train(replace(config, steps=1))
+        assert list((config.out / "cache").iterdir())
 
 
 def test_fp8_rollouts_of_a_float32_base_are_refused(config):
