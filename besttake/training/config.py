@@ -85,7 +85,7 @@ class TrainConfig:
     offload_idle: bool = False
     """Offload idle networks to the CPU: the denoiser while decoding and scoring, critics while training."""
     cache: Path | None = None
-    """Cache folder for text embeddings and latents of real clips, which runs may share; on a GPU, by default `OUT/cache`."""
+    """Cache folder for text embeddings and latents of real clips; runs may share it. On a GPU, by default OUT/cache."""
     cache_limit: float = 50.0
     """Maximum size of the cache in GB; the least recently used files are deleted."""
     save_every: int = 50
