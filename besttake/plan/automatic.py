@@ -1,0 +1,81 @@
+"""`policy.gradient_checkpointing: auto`: the fastest way through the backward pass that fits a card, by the plan."""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from besttake.models.checkpointing import GradientCheckpointing
+from besttake.plan.cards import CARDS
+from besttake.plan.meter import Throughput
+from besttake.plan.steps import measure, peak_phase
+from besttake.runtime.devices import find_device
+
+log = logging.getLogger(__name__)
+
+WAYS: tuple[tuple[GradientCheckpointing, int], ...] = (
+    *(("none", 0), ("none", 1), ("selective", 0), ("full", 0), ("selective", 1), ("full", 1)),
+)
+"""Levels of checkpointing with sizes of micro-batches (0 = all clips), from the fastest to the one of least memory.
+
+In forward passes of a clip, for a pair and an attention of half a pass: 6, 7, 7, 8, 8, 9.
+"""
+
+ROOM = 0.92
+"""Share of a card's memory that a plan may fill, since it is a prediction."""
+
+RESERVE = 1.5 * 2**30
+"""Bytes not available to tensors: the CUDA context and fragmentation."""
+
+
+def resolve(config: Any, room: float, gpus: int = 1) -> Any:
+    """A config with `auto` replaced by the first of `WAYS` whose training phase fits.
+
+    A `micro_batch_size` that is set is kept.
+
+    Args:
+        room: bytes available to tensors on a card.
+        gpus: number of cards.
+    """
+    if config.policy.gradient_checkpointing != "auto":
+        return config
+    ways = [way for way in WAYS if not config.policy.micro_batch_size or way[1] == 0]
+    for level, size in ways:
+        policy = replace(
+            config.policy,
+            gradient_checkpointing=level,
+            micro_batch_size=config.policy.micro_batch_size or size,
+        )
+        tried = replace(config, policy=policy)
+        if (level, size) == ways[-1] or _train_peak(tried, gpus) <= ROOM * room:
+            return tried
+    return config
+
+
+def resolve_here(config: Any) -> Any:
+    """`resolve` for the device of a run: on a CPU nothing is recomputed. The log says what was chosen."""
+    if config.policy.gradient_checkpointing != "auto":
+        return config
+    device = torch.device(find_device(config.device))
+    if device.type != "cuda":
+        return replace(config, policy=replace(config.policy, gradient_checkpointing="none"))
+    room = torch.cuda.get_device_properties(device).total_memory - RESERVE
+    try:
+        found = resolve(config, room, int(os.environ.get("WORLD_SIZE", 1)))
+    except ValueError as error:  # what a plan does not support, such as context parallelism
+        log.warning("policy.gradient_checkpointing is full, since the run cannot be planned: %s", error)
+        return replace(config, policy=replace(config.policy, gradient_checkpointing="full"))
+    log.info(
+        "policy.gradient_checkpointing is %s and policy.micro_batch_size %d, by the plan for %.0f GiB",
+        *(found.policy.gradient_checkpointing, found.policy.micro_batch_size, room / 2**30),
+    )
+    return found
+
+
+def _train_peak(config: Any, gpus: int) -> float:
+    phases = measure(config, Throughput(CARDS["H100"], 0.5), gpus, ["step"])
+    return phases["train"].peak if "train" in phases else peak_phase(phases).peak
