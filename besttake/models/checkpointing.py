@@ -52,8 +52,9 @@ def _keep(context: Any, operation: Any, *args: Any, **kwargs: Any) -> Checkpoint
 
 @cache
 def is_attention(operation: Any) -> bool:
-    """Whether an operation is an attention kernel."""
-    return any(word in str(operation) for word in ATTENTION)
+    """Whether an operation is the forward pass of an attention kernel."""
+    name = str(operation)
+    return "backward" not in name and any(word in name for word in ATTENTION)
 
 
 _contexts: Callable[[], Any] = partial(create_selective_checkpoint_contexts, _keep)

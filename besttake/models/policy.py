@@ -241,16 +241,17 @@ class Policy:
     def merged(self) -> Iterator[None]:
         """Context in which the LoRA is merged into the base weights, so that sampling is as fast as the base model.
 
-        Afterwards the weights are restored, to the bit. A base that is not float32, or is sharded, is not merged.
+        The sum is rounded once to the base's dtype, which in bfloat16 is as close as computing the adapter beside it
+        (docs/speed.md). Afterwards the weights are restored, to the bit. A quantized or sharded base is not merged.
         """
         layers: list[Any] = list(adapter_layers(self.model.denoiser)) if self.config.train == "lora" else []
         weights = [layer.get_base_layer().weight for layer in layers]
-        if any(hasattr(weight, "__tensor_flatten__") or weight.dtype != torch.float32 for weight in weights):
+        if any(hasattr(weight, "__tensor_flatten__") for weight in weights):
             layers = weights = []
         kept = [weight.clone() for weight in weights]
         try:
             for layer, weight in zip(layers, weights, strict=True):
-                weight += layer.get_delta_weight("policy")
+                weight.copy_(weight.float() + layer.get_delta_weight("policy"))
                 layer._disable_adapters = True
             yield
         finally:

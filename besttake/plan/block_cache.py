@@ -8,15 +8,18 @@ fine-tune under autocast, and, if gradients are needed, with sharded or offloade
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
-from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
-from torch.utils.checkpoint import checkpoint
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_unflatten
 
+from besttake.models.checkpointing import GradientCheckpointing, is_attention, keep_attention, keep_inputs
 from besttake.models.policy import Policy
 from besttake.models.quantization import blocks
 from besttake.models.sharding import is_sharded
@@ -25,12 +28,13 @@ from besttake.plan.fake_device import FakeTensorPatches
 from besttake.plan.meter import Meter, active, find_adapter
 
 
-def reuse_equal_blocks(meter: Meter, network: Any, checkpointed: bool) -> None:
+def reuse_equal_blocks(meter: Meter, network: Any, level: GradientCheckpointing) -> None:
     """Patch a network so that of equal blocks only the first is run.
 
     Args:
-        checkpointed: whether the network uses gradient checkpointing.
+        level: of the network's gradient checkpointing.
     """
+    kept = meter.memoize(_kept_attention) if level == "selective" else None
     forward, backward = meter.memoize(_forward), meter.memoize(partial(_backward, meter))
     found = {module: Block(module) for module in blocks(network)}
 
@@ -41,13 +45,15 @@ def reuse_equal_blocks(meter: Meter, network: Any, checkpointed: bool) -> None:
         """The checkpointing function that diffusers calls instead of a block."""
         block = found.get(module)
         if block is None or block.sharded or _casting():
-            return checkpoint(module, *args, use_reentrant=False)
+            return run_checkpointed(module, *args)
         leaves, spec = tree_flatten(args)
-        return _Checkpointed.apply((block, spec, len(leaves), forward, backward), *leaves, *block.trained)
+        how = Checkpointing(block, spec, len(leaves), forward, backward, kept)
+        return _Checkpointed.apply(how, *leaves, *block.trained)
 
     for module, block in found.items():
         vars(module)["forward"] = partial(run, block)
-    if checkpointed:
+    if level != "none":
+        run_checkpointed = keep_attention if level == "selective" else keep_inputs
         network.enable_gradient_checkpointing(checkpoint_one)
 
 
@@ -80,26 +86,45 @@ class Block:
         return f"{self._kind} {active(self._adapter)}"
 
 
+@dataclass(frozen=True)
+class Checkpointing:
+    """How a block is checkpointed.
+
+    Attributes:
+        spec, count: structure and number of the leaves of its inputs.
+        forward, backward: run it and back-propagate through it, memoized.
+        kept: the outputs of its attention, where they are kept.
+    """
+
+    block: Block
+    spec: TreeSpec
+    count: int
+    forward: Callable[..., Any]
+    backward: Callable[..., Any]
+    kept: Callable[..., list[Tensor]] | None
+
+
 class _Checkpointed(torch.autograd.Function):
-    """A checkpointed block: only its inputs are saved for the backward pass."""
+    """A checkpointed block: only its inputs, and perhaps attention's outputs, are saved for the backward pass."""
 
     @staticmethod
-    def forward(ctx: Any, how: Any, *inputs: Any) -> Any:
-        block, spec, count, forward, _ = ctx.how = how
-        leaves = inputs[:count]
+    def forward(ctx: Any, how: Checkpointing, *inputs: Any) -> Any:
+        ctx.how, leaves = how, inputs[: how.count]
+        args = tree_unflatten(leaves, how.spec)
+        ctx.kept = how.kept(how.block, *args) if how.kept else []
         ctx.others = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         ctx.save_for_backward(*(leaf for leaf in leaves if isinstance(leaf, Tensor)))
         ctx.places = [place for place, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
-        return forward(block, *tree_unflatten(leaves, spec))
+        return how.forward(how.block, *args)
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> Any:
-        block, spec, _, _, backward = ctx.how
+        how = ctx.how
         leaves = list(ctx.others)
         for place, tensor in zip(ctx.places, ctx.saved_tensors, strict=True):
             leaves[place] = tensor
         wanted = [place for place, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and leaf.requires_grad]
-        return None, *backward(block, spec, leaves, wanted, upstream)
+        return None, *how.backward(how.block, how.spec, leaves, wanted, upstream, bool(how.kept))
 
 
 def _forward(block: Block, *args: Any, **kwargs: Any) -> Any:
@@ -107,7 +132,13 @@ def _forward(block: Block, *args: Any, **kwargs: Any) -> Any:
 
 
 def _backward(
-    meter: Meter, block: Block, spec: TreeSpec, leaves: list[Any], wanted: list[int], upstream: Sequence[Tensor]
+    meter: Meter,
+    block: Block,
+    spec: TreeSpec,
+    leaves: list[Any],
+    wanted: list[int],
+    upstream: Sequence[Tensor],
+    attention_is_kept: bool,
 ) -> list[Any]:
     """Gradients of a block's inputs, where wanted, and of its trained weights."""
     leaves = [leaf.detach() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
@@ -116,6 +147,7 @@ def _backward(
         torch.enable_grad(),
         FakeTensorPatches(),
         meter.free_after_last_saved(),
+        meter.without(is_attention) if attention_is_kept else nullcontext(),
     ):  # a backward pass starts without function modes
         out = block(*tree_unflatten(leaves, spec))
     outs = zip([out] if isinstance(out, Tensor) else out, upstream, strict=True)
@@ -124,6 +156,28 @@ def _backward(
     found = torch.autograd.grad(edges, inputs, upstream, allow_unused=True)
     gradients = dict(zip(wanted, found, strict=False))
     return [*(gradients.get(place) for place in range(len(leaves))), *found[len(wanted) :]]
+
+
+def _kept_attention(block: Block, *args: Any) -> list[Tensor]:
+    """Tensors like the outputs of a block's attention."""
+    outputs = AttentionOutputs()
+    with outputs:
+        block(*args)
+    return outputs.found
+
+
+class AttentionOutputs(TorchDispatchMode):
+    """Collects the outputs of attention kernels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[Tensor] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **kwargs or {})
+        if is_attention(func):
+            self.found += [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
+        return out
 
 
 def _casting() -> bool:

@@ -90,6 +90,7 @@ class Meter(TorchDispatchMode):
         self.live: Counter[str] = Counter()
         self._held: dict[int, _Allocation] = {}
         self._within = [Phase("")]
+        self._free_work: Callable[[Any], bool] = lambda func: False
 
     @contextmanager
     def phase(self, name: str) -> Iterator[Phase]:
@@ -148,6 +149,15 @@ class Meter(TorchDispatchMode):
         return replayed
 
     @contextmanager
+    def without(self, free: Callable[[Any], bool]) -> Iterator[None]:
+        """Context in which some operations take no time: those for which `free` is true."""
+        before, self._free_work = self._free_work, free
+        try:
+            yield
+        finally:
+            self._free_work = before
+
+    @contextmanager
     def free_after_last_saved(self) -> Iterator[None]:
         """Context whose operations after the last tensor saved for backward are free.
 
@@ -174,7 +184,8 @@ class Meter(TorchDispatchMode):
         out = func(*args, **kwargs)
         results = [leaf for leaf in tree_leaves(out) if self._is_on_device(leaf)]
         if results and not func.is_view:
-            self._work(func, args, kwargs, out, results)
+            if not self._free_work(func):
+                self._work(func, args, kwargs, out, results)
             for result in results:
                 self._track(result)
         return out

@@ -72,7 +72,7 @@ def measure(config: Any, throughput: Throughput, gpus: int = 1, parts: Iterable[
     ):
         step = Step(config, meter, picture)
         for network in (*step.model.denoisers.values(), *step.policy.reference.networks):
-            reuse_equal_blocks(meter, network, config.policy.gradient_checkpointing != "none")
+            reuse_equal_blocks(meter, network, step.policy.gradient_checkpointing)
         stack.enter_context(patch.object(split_backward, "recompute", cached_recompute(meter, step.policy)))
         for part in parts:
             gc.collect()

@@ -10,6 +10,7 @@ from safetensors import safe_open
 from torch import nn
 
 from besttake.models import load_model, split_backward
+from besttake.models.lora import adapter_layers
 from besttake.models.policy import (
     HASH_PREFIX,
     Policy,
@@ -103,6 +104,18 @@ def test_merged_it_predicts_the_same_and_is_put_back_to_the_bit(model, inputs):
         torch.testing.assert_close(predictions(policy, inputs)[0], alone, atol=1e-4, rtol=1e-4)
     assert all(torch.equal(weight, before[name]) for name, weight in model.denoiser.state_dict().items())
     assert torch.equal(predictions(policy, inputs)[0], alone)
+
+
+def test_merged_into_bfloat16_it_is_rounded_once_and_put_back_to_the_bit(model_folder, family):
+    policy = Policy(load_model(str(model_folder(family)), torch.bfloat16), PolicyConfig(rank=4))
+    disturb(policy)
+    layer = adapter_layers(policy.model.denoiser)[0]
+    weight = layer.get_base_layer().weight
+    before, delta = weight.clone(), layer.get_delta_weight("policy")
+    assert delta.dtype == torch.float32
+    with policy.merged():
+        assert torch.equal(weight, (before.float() + delta).bfloat16())
+    assert torch.equal(weight, before)
 
 
 @pytest.mark.parametrize("train", ["lora", "full"])

@@ -9,7 +9,14 @@ from besttake.models.policy import PolicyConfig
 from besttake.plan import automatic
 from besttake.plan.automatic import ROOM, WAYS, resolve, resolve_here
 
-PEAKS = {("none", 0): 100, ("none", 1): 60, ("selective", 0): 40, ("full", 0): 30, ("selective", 1): 25, ("full", 1): 20}
+PEAKS = {
+    ("none", 0): 100,
+    ("none", 1): 60,
+    ("selective", 0): 40,
+    ("full", 0): 30,
+    ("selective", 1): 25,
+    ("full", 1): 20,
+}
 
 
 @pytest.fixture
@@ -50,8 +57,10 @@ def test_a_micro_batch_that_is_set_stays(config, monkeypatch):
 def test_by_a_real_plan_less_memory_means_more_recomputation(config):
     """On a longer clip, whose activations count."""
     config = replace(config, steps=1, prompts_per_step=1, candidates=2)
-    peaks = [automatic._train_peak(replace(config, policy=replace(config.policy, gradient_checkpointing=level)), 1)
-             for level in ("none", "selective", "full")]
+    peaks = [
+        automatic._train_peak(replace(config, policy=replace(config.policy, gradient_checkpointing=level)), 1)
+        for level in ("none", "selective", "full")
+    ]
     assert peaks == sorted(peaks, reverse=True)
     assert peaks[0] > peaks[1] > peaks[2]
     assert resolve(config, 1.001 * peaks[0] / ROOM).policy.gradient_checkpointing == "none"
