@@ -88,6 +88,12 @@ class PipelineParts:
             vae.enable_tiling()
         return vae
 
+    def set_dtype(self, name: str, dtype: torch.dtype) -> None:
+        """Use a part in another dtype than its family's."""
+        self.dtypes[name] = dtype
+        if not is_empty(part := getattr(self.pipeline, name)):
+            part.to(dtype)
+
     def tile(self) -> None:
         """Enable VAE tiling: far less memory, but seams may be faintly visible."""
         self.tiled = True

@@ -101,6 +101,8 @@ class Step:
         self.critics = Critics(config, device, meter.claim)
         dtype, offload = getattr(torch, config.dtype), config.policy.offload
         self.model = skeleton(config.model, dtype, self._claim, config.quantize, offload, device)
+        if config.vae_dtype != "auto":
+            self.model.parts.set_dtype("vae", getattr(torch, config.vae_dtype))
         if config.tiling:
             self.model.parts.tile()
         self.policy = Policy(self.model, config.policy, config.seed)

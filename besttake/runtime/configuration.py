@@ -246,6 +246,8 @@ def fingerprint(config: Any) -> str:
         del values["skip_bad"]  # did not exist at first: older checkpoints resume
     if not values.get("caption_dropout"):
         values.pop("caption_dropout", None)  # did not exist at first, as `rollout.negative_prompt`
+    if values.get("vae_dtype") == "auto":
+        values.pop("vae_dtype")
     for name in ("negative_prompt", "attention", "fp8"):
         if not values.get("rollout", {}).get(name):
             values.get("rollout", {}).pop(name, None)

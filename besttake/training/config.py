@@ -77,6 +77,8 @@ class TrainConfig:
     """Precision of the frozen base, and of a full fine-tune's forward passes. Trained weights are float32."""
     quantize: Quantization = "none"
     """Quantization of the frozen base below a LoRA."""
+    vae_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Precision of the autoencoder; auto: the family's own, which is float32 for some (Wan)."""
     attention: str = "auto"
     """Attention backend of diffusers (native, _native_cudnn, _flash_3, flash, xformers, ...); auto, on a GPU: the
     fastest of the exact ones that are installed."""

@@ -44,6 +44,8 @@ def load_trained_model(config: TrainConfig, device: str) -> VideoModel:
     model = load_model(config.model, getattr(torch, config.dtype), device, config.quantize, config.policy.offload)
     if folder := config.cache or (config.out / "cache" if model.parts.low_memory else None):
         model.prompts.cache = TensorCache(folder, int(config.cache_limit * GB))
+    if config.vae_dtype != "auto":
+        model.parts.set_dtype("vae", getattr(torch, config.vae_dtype))
     if config.tiling:
         model.parts.tile()
     rollouts = [config.rollout_config]

@@ -19,7 +19,7 @@ from besttake.models import load_model
 from besttake.models.attention import attention_of
 from besttake.models.parts import PipelineParts
 from besttake.models.policy import PolicyConfig, legacy_weights_hash
-from besttake.sampling.rollout import RolloutConfig, RolloutOverrides
+from besttake.sampling.rollout import RolloutConfig, RolloutOverrides, decode_latents
 from besttake.training import checkpoint_files
 from besttake.training.run import OptimConfig, Run, TrainConfig
 from besttake.training.trackers import TensorBoard
@@ -94,6 +94,18 @@ def test_where_text_encoders_are_freed_after_use_texts_are_cached(config, monkey
     if cache:
         train(replace(config, steps=1))
         assert list((config.out / "cache").iterdir())
+
+
+@pytest.mark.parametrize("dtype", ["auto", "bfloat16"])
+def test_the_autoencoder_may_have_another_precision(config, dtype):
+    model = Run(replace(config, vae_dtype=dtype)).model
+    assert model.pipeline.vae.dtype == (torch.bfloat16 if dtype == "bfloat16" else torch.float32)
+    assert model.denoiser.dtype == torch.float32
+    latents = torch.randn(1, *model.latent_shape(*model.default_size()))
+    video = decode_latents(model, [latents], RolloutConfig())
+    assert video.dtype == torch.float32
+    exact = decode_latents(load_model(config.model), [latents], RolloutConfig())
+    assert torch.equal(video, exact) if dtype == "auto" else 1e-6 < (video - exact).square().mean() < 1e-3
 
 
 def test_fp8_rollouts_of_a_float32_base_are_refused(config):
