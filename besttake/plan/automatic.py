@@ -43,17 +43,13 @@ def resolve(config: Any, room: float, gpus: int = 1) -> Any:
     """
     if config.policy.gradient_checkpointing != "auto":
         return config
-    ways = [way for way in WAYS if not config.policy.micro_batch_size or way[1] == 0]
-    for level, size in ways:
-        policy = replace(
-            config.policy,
-            gradient_checkpointing=level,
-            micro_batch_size=config.policy.micro_batch_size or size,
-        )
-        tried = replace(config, policy=policy)
-        if (level, size) == ways[-1] or _train_peak(tried, gpus) <= ROOM * room:
-            return tried
-    return config
+    own = config.policy.micro_batch_size
+    ways = [
+        replace(config, policy=replace(config.policy, gradient_checkpointing=level, micro_batch_size=own or size))
+        for level, size in WAYS
+        if not (own and size)
+    ]
+    return next((way for way in ways[:-1] if _train_peak(way, gpus) <= ROOM * room), ways[-1])
 
 
 def resolve_here(config: Any) -> Any:
