@@ -52,7 +52,7 @@ class GpuConfig:
     """By default all, by priority."""
     minutes: float = 8.0
     """For all parts; those that are left then are not run."""
-    limit: float = 150.0
+    limit: float = 120.0
     """Seconds for one part."""
     tiny: bool = False
     """The smallest models, on a CPU, in this process."""

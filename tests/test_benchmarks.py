@@ -47,7 +47,7 @@ def test_tiny_parts_are_measured_and_reported(script, tmp_path, capsys):
         "| DPO step, both clips at once |",
         "| channels last |",
         "| bfloat16, merged | 1.00 |",
-        "| dpo, lora, 16 frames |",
+        "| dpo, lora, 16 x 32 x 32 |",
     ):
         assert line in text
     assert "Not measured" not in text

@@ -60,17 +60,15 @@ def card_of(device: str) -> str:
 
 
 def memory_figure(rows: Rows, tiny: bool) -> None:
-    """GiB of a training step of Open-Sora 1.2, measured, then counted as the plan does; tiny: counted only."""
+    """GiB of a training step of Open-Sora 1.2, measured; tiny: of another model, counted without a card."""
+    config = figure.FigureConfig(device="cuda")
+    corners = [(*corner[:2], (corner[3], *figure.SIZES[corner[2]])) for corner in CORNERS]
     if tiny:
-        counted = figure.peak(figure.FigureConfig("tiny-cogvideox"), "dpo", "lora", (16, 32, 32))
-        rows["dpo, lora, 16 frames"] = {"counted GiB": round(counted, 4)}
-        return
-    for device, column in (("cuda", "measured GiB"), ("fake", "counted GiB")):
-        for method, train, size, frames in CORNERS:
-            peak = figure.peak(figure.FigureConfig(device=device), method, train, (frames, *figure.SIZES[size]))
-            name = f"{method}, {train}, {size} x {frames} frames"
-            rows[name] = rows.get(name, {}) | {column: round(peak, 2)}
-            free()
+        config, corners = figure.FigureConfig("tiny-cogvideox"), [("dpo", "lora", (16, 32, 32))]
+    for method, train, clip in corners:
+        name = f"{method}, {train}, {' x '.join(map(str, clip))}"
+        rows[name] = {"GiB": round(figure.peak(config, method, train, clip), 4)}
+        free()
 
 
 def critic(name: str, rows: Rows, tiny: bool) -> None:
