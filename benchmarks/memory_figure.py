@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 import tyro
+from random_models import PROMPT, without_text_encoder
 from torch import nn
 
 from besttake.algorithms.errors import sampled_errors
@@ -77,7 +78,7 @@ def peak(config: FigureConfig, method: str, train: Any, size: Size) -> float:
     meter = Meter(CARD, Throughput(find_card("H200"), 0.5))
     with fake_device() if counted else nullcontext(), meter if counted else nullcontext():
         ready = partial(claim_weights, meter) if counted else randomise
-        model = skeleton(config.model, torch.bfloat16, ready, config.quantize, device=device)
+        model = without_text_encoder(skeleton(config.model, torch.bfloat16, ready, config.quantize, device=device))
         how = PolicyConfig(train=train, rank=64, gradient_checkpointing="full", micro_batch_size=1)
         try:
             policy = Policy(model, how)
@@ -85,9 +86,9 @@ def peak(config: FigureConfig, method: str, train: Any, size: Size) -> float:
                 reuse_equal_blocks(meter, model.pipeline.transformer, how.gradient_checkpointing)
             optimizer = adamw(OptimConfig(use_8bit_adam=config.use_8bit_adam), policy.trainable.values())
             for _ in range(2):
-                condition = model.encode_prompts(["a woman opens an umbrella"])
+                condition = model.encode_prompts([PROMPT])
                 if not counted:
-                    torch.cuda.reset_peak_memory_stats(device)  # the text encoder has gone again
+                    torch.cuda.reset_peak_memory_stats(device)
                 with meter.phase("step"):
                     METHODS[method](policy, size, condition)
                     optimizer.step()

@@ -1,45 +1,42 @@
-"""Speed of sampling and of a DPO step relative to the hardware and to other implementations: pairs per hour on one GPU.
+"""Speed of sampling and of a DPO step relative to the hardware and to other implementations.
 
-One model at its real size with random weights (which do not affect times), LoRA, bfloat16. In one run:
+One model at its real size with random weights and random text embeddings (which do not affect times), LoRA, bfloat16:
 
-- the rate of large bfloat16 matrix products, to which all other rates are relative;
-- a few steps of sampling, ours and by diffusers' own pipeline at the same size;
+- the rate of large matrix products, to which all other rates are relative;
+- a step of sampling, ours and by the family's own pipeline (diffusers', but for Open-Sora) as its users call it;
 - the DPO step on a pair, ours and as public scripts write it: a second model for the reference, four forwards, and the
   activations of both clips held until the backward pass;
-- decoding a video; from all of these, pairs per hour.
+- decoding a clip; from all of these, pairs an hour, without the critic.
 
     python benchmarks/training_step.py                              # CogVideoX-2B and -5B, Wan 1.3B; needs a GPU
-    python benchmarks/training_step.py --models tiny-cogvideox --dtype float32 --no-checkpointing --micro-batch-size 0
+    python benchmarks/training_step.py --models tiny-cogvideox --dtype float32 --checkpointing none --micro-batch-size 0
 """
 
 from __future__ import annotations
 
 import copy
-import gc
-import time
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 import tyro
+from gpu_report import speed
+from random_models import PROMPT, random_model
+from timing import Rows, figures, free, seconds, tried
 from torch import Tensor
 
 from besttake.algorithms.errors import sampled_errors
 from besttake.algorithms.losses import dpo
-from besttake.models import VideoModel, load_model
-from besttake.models.lora import compute_as_peft
+from besttake.models import VideoModel
+from besttake.models.compiled import compile_blocks
+from besttake.models.families.opensora import OpenSora
+from besttake.models.lora import compute_as_peft, compute_in_base_dtype
 from besttake.models.policy import Policy, PolicyConfig
-from besttake.plan.measured import flop_counter, randomise
-from besttake.plan.skeletons import skeleton
 from besttake.runtime.devices import describe_device, find_device, keep_freed_memory
-from besttake.runtime.embedded import embedded_model
 from besttake.sampling.rollout import RolloutConfig, generate
-
-PROMPT = "a woman opens a red umbrella in the rain and walks on"
-FEW = 3
-"""Sampling steps that are timed: each costs the same."""
 
 
 @dataclass(frozen=True)
@@ -49,107 +46,96 @@ class SpeedConfig:
     models: tuple[str, ...] = ("THUDM/CogVideoX-2b", "THUDM/CogVideoX-5b", "Wan-AI/Wan2.1-T2V-1.3B-Diffusers")
     candidates: int = 4
     batch: int = 4
-    """Batch size of sampling."""
+    """Clips that are sampled at once."""
+    steps: int = 3
+    """Sampling steps that are timed: each costs the same."""
     micro_batch_size: int = 1
-    checkpointing: bool = True
+    checkpointing: Literal["full", "selective", "none"] = "full"
     compile: bool = False
+    """Time ours with compiled blocks too."""
     rank: int = 64
     repeats: int = 3
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     device: str = "auto"
 
 
-@dataclass(frozen=True)
-class Timed:
-    """Seconds (the fastest), FLOPs of the model without what is computed twice, and GiB at the fullest moment."""
-
-    seconds: float
-    flops: float
-    memory: float = 0.0
-
-    def describe(self, rate: float) -> str:
-        share, memory = self.flops / self.seconds / rate, f", {self.memory:.1f} GiB" if self.memory else ""
-        return f"{self.seconds:.3f} s, {self.flops / 1e12:.3f} TFLOP, {share:.0%} of the rate{memory}"
-
-
 def main(config: SpeedConfig) -> None:
     keep_freed_memory()
-    device = find_device(config.device)
-    rate = matrix_rate(device, getattr(torch, config.dtype))
-    print(f"{describe_device(device)}, {config.dtype}: matrix products at {rate / 1e12:.2f} TFLOP/s")
+    device, found = find_device(config.device), dict[str, Any]()
+    found["rates"] = {config.dtype: matrix_rate(device, getattr(torch, config.dtype)) / 1e12}
+    print(f"{describe_device(device)}: {config.dtype} matrix products at {found['rates'][config.dtype]:.2f} TFLOP/s")
     for source in config.models:
-        print(f"\n## {source}")
-        measure(source, config, device, rate)
-        gc.collect()
-
-
-def measure(source: str, config: SpeedConfig, device: str, rate: float) -> None:
-    """Print the figures of one model."""
-    model = random_model(source, getattr(torch, config.dtype), device)
-    size, steps = model.default_size(), model.default_steps
-    rollout = RolloutConfig(steps=FEW, batch=config.batch, compile=config.compile)
-    passes = FEW * (2 if rollout.scale(model) != 1 and not model.embeds_guidance else 1)
-    pipeline_time = timed(lambda: official(model, FEW), config.repeats, device)
-    policy = Policy(
-        model,
-        PolicyConfig(
-            rank=config.rank, gradient_checkpointing=config.checkpointing, micro_batch_size=config.micro_batch_size
-        ),
-    )
-    our_time = timed(lambda: sample(policy, rollout, config.batch), config.repeats, device)
-    latents = torch.randn(1, *model.latent_shape(*size), device=device)
-    decode = timed(lambda: model.decode(latents, size[0]), config.repeats, device)
-    step = timed(lambda: our_step(policy, latents), config.repeats, device)
-    print(f"{' x '.join(map(str, size))}, {steps} steps, {passes // FEW} passes each, {config.candidates} candidates")
-    print(f"sampling, {FEW} steps of {config.batch} videos: {our_time.describe(rate)}")
-    faster = pipeline_time.seconds / our_time.seconds * config.batch
-    print(f"one video by diffusers' pipeline: {pipeline_time.describe(rate)}; ours is {faster:.2f} x as fast per video")
-    print(f"decoding a video: {decode.describe(rate)}")
-    print(f"a DPO step on a pair: {step.describe(rate)}")
-    compute_as_peft(model.denoiser)
-    try:
-        reference = copy.deepcopy(model.denoiser).requires_grad_(False)
-        plain = timed(lambda: public_step(policy, reference, latents), config.repeats, device)
-        faster = plain.seconds / step.seconds
-        print(f"the same as public scripts write it: {plain.describe(rate)}; ours is {faster:.2f} x as fast")
-    except torch.OutOfMemoryError:
-        print("the same as public scripts write it: not enough memory")
-    seconds_per_candidate = our_time.seconds / config.batch / FEW * steps + decode.seconds
-    pairs = 3600 / (config.candidates * seconds_per_candidate + step.seconds)
-    print(f"pairs per hour: {pairs:.1f} (a candidate {seconds_per_candidate:.1f} s; the critic is not counted)")
-
-
-def random_model(source: str, dtype: torch.dtype, device: str) -> VideoModel:
-    """An embedded model, or one at its real size with random weights, made from its configurations."""
-    if embedded_model(source) != source:
-        return load_model(source, dtype, device)
-
-    return skeleton(source, dtype, randomise, device=torch.device(device))
+        found[f"speed-{source}"] = rows = Rows()
+        measure(source, config, rows)
+        print(f"\n{speed({name: found[name] for name in ('rates', f'speed-{source}')})}", flush=True)
+        free()
 
 
 def matrix_rate(device: str, dtype: torch.dtype) -> float:
     """FLOP/s of products of large square matrices."""
     side = 8192 if device.startswith("cuda") else 1024
     a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
-    return 2 * side**3 / timed(lambda: a @ b, 10, device).seconds
+    return 2 * side**3 / seconds(lambda: a @ b, 10)
 
 
-def timed(work: Callable[[], Any], repeats: int, device: str) -> Timed:
-    """The fastest of so many runs, after one to warm up, whose operations are counted."""
-    gpu = device.startswith("cuda")
-    with flop_counter() as counter:
-        work()
-    fastest = float("inf")
-    if gpu:
-        torch.cuda.reset_peak_memory_stats()
-    for _ in range(repeats):
-        began = time.perf_counter()
-        work()
-        if gpu:
-            torch.cuda.synchronize()
-        fastest = min(fastest, time.perf_counter() - began)
-    memory = torch.cuda.max_memory_allocated() / 2**30 if gpu else 0.0
-    return Timed(fastest, counter.get_total_flops(), memory)
+def measure(source: str, config: SpeedConfig, rows: Rows) -> None:
+    """One model's figures; those of sampling are of one step of one clip."""
+    device = find_device(config.device)
+    model = random_model(source, getattr(torch, config.dtype), device)
+    size, rollout = model.default_size(), RolloutConfig(steps=config.steps, batch=config.batch)
+    rows["setting"] = {
+        "clip": " x ".join(map(str, size)),
+        "steps": model.default_steps,
+        "passes of a step": 2 if rollout.scale(model) != 1 and not model.embeds_guidance else 1,
+        "clips at once": config.batch,
+        "dtype": config.dtype,
+    }
+    latents = torch.randn(1, *model.latent_shape(*size), device=device)
+    with model.using("vae"):  # the pipeline's device is that of its first part
+        rows["sampling, pipeline"] = tried(lambda: official(model, config.steps), config.repeats, True, config.steps)
+    policy = Policy(
+        model,
+        PolicyConfig(
+            rank=config.rank, gradient_checkpointing=config.checkpointing, micro_batch_size=config.micro_batch_size
+        ),
+    )
+    clip_steps = config.steps * config.batch
+    rows["sampling"] = tried(lambda: sample(policy, rollout, config.batch), config.repeats, True, clip_steps)
+    rows["DPO step"] = tried(lambda: our_step(policy, latents), config.repeats, True)
+    if config.micro_batch_size == 1:
+        policy.micro_batch_size = 0
+        rows["DPO step, both clips at once"] = tried(lambda: our_step(policy, latents), config.repeats, True)
+        policy.micro_batch_size = 1
+    if config.checkpointing == "full":
+        policy.set_gradient_checkpointing("selective")
+        rows["DPO step, attention kept"] = tried(lambda: our_step(policy, latents), config.repeats, True)
+        policy.set_gradient_checkpointing("full")
+    with public_way(model):
+        try:
+            reference = copy.deepcopy(model.denoiser).requires_grad_(False)
+            rows["DPO step, public"] = figures(lambda: public_step(policy, reference, latents), config.repeats, True)
+        except torch.OutOfMemoryError:
+            rows["DPO step, public"] = {"failed": "out of memory"}
+    reference = None
+    with torch.no_grad(), model.using("vae"):
+        rows["decoding"] = tried(lambda: model.decode(latents, size[0]), config.repeats, True)
+    if all("seconds" in rows[name] for name in ("sampling", "decoding", "DPO step")):
+        candidate = rows["sampling"]["seconds"] * model.default_steps + rows["decoding"]["seconds"]
+        rows["pairs an hour"] = round(3600 / (config.candidates * candidate + rows["DPO step"]["seconds"]), 1)
+    if config.compile:
+        for denoiser in model.denoisers.values():
+            compile_blocks(denoiser)
+        rows["sampling, compiled"] = tried(
+            lambda: sample(policy, rollout, config.batch), config.repeats, per=clip_steps
+        ) | {"tflop": rows["sampling"].get("tflop", 0)}
+        rows["DPO step, compiled"] = tried(lambda: our_step(policy, latents), config.repeats) | {
+            "tflop": rows["DPO step"].get("tflop", 0)
+        }
+        policy.set_gradient_checkpointing("selective")
+        policy.micro_batch_size = 0
+        rows["DPO step, both clips at once, attention kept, compiled"] = tried(
+            lambda: our_step(policy, latents), config.repeats
+        )
 
 
 def sample(policy: Policy, rollout: RolloutConfig, candidates: int) -> None:
@@ -157,19 +143,15 @@ def sample(policy: Policy, rollout: RolloutConfig, candidates: int) -> None:
 
 
 def official(model: VideoModel, steps: int) -> None:
-    """diffusers' own pipeline, as its users call it."""
+    """The family's own pipeline, as its users call it."""
     frames, height, width = model.default_size()
-    with model.using(*model.text_parts, "vae"):
-        model.pipeline(
-            PROMPT,
-            height=height,
-            width=width,
-            num_frames=frames,
-            num_inference_steps=steps,
-            guidance_scale=model.default_guidance,
-            max_sequence_length=model.longest_prompt(),
-            output_type="latent",
-        )
+    settings: dict[str, Any] = {"height": height, "width": width, "num_frames": frames, "output_type": "latent"}
+    settings |= {"num_inference_steps": steps, "guidance_scale": model.default_guidance}
+    if isinstance(model, OpenSora):
+        model.pipeline(PROMPT, **settings)
+        return
+    given, negative = (model.embed([text])["text"] for text in (PROMPT, ""))
+    model.pipeline(prompt_embeds=given, negative_prompt_embeds=negative, **settings)
 
 
 def our_step(policy: Policy, latents: Tensor) -> None:
@@ -178,6 +160,17 @@ def our_step(policy: Policy, latents: Tensor) -> None:
     dpo(errors, 500.0)[0].mean().backward()
     for weight in policy.trainable.values():
         weight.grad = None
+
+
+@contextmanager
+def public_way(model: VideoModel) -> Iterator[None]:
+    """Context in which the LoRA computes as PEFT has it."""
+    compute_as_peft(model.denoiser)
+    try:
+        yield
+    finally:
+        if model.pipeline.transformer.dtype != torch.float32:
+            compute_in_base_dtype(model.denoiser)
 
 
 def public_step(policy: Policy, reference: Any, latents: Tensor) -> None:

@@ -46,20 +46,23 @@ def is_compiled(denoiser: Any) -> bool:
     return any(block._compiled_call_impl is not None for block in blocks(denoiser))
 
 
-def stop_compiling(denoiser: Any) -> None:
-    """Undo `compile_blocks`."""
+def stop_compiling(denoiser: Any) -> dict[str, Any] | None:
+    """Undo `compile_blocks`; the options it was called with, or None if it was not."""
+    options = None
     for block in blocks(denoiser):
-        block._compiled_call_impl = None
+        options, block._compiled_call_impl = getattr(block._compiled_call_impl, "options", None), None
     checkpointing = getattr(denoiser, "_gradient_checkpointing_func", None)
     if isinstance(checkpointing, _CompiledCheckpointing):
         denoiser.enable_gradient_checkpointing(checkpointing.function)
+    return options
 
 
 class _Compiled:
     """A compiled function, which becomes the plain one again if it cannot be compiled."""
 
     def __init__(self, denoiser: Any, eager: Callable[..., Any], options: dict[str, Any]):
-        self.denoiser, self.eager, self.compiled = denoiser, eager, torch.compile(eager, **options)
+        self.denoiser, self.eager, self.options = denoiser, eager, options
+        self.compiled = torch.compile(eager, **options)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         args, kwargs = tuple(map(_contiguous, args)), {name: _contiguous(value) for name, value in kwargs.items()}

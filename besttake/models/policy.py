@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from besttake.data.files import normalise_files
 from besttake.models import VideoModel
 from besttake.models.checkpointing import LEVELS, GradientCheckpointing, set_gradient_checkpointing
+from besttake.models.compiled import compile_blocks, stop_compiling
 from besttake.models.lora import activate, adapter_layers, add_adapters
 from besttake.models.quantization import blocks, plain_tensors
 from besttake.models.sharding import experts_of, gather_weights, is_sharded, offload_blocks, shard, split_tokens
@@ -195,7 +196,10 @@ class Policy:
         """Set what blocks keep for the backward pass."""
         self.gradient_checkpointing = "full" if level == "auto" else level
         for part in self.model.denoisers.values():
+            options = stop_compiling(part)
             set_gradient_checkpointing(part, self.gradient_checkpointing)
+            if options is not None:
+                compile_blocks(part, **options)
 
     @property
     def can_save_memory(self) -> bool:

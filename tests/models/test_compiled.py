@@ -101,8 +101,11 @@ def test_one_that_cannot_be_compiled_runs_plain_with_one_warning(policy, caplog)
 def test_it_can_be_undone(policy):
     policy.set_gradient_checkpointing("selective")
     function, counter = policy.model.denoiser._gradient_checkpointing_func, CompileCounter()
+    assert stop_compiling(policy.model.denoiser) is None
     compile_blocks(policy.model.denoiser, backend=counter)
-    stop_compiling(policy.model.denoiser)
+    policy.set_gradient_checkpointing("full")  # compiled anew
+    policy.set_gradient_checkpointing("selective")
+    assert stop_compiling(policy.model.denoiser) == {"backend": counter}
     assert policy.model.denoiser._gradient_checkpointing_func is function
     work(policy, CacheConfig())
     assert counter.frame_count == 0
