@@ -17,6 +17,7 @@ from besttake.models.lora import compute_as_peft, compute_in_base_dtype
 from besttake.models.policy import Policy, PolicyConfig
 from gpu_parts.rates import BACKENDS
 
+
 @dataclass(frozen=True)
 class Workload:
     """A model, a policy on it, and clips for them to predict."""
