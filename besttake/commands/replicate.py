@@ -25,7 +25,7 @@ from besttake.replication.bundle import write_bundle
 from besttake.replication.cards import card_at_hand, check_fit, plan_on
 from besttake.replication.downloads import check_data, check_room, load_once, sources
 from besttake.replication.environment import environment
-from besttake.replication.record import PLAN, RUN, Record, flat, open_record
+from besttake.replication.record import DOWNLOAD, PLAN, RUN, Record, flat, open_record
 from besttake.runtime.configuration import fingerprint, require, to_dict
 from besttake.runtime.console import status
 from besttake.runtime.devices import find_device
@@ -82,8 +82,8 @@ def replicate(
             config, device = planned(record, folder, config, settings, names(flags)), find_device(config.device)
             if not record.is_finished("evaluate") and (here := environment(device)) not in record.environments[-1:]:
                 record.environments.append(here)
-            if not record.is_finished("download"):
-                with record.stage("download", folder):
+            if not record.is_finished(DOWNLOAD):
+                with record.stage(DOWNLOAD, folder):
                     check_room(config)
                     load_once(config, real_data(config.data), device)
                     record.sources = sources(config)

@@ -21,8 +21,8 @@ from besttake.runtime.configuration import NOT_IDENTITY, flattened
 FILE, RUN = "replication.json", "run"
 """The record's file, and the folder of the training run, in a replication's folder."""
 
-PLAN = "plan"
-"""The first stage."""
+PLAN, DOWNLOAD = "plan", "download"
+"""The first two stages."""
 
 MAY_CHANGE = (
     *(name for name in NOT_IDENTITY if name not in ("steps", "minutes", "out", "validation", "evaluation")),
@@ -82,7 +82,7 @@ class Record:
 
 
 def open_record(folder: Path, wanted: Record) -> Record:
-    """The record in a folder, or the wanted one if the folder is new or empty.
+    """The record in a folder; the wanted one if the folder is new, empty, or has but a plan of something else.
 
     Raises:
         ValueError: the folder has other files, or a replication of another recipe, budget or settings.
@@ -94,6 +94,8 @@ def open_record(folder: Path, wanted: Record) -> Record:
         return wanted
     different = [name for name in ("recipe", "budget") if getattr(found, name) != getattr(wanted, name)]
     different += different_settings(found.request, wanted.request)
+    if different and not found.is_finished(DOWNLOAD):
+        return wanted
     if different:
         raise ValueError(
             f"{folder} holds another replication: {found.command} (different: {', '.join(different)}); repeat that "

@@ -15,6 +15,7 @@ from filelock import FileLock
 from besttake.commands import replicate
 from besttake.commands.cli import main
 from besttake.models import load_model
+from besttake.plan.advice import Advice
 from besttake.plan.cards import Card
 from besttake.replication.record import FILE, PLAN, RUN, read_record
 from besttake.training.callbacks import callbacks
@@ -87,7 +88,7 @@ def test_from_plan_to_result(recipe, tmp_path, capsys):
         "| training reward/temporal flicker |",
         f"besttake replicate {recipe} --out {out}",
         "| steps | 4 | 4 |",
-        "| hours of training |  | 0.0",
+        "| hours of training |  |",
         f"| torch | {torch.__version__} |",
         "![Curve 01](figures/01.svg)",
     ):
@@ -171,10 +172,13 @@ def test_what_does_not_fit_is_refused_before_anything_is_downloaded(recipe, tmp_
     small = Card("small", 1.5, 1, 1, 1, 1)  # of which a plan leaves nothing
     with (
         patch.object(replicate, "card_at_hand", return_value=small),
+        patch("besttake.replication.cards.advice", return_value=[Advice("tiling", True, 0.0)]),
         patch.object(replicate, "check_room", side_effect=AssertionError),
     ):
         assert run(recipe, "--out", tmp_path / "result") == 2
-    assert "it does not fit on small: train needs" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "it does not fit on small: " in said
+    assert "add --tiling (then 0.0 GiB)" in said
     assert not (tmp_path / "result" / FILE).exists()
 
 
@@ -206,7 +210,7 @@ def test_an_unknown_recipe(capsys):
 
 def test_another_replication_in_the_folder(recipe, tmp_path, capsys):
     out = tmp_path / "result"
-    with patch.object(replicate, "load_once", side_effect=KeyboardInterrupt):
+    with patch.object(replicate, "train_and_evaluate", side_effect=KeyboardInterrupt):
         assert run(recipe, "--out", out) == 130
     assert run(recipe, "--out", out, "--steps", "5") == 2
     assert "different: steps" in capsys.readouterr().err

@@ -6,7 +6,7 @@ from dataclasses import asdict
 import pytest
 
 from besttake.algorithms.onlinevpo import Config
-from besttake.replication.record import FILE, PLAN, Record, flat, open_record, read_record
+from besttake.replication.record import DOWNLOAD, FILE, PLAN, Record, flat, open_record, read_record
 from besttake.runtime.configuration import to_dict
 
 
@@ -51,7 +51,10 @@ def test_the_same_command_goes_on_and_memory_settings_may_change(tmp_path):
 
 
 def test_another_replication_is_refused(tmp_path):
-    planned(tmp_path)
+    made = planned(tmp_path)
+    assert open_record(tmp_path, record(candidates=7)).request["candidates"] == 7, "nothing but a plan is lost"
+    with made.stage(DOWNLOAD, tmp_path):
+        pass
     with pytest.raises(
         ValueError, match=r"holds another replication: besttake replicate tiny \(different: candidates, steps\)"
     ):
