@@ -11,6 +11,7 @@ import yaml
 
 from besttake.commands.cli import RECIPES, read_recipe, with_flags
 from besttake.commands.flags import plain_values
+from besttake.commands.replicate import ReplicateConfig
 from besttake.plan import PlanConfig
 
 ROOT = Path(__file__).parents[1]
@@ -50,14 +51,14 @@ def test_every_metric_is_explained():
 
 
 def commands() -> list[str]:
-    """The `besttake train` and `besttake plan` commands of all pages, without comments."""
+    """The commands of all pages that take a recipe, without comments."""
     found = set()
     for page in PAGES:
         for block in re.findall(r"^```sh\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL):
             for line in block.replace("\\\n", " ").splitlines():
                 arguments = shlex.split(line, comments=True)
                 start = arguments.index("besttake") if "besttake" in arguments else len(arguments)
-                if arguments[start + 1 : start + 2] in (["train"], ["plan"]) and arguments[start + 2 :]:
+                if arguments[start + 1 : start + 2] in (["train"], ["plan"], ["replicate"]) and arguments[start + 2 :]:
                     found.add(shlex.join(arguments[start + 1 :]))
     return sorted(found)
 
@@ -67,8 +68,8 @@ def test_commands_parse(command):
     name, recipe, *flags = shlex.split(command)
     if "--help" in flags or not (RECIPES / f"{recipe}.yaml").exists():
         return
-    if name == "plan":
-        _, flags = plain_values(PlanConfig, flags, "besttake plan", others=True)
+    if own := {"plan": PlanConfig, "replicate": ReplicateConfig}.get(name):
+        _, flags = plain_values(own, flags, f"besttake {name}", others=True)
     with_flags(read_recipe(recipe), flags, "besttake train")
 
 

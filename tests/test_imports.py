@@ -27,6 +27,7 @@ PACKAGES = (  # from the ground up; a package may import itself and what stands 
     "world",
     "recipes",
     "contracts",
+    "replication",
     "commands",
     "api",
     "__init__",

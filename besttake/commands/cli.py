@@ -34,6 +34,7 @@ USAGE = f"""besttake {__version__}: post-train video diffusion models on prefere
   besttake demo                    the main job on an embedded model, in minutes on two CPU cores
   besttake train RECIPE [flags]    train; the same command again resumes
   besttake plan RECIPE [flags]     memory, seconds and hours on a card, and how to make it fit
+  besttake replicate RECIPE [flags]   plan, download, train, evaluate: one folder to share
   besttake generate [flags]        sample videos of prompts
   besttake score FOLDER ...        score videos with critics; write preference pairs
   besttake score --benchmark FILE  how well critics agree with human votes
@@ -69,7 +70,7 @@ def main(arguments: list[str] | None = None) -> int:
         console.out.print(table)
         return 0
     try:
-        if name in ("train", "plan") and not rest[0].startswith("-") and not {*HELP} & {*rest}:
+        if name in ("train", "plan", "replicate") and not rest[0].startswith("-") and not {*HELP} & {*rest}:
             find_recipe(rest[0])  # before PyTorch and others are imported, which takes seconds
         console.quiet_libraries()
         COMMANDS[name](rest)
@@ -92,6 +93,9 @@ def _listing(command: str, rest: list[str]) -> tuple[str, Table] | None:
     """Usage and table that a command shows when its argument is missing; None if it is given."""
     if command == "train" and (not rest or rest[0] in HELP):
         return "besttake train RECIPE [flags]      besttake train RECIPE --help shows its settings", recipe_table()
+    if command == "replicate" and not rest:
+        usage = "besttake replicate RECIPE [--budget HOURS] [--out FOLDER] [flags]"
+        return usage, recipe_table()
     if command == "serve" and not rest:
         return "besttake serve CRITIC [flags]      then train with --reward.name http://HOST:PORT", critic_table()
     if command == "plan" and rest in ([], ["--card"]):
@@ -189,6 +193,21 @@ def plan(arguments: list[str]) -> None:
     if made.measured:
         console.out.print(measured(made))
     print(f"{times(made)}\n{verdict(made)}")
+
+
+def replicate(arguments: list[str]) -> None:
+    """besttake replicate RECIPE [--budget HOURS] [--out FOLDER] [--card NAME] [the recipe's flags]"""
+    from besttake.commands.replicate import ReplicateConfig
+    from besttake.commands.replicate import replicate as go_through
+
+    recipe, *flags = arguments
+    if recipe.startswith("-"):
+        from_flags(ReplicateConfig, arguments, "besttake replicate RECIPE")
+        raise ValueError("give a recipe before the flags: besttake replicate RECIPE [flags]")
+    values, rest = plain_values(ReplicateConfig, flags, f"besttake replicate {recipe}", others=True)
+    config = with_flags(read_recipe(recipe), rest, f"besttake replicate {recipe}")
+    card = go_through(recipe, config, rest, from_dict(ReplicateConfig, values), train_and_report, _report)
+    print(f"replication: {card}")
 
 
 def train_and_report(config: Any, report: Callable[[Path, Any], None] | None = None) -> Path:
@@ -399,6 +418,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "demo": demo,
     "train": train,
     "plan": plan,
+    "replicate": replicate,
     "generate": generate,
     "score": score,
     "report": report,

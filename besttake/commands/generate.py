@@ -11,12 +11,11 @@ from typing import Literal
 
 import torch
 import yaml
-from torch.nn import functional
 
 from besttake.data.cache import versions
 from besttake.data.files import atomic, quick_hash, read_jsonl
 from besttake.data.prompts import image_hashes, read_prompts
-from besttake.data.video import contact_sheet, read_video, upscale_for, write_video
+from besttake.data.video import contact_sheet, read_video, thumbnail, upscale_for, write_video
 from besttake.evaluation.before_after import with_adapter
 from besttake.models import Quantization, VideoModel, load_model
 from besttake.models.policy import weights_hash
@@ -140,15 +139,8 @@ def _contact_sheet(folder: Path) -> None:
     """`samples.png`: the first videos of the list, one per row."""
     rows = [with_new_keys(row) for _, row in read_jsonl(folder / "samples.jsonl")]
     files = [(folder / file, tuple(row["size"])) for row in rows for file in row["videos"]][:SHEET_ROWS]
-    thumbnails = [_thumbnail(read_video(file, size=size)) for file, size in files]
+    thumbnails = [thumbnail(read_video(file, size=size)) for file, size in files]
     contact_sheet(thumbnails, folder / "samples.png", upscale=upscale_for(thumbnails[0]))
-
-
-def _thumbnail(video: torch.Tensor, frames: int = 16, height: int = 160) -> torch.Tensor:
-    """A video `f c h w` reduced for a contact sheet: at most `frames` frames of at most `height` pixels."""
-    some = video[:: -(-len(video) // frames)].cpu()
-    scale = height / some.shape[-2]
-    return functional.interpolate(some, scale_factor=scale, mode="area") if scale < 1 else some
 
 
 @dataclass(frozen=True)

@@ -8,16 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import yaml
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError
 from tyro.conf import Positional
 
 from besttake.report.card import model_card
-from besttake.report.folder import read_run
-
-PRIVATE = ("out", "cache")
-"""Settings that are not uploaded: local paths."""
+from besttake.report.folder import read_run, shared_settings
 
 
 @dataclass(frozen=True)
@@ -70,7 +66,6 @@ def collect(folder: Path, repo: str, target: Path) -> None:
         raise ValueError(f"{run.path} has no adapter; has the run finished?")
     shutil.copytree(run.path / "adapter", target, dirs_exist_ok=True)
     (target / "README.md").write_text(model_card(run, repo), encoding="utf-8")
-    settings = {name: value for name, value in run.config.items() if name not in PRIVATE}
-    (target / "config.yaml").write_text(yaml.safe_dump(settings, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    (target / "config.yaml").write_text(shared_settings(run), encoding="utf-8")
     if (run.path / "summary.json").exists():
         shutil.copy(run.path / "summary.json", target)

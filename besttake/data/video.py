@@ -222,6 +222,13 @@ def contact_sheet(videos: Tensor | Sequence[Tensor], path: str | Path, upscale: 
         Image.fromarray(_enlarge(sheet[None], upscale)[0]).save(temporary, format="PNG")
 
 
+def thumbnail(video: Tensor, frames: int = 16, height: int = 160) -> Tensor:
+    """A video `f c h w` reduced for a contact sheet: at most `frames` frames of at most `height` pixels."""
+    some = video[:: -(-len(video) // frames)].cpu()
+    scale = height / some.shape[-2]
+    return F.interpolate(some, scale_factor=scale, mode="area") if scale < 1 else some
+
+
 def _pixels(video: Tensor) -> np.ndarray:
     video = video.detach().cpu()
     return (to_uint8(video) if video.is_floating_point() else video).numpy()

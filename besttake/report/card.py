@@ -47,11 +47,12 @@ def write_card(folder: Path, weights: str = "") -> Path:
     return target
 
 
-def model_card(run: RunFolder, weights: str) -> str:
+def model_card(run: RunFolder, weights: str, title: str = "") -> str:
     """The card: YAML metadata as the hub reads it, then Markdown.
 
     Args:
         weights: folder or hub id that the snippet loads.
+        title: by default the name of the weights on the hub, or of the run's folder.
     """
     base, pipeline = str(run.config["model"]), _pipeline_of(run)
     algorithm = Path(run.config["algorithm"]).stem  # of the user's own it is the path of a file
@@ -67,7 +68,7 @@ def model_card(run: RunFolder, weights: str) -> str:
     )
     parts = [
         f"---\n{data.to_yaml()}\n---",
-        f"# {Path(weights).name if _is_hub_id(weights) else run.path.resolve().name}",
+        f"# {title or (Path(weights).name if _is_hub_id(weights) else run.path.resolve().name)}",
         f"{'A LoRA of' if lora else 'A fine-tune of'} `{base}`, trained by {name}"
         f"{f' ([arXiv {paper}](https://arxiv.org/abs/{paper}))' if paper else ''} with besttake {__version__}.",
         f"## Use\n\n{_fenced(snippet(run, weights))}",
@@ -82,7 +83,7 @@ def snippet(run: RunFolder, weights: str) -> str:
     base, pipeline, rollout = str(run.config["model"]), _pipeline_of(run), run.config.get("rollout", {})
     prompt = str(run.prompts[0] if run.prompts else "a dog runs on a beach")
     if pipeline and not hasattr(diffusers, pipeline):
-        place = f'"{weights}"' if Path(weights).is_dir() else f'snapshot_download("{weights}")'
+        place = f'snapshot_download("{weights}")' if _is_hub_id(weights) else f'"{weights}"'
         lines = ["import besttake as bt", "from huggingface_hub import snapshot_download", ""]
         lines += [
             f'model = bt.load_model("{base}", adapter={place})',

@@ -8,12 +8,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from besttake.data.files import read_text
 from besttake.report.measures import shown_name
 from besttake.runtime.configuration import read_yaml
 from besttake.runtime.renamed import with_new_metrics
 
 COLUMNS = ("before", "after", "real")
+
+PRIVATE = ("out", "cache")
+"""Settings that are not shared: paths on this machine."""
 
 Numbers = dict[str, float]
 Points = list[tuple[float, float]]
@@ -99,6 +104,12 @@ def read_run(path: Path) -> RunFolder:
         {column: _clips(path / "evaluation" / column) for column in COLUMNS},
         _q_values(_read_json(path / "evaluation" / "changes.json", dict), critic),
     )
+
+
+def shared_settings(run: RunFolder) -> str:
+    """The run's settings as YAML, without those that are not shared."""
+    settings = {name: value for name, value in run.config.items() if name not in PRIVATE}
+    return yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
 
 
 def trained_on(config: dict[str, Any]) -> str | None:

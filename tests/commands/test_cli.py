@@ -12,7 +12,6 @@ from pathlib import Path
 from unittest.mock import patch
 
 import pytest
-import torch
 import yaml
 from PIL import Image
 from rich.console import Console
@@ -21,7 +20,7 @@ import besttake
 from besttake import __version__
 from besttake.commands import cli
 from besttake.commands.cli import RECIPES, main, read_recipe
-from besttake.commands.generate import ClipsConfig, _thumbnail, write_clips
+from besttake.commands.generate import ClipsConfig, write_clips
 from besttake.data.real import find_clips
 from besttake.data.video import read_video
 from besttake.rewards import critics
@@ -386,12 +385,6 @@ MISSING_VIDEO = '{"prompt": "a", "videos": ["gone.mp4"], "policy": "x", "size": 
 def test_lists_of_samples_that_are_none(refuses, tmp_path, content, message):
     (tmp_path / "samples.jsonl").write_text(content)
     refuses("score", "--samples", tmp_path / "samples.jsonl", "--reward", "temporal-flicker", message=message)
-
-
-def test_a_contact_sheet_has_room_for_large_videos():
-    assert _thumbnail(torch.zeros(81, 3, 480, 832)).shape == (14, 3, 160, 277)  # every sixth frame
-    small = torch.rand(16, 3, 32, 32)
-    assert torch.equal(_thumbnail(small), small)
 
 
 @pytest.mark.parametrize(

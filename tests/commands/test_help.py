@@ -10,6 +10,7 @@ from besttake.commands.cli import main
 from besttake.commands.generate import ClipsConfig, GenerateConfig, PretrainConfig
 from besttake.commands.help import ESSENTIAL, WIDTH, field_texts, help_text, settings
 from besttake.commands.listings import recipes
+from besttake.commands.replicate import ReplicateConfig
 from besttake.commands.score import ScoreConfig
 from besttake.evaluation.agreement import AgreementConfig
 from besttake.evaluation.before_after import EvaluateConfig
@@ -19,7 +20,7 @@ from besttake.rewards.remote.serving import ServeConfig
 LINES = 60
 
 COMMANDS = (ClipsConfig, GenerateConfig, PretrainConfig, ScoreConfig, AgreementConfig, EvaluateConfig, PlanConfig)
-CONFIGS = [*(module.Config for module in algorithms().values()), *COMMANDS, ServeConfig]
+CONFIGS = [*(module.Config for module in algorithms().values()), *COMMANDS, ServeConfig, ReplicateConfig]
 
 
 def dataclasses_in(hint):
@@ -46,7 +47,7 @@ RECIPES = [recipe.name for recipe in recipes()]
         *(["train", recipe] for recipe in RECIPES),
         *(["train"], ["demo"], ["plan"], ["plan", RECIPES[0]], ["generate"], ["score"], ["report"]),
         *(["score", "--benchmark", "x"], ["serve"], ["serve", "world"], ["world"], ["world", "clips"]),
-        ["world", "pretrain"],
+        *(["world", "pretrain"], ["replicate"], ["replicate", RECIPES[0]]),
         [],
     ],
     ids=" ".join,

@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from besttake.data.video import contact_sheet, probe, read_frame, read_video, to_float, to_uint8, write_video
+from besttake.data.video import contact_sheet, probe, read_frame, read_video, thumbnail, to_float, to_uint8, write_video
 
 FORMATS = [
     ("a.mp4", "libx264", 30),
@@ -280,6 +280,12 @@ def test_conversions_undo_each_other():
     assert (video.min(), video.max()) == (-1, 1)
     assert torch.equal(to_uint8(video), frames)
     assert to_uint8(torch.full((3, 1, 1), 1.5)).max() == 255
+
+
+def test_a_contact_sheet_has_room_for_large_videos():
+    assert thumbnail(torch.zeros(81, 3, 480, 832)).shape == (14, 3, 160, 277)  # every sixth frame
+    small = torch.rand(16, 3, 32, 32)
+    assert torch.equal(thumbnail(small), small)
 
 
 def test_contact_sheet_has_a_row_per_video(tmp_path):
