@@ -210,6 +210,15 @@ def replicate(arguments: list[str]) -> None:
     print(f"replication: {card}")
 
 
+def _without_auto(config: Any) -> Any:
+    """A config with `policy.gradient_checkpointing: auto` replaced by what fits this machine's card."""
+    if config.policy.gradient_checkpointing != "auto":
+        return config
+    from besttake.plan.automatic import resolve_here  # not needed by most runs
+
+    return resolve_here(config)
+
+
 def train_and_report(config: Any, report: Callable[[Path, Any], None] | None = None) -> Path:
     """Train, on all processes; then evaluate before and after on test prompts, and write the report.
 
@@ -220,13 +229,12 @@ def train_and_report(config: Any, report: Callable[[Path, Any], None] | None = N
         The run's folder.
     """
     from besttake.commands.generate import real_data
-    from besttake.plan.automatic import resolve_here
     from besttake.runtime.devices import find_device
     from besttake.runtime.distributed import broadcast_from_main, end_processes, init_processes
 
     module = importlib.import_module(type(config).__module__)
     with save_on_signal():
-        config = resolve_here(config)
+        config = _without_auto(config)
         init_processes(config.parallel, find_device(config.device))
         folder = module.train(replace(config, data=broadcast_from_main(lambda: real_data(config.data)))).folder
         message = f"training of {folder} is complete; run the same command again to evaluate it"

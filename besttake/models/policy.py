@@ -100,7 +100,7 @@ class PolicyConfig:
     """Where a full fine-tune's reference is kept. With cpu, each block is moved to the device when it is run."""
 
     def __post_init__(self):
-        level: Any = new_value("policy.gradient_checkpointing", self.gradient_checkpointing)
+        level = new_value("policy.gradient_checkpointing", self.gradient_checkpointing)
         object.__setattr__(self, "gradient_checkpointing", level)
         if level not in (*LEVELS, "auto"):
             raise ValueError(f"gradient_checkpointing is {level!r}; expected {', '.join(LEVELS)} or auto")
