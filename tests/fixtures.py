@@ -24,15 +24,15 @@ def family(request) -> str:
 
 
 @pytest.fixture(scope="session")
-def model_folder(tmp_path_factory) -> Callable[[str], Path]:
-    """The pipeline folder of a family, shallow and with random weights, written once; do not change it."""
-    written: dict[str, Path] = {}
+def model_folder(tmp_path_factory) -> Callable[..., Path]:
+    """The pipeline folder of a family, of few layers and with random weights, written once; do not change it."""
+    written: dict[tuple[str, int], Path] = {}
 
-    def folder(family: str) -> Path:
-        if family not in written:
-            written[family] = tmp_path_factory.mktemp("models") / family
-            random_pipeline(family).save_pretrained(written[family])
-        return written[family]
+    def folder(family: str, layers: int = 2) -> Path:
+        if (family, layers) not in written:
+            written[family, layers] = tmp_path_factory.mktemp("models") / family
+            random_pipeline(family, layers).save_pretrained(written[family, layers])
+        return written[family, layers]
 
     return folder
 

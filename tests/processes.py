@@ -13,6 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from besttake.models import model_classes
+from besttake.rewards import critic_names
+
+model_classes(), critic_names()  # imports them all, here once instead of in every process
 _fork, _small = multiprocessing.get_context("fork"), multiprocessing.get_context("forkserver")
 
 

@@ -168,7 +168,9 @@ def write_video(path: str | Path, video: Tensor, fps: float, upscale: int = 1) -
         context.color_range = ColorRange.MPEG
         for picture in pixels:
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
-            frame = frame.reformat(format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG)
+            frame = frame.reformat(
+                format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG, threads=1
+            )
             out.mux(stream.encode(frame))
         out.mux(stream.encode())
 
@@ -357,9 +359,9 @@ def _picture(frame: av.VideoFrame, stream: VideoStream, size: tuple[int, int] | 
     """A frame with rotation applied and square pixels, cropped to the aspect ratio of `size` and resized to it."""
     _refuse_hdr(frame.color_trc)
     if frame.format.has_palette or any(component.is_alpha for component in frame.format.components):
-        rgb = over_black(frame.to_ndarray(format="rgba"))
+        rgb = over_black(frame.to_ndarray(format="rgba", threads=1))
     else:
-        rgb = frame.to_ndarray(format="rgb24")
+        rgb = frame.to_ndarray(format="rgb24", threads=1)  # threads are started anew for each frame
     quarters = round(frame.rotation / 90) % 4
     rgb = np.rot90(rgb, quarters)
     pixel = float(stream.sample_aspect_ratio or 1)  # width over height of one pixel

@@ -112,11 +112,14 @@ def is_empty(part: nn.Module) -> bool:
 
 def empty_part(source: str, name: str, cls: Any) -> nn.Module:
     """A part of a pipeline built from its configuration, with weights on the meta device."""
-    with init_empty_weights():
-        if issubclass(cls, transformers.PreTrainedModel):
-            part = cls(cls.config_class.from_pretrained(source, subfolder=name))
-        else:
-            part = cls.from_config(cls.load_config(source, subfolder=name))
+    if issubclass(cls, transformers.PreTrainedModel):
+        config = cls.config_class.from_pretrained(source, subfolder=name)
+        with torch.device("meta"):  # in which transformers initializes no weights
+            part = cls(config)
+    else:
+        config = cls.load_config(source, subfolder=name)
+        with init_empty_weights():
+            part = cls.from_config(config)
     return part.requires_grad_(False).eval()
 
 

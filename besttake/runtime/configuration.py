@@ -49,7 +49,7 @@ def parse_yaml(text: str) -> Any:
             and `no` is false.
     """
     try:
-        loader = yaml.SafeLoader(text)
+        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)(text)
         node = loader.get_single_node()
         if node is None:
             return None

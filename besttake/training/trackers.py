@@ -139,7 +139,7 @@ def _animation(file: Path) -> bytes:
         rate = float(video.streams.video[0].average_rate or 8)
         # of its own 256 colours each, found five times as fast as by PIL's default
         first, *others = [
-            frame.to_image().quantize(method=Image.Quantize.FASTOCTREE) for frame in video.decode(video=0)
+            frame.to_image(threads=1).quantize(method=Image.Quantize.FASTOCTREE) for frame in video.decode(video=0)
         ]
     written = BytesIO()
     first.save(written, "GIF", save_all=True, append_images=others, duration=round(1000 / rate), loop=0)

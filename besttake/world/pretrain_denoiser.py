@@ -37,6 +37,9 @@ MOTION_WEIGHTS = {
 }
 """Relative sampling frequency of each motion: periodic motions are learned last."""
 
+SCALE_CLIPS = 64
+"""Clips on which the latents' scale is measured."""
+
 
 @dataclass(frozen=True)
 class DenoiserConfig:
@@ -225,7 +228,7 @@ def load_parts(family: str, out: Path, denoiser: bool = False) -> VideoModel:
 def set_latent_scale(model: VideoModel) -> None:
     """Write the latents' normalisation constants into the autoencoder's config (for CogVideoX only the scale)."""
     vae = model.pipeline.vae
-    latents = vae.encode(_scale_clips(model.default_size()[0])).latent_dist.mode()
+    latents = vae.encode(_scale_clips(SCALE_CLIPS, model.default_size()[0])).latent_dist.mode()
     if "latents_mean" in vae.config and vae.config.latents_mean is not None:
         mean, std = latents.mean((0, 2, 3, 4)), latents.std((0, 2, 3, 4))
         vae.register_to_config(latents_mean=mean.tolist(), latents_std=std.tolist())
@@ -235,6 +238,6 @@ def set_latent_scale(model: VideoModel) -> None:
 
 
 @functools.cache
-def _scale_clips(frames: int) -> Tensor:
-    """The clips (64, 3, f, h, w) whose latents' scale is measured."""
-    return make_batch(5, 0, 64, frames=frames)[0].transpose(1, 2)
+def _scale_clips(n: int, frames: int) -> Tensor:
+    """The clips (n, 3, f, h, w) whose latents' scale is measured."""
+    return make_batch(5, 0, n, frames=frames)[0].transpose(1, 2)

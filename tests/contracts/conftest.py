@@ -32,7 +32,7 @@ def folder_of(tmp_path_factory) -> Callable[[str], Path]:
             if tiny.write:
                 tiny.write(path)
             else:
-                tiny.build().save_pretrained(path, max_shard_size="50KB")
+                tiny.build().save_pretrained(path, max_shard_size="150KB")
             written[name] = path
         return written[name]
 

@@ -55,7 +55,7 @@ def config(tmp_path, model_folder, material, family, algorithm):
     """A run of five steps, two to an update: the checkpoint after the third holds half an update."""
     monitor = ValidationConfig(2, str(material / "prompts.txt"), 2, ("dynamic-degree",), 1, RolloutOverrides(steps=1))
     return algorithms()[algorithm].Config(
-        model=str(model_folder(family)),
+        model=str(model_folder(family, layers=1)),
         data=str(material / DATA.get(algorithm, "clips")),
         out=tmp_path / "run",
         steps=STEPS,

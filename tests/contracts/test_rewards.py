@@ -46,13 +46,14 @@ def folder_of(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(params=[*EMBEDDED, *PUBLISHED])
+@pytest.fixture(scope="module", params=[*EMBEDDED, *PUBLISHED])
 def name(request):
     return request.param
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def critic(name, folder_of):
+    """Each critic in turn, loaded once; do not change it."""
     return load_reward(name, path=folder_of(name) if name in PUBLISHED else None)
 
 

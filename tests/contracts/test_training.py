@@ -49,17 +49,15 @@ def settings(tmp_path, clips, tiny, folder_of, name):
     }
 
 
-def moves_the_right_weights_only(train, config, folder):
+def moves_the_right_weights_only(train, config, model):
     before = {
-        (part, key): weight.clone()
-        for part, denoiser in load_model(str(folder), getattr(torch, config.dtype)).denoisers.items()
-        for key, weight in denoiser.named_parameters()
+        (part, key): weight for part, denoiser in model.denoisers.items() for key, weight in denoiser.named_parameters()
     }
     run = train(config)
     for part, denoiser in run.model.denoisers.items():
         for key, weight in denoiser.named_parameters():
             if "lora" not in key:
-                assert torch.equal(weight, before[part, key.replace(".base_layer", "")]), key
+                assert torch.equal(weight, before[part, key.replace(".base_layer", "")].to(weight.dtype)), key
     assert all(weight.isfinite().all() for weight in run.policy.trainable.values())
     still = [key for key, weight in run.policy.trainable.items() if "lora_B" in key and not weight.any()]
     assert not still
@@ -67,7 +65,7 @@ def moves_the_right_weights_only(train, config, folder):
     assert rows[0]["dpo/reference_distance"] == 0 < rows[1]["dpo/reference_distance"]  # the reference is left behind
 
 
-def test_onlinevpo(settings, clips, folder_of, name):
+def test_onlinevpo(settings, clips, model):
     config = onlinevpo.Config(
         **settings,
         data=str(clips.parent / "prompts.jsonl"),
@@ -76,10 +74,10 @@ def test_onlinevpo(settings, clips, folder_of, name):
         refresh_every=2,
         reward=RewardConfig("temporal-flicker"),
     )
-    moves_the_right_weights_only(onlinevpo.train, config, folder_of(name))
+    moves_the_right_weights_only(onlinevpo.train, config, model)
 
 
-def test_realdpo_on_a_base_in_half_precision(settings, clips, folder_of, name):
+def test_realdpo_on_a_base_in_half_precision(settings, clips, model):
     config = realdpo.Config(
         **settings,
         dtype="bfloat16",
@@ -90,7 +88,7 @@ def test_realdpo_on_a_base_in_half_precision(settings, clips, folder_of, name):
         reference_every=1,
         reference_warmup=False,  # with it, the reference is the policy after the first update, as after a refresh
     )
-    moves_the_right_weights_only(realdpo.train, config, folder_of(name))
+    moves_the_right_weights_only(realdpo.train, config, model)
 
 
 def test_a_full_fine_tune_starts_as_its_reference_to_the_bit(tiny, folder_of, name):

@@ -39,7 +39,7 @@ LAYOUTS = [(2, 1), (2, 2), (4, 2)]
 @pytest.fixture(scope="module")
 def common(model_folder, material):
     return {
-        "model": str(model_folder("tiny-cogvideox")),
+        "model": str(model_folder("tiny-cogvideox", layers=1)),
         "steps": 4,
         "save_every": 3,
         "beta": 50.0,
@@ -126,14 +126,14 @@ def test_all_samples_are_written_once(online):
 
 
 @pytest.fixture(scope="module")
-def full(common, material, tmp_path_factory):
+def full(common, material, model_folder, tmp_path_factory):
     """RealDPO on all weights, stopped in the middle of an update or not at all: its config."""
     made = {}
 
-    def trained(size, shard, steps):
-        if (size, shard, steps) not in made:
+    def trained(size, shard, steps, layers=1):
+        if (size, shard, steps, layers) not in made:
             config = realdpo.Config(
-                **common | {"steps": steps},
+                **common | {"steps": steps, "model": str(model_folder("tiny-cogvideox", layers))},
                 out=tmp_path_factory.mktemp("full"),
                 data=str(material / "clips"),
                 policy=PolicyConfig("full", ema_decay=0.5),
@@ -144,8 +144,8 @@ def full(common, material, tmp_path_factory):
                 parallel=ParallelConfig(shard),
             )
             results(launch(size, train_full, config))
-            made[size, shard, steps] = config
-        return made[size, shard, steps]
+            made[size, shard, steps, layers] = config
+        return made[size, shard, steps, layers]
 
     return trained
 
@@ -168,7 +168,7 @@ def is_the_run_of_one_process(found, expected):
 
 
 def test_sharded_weights_are_those_of_one_process(full):
-    is_the_run_of_one_process(full(2, 2, 4), full(1, 1, 4))
+    is_the_run_of_one_process(full(2, 2, 4, layers=2), full(1, 1, 4, layers=2))
 
 
 @pytest.mark.parametrize(("size", "shard"), [(1, 1), (2, 1), (2, 2)])

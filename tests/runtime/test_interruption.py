@@ -2,15 +2,12 @@
 
 import ctypes
 import os
-import pickle
 import signal
-import subprocess
 import sys
 import threading
 import time
 from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -37,7 +34,7 @@ from tests.runs import adapter, rows
 def config(model_folder, material, tmp_path_factory):
     """Four steps, two to an update, with everything a checkpoint keeps; nothing is saved before the end."""
     return onlinevpo.Config(
-        model=str(model_folder("tiny-cogvideox")),
+        model=str(model_folder("tiny-cogvideox", layers=1)),
         data=str(material / "prompts.txt"),
         out=tmp_path_factory.mktemp("interruption") / "run",
         steps=4,
@@ -290,30 +287,12 @@ def struck(config, moment, rank, number, slow=0.0):
     train(config, moment, lambda: os.kill(pid, number) if here else None)
 
 
-TORCHRUN = """
-import pickle, sys
-from tests.runtime.test_interruption import struck
-struck(*pickle.loads(bytes.fromhex(sys.argv[1])))
-"""
-
-
-def under_torchrun(config, *arguments):
-    """Two processes of a real `torchrun`; its exit code, and what they have said."""
-    script = config.out.parent / "script.py"
-    script.write_text(TORCHRUN)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
-    command.append(pickle.dumps((config, *arguments)).hex())
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True, text=True
-    )
-    return done.returncode, done.stderr
-
-
 def agent(*arguments):
     """What `torchrun` runs, an elastic agent, in a session of its own; its two processes are forked from it."""
     os.setsid()
-    settings = LaunchConfig(1, 1, 2, rdzv_backend="c10d", rdzv_endpoint="localhost:0", start_method="fork")
+    settings = LaunchConfig(
+        1, 1, 2, rdzv_backend="c10d", rdzv_endpoint="localhost:0", max_restarts=0, start_method="fork"
+    )
     elastic_launch(settings, struck)(*arguments)
 
 
@@ -349,10 +328,10 @@ def test_the_step_before_a_comparison_of_weights_is_whole(config, tmp_path):
 
 def test_it_saves_to_a_slow_disk_before_torchrun_ends_it(config, tmp_path):
     cut = replace(config, out=tmp_path / "cut")
-    code, said = under_torchrun(cut, "sampling", 0, signal.SIGKILL, 3.0)
-    assert code, said
-    assert saved(cut.out) == [2], said
-    assert "resumes from step 2, in" in said.replace("\n", "")
+    (ending,) = launch(1, agent, cut, "sampling", 0, signal.SIGKILL, 3.0)
+    assert ending.raised
+    assert saved(cut.out) == [2], ending.said
+    assert "resumes from step 2, in" in ending.said.replace("\n", "")
     assert onlinevpo.train(cut).step == 4
 
 

@@ -10,6 +10,7 @@ from besttake.models import load_model
 from besttake.models.schedules import RectifiedFlow
 from besttake.sampling.rollout import RolloutConfig, generate
 from besttake.world import export as exporting
+from besttake.world import pretrain_denoiser
 from besttake.world.pretrain_denoiser import (
     ClipBuffer,
     DenoiserConfig,
@@ -19,6 +20,11 @@ from besttake.world.pretrain_denoiser import (
     training_times,
 )
 from besttake.world.pretrain_vae import VAEConfig, make_vae
+
+
+@pytest.fixture(autouse=True)
+def _quickly(monkeypatch):
+    monkeypatch.setattr(pretrain_denoiser, "SCALE_CLIPS", 4)
 
 
 def test_train_resume_and_export(family, tmp_path, monkeypatch):

@@ -84,9 +84,10 @@ class CogVideoX(VideoModel):
 
     def predict(self, denoiser: Any, x_t: Latent, t: Time, condition: Condition) -> Latent:
         channels = [x_t, condition["first_frame"]] if self.accepts_first_frame else [x_t]
+        dtype = denoiser.dtype  # looked up once: diffusers walks through all modules for it
         prediction = denoiser(
-            hidden_states=swap_frames_and_channels(torch.cat(channels, 1)).to(denoiser.dtype),
-            encoder_hidden_states=condition["text"].to(denoiser.dtype),
+            hidden_states=swap_frames_and_channels(torch.cat(channels, 1)).to(dtype),
+            encoder_hidden_states=condition["text"].to(dtype),
             timestep=self.schedule.timestep(t),
             ofs=x_t.new_full((1,), 2.0) if self.denoiser.config.ofs_embed_dim else None,
             image_rotary_emb=self._rotary(x_t),

@@ -56,13 +56,14 @@ class HunyuanVideo(VideoModel):
         return 0.0, 1 / self.pipeline.vae.config.scaling_factor
 
     def predict(self, denoiser: Any, x_t: Latent, t: Time, condition: Condition) -> Latent:
-        scale = condition["guidance"].to(denoiser.dtype) * 1000 if self.embeds_guidance else None
+        dtype = denoiser.dtype  # looked up once: diffusers walks through all modules for it
+        scale = condition["guidance"].to(dtype) * 1000 if self.embeds_guidance else None
         return denoiser(
-            hidden_states=x_t.to(denoiser.dtype),
+            hidden_states=x_t.to(dtype),
             timestep=self.schedule.timestep(t),
-            encoder_hidden_states=condition["text"].to(denoiser.dtype),
+            encoder_hidden_states=condition["text"].to(dtype),
             encoder_attention_mask=condition["mask"],
-            pooled_projections=condition["pooled"].to(denoiser.dtype),
+            pooled_projections=condition["pooled"].to(dtype),
             guidance=scale,
             return_dict=False,
         )[0]

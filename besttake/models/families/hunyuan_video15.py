@@ -72,17 +72,18 @@ class HunyuanVideo15(VideoModel):
         return 0.0, 1 / self.pipeline.vae.config.scaling_factor
 
     def predict(self, denoiser: Any, x_t: Latent, t: Time, condition: Condition) -> Latent:
+        dtype = denoiser.dtype  # looked up once: diffusers walks through all modules for it
         first_frame, mask = torch.zeros_like(x_t), torch.zeros_like(x_t[:, :1])
         text, text_mask = _without_padding(condition["text"], condition["mask"])
         text_2, text_2_mask = _without_padding(condition["text_2"], condition["text_2_mask"])
         return denoiser(
-            hidden_states=torch.cat([x_t, first_frame, mask], 1).to(denoiser.dtype),
-            timestep=self.schedule.timestep(t).to(denoiser.dtype),
-            encoder_hidden_states=text.to(denoiser.dtype),
+            hidden_states=torch.cat([x_t, first_frame, mask], 1).to(dtype),
+            timestep=self.schedule.timestep(t).to(dtype),
+            encoder_hidden_states=text.to(dtype),
             encoder_attention_mask=text_mask,
-            encoder_hidden_states_2=text_2.to(denoiser.dtype),
+            encoder_hidden_states_2=text_2.to(dtype),
             encoder_attention_mask_2=text_2_mask,
-            image_embeds=x_t.new_zeros(len(x_t), 0, self.pipeline.vision_states_dim, dtype=denoiser.dtype),
+            image_embeds=x_t.new_zeros(len(x_t), 0, self.pipeline.vision_states_dim, dtype=dtype),
             return_dict=False,
         )[0]
 

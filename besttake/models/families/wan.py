@@ -99,11 +99,11 @@ class Wan(VideoModel):
             x_t, timestep = self.with_known_frames(x_t, condition), self._timestep_of_tokens(x_t, timestep, first)
         elif first is not None:
             x_t = torch.cat([x_t, first.to(x_t)], 1)
-        picture = condition.get("picture")
+        picture, dtype = condition.get("picture"), denoiser.dtype  # diffusers walks through all modules for the dtype
         prediction = denoiser(
-            hidden_states=x_t.to(denoiser.dtype),
-            encoder_hidden_states=condition["text"].to(denoiser.dtype),
-            encoder_hidden_states_image=None if picture is None else picture.to(denoiser.dtype),
+            hidden_states=x_t.to(dtype),
+            encoder_hidden_states=condition["text"].to(dtype),
+            encoder_hidden_states_image=None if picture is None else picture.to(dtype),
             timestep=timestep,
             return_dict=False,
         )[0]
