@@ -20,6 +20,7 @@ from besttake.plan.cards import Card, find_card
 from besttake.plan.critics import uncounted_critics
 from besttake.plan.measured import measure_step
 from besttake.plan.meter import Phase, Throughput
+from besttake.plan.rates import Rates
 from besttake.plan.steps import STEP, measure, peak_phase
 from besttake.runtime.configuration import require
 from besttake.runtime.devices import find_device
@@ -35,8 +36,8 @@ class PlanConfig:
     """Card to plan for; `besttake plan` lists them."""
     gpus: int = 1
     """Number of cards; each step's samples and clips are split among them."""
-    efficiency: float = 0.5
-    """Fraction of the card's published FLOP/s that matrix products reach."""
+    efficiency: float | None = None
+    """Fraction of the card's published FLOP/s that all arithmetic reaches; by default as measured, by family."""
     reserve: float = 1.5
     """Memory in GiB not available to tensors: the CUDA context and fragmentation."""
     measure: bool = False
@@ -46,7 +47,8 @@ class PlanConfig:
 
     def __post_init__(self):
         require(self.gpus >= 1, "gpus", self.gpus, "1 or more")
-        require(0 < self.efficiency <= 1, "efficiency", self.efficiency, "a fraction in (0, 1]")
+        fraction = self.efficiency is None or 0 < self.efficiency <= 1
+        require(fraction, "efficiency", self.efficiency, "a fraction in (0, 1], or leave it out")
         require(self.reserve >= 0, "reserve", self.reserve, "GiB, 0 or more")
 
 
@@ -54,6 +56,7 @@ class PlanConfig:
 class Plan:
     """
     Attributes:
+        rates: the fractions of the card's published rates that the seconds assume.
         room: bytes available to tensors on the card.
         phases: of the first card, by name: those of a training step, then encoding, validation and evaluation.
         hours: GPU-hours of all cards together, by activity.
@@ -63,6 +66,7 @@ class Plan:
     """
 
     card: Card
+    rates: Rates
     gpus: int
     room: float
     phases: dict[str, Phase]
@@ -94,7 +98,8 @@ def make_plan(config: Any, settings: PlanConfig) -> Plan:
     advice = advise(config, phases, room, throughput, gpus)
     device = torch.device(find_device(config.device))
     measured = measure_step(config, throughput, device) if settings.measure else {}
-    return Plan(card, gpus, room, phases, hours(config, phases, gpus), advice, uncounted_critics(config), measured)
+    uncounted = uncounted_critics(config)
+    return Plan(card, throughput.rates, gpus, room, phases, hours(config, phases, gpus), advice, uncounted, measured)
 
 
 def hours(config: Any, phases: dict[str, Phase], gpus: int) -> dict[str, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from besttake.plan.meter import Phase, Throughput
@@ -54,12 +55,23 @@ def advise(config: Any, phases: dict[str, Phase], room: float, throughput: Throu
             continue
         if turned == config:
             continue
-        parts = {name if name in PARTS else "step" for name, phase in phases.items() if phase.peak > room}
-        after = phases | measure(turned, throughput, gpus, parts)
-        if peak_phase(after).peak <= WORTH * peak.peak:
+        parts = {_part(name) for name, phase in phases.items() if phase.peak > room}
+        first = sorted(parts, key=lambda part: part != _part(peak.name))  # it decides alone against a setting
+        useless = partial(_above, WORTH * peak.peak)
+        after = phases | measure(turned, throughput, gpus, first, enough=useless)
+        if not useless(after):
             config, phases = turned, after
             found.append(Advice(setting, value, peak_phase(after).peak))
     return found
+
+
+def _above(most: float, phases: dict[str, Phase]) -> bool:
+    return peak_phase(phases).peak > most
+
+
+def _part(phase: str) -> str:
+    """The part of a recipe that a phase belongs to."""
+    return phase if phase in PARTS else "step"
 
 
 def with_setting(config: Any, setting: str, value: Any) -> Any:

@@ -24,7 +24,6 @@ from besttake.models.policy import Policy
 from besttake.models.quantization import blocks
 from besttake.models.sharding import is_sharded
 from besttake.models.split_backward import recompute
-from besttake.plan.fake_device import FakeTensorPatches
 from besttake.plan.meter import Meter, active, find_adapter
 
 
@@ -60,12 +59,8 @@ def reuse_equal_blocks(meter: Meter, network: Any, level: GradientCheckpointing)
 def cached_recompute(meter: Meter, policy: Policy) -> Callable[..., None]:
     """A replacement for `split_backward.recompute` that runs only the first of equal micro-batches."""
 
-    def recompute_on_fake(*args: Any) -> None:
-        with FakeTensorPatches():  # a backward pass starts without function modes
-            recompute(*args)
-
     sharded = any(is_sharded(weight) for weight in policy.model.denoiser.parameters())
-    return recompute_on_fake if sharded else meter.memoize(recompute_on_fake)
+    return recompute if sharded else meter.memoize(recompute)
 
 
 class Block:
@@ -143,12 +138,8 @@ def _backward(
     """Gradients of a block's inputs, where wanted, and of its trained weights."""
     leaves = [leaf.detach() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
     inputs = [*(leaves[place].requires_grad_() for place in wanted), *block.trained]
-    with (
-        torch.enable_grad(),
-        FakeTensorPatches(),
-        meter.free_after_last_saved(),
-        meter.without(is_attention) if attention_is_kept else nullcontext(),
-    ):  # a backward pass starts without function modes
+    kept = meter.without(is_attention) if attention_is_kept else nullcontext()
+    with torch.enable_grad(), meter.free_after_last_saved(), kept:
         out = block(*tree_unflatten(leaves, spec))
     outs = zip([out] if isinstance(out, Tensor) else out, upstream, strict=True)
     edges, upstream = zip(*((get_gradient_edge(x), grad) for x, grad in outs if x.requires_grad), strict=True)

@@ -10,11 +10,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map_only
 
@@ -36,7 +36,13 @@ NEVER_COMPUTED = {aten.convolution.default, aten.native_group_norm.default}
 def fake_device() -> Iterator[None]:
     """Context in which tensors take no memory and CARD exists."""
     fakes = _Fakes(allow_non_fake_inputs=True)
-    with fakes, _SmallTensorValues(fakes), FakeTensorPatches():
+    with (
+        fakes,
+        _SmallTensorValues(fakes),
+        patch.object(FakeTensor, "data", property(Tensor.data.__get__, _set_data)),  # type: ignore[attr-defined]
+        patch.object(FakeTensor, "numpy", _zeros),
+        patch.object(torch, "tensor", _tensor),
+    ):
         yield
 
 
@@ -75,29 +81,25 @@ class _Fakes(FakeTensorMode):
         return self  # a copied tensor keeps its mode
 
 
-SET_DATA: Any = Tensor.data.__set__  # type: ignore[attr-defined]
+def _set_data(tensor: Any, other: Tensor) -> None:
+    """`tensor.data = other`, which also changes the device and the values of a fake tensor."""
+    Tensor.data.__set__(tensor, other)  # type: ignore[attr-defined]
+    if isinstance(other, FakeTensor):
+        tensor.fake_device, tensor.held = other.fake_device, getattr(other, "held", None)
 
 
-class FakeTensorPatches(TorchFunctionMode):
-    """Adds what fake tensors lack.
+def _zeros(tensor: FakeTensor) -> Any:
+    """`tensor.numpy()` of a fake tensor: zeros."""
+    with real_device():
+        return torch.zeros(tensor.shape, dtype=tensor.dtype).numpy()
 
-    `tensor.data = other` also changes the device and the values; `tensor.numpy()` gives an array of zeros;
-    `torch.tensor` can create tensors on CARD.
-    """
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func == Tensor.numpy and isinstance(args[0], FakeTensor):
-            with real_device():
-                return torch.zeros(args[0].shape, dtype=args[0].dtype).numpy()
-        kwargs = kwargs or {}
-        if func == torch.tensor and kwargs.get("device") == CARD:
-            on_cpu = func(*args, **kwargs | {"device": "cpu"})
-            return torch.empty(on_cpu.shape, dtype=on_cpu.dtype, device=CARD).copy_(on_cpu)
-        out = func(*args, **kwargs)
-        if func == SET_DATA and isinstance(args[0], FakeTensor) and isinstance(args[1], FakeTensor):
-            args[0].fake_device = args[1].fake_device
-            args[0].held = getattr(args[1], "held", None)  # type: ignore[attr-defined]
-        return out
+def _tensor(data: Any, *, device: Any = None, _make: Any = torch.tensor, **kwargs: Any) -> Tensor:
+    """`torch.tensor`, which can also create tensors on CARD."""
+    if device != CARD:
+        return _make(data, device=device, **kwargs)
+    on_cpu = _make(data, device="cpu", **kwargs)
+    return torch.empty(on_cpu.shape, dtype=on_cpu.dtype, device=CARD).copy_(on_cpu)
 
 
 class _SmallTensorValues(TorchDispatchMode):
@@ -106,6 +108,10 @@ class _SmallTensorValues(TorchDispatchMode):
     def __init__(self, fakes: FakeTensorMode):
         super().__init__()
         self.fakes = fakes
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # nothing is compiled here, and skipping costs more than the rest of the dispatch
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

@@ -26,6 +26,7 @@ from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sd
 from besttake.models.lora import adapter_layers
 from besttake.models.quantization import plain_tensors
 from besttake.plan.cards import Card
+from besttake.plan.rates import NARROW, Rates, by_width, rates_of, uniform
 
 aten = torch.ops.aten
 
@@ -56,28 +57,42 @@ class Throughput:
     """Assumed speed of a card.
 
     Attributes:
-        efficiency: fraction of the published FLOP/s that is reached.
-        bandwidth: fraction of the published memory bandwidth that is reached.
+        efficiency: fraction of the published FLOP/s that is reached; None = as measured, by family of operation.
     """
 
     card: Card
-    efficiency: float
-    bandwidth: float = 0.8
+    efficiency: float | None = None
 
-    def seconds(self, flops: float, nbytes: float, rate: float) -> float:
+    @functools.cached_property
+    def rates(self) -> Rates:
+        """The fractions of the published rates that are reached."""
+        return rates_of(self.card) if self.efficiency is None else uniform(self.efficiency)
+
+    def seconds(self, func: Any, like: Tensor, flops: float, nbytes: float) -> float:
         """Time of an operation.
 
         Args:
-            rate: published TFLOP/s.
+            like: its result; of attention, with the channels of a head last.
         """
-        arithmetic = flops / (rate * 1e12 * self.efficiency)
-        return max(arithmetic, nbytes / (self.card.bandwidth * 1e12 * self.bandwidth))
+        name, rates = str(func), self.rates
+        narrow = "layer_norm" in name and like.shape[-1] <= NARROW
+        memory = nbytes / (self.card.bandwidth * 1e12 * (rates.narrow_norm if narrow else rates.bandwidth))
+        arithmetic = flops / self.flops_per_second(name, like) if flops else 0.0
+        return max(memory, arithmetic) * rates.gaps
 
-    def rate(self, func: Any, dtype: torch.dtype) -> float:
-        """Published TFLOP/s of an operation on tensors of a dtype."""
-        if dtype != torch.float32:
-            return self.card.half
-        return self.card.tensor32 if "convolution" in str(func) else self.card.single
+    def flops_per_second(self, name: str, like: Tensor) -> float:
+        """FLOP/s of the operations of a name."""
+        card, rates, single = self.card, self.rates, like.dtype == torch.float32
+        if "convolution" in name:
+            rate = card.tensor32 * rates.convolution32 if single else card.half * rates.convolution
+        elif single:
+            rate = card.single * rates.linear32
+        elif "attention" in name:
+            widths = rates.attention_backward if "backward" in name else rates.attention
+            rate = card.half * by_width(widths, like.shape[-1])
+        else:
+            rate = card.half * rates.linear
+        return rate * 1e12
 
 
 class Meter(TorchDispatchMode):
@@ -111,13 +126,19 @@ class Meter(TorchDispatchMode):
             self.live[owner] += held.size
             held.owner = owner
 
-    def memoize(self, work: Callable[..., Any], phase: str = "") -> Callable[..., Any]:
+    def memoize(
+        self,
+        work: Callable[..., Any],
+        phase: str = "",
+        key: Callable[..., Any] | None = None,
+    ) -> Callable[..., Any]:
         """Memoize `work`: of calls with equal shapes only the first is run, and its cost charged for the others.
 
         Calls with gradients enabled are always run.
 
         Args:
             phase: phase that the work counts towards; by default the current one.
+            key: what the cost of a call depends on; by default all its arguments.
         """
         seen: dict[Any, tuple[Phase, Counter[str], Any]] = {}
 
@@ -126,10 +147,10 @@ class Meter(TorchDispatchMode):
             if torch.is_grad_enabled():
                 return work(*args, **kwargs)
             with self.phase(phase) if phase else nullcontext():
-                leaves, structure = tree_flatten((args, kwargs))
-                key = self._within[-1].name, str(structure), *map(_key, leaves)
-                if key in seen:
-                    cost, extra, out = seen[key]
+                leaves, structure = tree_flatten(key(*args, **kwargs) if key else (args, kwargs))
+                found = str(structure), *map(_key, leaves)
+                if found in seen:
+                    cost, extra, out = seen[found]
                     now = self.live.copy()
                     now.update(extra)
                     self._charge(cost, now)
@@ -142,7 +163,7 @@ class Meter(TorchDispatchMode):
                     out = work(*args, **kwargs)
                 extra = cost.owners.copy()
                 extra.subtract(before)
-                seen[key] = cost, extra, tree_map_only(Tensor, _spec, out)
+                seen[found] = cost, extra, tree_map_only(Tensor, _spec, out)
                 self._charge(cost, cost.owners)
                 return out
 
@@ -174,6 +195,10 @@ class Meter(TorchDispatchMode):
         with torch.autograd.graph.saved_tensors_hooks(kept, lambda tensor: tensor):
             yield
         phase.flops, phase.seconds = cost
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # nothing is compiled here, and skipping costs more than measuring
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is QUERY and isinstance(args[0], FakeTensor):
@@ -216,7 +241,7 @@ class Meter(TorchDispatchMode):
         nbytes = sum(leaf.nbytes for leaf in (*tree_leaves((args, kwargs)), *results) if self._is_on_device(leaf))
         phase = self._within[-1]
         phase.flops += flops
-        phase.seconds += self.throughput.seconds(flops, nbytes, self.throughput.rate(func, results[0].dtype))
+        phase.seconds += self.throughput.seconds(func, results[0], flops, nbytes)
 
     def _is_on_device(self, leaf: Any) -> bool:
         device = leaf.fake_device if isinstance(leaf, FakeTensor) else getattr(leaf, "device", None)
@@ -256,8 +281,10 @@ class _TensorSpec:
 
 
 def find_adapter(network: nn.Module) -> BaseTunerLayer | None:
-    """A layer with LoRA adapters of a network, if there is one."""
-    return next(iter(adapter_layers(network)), None)
+    """A layer with LoRA adapters of a network, if there is one; looked up once, when they have been added."""
+    if network not in ADAPTERS:
+        ADAPTERS[network] = next(iter(adapter_layers(network)), None)
+    return ADAPTERS[network]
 
 
 def active(layer: BaseTunerLayer | None) -> Any:
@@ -294,6 +321,8 @@ FORMULAS: dict[Any, Callable[..., float]] = {
     aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
 }
 """FLOP formulas of PyTorch, and of what it lacks: its fused CPU attention, and `addmm` in place."""
+
+ADAPTERS: weakref.WeakKeyDictionary[nn.Module, BaseTunerLayer | None] = weakref.WeakKeyDictionary()
 
 QUERY = torch.ops.prim.device.default
 """What `tensor.device` calls: half of all operations, and answered at once."""

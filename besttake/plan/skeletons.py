@@ -60,8 +60,7 @@ def skeleton(
     dtypes = {"": dtype} | dict.fromkeys(family.precise, torch.float32)
 
     def read(name: str, cls: type, dtype: torch.dtype) -> nn.Module:
-        with real_device():
-            part = _empty(folder, name, cls)
+        part = getattr(pipeline, name)
         claim(name, allocated(part, dtype, device))
         return model.parts.configure_vae(part) if name == "vae" else part
 

@@ -11,9 +11,11 @@ import inspect
 import itertools
 import tempfile
 import warnings
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -34,7 +36,8 @@ from besttake.plan.skeletons import skeleton
 from besttake.rewards.panel import PanelScores
 from besttake.runtime.configuration import algorithm_of
 from besttake.runtime.distributed import backward, single_process
-from besttake.sampling.rollout import RolloutConfig, generate
+from besttake.sampling import rollout
+from besttake.sampling.rollout import RolloutConfig, Rows, generate
 from besttake.sampling.step_cache import CacheConfig
 from besttake.training.config import adamw
 from besttake.types import Prompt, Video
@@ -48,7 +51,13 @@ STEP = ("prompts", "sample", "decode", "score", "train")
 OWNERS = {"transformer": "weights", "transformer_2": "weights", "vae": "autoencoder", "text_encoder": "text encoder"}
 
 
-def measure(config: Any, throughput: Throughput, gpus: int = 1, parts: Iterable[str] = PARTS) -> dict[str, Phase]:
+def measure(
+    config: Any,
+    throughput: Throughput,
+    gpus: int = 1,
+    parts: Iterable[str] = PARTS,
+    enough: Callable[[dict[str, Phase]], bool] = lambda found: False,
+) -> dict[str, Phase]:
     """The phases of the second step, when optimizer states exist, and of encoding, validation and evaluation.
 
     "encode" is for one real clip, "validate" for one validation pass, "evaluate" for one batch of videos.
@@ -56,6 +65,7 @@ def measure(config: Any, throughput: Throughput, gpus: int = 1, parts: Iterable[
     Args:
         gpus: number of cards, each with a process and its shard of the rows; the first one is measured.
         parts: the parts of `PARTS` to measure.
+        enough: called with the phases after each part; the parts that follow are left out if it is true.
 
     Raises:
         ValueError: the model is not available, or cannot sample the size.
@@ -74,12 +84,15 @@ def measure(config: Any, throughput: Throughput, gpus: int = 1, parts: Iterable[
         for network in (*step.model.denoisers.values(), *step.policy.reference.networks):
             reuse_equal_blocks(meter, network, step.policy.gradient_checkpointing)
         stack.enter_context(patch.object(split_backward, "recompute", cached_recompute(meter, step.policy)))
+        stack.enter_context(patch.object(rollout, "_sample", meter.memoize(rollout._sample, key=_sampled)))
         for part in parts:
             gc.collect()
             meter.reset()
             getattr(step, part)()
             beside = part in ("validate", "evaluate") and meter.phases
             found |= {part: merge_phases(part, meter.phases.values())} if beside else meter.phases
+            if enough(found):
+                break
     return found
 
 
@@ -181,22 +194,31 @@ class Step:
     def _memoize(self) -> None:
         """Memoize work that a step repeats with equal shapes."""
         model, once, read_part = self.model, self.meter.memoize, self.model.parts.read
-        make_scheduler_of_model = model.make_scheduler
+        make_scheduler_of_model, using_of_model = model.make_scheduler, model.using
+
+        @contextmanager
+        def using(*names: str) -> Iterator[None]:
+            """From its loading until it is freed, a text encoder's memory belongs to "prompts" alone."""
+            with (
+                self.meter.phase("prompts") if {*names} & {*model.text_parts} else nullcontext(),
+                using_of_model(*names),
+            ):
+                yield
 
         def read(name: str, cls: type, dtype: torch.dtype) -> nn.Module:
-            with self.meter.phase("prompts") if name in model.text_parts else nullcontext():
-                part: Any = read_part(name, cls, dtype)
+            part: Any = read_part(name, cls, dtype)
             if name == "vae":
                 _memoize_decoding(part, once)
             return part
 
         def make_scheduler(steps: int, shape: Sequence[int]) -> Any:
             scheduler = make_scheduler_of_model(steps, shape)
-            scheduler.step = once(scheduler.step)
+            scheduler.step = once(partial(type(scheduler).step, weakref.proxy(scheduler)))  # no cycle, which would last
             return scheduler
 
         memoized = {"embed": once(model.embed, "prompts"), "decode": once(model.decode, "decode")}
-        memoized |= {"encode": once(model.encode), "predict": once(model.predict), "make_scheduler": make_scheduler}
+        memoized |= {"encode": once(model.encode), "predict": once(model.predict)}
+        memoized |= {"make_scheduler": make_scheduler, "using": using}
         vars(model).update(memoized)
         vars(model.parts).update(read=read)
 
@@ -244,6 +266,11 @@ class Step:
 
     def _claim(self, name: str, part: nn.Module) -> None:
         self.meter.claim(OWNERS.get(name, name.replace("_", " ")), [*part.parameters(), *part.buffers()])
+
+
+def _sampled(policy: Policy, rows: Rows, config: RolloutConfig, batch: Sequence[int], noise: Tensor) -> Any:
+    """What the cost of sampling a batch depends on, besides the policy."""
+    return str(config), noise, rows.condition, rows.negative, rows.source
 
 
 def _memoize_decoding(vae: Any, once: Callable[[Callable], Callable]) -> None:

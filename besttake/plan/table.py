@@ -71,10 +71,20 @@ def times(plan: Plan) -> str:
     return f"step: {plan.step:,.1f} s{cards}; total: {total:,.1f} GPU-hours ({parts}){uncounted}"
 
 
+def assumption(plan: Plan) -> str:
+    """What the seconds assume."""
+    card, rates = plan.card.name, plan.rates
+    if not rates.card:
+        return f"seconds: at {rates.linear:.0%} of the published FLOP/s of the {card}, as --efficiency sets it"
+    measured = f"seconds: at the fractions of the published rates that operations reached on the {rates.card}"
+    return f"{measured}, {rates.date}" + (f"; the {card} has not been measured" if card != rates.card else "")
+
+
 def as_json(plan: Plan) -> dict[str, Any]:
     """The whole plan as plain values, in bytes, FLOPs, seconds and hours."""
     return {
         "card": plan.card.name,
+        "rates": {"measured_on": plan.rates.card, "date": plan.rates.date},
         "gpus": plan.gpus,
         "room": plan.room,
         "fits": plan.peak.peak <= plan.room,

@@ -1,5 +1,8 @@
 """The plan of small models against what running them takes, followed operation by operation."""
 
+import gc
+import weakref
+from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
@@ -16,6 +19,7 @@ from besttake.plan.cards import CARDS
 from besttake.plan.meter import Meter, Throughput
 from besttake.plan.steps import measure
 from besttake.rewards.panel import RewardConfig
+from besttake.sampling import rollout
 from besttake.sampling.rollout import RolloutConfig, generate
 from besttake.training.config import adamw
 from tests.peak import Peak
@@ -113,6 +117,37 @@ def test_the_inputs_of_a_denoiser_that_waits_on_the_cpu_are_on_the_card(tmp_path
     config = replace(recipe(str(tmp_path / "model")), dtype="bfloat16", rollout=rollout, offload_idle=True)
     phases = measure(config, THROUGHPUT, parts=("step",))
     assert phases["sample"].flops > 0
+
+
+def test_a_text_encoder_is_gone_when_its_phase_ends(small_model, monkeypatch):
+    """Or a real card's peak of the phase around that, which goes on, would be the encoder's."""
+    left, phase_of = [], Meter.phase
+
+    @contextmanager
+    def phase(meter, name):
+        with phase_of(meter, name) as found:
+            yield found
+        if "prompts" in {name} - {meter._within[-1].name}:
+            left.append(meter.live["text encoder"])
+
+    monkeypatch.setattr(Meter, "phase", phase)
+    phases = measure(recipe(small_model("tiny-cogvideox")), THROUGHPUT, parts=("step",))
+    assert set(left) == {0}
+    assert phases["prompts"].owners["text encoder"] > 0
+
+
+def test_a_scheduler_and_its_predictions_go_with_its_batch(small_model, monkeypatch):
+    made, left = [], []
+    step, decode = rollout.SchedulerStep, rollout.decode_latents
+    monkeypatch.setattr(rollout, "SchedulerStep", lambda it, rows: made.append(weakref.ref(it)) or step(it, rows))
+    monkeypatch.setattr(rollout, "decode_latents", lambda *args: left.extend(it() for it in made) or decode(*args))
+    gc.disable()
+    try:
+        measure(recipe(small_model("tiny-wan")), THROUGHPUT, parts=("step",))
+    finally:
+        gc.enable()
+    assert left == [None] * len(made)
+    assert made
 
 
 def test_a_number_of_cards_that_shards_do_not_divide(small_model):
