@@ -175,7 +175,7 @@ def _of_other_critics(reward: dict[str, Any], given: set[str], unnamed: str) -> 
 def plan(arguments: list[str]) -> None:
     """besttake plan RECIPE [--card NAME] [--gpus N] [--measure] [--json] [the recipe's flags]"""
     from besttake.plan import PlanConfig, make_plan
-    from besttake.plan.table import as_json, assumption, measured, table, times, verdict
+    from besttake.plan.table import as_json, assumption, automatic, measured, table, times, verdict
 
     recipe, *flags = arguments
     if recipe.startswith("-"):
@@ -192,6 +192,8 @@ def plan(arguments: list[str]) -> None:
     console.out.print(table(made))
     if made.measured:
         console.out.print(measured(made))
+    if made.automatic:
+        print(automatic(made))
     print(f"{times(made)}\n{assumption(made)}\n{verdict(made)}")
 
 

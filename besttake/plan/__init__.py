@@ -16,6 +16,7 @@ import torch
 from besttake.data.real import find_clips
 from besttake.evaluation.held_out import listed_count
 from besttake.plan.advice import Advice, advise
+from besttake.plan.automatic import resolve, settings_that_changed
 from besttake.plan.cards import Card, find_card
 from besttake.plan.critics import uncounted_critics
 from besttake.plan.measured import measure_step
@@ -62,6 +63,7 @@ class Plan:
         hours: GPU-hours of all cards together, by activity.
         advice: settings that make it fit, if it does not.
         measured: phases of one real step on this machine, if `PlanConfig.measure` is set.
+        automatic: what the settings that are `auto` became.
         uncounted: critics whose weights are counted, but not their compute.
     """
 
@@ -74,6 +76,7 @@ class Plan:
     advice: list[Advice] = field(default_factory=list)
     uncounted: list[str] = field(default_factory=list)
     measured: dict[str, Phase] = field(default_factory=dict)
+    automatic: dict[str, Any] = field(default_factory=dict)
 
     @property
     def peak(self) -> Phase:
@@ -94,12 +97,14 @@ def make_plan(config: Any, settings: PlanConfig) -> Plan:
     """
     card, gpus = find_card(settings.card), settings.gpus
     throughput, room = Throughput(card, settings.efficiency), (card.memory - settings.reserve) * 2**30
+    planned = resolve(config, room, gpus)
+    config, automatic = planned, settings_that_changed(config, planned)
     phases = measure(config, throughput, gpus)
     advice = advise(config, phases, room, throughput, gpus)
     device = torch.device(find_device(config.device))
     measured = measure_step(config, throughput, device) if settings.measure else {}
     uncounted = uncounted_critics(config)
-    return Plan(card, throughput.rates, gpus, room, phases, hours(config, phases, gpus), advice, uncounted, measured)
+    return Plan(card, throughput.rates, gpus, room, phases, hours(config, phases, gpus), advice, uncounted, measured, automatic)
 
 
 def hours(config: Any, phases: dict[str, Phase], gpus: int) -> dict[str, float]:

@@ -52,6 +52,12 @@ def resolve(config: Any, room: float, gpus: int = 1) -> Any:
     return next((way for way in ways[:-1] if _train_peak(way, gpus) <= ROOM * room), ways[-1])
 
 
+def settings_that_changed(before: Any, after: Any) -> dict[str, Any]:
+    """The policy's settings that `resolve` changed, by their names."""
+    names = ("gradient_checkpointing", "micro_batch_size") if before != after else ()
+    return {f"policy.{name}": getattr(after.policy, name) for name in names}
+
+
 def resolve_here(config: Any) -> Any:
     """`resolve` for the device of a run: on a CPU nothing is recomputed. The log says what was chosen."""
     if config.policy.gradient_checkpointing != "auto":
@@ -65,10 +71,7 @@ def resolve_here(config: Any) -> Any:
     except ValueError as error:  # what a plan does not support, such as context parallelism
         log.warning("policy.gradient_checkpointing is full, since the run cannot be planned: %s", error)
         return replace(config, policy=replace(config.policy, gradient_checkpointing="full"))
-    log.info(
-        "policy.gradient_checkpointing is %s and policy.micro_batch_size %d, by the plan for %.0f GiB",
-        *(found.policy.gradient_checkpointing, found.policy.micro_batch_size, room / 2**30),
-    )
+    log.info("by the plan for %.0f GiB: %s", room / 2**30, settings_that_changed(config, found))
     return found
 
 

@@ -62,6 +62,11 @@ def verdict(plan: Plan) -> str:
     return "\n".join(lines)
 
 
+def automatic(plan: Plan) -> str:
+    """What the settings that are `auto` became on this card."""
+    return "auto on this card: " + ", ".join(f"{name} {value}" for name, value in plan.automatic.items())
+
+
 def times(plan: Plan) -> str:
     """Seconds per step, and GPU-hours in total."""
     parts = ", ".join(f"{name} {hours:,.1f}" for name, hours in plan.hours.items())
@@ -95,6 +100,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
         },
         "seconds_of_a_step": sum(phase.seconds for name, phase in plan.phases.items() if name in STEP),
         "gpu_hours": plan.hours,
+        "automatic": plan.automatic,
         "measured": {
             name: {"peak": phase.peak} | ({} if math.isnan(phase.seconds) else {"seconds": phase.seconds})
             for name, phase in plan.measured.items()
