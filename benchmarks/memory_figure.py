@@ -83,7 +83,7 @@ def peak(config: FigureConfig, method: str, train: Any, size: Size) -> float:
         try:
             policy = Policy(model, how)
             if counted:
-                reuse_equal_blocks(meter, model.pipeline.transformer, how.gradient_checkpointing)
+                reuse_equal_blocks(meter, model.pipeline.transformer)(how.gradient_checkpointing)
             optimizer = adamw(OptimConfig(use_8bit_adam=config.use_8bit_adam), policy.trainable.values())
             for _ in range(2):
                 condition = model.encode_prompts([PROMPT])

@@ -104,7 +104,9 @@ def make_plan(config: Any, settings: PlanConfig) -> Plan:
     device = torch.device(find_device(config.device))
     measured = measure_step(config, throughput, device) if settings.measure else {}
     uncounted = uncounted_critics(config)
-    return Plan(card, throughput.rates, gpus, room, phases, hours(config, phases, gpus), advice, uncounted, measured, automatic)
+    return Plan(
+        card, throughput.rates, gpus, room, phases, hours(config, phases, gpus), advice, uncounted, measured, automatic
+    )
 
 
 def hours(config: Any, phases: dict[str, Phase], gpus: int) -> dict[str, float]:

@@ -12,7 +12,7 @@ import torch
 from besttake.models.checkpointing import GradientCheckpointing
 from besttake.plan.cards import CARDS
 from besttake.plan.meter import Throughput
-from besttake.plan.steps import measure, peak_phase
+from besttake.plan.steps import training_peaks
 from besttake.runtime.devices import find_device
 
 log = logging.getLogger(__name__)
@@ -27,6 +27,9 @@ In forward passes of a clip, for a pair and an attention of half a pass: 6, 7, 7
 
 ROOM = 0.92
 """Share of a card's memory that a plan may fill, since it is a prediction."""
+
+THROUGHPUT = Throughput(CARDS["H100"], 0.5)
+"""Of any card, since only memory is asked for."""
 
 RESERVE = 1.5 * 2**30
 """Bytes not available to tensors: the CUDA context and fragmentation."""
@@ -44,12 +47,12 @@ def resolve(config: Any, room: float, gpus: int = 1) -> Any:
     if config.policy.gradient_checkpointing != "auto":
         return config
     own = config.policy.micro_batch_size
-    ways = [
-        replace(config, policy=replace(config.policy, gradient_checkpointing=level, micro_batch_size=own or size))
-        for level, size in WAYS
-        if not (own and size)
-    ]
-    return next((way for way in ways[:-1] if _train_peak(way, gpus) <= ROOM * room), ways[-1])
+    ways = [(level, own or size) for level, size in WAYS if not (own and size)]
+    peaks = training_peaks(config, THROUGHPUT, gpus, ways[:-1])
+    fitting = (way for way, peak in zip(ways, peaks, strict=False) if peak <= ROOM * room)
+    level, size = next(fitting, ways[-1])
+    peaks.close()
+    return replace(config, policy=replace(config.policy, gradient_checkpointing=level, micro_batch_size=size))
 
 
 def settings_that_changed(before: Any, after: Any) -> dict[str, Any]:
@@ -73,8 +76,3 @@ def resolve_here(config: Any) -> Any:
         return replace(config, policy=replace(config.policy, gradient_checkpointing="full"))
     log.info("by the plan for %.0f GiB: %s", room / 2**30, settings_that_changed(config, found))
     return found
-
-
-def _train_peak(config: Any, gpus: int) -> float:
-    phases = measure(config, Throughput(CARDS["H100"], 0.5), gpus, ["step"])
-    return phases["train"].peak if "train" in phases else peak_phase(phases).peak

@@ -27,40 +27,45 @@ from besttake.models.split_backward import recompute
 from besttake.plan.meter import Meter, active, find_adapter
 
 
-def reuse_equal_blocks(meter: Meter, network: Any, level: GradientCheckpointing) -> None:
+def reuse_equal_blocks(meter: Meter, network: Any) -> Callable[[GradientCheckpointing], None]:
     """Patch a network so that of equal blocks only the first is run.
 
-    Args:
-        level: of the network's gradient checkpointing.
+    Returns:
+        A function that sets the network's gradient checkpointing.
     """
-    kept = meter.memoize(_kept_attention) if level == "selective" else None
     forward, backward = meter.memoize(_forward), meter.memoize(partial(_backward, meter))
+    attention = meter.memoize(partial(_kept_attention, meter))
     found = {module: Block(module) for module in blocks(network)}
 
     def run(block: Block, *args: Any, **kwargs: Any) -> Any:
         return block(*args, **kwargs) if _casting() else forward(block, *args, **kwargs)
 
-    def checkpoint_one(module: nn.Module, *args: Any) -> Any:
+    def checkpoint_one(selective: bool, module: nn.Module, *args: Any) -> Any:
         """The checkpointing function that diffusers calls instead of a block."""
         block = found.get(module)
         if block is None or block.sharded or _casting():
-            return run_checkpointed(module, *args)
+            return keep_attention(module, *args) if selective else keep_inputs(module, *args)
         leaves, spec = tree_flatten(args)
-        how = Checkpointing(block, spec, len(leaves), forward, backward, kept)
+        how = Checkpointing(block, spec, len(leaves), forward, backward, attention if selective else None)
         return _Checkpointed.apply(how, *leaves, *block.trained)
 
     for module, block in found.items():
         vars(module)["forward"] = partial(run, block)
-    if level != "none":
-        run_checkpointed = keep_attention if level == "selective" else keep_inputs
-        network.enable_gradient_checkpointing(checkpoint_one)
+
+    def set_level(level: GradientCheckpointing) -> None:
+        if level == "none":
+            network.disable_gradient_checkpointing()
+        else:
+            network.enable_gradient_checkpointing(partial(checkpoint_one, level == "selective"))
+
+    return set_level
 
 
 def cached_recompute(meter: Meter, policy: Policy) -> Callable[..., None]:
     """A replacement for `split_backward.recompute` that runs only the first of equal micro-batches."""
-
-    sharded = any(is_sharded(weight) for weight in policy.model.denoiser.parameters())
-    return recompute if sharded else meter.memoize(recompute)
+    if any(is_sharded(weight) for weight in policy.model.denoiser.parameters()):
+        return recompute
+    return meter.memoize(recompute, key=lambda policy, *rest: (policy.gradient_checkpointing, *rest))
 
 
 class Block:
@@ -149,10 +154,10 @@ def _backward(
     return [*(gradients.get(place) for place in range(len(leaves))), *found[len(wanted) :]]
 
 
-def _kept_attention(block: Block, *args: Any) -> list[Tensor]:
+def _kept_attention(meter: Meter, block: Block, *args: Any) -> list[Tensor]:
     """Tensors like the outputs of a block's attention."""
     outputs = AttentionOutputs()
-    with outputs:
+    with meter.uncounted(), outputs:
         block(*args)
     return outputs.found
 

@@ -170,6 +170,12 @@ class Meter(TorchDispatchMode):
         return replayed
 
     @contextmanager
+    def uncounted(self) -> Iterator[None]:
+        """Context whose operations count towards no phase."""
+        with self._into(Phase("")):
+            yield
+
+    @contextmanager
     def without(self, free: Callable[[Any], bool]) -> Iterator[None]:
         """Context in which some operations take no time: those for which `free` is true."""
         before, self._free_work = self._free_work, free

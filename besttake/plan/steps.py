@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from besttake.evaluation.held_out import listed_count
 from besttake.models import split_backward
+from besttake.models.checkpointing import GradientCheckpointing
 from besttake.models.policy import Policy
 from besttake.plan.block_cache import cached_recompute, reuse_equal_blocks
 from besttake.plan.critics import Critics
@@ -71,6 +72,37 @@ def measure(
         ValueError: the model is not available, or cannot sample the size.
     """
     found: dict[str, Phase] = {}
+    with _prepared(config, throughput, gpus) as (step, meter, set_level):
+        set_level(step.policy.gradient_checkpointing)
+        for part in parts:
+            gc.collect()
+            meter.reset()
+            getattr(step, part)()
+            beside = part in ("validate", "evaluate") and meter.phases
+            found |= {part: merge_phases(part, meter.phases.values())} if beside else meter.phases
+            if enough(found):
+                break
+    return found
+
+
+def training_peaks(
+    config: Any, throughput: Throughput, gpus: int, ways: Iterable[tuple[GradientCheckpointing, int]]
+) -> Iterator[int]:
+    """The peak memory of the training phase, in bytes, for each level of checkpointing and size of micro-batches."""
+    with _prepared(config, throughput, gpus) as (step, meter, set_level):
+        for step.policy.gradient_checkpointing, step.policy.micro_batch_size in ways:
+            set_level(step.policy.gradient_checkpointing)
+            gc.collect()
+            meter.reset()
+            step.step()
+            yield meter.phases["train"].peak
+
+
+@contextmanager
+def _prepared(
+    config: Any, throughput: Throughput, gpus: int
+) -> Iterator[tuple[Step, Meter, Callable[[GradientCheckpointing], None]]]:
+    """A recipe's step on a fake device, its meter, and a function that sets its networks' gradient checkpointing."""
     config = _without_data_dependence(config)
     with (
         warnings.catch_warnings(action="ignore"),  # about the fake device
@@ -81,19 +113,16 @@ def measure(
         ExitStack() as stack,
     ):
         step = Step(config, meter, picture)
-        for network in (*step.model.denoisers.values(), *step.policy.reference.networks):
-            reuse_equal_blocks(meter, network, step.policy.gradient_checkpointing)
+        networks = (*step.model.denoisers.values(), *step.policy.reference.networks)
+        setters = [reuse_equal_blocks(meter, network) for network in networks]
         stack.enter_context(patch.object(split_backward, "recompute", cached_recompute(meter, step.policy)))
         stack.enter_context(patch.object(rollout, "_sample", meter.memoize(rollout._sample, key=_sampled)))
-        for part in parts:
-            gc.collect()
-            meter.reset()
-            getattr(step, part)()
-            beside = part in ("validate", "evaluate") and meter.phases
-            found |= {part: merge_phases(part, meter.phases.values())} if beside else meter.phases
-            if enough(found):
-                break
-    return found
+
+        def set_level(level: GradientCheckpointing) -> None:
+            for setter in setters:
+                setter(level)
+
+        yield step, meter, set_level
 
 
 class Step:

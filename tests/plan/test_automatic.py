@@ -7,7 +7,8 @@ import pytest
 from besttake.commands.cli import read_recipe
 from besttake.models.policy import PolicyConfig
 from besttake.plan import automatic
-from besttake.plan.automatic import ROOM, WAYS, resolve, resolve_here
+from besttake.plan.automatic import ROOM, THROUGHPUT, WAYS, resolve, resolve_here
+from besttake.plan.steps import measure, training_peaks
 
 PEAKS = {
     ("none", 0): 100,
@@ -24,46 +25,53 @@ def config():
     return replace(read_recipe("onlinevpo-tiny"), policy=PolicyConfig(rank=4, gradient_checkpointing="auto"))
 
 
+@pytest.fixture
+def peaks(monkeypatch):
+    """Made-up peaks, instead of a plan's; the ways that were asked for."""
+    asked = []
+
+    def training_peaks(config, throughput, gpus, ways):
+        for way in ways:
+            asked.append(way)
+            yield PEAKS.get(way, float("inf"))
+
+    monkeypatch.setattr(automatic, "training_peaks", training_peaks)
+    return asked
+
+
+def chosen(config):
+    return config.policy.gradient_checkpointing, config.policy.micro_batch_size
+
+
 @pytest.mark.parametrize("way", WAYS)
-def test_the_first_that_fits_is_taken(config, monkeypatch, way):
-    monkeypatch.setattr(
-        automatic,
-        "_train_peak",
-        lambda tried, gpus: PEAKS[tried.policy.gradient_checkpointing, tried.policy.micro_batch_size],
-    )
+def test_the_first_that_fits_is_taken_and_no_more_are_tried(config, peaks, way):
     found = resolve(config, PEAKS[way] / ROOM)
-    assert (found.policy.gradient_checkpointing, found.policy.micro_batch_size) == way
+    assert chosen(found) == way
     assert replace(found, policy=config.policy) == config  # nothing else is changed
+    assert peaks == list(WAYS[: WAYS.index(way) + 1])[:5]  # the last one needs no plan
 
 
-def test_if_none_fits_it_is_the_one_of_least_memory(config, monkeypatch):
-    monkeypatch.setattr(automatic, "_train_peak", lambda *_: float("inf"))
-    found = resolve(config, 1.0)
-    assert (found.policy.gradient_checkpointing, found.policy.micro_batch_size) == ("full", 1)
+def test_if_none_fits_it_is_the_one_of_least_memory(config, peaks):
+    assert chosen(resolve(config, 1.0)) == ("full", 1)
 
 
-def test_a_micro_batch_that_is_set_stays(config, monkeypatch):
-    seen = []
-
-    def peak(tried, gpus):
-        seen.append((tried.policy.gradient_checkpointing, tried.policy.micro_batch_size))
-        return float("inf")
-
-    monkeypatch.setattr(automatic, "_train_peak", peak)
-    resolve(replace(config, policy=replace(config.policy, micro_batch_size=2)), 1.0)
-    assert seen == [("none", 2), ("selective", 2)]  # and full needs no plan: it is taken if nothing else fits
+def test_a_micro_batch_that_is_set_stays(config, peaks):
+    found = resolve(replace(config, policy=replace(config.policy, micro_batch_size=2)), 1.0)
+    assert chosen(found) == ("full", 2)
+    assert peaks == [("none", 2), ("selective", 2)]
 
 
-def test_by_a_real_plan_less_memory_means_more_recomputation(config):
-    """On a longer clip, whose activations count."""
+def test_by_a_real_plan_each_way_has_its_own_peak(config):
+    """The same as that of a plan of its own."""
     config = replace(config, steps=1, prompts_per_step=1, candidates=2)
-    peaks = [
-        automatic._train_peak(replace(config, policy=replace(config.policy, gradient_checkpointing=level)), 1)
-        for level in ("none", "selective", "full")
-    ]
-    assert peaks == sorted(peaks, reverse=True)
-    assert peaks[0] > peaks[1] > peaks[2]
-    assert resolve(config, 1.001 * peaks[0] / ROOM).policy.gradient_checkpointing == "none"
+    found = dict(zip(WAYS, training_peaks(config, THROUGHPUT, 1, WAYS), strict=True))
+    assert found["none", 0] > found["none", 1] > found["selective", 1] > found["full", 1]
+    assert found["selective", 0] > found["full", 0] > found["full", 1]
+    for level, size in (("selective", 0), ("full", 1)):
+        policy = replace(config.policy, gradient_checkpointing=level, micro_batch_size=size)
+        alone = measure(replace(config, policy=policy), THROUGHPUT, parts=["step"])
+        assert found[level, size] == pytest.approx(alone["train"].peak, rel=0.01)
+    assert chosen(resolve(config, 1.001 * found["none", 0] / ROOM)) == ("none", 0)
 
 
 def test_on_a_cpu_nothing_is_recomputed(config):
