@@ -10,14 +10,7 @@ from besttake.plan import automatic
 from besttake.plan.automatic import ROOM, THROUGHPUT, WAYS, resolve, resolve_here
 from besttake.plan.steps import measure, training_peaks
 
-PEAKS = {
-    ("none", 0): 100,
-    ("none", 1): 60,
-    ("selective", 0): 40,
-    ("full", 0): 30,
-    ("selective", 1): 25,
-    ("full", 1): 20,
-}
+PEAKS = dict(zip(WAYS, (100, 70, 60, 50, 25, 20), strict=True))
 
 
 @pytest.fixture
