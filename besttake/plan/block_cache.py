@@ -19,7 +19,7 @@ from torch.autograd.graph import get_gradient_edge
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_unflatten
 
-from besttake.models.checkpointing import GradientCheckpointing, is_attention, keep_attention, keep_inputs
+from besttake.models.checkpointing import LEVELS, GradientCheckpointing, is_attention, keep_attention, keep_inputs
 from besttake.models.policy import Policy
 from besttake.models.quantization import blocks
 from besttake.models.sharding import is_sharded
@@ -65,7 +65,8 @@ def cached_recompute(meter: Meter, policy: Policy) -> Callable[..., None]:
     """A replacement for `split_backward.recompute` that runs only the first of equal micro-batches."""
     if any(is_sharded(weight) for weight in policy.model.denoiser.parameters()):
         return recompute
-    return meter.memoize(recompute, key=lambda policy, *rest: (policy.gradient_checkpointing, *rest))
+    # the level as a number: the words of a key, which are prompts, do not count
+    return meter.memoize(recompute, key=lambda policy, *rest: (LEVELS.index(policy.gradient_checkpointing), *rest))
 
 
 class Block:
