@@ -1,8 +1,8 @@
 """Cache of block costs: of a network's equal blocks only the first is run, so that a plan takes seconds.
 
 It applies to forward passes without gradients, to checkpointed blocks (which are recomputed one by one in the backward
-pass, so that only their inputs are saved), and to the micro-batches of a split backward. All blocks are run in a full
-fine-tune under autocast, and, if gradients are needed, with sharded or offloaded weights.
+pass, so that only their inputs are saved), and to the micro-batches of a split backward. All trained blocks are run in
+a full fine-tune under autocast, and, if gradients are needed, with sharded or offloaded weights.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def reuse_equal_blocks(meter: Meter, network: Any) -> Callable[[GradientCheckpoi
     found = {module: Block(module) for module in blocks(network)}
 
     def run(block: Block, *args: Any, **kwargs: Any) -> Any:
-        return block(*args, **kwargs) if _casting() else forward(block, *args, **kwargs)
+        return block(*args, **kwargs) if block.trained and _casting() else forward(block, *args, **kwargs)
 
     def checkpoint_one(selective: bool, module: nn.Module, *args: Any) -> Any:
         """The checkpointing function that diffusers calls instead of a block."""
@@ -178,5 +178,5 @@ class AttentionOutputs(TorchDispatchMode):
 
 
 def _casting() -> bool:
-    """Whether autocast is on (a full fine-tune): its cache of cast weights lasts for the pass, shared by all blocks."""
+    """Whether autocast is on (a full fine-tune): its cache of cast trained weights lasts for the pass of all blocks."""
     return torch.is_autocast_enabled("cpu")

@@ -106,6 +106,7 @@ def _prepared(
     config = _without_data_dependence(config)
     with (
         warnings.catch_warnings(action="ignore"),  # about the fake device
+        _garbage_of_its_own(),
         fake_process_group(gpus, config.parallel),
         black_picture() as picture,
         fake_device(),
@@ -123,6 +124,17 @@ def _prepared(
                 setter(level)
 
         yield step, meter, set_level
+
+
+@contextmanager
+def _garbage_of_its_own() -> Iterator[None]:
+    """Context in which garbage collection looks at newer objects only: there are a million of imports."""
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 class Step:

@@ -57,14 +57,12 @@ def test_a_micro_batch_that_is_set_stays(config, peaks):
 def test_by_a_real_plan_each_way_has_its_own_peak(config):
     """The same as that of a plan of its own."""
     config = replace(config, steps=1, prompts_per_step=1, candidates=2)
-    found = dict(zip(WAYS, training_peaks(config, THROUGHPUT, 1, WAYS), strict=True))
-    assert found["none", 0] > found["none", 1] > found["selective", 1] >= found["full", 1]
-    assert found["none", 0] > found["selective", 0] >= found["full", 0] > found["full", 1]
-    for level, size in (("selective", 0), ("full", 1)):
-        policy = replace(config.policy, gradient_checkpointing=level, micro_batch_size=size)
-        alone = measure(replace(config, policy=policy), THROUGHPUT, parts=["step"])
-        assert found[level, size] == pytest.approx(alone["train"].peak, rel=0.01)
-    assert chosen(resolve(config, 1.001 * found["none", 0] / ROOM)) == ("none", 0)
+    ways = [("none", 0), ("none", 1), ("full", 1)]
+    found = dict(zip(ways, training_peaks(config, THROUGHPUT, 1, ways), strict=True))
+    assert found["none", 0] > found["none", 1] > found["full", 1]
+    policy = replace(config.policy, gradient_checkpointing="full", micro_batch_size=1)
+    alone = measure(replace(config, policy=policy), THROUGHPUT, parts=["step"])
+    assert found["full", 1] == pytest.approx(alone["train"].peak, rel=0.01)
 
 
 def test_on_a_cpu_nothing_is_recomputed(config):
