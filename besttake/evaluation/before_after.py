@@ -97,10 +97,12 @@ def trained_model(run: Path) -> VideoModel:
 
 
 def base_model(run: Path) -> VideoModel:
-    """Load the base model of a run, with the run's device, dtype, quantization and tiling."""
+    """Load the base model of a run, with the run's device, precision, quantization and tiling."""
     config = read_yaml(run / "config.yaml")
     dtype, bits = getattr(torch, config["dtype"]), config.get("quantize", "none")
     model = load_model(config["model"], dtype, find_device(config["device"]), bits)
+    if config.get("vae_dtype", "auto") != "auto":
+        model.parts.set_dtype("vae", getattr(torch, config["vae_dtype"]))
     if config.get("tiling"):
         model.parts.tile()
     return model

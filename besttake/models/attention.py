@@ -25,6 +25,9 @@ from diffusers.models.attention_dispatch import (
 )
 from torch import Tensor
 
+from besttake.runtime.distributed import context_mesh
+from besttake.runtime.memory import free_memory, out_of_memory
+
 log = logging.getLogger(__name__)
 
 NATIVE = AttentionBackendName.NATIVE.value
@@ -104,6 +107,25 @@ def check_name(backend: str, approximate: bool = False) -> None:
         raise ValueError(f"the attention backend '{backend}' cannot be used: {fault}; installed: {installed}")
 
 
+def check_splits(backend: str, processes: int) -> None:
+    """ValueError if the tokens of a clip are split over processes (`parallel.context`) and a backend cannot do that."""
+    if processes > 1 and not splits(backend):
+        raise ValueError(
+            f"the attention backend '{backend}' does not work with parallel.context: {processes}; expected one of "
+            f"{', '.join(sorted(_AttentionBackendRegistry._supports_context_parallel))}"
+        )
+
+
+def splits(backend: str) -> bool:
+    """Whether a backend works if the tokens of a clip are split over processes."""
+    return backend in _AttentionBackendRegistry._supports_context_parallel
+
+
+def exact_backends() -> list[str]:
+    """The backends that `auto` tries, of this process group."""
+    return [name for name in EXACT if context_mesh() is None or splits(name)]
+
+
 def missing(backend: str) -> str:
     """Why a backend cannot be used on this machine; "" if it can."""
     try:
@@ -137,6 +159,9 @@ def attention_of(denoiser: Any) -> str:
 @contextmanager
 def attention(denoisers: Collection[Any], backend: str | None) -> Iterator[None]:
     """Context in which denoisers have another attention backend; None = the one that is set."""
+    if backend:
+        check_name(backend, approximate=True)
+        check_splits(backend, 1 if context_mesh() is None else 2)
     before = [attention_of(denoiser) for denoiser in denoisers]
     try:
         for denoiser in denoisers if backend else ():
@@ -206,6 +231,9 @@ def try_backend(backend: str, calls: Collection[Call]) -> Trial:
                 return Trial(backend, difference=difference, fault=f"it differs by {difference:.2g} from PyTorch's")
             seconds += _seconds(partial(call.run, backend)) + _seconds(partial(call.results, backend))
         except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
+            if out_of_memory(error):  # which says nothing about the backend
+                free_memory(error)
+                return Trial(backend)
             return Trial(backend, fault=next(iter(str(error).splitlines()), type(error).__name__))
     return Trial(backend, seconds, difference)
 

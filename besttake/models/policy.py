@@ -28,6 +28,7 @@ from besttake.models.lora import activate, adapter_layers, add_adapters
 from besttake.models.quantization import blocks, plain_tensors
 from besttake.models.sharding import experts_of, gather_weights, is_sharded, offload_blocks, shard, split_tokens
 from besttake.runtime.distributed import is_main, is_single_process
+from besttake.runtime.memory import free_memory, out_of_memory
 from besttake.runtime.renamed import new_value
 from besttake.types import Condition, Latent, Time
 
@@ -252,7 +253,13 @@ class Policy:
         weights = [layer.get_base_layer().weight for layer in layers]
         if any(hasattr(weight, "__tensor_flatten__") for weight in weights):
             layers = weights = []
-        kept = [weight.clone() for weight in weights]
+        try:
+            kept = [weight.clone() for weight in weights]
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
+            layers = weights = kept = []  # computed beside the base, which takes no copies
+            free_memory(error)
         try:
             for layer, weight in zip(layers, weights, strict=True):
                 weight.copy_(weight.float() + layer.get_delta_weight("policy"))

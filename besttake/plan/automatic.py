@@ -71,7 +71,7 @@ def resolve_here(config: Any) -> Any:
     room = torch.cuda.get_device_properties(device).total_memory - RESERVE
     try:
         found = resolve(config, room, int(os.environ.get("WORLD_SIZE", 1)))
-    except ValueError as error:  # what a plan does not support, such as context parallelism
+    except Exception as error:  # a plan that fails must not keep a run from training
         log.warning("policy.gradient_checkpointing is full, since the run cannot be planned: %s", error)
         return replace(config, policy=replace(config.policy, gradient_checkpointing="full"))
     log.info("by the plan for %.0f GiB: %s", room / 2**30, settings_that_changed(config, found))

@@ -104,7 +104,9 @@ class Clock:
         if owner in RANDOM:
             fill(tensors)
 
-    def memoize(self, work: Callable[..., Any], phase: str = "") -> Callable[..., Any]:
+    def memoize(
+        self, work: Callable[..., Any], phase: str = "", key: Callable[..., Any] | None = None
+    ) -> Callable[..., Any]:
         """`work` without memoization: every call is run."""
         return _unmemoized(self, work, phase)
 
@@ -121,7 +123,9 @@ class Clock:
 class FullMeter(Meter):
     """A `Meter` without memoization: every call is run."""
 
-    def memoize(self, work: Callable[..., Any], phase: str = "") -> Callable[..., Any]:
+    def memoize(
+        self, work: Callable[..., Any], phase: str = "", key: Callable[..., Any] | None = None
+    ) -> Callable[..., Any]:
         return _unmemoized(self, work, phase)
 
     def claim(self, owner: str, tensors: Any) -> None:

@@ -12,7 +12,7 @@ import itertools
 import tempfile
 import warnings
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -87,7 +87,7 @@ def measure(
 
 def training_peaks(
     config: Any, throughput: Throughput, gpus: int, ways: Iterable[tuple[GradientCheckpointing, int]]
-) -> Iterator[int]:
+) -> Generator[int, None, None]:
     """The peak memory of the training phase, in bytes, for each level of checkpointing and size of micro-batches."""
     with _prepared(config, throughput, gpus) as (step, meter, set_level):
         for step.policy.gradient_checkpointing, step.policy.micro_batch_size in ways:

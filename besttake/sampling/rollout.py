@@ -71,7 +71,7 @@ class RolloutOverrides:
     evaluations: int | None = None
     """Network evaluations per sample; by default one per step. At the other steps x_0 is extrapolated."""
     compile: Literal["auto", "always", "never"] | None = None
-    """Compile the network's blocks, for sampling and training; auto: on a GPU, if the run is long enough."""
+    """Compile the network's blocks, for sampling and training; auto: on a GPU, if a training run is long enough."""
     strength: float | None = None
     """Noise strength for video-to-video prompts, in (0, 1]: the fraction of the steps that are sampled."""
     negative_prompt: str | None = None
@@ -99,7 +99,7 @@ class RolloutConfig(RolloutOverrides):
     batch: int = 16
     """Batch size of sampling. With guidance, both predictions are one pass if twice the rows fit into it."""
     compile: Literal["auto", "always", "never"] = "auto"
-    """Compile the network's blocks, for sampling and training; auto: on a GPU, if the run is long enough."""
+    """Compile the network's blocks, for sampling and training; auto: on a GPU, if a training run is long enough."""
     strength: float = 0.8
     """Noise strength for video-to-video prompts, in (0, 1]: the fraction of the steps that are sampled."""
 

@@ -16,7 +16,7 @@ import torch
 from besttake.models.compiled import compile_blocks, is_compiled, stop_compiling
 from besttake.models.policy import Policy
 from besttake.models.sharding import is_sharded
-from besttake.runtime.distributed import broadcast_from_main
+from besttake.runtime.distributed import context_mesh
 from besttake.types import Condition, Latent, Time
 
 log = logging.getLogger(__name__)
@@ -40,12 +40,18 @@ class AutoCompile:
 
     def __init__(self, policy: Policy, seconds_of: Callable[[Callable[[], object]], float] | None = None):
         self.policy, self.passes = policy, 0
+        self._inputs: tuple[Latent, Time, Condition] | None = None
         self.seconds_of = seconds_of or (lambda work: _seconds(work, policy.model.device))
         policy.on_predict = self._observe
 
     def _observe(self, x_t: Latent, t: Time, condition: Condition) -> None:
         self.passes += 1
-        self._inputs = x_t.detach(), t, condition
+        if self._inputs is None or len(x_t) >= len(self._inputs[0]):
+            self._inputs = x_t.detach(), t, condition
+
+    def begin_step(self) -> None:
+        """Count from here: what came before was no training step."""
+        self.passes, self._inputs = 0, None
 
     def decide(self, steps: float) -> None:
         """Compile the blocks if it pays.
@@ -54,18 +60,15 @@ class AutoCompile:
             steps: remaining steps of the run, each with as many passes as were observed until now.
         """
         self.policy.on_predict = None
-        denoisers = list(self.policy.model.denoisers.values())
         if broadcast_from_main(lambda: self._pays(self.passes * steps)):
-            for denoiser in denoisers:
+            for denoiser in self.policy.model.denoisers.values():
                 compile_blocks(denoiser)
 
     def _pays(self, passes: float) -> bool:
         denoisers = list(self.policy.model.denoisers.values())
-        if (
-            not passes
-            or any(map(is_compiled, denoisers))
-            or any(is_sharded(w) for d in denoisers for w in d.parameters())
-        ):
+        sharded = any(is_sharded(weight) for denoiser in denoisers for weight in denoiser.parameters())
+        alone = not sharded and context_mesh() is None  # else a pass needs all processes
+        if self._inputs is None or not alone or any(map(is_compiled, denoisers)):
             return False
         plain = min(self.seconds_of(self._pass) for _ in range(2))
         if GAIN * plain * passes < KINDS * SECONDS:
@@ -88,7 +91,9 @@ class AutoCompile:
 
     @torch.no_grad()
     def _pass(self) -> None:
-        self.policy.predict(*self._inputs)
+        if self._inputs:
+            self.policy.model.parts.to_device()
+            self.policy.predict(*self._inputs)
 
 
 def _seconds(work: Callable[[], object], device: torch.device) -> float:

@@ -152,6 +152,7 @@ class TrainConfig:
             "dtype: float32": self.dtype != "bfloat16",
             "quantize": self.quantize != "none",
             "policy.offload": self.policy.offload,
+            "policy.train: full": self.policy.train == "full",
             "parallel.shard": self.parallel.shard > 1,
         }
         if any(rollout.fp8 for rollout in rollouts) and (conflicts := [name for name, given in other.items() if given]):

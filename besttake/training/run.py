@@ -139,6 +139,8 @@ class Run:
                 if stopped := self._validate() and self.config.validation.guard.stop:
                     log.warning("stopped by validation.guard.stop; turn it off to resume with the same command")
                     break
+                if self._auto_compile:
+                    self._auto_compile.begin_step()
                 self._step_started = time.perf_counter()
                 yield self.step, [item for _, item in prompt_batches(items, batch, self.config.seed, self.step)]
                 self._finish_step()

@@ -22,7 +22,7 @@ from besttake.evaluation.held_out import (
     write_set,
 )
 from besttake.models import VideoModel, load_model
-from besttake.models.attention import check_name, choose, set_attention
+from besttake.models.attention import check_name, check_splits, choose, exact_backends, set_attention
 from besttake.models.policy import Policy
 from besttake.models.sharding import check_tokens
 from besttake.rewards.cache import weights_of
@@ -58,11 +58,12 @@ def load_trained_model(config: TrainConfig, device: str) -> VideoModel:
 
 def check_attention(config: TrainConfig) -> None:
     """ValueError unless the attention backends that a config names are there."""
-    if config.attention != "auto":
-        check_name(config.attention)
     for rollout in (config.rollout_config, config.validation_config.rollout, config.evaluation_config.rollout):
         if rollout.attention:
             check_name(rollout.attention, approximate=True)
+    if config.attention != "auto":
+        check_name(config.attention)
+        check_splits(config.attention, config.parallel.context)
 
 
 def set_up_attention(config: TrainConfig, policy: Policy, prompts: Sequence[str]) -> None:
@@ -75,14 +76,17 @@ def set_up_attention(config: TrainConfig, policy: Policy, prompts: Sequence[str]
     if wanted == "auto" and model.device.type != "cuda":
         return  # PyTorch's is the only one on a CPU
     rollout, denoisers = config.rollout_config, list(model.denoisers.values())
-    condition = rollout.condition(model, prompts[:1] or ["a video"])
-    x_t = torch.randn(1, *model.latent_shape(*rollout.size(model)), device=model.device)
+    if model.needs_first_frame and not prompts:
+        return
 
     def run() -> None:
+        condition = rollout.condition(model, prompts[:1] or ["a video"])
+        x_t = torch.randn(1, *model.latent_shape(*rollout.size(model)), device=model.device)
+        model.parts.to_device()  # where encoding the prompt has moved the denoiser away
         policy.predict(x_t, torch.full((1,), 0.5, device=model.device), condition)
 
     with raise_on_all():
-        chosen = choose(denoisers, wanted, run)
+        chosen = choose(denoisers, wanted, run, exact_backends())
     chosen = broadcast_from_main(lambda: chosen)
     for denoiser in denoisers:
         set_attention(denoiser, chosen)

@@ -9,6 +9,7 @@ from besttake.evaluation.before_after import EvaluateConfig
 from besttake.plan import Plan, hours
 from besttake.plan.cards import CARDS
 from besttake.plan.meter import Phase
+from besttake.plan.rates import uniform
 from besttake.replication.budget import FEWEST_UPDATES, fewest_steps, reductions, total, within_budget
 from besttake.sampling.rollout import RolloutConfig
 from besttake.training.config import OptimConfig
@@ -28,7 +29,7 @@ def plan(config) -> Plan:
     share = rollout.frames / 8 * rollout.height / 64 * rollout.width / 64
     seconds = {"sample": 36 * share * rollout.evaluations / 16, "evaluate": 36 * 16 * share}
     phases = {name: Phase(name, 0.0, value) for name, value in seconds.items()}
-    return Plan(CARDS["H100"], 1, 1.0, phases, hours(config, phases, 1))
+    return Plan(CARDS["H100"], uniform(0.5), 1, 1.0, phases, hours(config, phases, 1))
 
 
 def chosen(choices) -> dict:

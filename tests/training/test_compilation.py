@@ -39,6 +39,8 @@ def clock(*seconds):
 
 def decided(policy, steps, *seconds):
     auto = AutoCompile(policy, clock(*seconds))
+    predict(policy, 3)  # a validation before the first step, which does not count
+    auto.begin_step()
     predict(policy, 10)
     auto.decide(steps)
     assert policy.on_predict is None
