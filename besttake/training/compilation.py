@@ -16,7 +16,7 @@ import torch
 from besttake.models.compiled import compile_blocks, is_compiled, stop_compiling
 from besttake.models.policy import Policy
 from besttake.models.sharding import is_sharded
-from besttake.runtime.distributed import context_mesh
+from besttake.runtime.distributed import broadcast_from_main, context_mesh
 from besttake.types import Condition, Latent, Time
 
 log = logging.getLogger(__name__)
