@@ -66,7 +66,7 @@ def with_new_flags(arguments: Sequence[str], kind: Any) -> list[str]:
     """
     own = {field.name for field in dataclasses.fields(kind)}
     found: list[str] = []
-    for argument, following in zip(arguments, [*arguments[1:], "--"], strict=True):
+    for argument, following in zip(arguments, [*arguments[1:], "--"], strict=False):  # nothing, if there are none
         flag, equals, value = argument.partition("=")
         ((name, _),) = _named([argument]) or [("", "")]
         renamed_flag = RENAMED_FLAGS.get(name)

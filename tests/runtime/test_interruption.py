@@ -2,12 +2,15 @@
 
 import ctypes
 import os
+import pickle
 import signal
+import subprocess
 import sys
 import threading
 import time
 from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -287,6 +290,26 @@ def struck(config, moment, rank, number, slow=0.0):
     train(config, moment, lambda: os.kill(pid, number) if here else None)
 
 
+TORCHRUN = """
+import pickle, sys
+from tests.runtime.test_interruption import struck
+struck(*pickle.loads(bytes.fromhex(sys.argv[1])))
+"""
+
+
+def under_torchrun(config, *arguments):
+    """Two processes of a real `torchrun`; its exit code, and what they have said."""
+    script = config.out.parent / "script.py"
+    script.write_text(TORCHRUN)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    command.append(pickle.dumps((config, *arguments)).hex())
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True, text=True
+    )
+    return done.returncode, done.stderr
+
+
 def agent(*arguments):
     """What `torchrun` runs, an elastic agent, in a session of its own; its two processes are forked from it."""
     os.setsid()
@@ -328,10 +351,10 @@ def test_the_step_before_a_comparison_of_weights_is_whole(config, tmp_path):
 
 def test_it_saves_to_a_slow_disk_before_torchrun_ends_it(config, tmp_path):
     cut = replace(config, out=tmp_path / "cut")
-    (ending,) = launch(1, agent, cut, "sampling", 0, signal.SIGKILL, 3.0)
-    assert ending.raised
-    assert saved(cut.out) == [2], ending.said
-    assert "resumes from step 2, in" in ending.said.replace("\n", "")
+    code, said = under_torchrun(cut, "sampling", 0, signal.SIGKILL, 3.0)
+    assert code, said
+    assert saved(cut.out) == [2], said
+    assert "resumes from step 2, in" in said.replace("\n", "")
     assert onlinevpo.train(cut).step == 4
 
 

@@ -67,6 +67,10 @@ def test_flags_that_were_switches(flags, level):
     assert with_flags(read_recipe("sft-tiny"), flags, "besttake train").policy.gradient_checkpointing == level
 
 
+def test_no_flags_are_no_fault():
+    assert with_flags(read_recipe("sft-tiny"), [], "besttake train") == read_recipe("sft-tiny")
+
+
 def test_a_level_that_is_none_is_refused():
     with pytest.raises(ValueError, match="gradient_checkpointing is 'some'; expected none, selective, full or auto"):
         PolicyConfig(gradient_checkpointing="some")
