@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from rich.logging import RichHandler
 from rich.table import Table
@@ -28,6 +28,8 @@ from besttake.runtime.renamed import with_new_names
 
 DEMO = "onlinevpo-tiny"
 HELP = ("-h", "--help", "--help-all")
+
+C = TypeVar("C")
 
 USAGE = f"""besttake {__version__}: post-train video diffusion models on preferences
 
@@ -177,13 +179,7 @@ def plan(arguments: list[str]) -> None:
     from besttake.plan import PlanConfig, make_plan
     from besttake.plan.table import as_json, assumption, automatic, measured, table, times, verdict
 
-    recipe, *flags = arguments
-    if recipe.startswith("-"):
-        from_flags(PlanConfig, arguments, "besttake plan RECIPE")
-        raise ValueError("give a recipe before the flags: besttake plan RECIPE [flags]")
-    values, rest = plain_values(PlanConfig, flags, f"besttake plan {recipe}", others=True)
-    plan_config = from_dict(PlanConfig, values)
-    config = with_flags(read_recipe(recipe), rest, f"besttake plan {recipe}")
+    plan_config, config, _ = _recipe_and_settings(PlanConfig, arguments, "besttake plan")
     with console.status("running one step without weights"):
         made = make_plan(config, plan_config)
     if plan_config.json:
@@ -202,14 +198,20 @@ def replicate(arguments: list[str]) -> None:
     from besttake.commands.replicate import ReplicateConfig
     from besttake.commands.replicate import replicate as go_through
 
+    settings, config, flags = _recipe_and_settings(ReplicateConfig, arguments, "besttake replicate")
+    page = go_through(arguments[0], config, flags, settings, train_and_report, _report)
+    print(f"replication: {page}")
+
+
+def _recipe_and_settings(kind: type[C], arguments: list[str], command: str) -> tuple[C, Any, list[str]]:
+    """A command's own settings, its recipe's config, and the flags of the recipe, which may stand among its own."""
     recipe, *flags = arguments
     if recipe.startswith("-"):
-        from_flags(ReplicateConfig, arguments, "besttake replicate RECIPE")
-        raise ValueError("give a recipe before the flags: besttake replicate RECIPE [flags]")
-    values, rest = plain_values(ReplicateConfig, flags, f"besttake replicate {recipe}", others=True)
-    config = with_flags(read_recipe(recipe), rest, f"besttake replicate {recipe}")
-    card = go_through(recipe, config, rest, from_dict(ReplicateConfig, values), train_and_report, _report)
-    print(f"replication: {card}")
+        from_flags(kind, arguments, f"{command} RECIPE")
+        raise ValueError(f"give a recipe before the flags: {command} RECIPE [flags]")
+    values, rest = plain_values(kind, flags, f"{command} {recipe}", others=True)
+    settings = from_dict(kind, values)
+    return settings, with_flags(read_recipe(recipe), rest, f"{command} {recipe}"), rest
 
 
 def _without_auto(config: Any) -> Any:

@@ -16,13 +16,14 @@ from filelock import FileLock, Timeout
 from besttake.commands.flags import names
 from besttake.commands.generate import real_data
 from besttake.evaluation.before_after import ANALYTIC
+from besttake.plan import plan_on
 from besttake.plan.advice import with_setting
 from besttake.plan.cards import Card
 from besttake.plan.skeletons import skeleton
 from besttake.plan.table import times
 from besttake.replication.budget import within_budget
 from besttake.replication.bundle import write_bundle
-from besttake.replication.cards import card_at_hand, check_fit, plan_on
+from besttake.replication.cards import card_at_hand, check_fit
 from besttake.replication.downloads import check_data, check_room, load_once, sources
 from besttake.replication.environment import environment
 from besttake.replication.record import DOWNLOAD, PLAN, RUN, Record, flat, open_record

@@ -101,10 +101,7 @@ def base_model(run: Path) -> VideoModel:
     config = read_yaml(run / "config.yaml")
     dtype, bits = getattr(torch, config["dtype"]), config.get("quantize", "none")
     model = load_model(config["model"], dtype, find_device(config["device"]), bits)
-    if config.get("vae_dtype", "auto") != "auto":
-        model.parts.set_dtype("vae", getattr(torch, config["vae_dtype"]))
-    if config.get("tiling"):
-        model.parts.tile()
+    model.parts.set_up_vae(config.get("vae_dtype", "auto"), config.get("tiling", False))
     return model
 
 

@@ -136,24 +136,22 @@ def missing(backend: str) -> str:
     return ""
 
 
-def set_attention(denoiser: Any, backend: str) -> int:
-    """Set a denoiser's attention backend; the number of its attention layers."""
-    name, layers = None if backend == NATIVE else AttentionBackendName(backend), 0
-    for module in denoiser.modules():
-        for holder in (module, getattr(module, "processor", None)):
-            if hasattr(holder, "_attention_backend"):
-                vars(holder)["_attention_backend"] = name
-                layers += 1
-    return layers
+def set_attention(denoiser: Any, backend: str) -> None:
+    """Set a denoiser's attention backend."""
+    for holder in _holders(denoiser):
+        vars(holder)["_attention_backend"] = None if backend == NATIVE else AttentionBackendName(backend)
 
 
 def attention_of(denoiser: Any) -> str:
     """The backend that is set for a denoiser."""
-    for module in denoiser.modules():
-        for holder in (module, getattr(module, "processor", None)):
-            if name := getattr(holder, "_attention_backend", None):
-                return AttentionBackendName(name).value
-    return NATIVE
+    name = next((holder._attention_backend for holder in _holders(denoiser)), None)
+    return AttentionBackendName(name or NATIVE).value
+
+
+def _holders(denoiser: Any) -> Iterator[Any]:
+    """The modules and attention processors of a denoiser that have an attention backend."""
+    found = (part for module in denoiser.modules() for part in (module, getattr(module, "processor", None)))
+    return (part for part in found if hasattr(part, "_attention_backend"))
 
 
 @contextmanager
@@ -172,17 +170,20 @@ def attention(denoisers: Collection[Any], backend: str | None) -> Iterator[None]
             set_attention(denoiser, name)
 
 
-def choose(denoisers: Collection[Any], wanted: str, run: Callable[[], object], exact: Collection[str] = EXACT) -> str:
+def choose(
+    denoisers: Collection[Any], wanted: str, run: Callable[[], object], exact: Collection[str] | None = None
+) -> str:
     """The fastest exact backend for a network's calls, or the wanted one.
 
     Args:
         wanted: auto, or a backend that `check_name` accepts.
         run: a pass of the network, without gradients, whose calls are tried.
-        exact: the backends that `auto` tries.
+        exact: the backends that `auto` tries; by default all that work in this process group.
 
     Raises:
         ValueError: the wanted backend cannot be used for these calls, or differs from PyTorch's attention.
     """
+    exact = exact_backends() if exact is None else exact
     names = [name for name in exact if not missing(name)] if wanted == "auto" else [wanted]
     if names == [NATIVE]:
         return NATIVE

@@ -88,11 +88,14 @@ class PipelineParts:
             vae.enable_tiling()
         return vae
 
-    def set_dtype(self, name: str, dtype: torch.dtype) -> None:
-        """Use a part in another dtype than its family's."""
-        self.dtypes[name] = dtype
-        if not is_empty(part := getattr(self.pipeline, name)):
-            part.to(dtype)
+    def set_up_vae(self, dtype: str, tiling: bool) -> None:
+        """Use the autoencoder in another dtype ("auto" = its family's), and in tiles, from a run's settings."""
+        if dtype != "auto":
+            self.dtypes["vae"] = getattr(torch, dtype)
+            if not is_empty(self.pipeline.vae):
+                self.pipeline.vae.to(self.dtypes["vae"])
+        if tiling:
+            self.tile()
 
     def tile(self) -> None:
         """Enable VAE tiling: far less memory, but seams may be faintly visible."""

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import importlib
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
 from besttake.data.real import find_clips
 from besttake.evaluation.held_out import listed_count
-from besttake.plan.advice import Advice, advise
+from besttake.plan.advice import Advice, advise, with_setting
 from besttake.plan.automatic import resolve, settings_that_changed
-from besttake.plan.cards import Card, find_card
+from besttake.plan.cards import RESERVE, Card, find_card
 from besttake.plan.critics import uncounted_critics
 from besttake.plan.measured import measure_step
 from besttake.plan.meter import Phase, Throughput
@@ -26,7 +26,7 @@ from besttake.plan.steps import STEP, measure, peak_phase
 from besttake.runtime.configuration import require
 from besttake.runtime.devices import find_device
 
-__all__ = ["Plan", "PlanConfig", "make_plan"]
+__all__ = ["Plan", "PlanConfig", "make_plan", "plan_on"]
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class PlanConfig:
     """Number of cards; each step's samples and clips are split among them."""
     efficiency: float | None = None
     """Fraction of the card's published FLOP/s that all arithmetic reaches; by default as measured, by family."""
-    reserve: float = 1.5
+    reserve: float = RESERVE
     """Memory in GiB not available to tensors: the CUDA context and fragmentation."""
     measure: bool = False
     """Also run one real step on this machine, with random weights."""
@@ -95,17 +95,25 @@ def make_plan(config: Any, settings: PlanConfig) -> Plan:
     Raises:
         ValueError: there is no such card, or no such model, or it cannot sample the size.
     """
-    card, gpus = find_card(settings.card), settings.gpus
-    throughput, room = Throughput(card, settings.efficiency), (card.memory - settings.reserve) * 2**30
-    planned = resolve(config, room, gpus)
-    config, automatic = planned, settings_that_changed(config, planned)
-    phases = measure(config, throughput, gpus)
-    advice = advise(config, phases, room, throughput, gpus)
+    plan = plan_on(config, find_card(settings.card), settings)
+    for name, value in plan.automatic.items():
+        config = with_setting(config, name, value)
+    throughput = Throughput(plan.card, settings.efficiency)
+    advice = advise(config, plan.phases, plan.room, throughput, plan.gpus)
     device = torch.device(find_device(config.device))
     measured = measure_step(config, throughput, device) if settings.measure else {}
-    uncounted = uncounted_critics(config)
+    return replace(plan, advice=advice, measured=measured)
+
+
+def plan_on(config: Any, card: Card, settings: PlanConfig = PlanConfig()) -> Plan:
+    """The plan of a config on a card, without advice or measurement; ValueError as of `make_plan`."""
+    throughput, room = Throughput(card, settings.efficiency), (card.memory - settings.reserve) * 2**30
+    planned, gpus = resolve(config, room, settings.gpus), settings.gpus
+    phases = measure(planned, throughput, gpus)
     return Plan(
-        card, throughput.rates, gpus, room, phases, hours(config, phases, gpus), advice, uncounted, measured, automatic
+        *(card, throughput.rates, gpus, room, phases, hours(planned, phases, gpus)),
+        uncounted=uncounted_critics(planned),
+        automatic=settings_that_changed(config, planned),
     )
 
 

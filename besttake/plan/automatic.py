@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from besttake.models.checkpointing import GradientCheckpointing
-from besttake.plan.cards import CARDS
+from besttake.plan.cards import CARDS, RESERVE
 from besttake.plan.meter import Throughput
 from besttake.plan.steps import training_peaks
 from besttake.runtime.devices import find_device
@@ -30,9 +30,6 @@ ROOM = 0.92
 
 THROUGHPUT = Throughput(CARDS["H100"], 0.5)
 """Of any card, since only memory is asked for."""
-
-RESERVE = 1.5 * 2**30
-"""Bytes not available to tensors: the CUDA context and fragmentation."""
 
 
 def resolve(config: Any, room: float, gpus: int = 1) -> Any:
@@ -68,7 +65,7 @@ def resolve_here(config: Any) -> Any:
     device = torch.device(find_device(config.device))
     if device.type != "cuda":
         return replace(config, policy=replace(config.policy, gradient_checkpointing="none"))
-    room = torch.cuda.get_device_properties(device).total_memory - RESERVE
+    room = torch.cuda.get_device_properties(device).total_memory - RESERVE * 2**30
     try:
         found = resolve(config, room, int(os.environ.get("WORLD_SIZE", 1)))
     except Exception as error:  # a plan that fails must not keep a run from training

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+RESERVE = 1.5
+"""GiB of a card that are not available to tensors: the CUDA context and fragmentation."""
+
 
 @dataclass(frozen=True)
 class Card:

@@ -155,10 +155,7 @@ class Step:
         self.critics = Critics(config, device, meter.claim)
         dtype, offload = getattr(torch, config.dtype), config.policy.offload
         self.model = skeleton(config.model, dtype, self._claim, config.quantize, offload, device)
-        if config.vae_dtype != "auto":
-            self.model.parts.set_dtype("vae", getattr(torch, config.vae_dtype))
-        if config.tiling:
-            self.model.parts.tile()
+        self.model.parts.set_up_vae(config.vae_dtype, config.tiling)
         self.policy = Policy(self.model, config.policy, config.seed)
         self.optimizer: Any = adamw(config.optim, self.policy.trainable.values())
         self.prompts = self._prompts(picture if self.model.needs_first_frame else None)

@@ -8,11 +8,9 @@ from typing import Any
 
 import torch
 
-from besttake.plan import Plan, PlanConfig, hours
+from besttake.plan import Plan, PlanConfig
 from besttake.plan.advice import Advice, advise, with_setting
-from besttake.plan.automatic import resolve
 from besttake.plan.cards import CARDS, Card, find_card
-from besttake.plan.critics import uncounted_critics
 from besttake.plan.meter import Throughput
 from besttake.plan.steps import measure
 
@@ -48,16 +46,6 @@ def known_card(device_name: str) -> Card:
             f"{', '.join(CARDS)}"
         )
     return max(found, key=lambda card: len(_words(card.name)))
-
-
-def plan_on(config: Any, card: Card) -> Plan:
-    """The plan of a config on one card, without advice; ValueError as of `make_plan`."""
-    settings = PlanConfig()
-    throughput, room = Throughput(card, settings.efficiency), (card.memory - settings.reserve) * GIB
-    config = resolve(config, room)
-    phases = measure(config, throughput)
-    uncounted = uncounted_critics(config)
-    return Plan(card, throughput.rates, 1, room, phases, hours(config, phases, 1), uncounted=uncounted)
 
 
 def check_fit(config: Any, plan: Plan) -> None:

@@ -22,7 +22,7 @@ from besttake.evaluation.held_out import (
     write_set,
 )
 from besttake.models import VideoModel, load_model
-from besttake.models.attention import check_name, check_splits, choose, exact_backends, set_attention
+from besttake.models.attention import check_name, check_splits, choose, set_attention
 from besttake.models.policy import Policy
 from besttake.models.sharding import check_tokens
 from besttake.rewards.cache import weights_of
@@ -44,10 +44,7 @@ def load_trained_model(config: TrainConfig, device: str) -> VideoModel:
     model = load_model(config.model, getattr(torch, config.dtype), device, config.quantize, config.policy.offload)
     if folder := config.cache or (config.out / "cache" if model.parts.low_memory else None):
         model.prompts.cache = TensorCache(folder, int(config.cache_limit * GB))
-    if config.vae_dtype != "auto":
-        model.parts.set_dtype("vae", getattr(torch, config.vae_dtype))
-    if config.tiling:
-        model.parts.tile()
+    model.parts.set_up_vae(config.vae_dtype, config.tiling)
     rollouts = [config.rollout_config]
     rollouts += [config.validation_config.rollout.over(RolloutConfig())] if config.validation.every else []
     check_tokens(model, [rollout.size(model) for rollout in rollouts])
@@ -86,7 +83,7 @@ def set_up_attention(config: TrainConfig, policy: Policy, prompts: Sequence[str]
         policy.predict(x_t, torch.full((1,), 0.5, device=model.device), condition)
 
     with raise_on_all():
-        chosen = choose(denoisers, wanted, run, exact_backends())
+        chosen = choose(denoisers, wanted, run)
     chosen = broadcast_from_main(lambda: chosen)
     for denoiser in denoisers:
         set_attention(denoiser, chosen)

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from besttake.algorithms.onlinevpo import Config
+from besttake.plan import plan_on
 from besttake.plan.advice import with_setting
 from besttake.plan.cards import CARDS, Card
-from besttake.replication.cards import card_at_hand, check_fit, known_card, plan_on
+from besttake.replication.cards import card_at_hand, check_fit, known_card
 from besttake.rewards.panel import RewardConfig
 from besttake.sampling.rollout import RolloutConfig
 from besttake.training.validation import ValidationConfig

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -16,6 +17,11 @@ def replace_processors(network: nn.Module, before: type, after: Any) -> None:
     for module in network.modules():
         if type(getattr(module, "processor", None)) is before:
             module.processor = after
+
+
+def by_heads(tokens: Tensor, heads: int, *layers: nn.Module) -> Iterator[Tensor]:
+    """Projections of tokens by some layers, each `b tokens heads channels`."""
+    return (layer(tokens).unflatten(-1, (heads, -1)) for layer in layers)
 
 
 class CogVideoXProcessor:
@@ -41,9 +47,7 @@ class CogVideoXProcessor:
         """
         text = encoder_hidden_states.shape[1]
         tokens = torch.cat([encoder_hidden_states, hidden_states], 1)
-        query, key, value = (
-            layer(tokens).unflatten(-1, (attn.heads, -1)) for layer in (attn.to_q, attn.to_k, attn.to_v)
-        )
+        query, key, value = by_heads(tokens, attn.heads, attn.to_q, attn.to_k, attn.to_v)
         query, key = (norm(x) if norm else x for norm, x in ((attn.norm_q, query), (attn.norm_k, key)))
         if image_rotary_emb is not None:
             query, key = (self._rotate(x, text, image_rotary_emb) for x in (query, key))
@@ -80,12 +84,9 @@ class MochiProcessor:
             Those of the video, and those of the text.
         """
         video, text = hidden_states.shape[1], encoder_hidden_states.shape[1]
-        query, key, value = (
-            layer(hidden_states).unflatten(-1, (attn.heads, -1)) for layer in (attn.to_q, attn.to_k, attn.to_v)
-        )
-        text_query, text_key, text_value = (
-            layer(encoder_hidden_states).unflatten(-1, (attn.heads, -1))
-            for layer in (attn.add_q_proj, attn.add_k_proj, attn.add_v_proj)
+        query, key, value = by_heads(hidden_states, attn.heads, attn.to_q, attn.to_k, attn.to_v)
+        text_query, text_key, text_value = by_heads(
+            encoder_hidden_states, attn.heads, attn.add_q_proj, attn.add_k_proj, attn.add_v_proj
         )
         query, key = attn.norm_q(query), attn.norm_k(key)
         text_query, text_key = attn.norm_added_q(text_query), attn.norm_added_k(text_key)
