@@ -10,7 +10,8 @@ since the table of cards has none. "prompts" includes loading the text encoder, 
 from __future__ import annotations
 
 import json
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from rich.table import Table
 
 from besttake.commands.cli import read_recipe
 from besttake.models import lora
+from besttake.models.policy import Policy
 from besttake.plan.cards import find_card
 from besttake.plan.measured import measure_step
 from besttake.plan.meter import Phase, Throughput
@@ -44,7 +46,7 @@ class AccuracyConfig:
     efficiency: float | None = None
     """Fraction of the published FLOP/s; by default as measured, by family."""
     as_peft: bool = False
-    """Compute the LoRA in float32, as PEFT does, and as the run of November 2026 did."""
+    """Compute the LoRA in float32, as PEFT does, and never merge it, as the run of November 2026 did."""
     steps: int = 2
     """Sampling steps; those of the recipe would cost the same each."""
     rows: int = 1
@@ -71,7 +73,7 @@ def main(settings: AccuracyConfig) -> None:
     config, device = smaller(read_recipe(settings.recipe), settings), torch.device(find_device(settings.device))
     throughput = Throughput(find_card(settings.card), settings.efficiency)
     on_gpu = device.type == "cuda"
-    with patch.object(lora, "compute_in_base_dtype", lambda _: None) if settings.as_peft else nullcontext():
+    with as_peft() if settings.as_peft else nullcontext():
         planned = measure(config, throughput, parts=("step",))
         found = measure_step(config, throughput, device)
     figures = {name: compared(planned[name], found[name], on_gpu) for name in STEP if name in planned and name in found}
@@ -83,6 +85,16 @@ def main(settings: AccuracyConfig) -> None:
         print(f"seconds are off by {worst:.0%} at most, without prompts; the aim is {settings.aim_seconds:.0%}")
     if settings.out:
         settings.out.write_text(json.dumps({"device": describe_device(str(device)), "figures": figures}, indent=1))
+
+
+@contextmanager
+def as_peft() -> Iterator[None]:
+    """Context in which a LoRA on a bfloat16 base is computed as PEFT does, in rollouts too."""
+    with (
+        patch.object(lora, "compute_in_base_dtype", lambda _: None),
+        patch.object(Policy, "merged", lambda _: nullcontext()),
+    ):
+        yield
 
 
 def compared(planned: Phase, found: Phase, on_gpu: bool) -> dict[str, float]:

@@ -78,6 +78,12 @@ def test_a_level_that_is_none_is_refused():
         RolloutConfig(compile="yes")
 
 
+@pytest.mark.parametrize("recipe", FINGERPRINTS)
+def test_shipped_recipes_have_no_former_names(recipe, caplog):
+    read_recipe(recipe)
+    assert not caplog.messages
+
+
 def settings(kind, head=""):
     for field, hint in typing.get_type_hints(kind).items():
         yield f"{head}{field}"
